@@ -1,0 +1,69 @@
+# make demo | test | bench | lint: each sets up what it needs in .venv, once, and says what it is doing.
+# A stamp in .venv/stamps says which file of requirements is installed.
+PYTHON3 ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test bench lint build native clean
+
+help:
+	@echo "make demo   fine-tune a small Llama on the shipped data, export it, predict"
+	@echo "make test   run every test"
+	@echo "make bench  measure each op beside the machine's ceiling and its peers"
+	@echo "make lint   ruff, mypy, clang-format"
+	@echo "make build  compile what changed and install fusionkit in $(VENV), editable"
+	@echo "make clean  remove what was built; $(VENV) stays"
+
+demo: build $(STAMPS)/examples
+	@$(PYTHON) -m examples.llama2_13b.demo
+
+test: build $(STAMPS)/examples $(STAMPS)/test
+	@echo "== tests, $(WORKERS) at a time"
+	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+bench: build $(STAMPS)/test
+	@$(VENV)/bin/fusionkit bench
+
+lint: $(STAMPS)/run $(STAMPS)/lint
+	@echo "== ruff"
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@echo "== mypy"
+	@$(PYTHON) -m mypy
+	@echo "== clang-format"
+	@$(VENV)/bin/clang-format --dry-run --Werror $$(find backends -name '*.cc' -o -name '*.h')
+
+build: native $(STAMPS)/fusionkit
+
+native: $(STAMPS)/build
+	@$(PYTHON) setup.py --quiet build_ext --inplace
+
+# Order-only after `native`: compiling again needs no new installation.
+$(STAMPS)/fusionkit: pyproject.toml setup.py $(STAMPS)/run $(STAMPS)/paddle | native
+	@echo "== install fusionkit in $(VENV), editable"
+	@$(PYTHON) -m pip install -qq --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(STAMPS)/%: requirements/%.txt requirements/constraints.txt | $(STAMPS)/venv
+	@echo "== install $<: $$(paste -sd ' ' $<)"
+	@$(PYTHON) -m pip install -qq --constraint requirements/constraints.txt --requirement $<
+	@touch $@
+
+# What the machine must have is checked before anything is downloaded.
+$(STAMPS)/venv:
+	@echo "== create $(VENV)"
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer must be installed, or named: make PYTHON3=python3.12"; exit 1; }
+	@$(PYTHON3) build_native.py
+	@$(PYTHON3) -m venv $(VENV) || \
+	  { echo "The venv module is missing. Install it: apt-get install python3-venv (Debian, Ubuntu)"; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
+
+clean:
+	rm -rf build dist *.egg-info backends/*/lib output
+	find fusionkit backends tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find backends -name '*.so' -delete

@@ -1,0 +1,71 @@
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fusionkit_cpu.h"
+#include "kernels/table.h"
+
+namespace fusionkit_cpu {
+namespace {
+
+constexpr const char* kNames[] = {"portable", "avx2", "avx512"};  // in the order of Isa
+
+bool is_available(Isa isa) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (isa == Isa::kAvx2) return avx2;
+  if (isa == Isa::kAvx512)
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bf16");
+#endif
+  return isa == Isa::kPortable;
+}
+
+// `source` is who asks: a function or the environment variable.
+Isa parse(const std::string& name, const std::string& source) {
+  std::string list;
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kPortable}) {
+    if (!is_available(isa)) continue;
+    if (name == kNames[static_cast<int>(isa)]) return isa;
+    list += (list.empty() ? "" : ", ") + std::string(kNames[static_cast<int>(isa)]);
+  }
+  throw std::invalid_argument(source + " must be one of " + list + " (what this processor has), got \"" + name + "\"");
+}
+
+Isa initial_isa() {
+  const char* name = std::getenv("FUSIONKIT_CPU_ISA");
+  if (name != nullptr && *name != '\0') return parse(name, "isa: FUSIONKIT_CPU_ISA");
+  if (is_available(Isa::kAvx512)) return Isa::kAvx512;
+  return is_available(Isa::kAvx2) ? Isa::kAvx2 : Isa::kPortable;
+}
+
+std::atomic<int> chosen{-1};  // -1: not asked for yet
+
+}  // namespace
+
+Isa current_isa() {
+  int isa = chosen.load(std::memory_order_relaxed);
+  if (isa < 0) {
+    isa = static_cast<int>(initial_isa());
+    chosen.store(isa, std::memory_order_relaxed);
+  }
+  return static_cast<Isa>(isa);
+}
+
+const char* isa() { return kNames[static_cast<int>(current_isa())]; }
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kPortable})
+    if (is_available(isa)) names.push_back(kNames[static_cast<int>(isa)]);
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  chosen.store(static_cast<int>(parse(name, "set_isa: name")), std::memory_order_relaxed);
+}
+
+}  // namespace fusionkit_cpu

@@ -1,0 +1,154 @@
+// Rows of a tensor laid out as operands of the products.
+#pragma once
+
+#include "kernels/attention_product.h"
+
+namespace fusionkit_cpu {
+namespace FUSIONKIT_ISA {
+namespace {
+
+// The [sequence, head_dim] rows of one head. Paged rows lie in the blocks that a table names.
+template <class T>
+struct StridedRows {
+  const T* data;
+  int64_t row_stride, column_stride;
+  const T* operator[](int64_t row) const { return data + row * row_stride; }
+};
+
+template <class T>
+struct PagedRows {
+  const T* data;
+  const int32_t* block_table;
+  int64_t block_stride, block_size, row_stride, column_stride;
+  const T* operator[](int64_t row) const {
+    return data + block_table[row / block_size] * block_stride + row % block_size * row_stride;
+  }
+  int64_t left_in_block(int64_t row) const { return block_size - row % block_size; }
+};
+
+// Sizes that follow from head_dim. Staged rows are padded with zeros to whole vectors of groups.
+template <class Operand>
+struct Depth {
+  int64_t size, groups, staged_groups, columns;
+  explicit Depth(int64_t head_dim)
+      : size(head_dim),
+        groups(round_up(head_dim, Operand::kGroup) / Operand::kGroup),
+        staged_groups(round_up(groups, kLanes)),
+        columns(round_up(head_dim, kLanes)) {}
+  int64_t panels() const { return round_up(size, kPanel) / kPanel; }
+};
+
+inline void copy_row(const float* from, float* to, int64_t n) { __builtin_memcpy(to, from, n * sizeof(float)); }
+inline void copy_row(const BFloat16* from, BFloat16* to, int64_t n) { __builtin_memcpy(to, from, n * sizeof *to); }
+
+template <class T>
+void copy_row(const T* from, float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = to_float(from[i]);
+}
+
+inline void convert_element(float from, float* to) { *to = from; }
+inline void convert_element(BFloat16 from, BFloat16* to) { *to = from; }
+template <class T>
+void convert_element(T from, float* to) {
+  *to = to_float(from);
+}
+
+// The rows [begin, end) as a left operand: row i at staged + i * staged_groups; zero rows up to padded_rows.
+template <class Operand, class Rows>
+void stage_rows(const Rows& rows, int64_t begin, int64_t end, int64_t padded_rows, const Depth<Operand>& depth,
+                typename Operand::Group* staged) {
+  using Element = typename Operand::Element;
+  const int64_t width = depth.staged_groups * Operand::kGroup;
+  for (int64_t row = begin; row < begin + padded_rows; ++row) {
+    Element* to = reinterpret_cast<Element*>(staged + (row - begin) * depth.staged_groups);
+    int64_t filled = 0;
+    if (row < end) {
+      const auto* from = rows[row];
+      filled = depth.size;
+      if (rows.column_stride == 1) {
+        copy_row(from, to, filled);
+      } else {
+        for (int64_t i = 0; i < filled; ++i) convert_element(from[i * rows.column_stride], to + i);
+      }
+    }
+    __builtin_memset(to + filled, 0, (width - filled) * sizeof(Element));
+  }
+}
+
+template <int kWidth>
+inline void exchange_blocks(UintVec* rows) {
+  UintVec even{}, odd{};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    even[lane] = (lane & kWidth) == 0 ? lane : kLanes + lane - kWidth;
+    odd[lane] = (lane & kWidth) == 0 ? lane + kWidth : kLanes + lane;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kWidth) continue;
+    const UintVec a = rows[i], b = rows[i + kWidth];
+    rows[i] = __builtin_shuffle(a, b, even);
+    rows[i + kWidth] = __builtin_shuffle(a, b, odd);
+  }
+}
+
+// A kLanes x kLanes block of 32-bit groups, transposed; the first `count` of its rows are written.
+inline void transpose_block(const void* from, int64_t from_stride, void* to, int64_t to_stride, int64_t count) {
+  UintVec rows[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    __builtin_memcpy(&rows[i], static_cast<const char*>(from) + i * from_stride * 4, sizeof rows[i]);
+  }
+  exchange_blocks<1>(rows);
+  exchange_blocks<2>(rows);
+  if constexpr (kLanes > 4) exchange_blocks<4>(rows);
+  if constexpr (kLanes > 8) exchange_blocks<8>(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i < count) __builtin_memcpy(static_cast<char*>(to) + i * to_stride * 4, &rows[i], sizeof rows[i]);
+  }
+}
+
+// A right operand whose k runs over head_dim: column n is row n. For kLanes staged rows, the first of them `row`.
+template <class Operand>
+void pack_transposed(const typename Operand::Group* staged, int64_t row, const Depth<Operand>& depth,
+                     typename Operand::Group* packed) {
+  auto* to = packed + row / kPanel * depth.groups * kPanel + row % kPanel;
+  for (int64_t group = 0; group < depth.groups; group += kLanes) {
+    transpose_block(staged + group, depth.staged_groups, to + group * kPanel, kPanel, depth.groups - group);
+  }
+}
+
+// A right operand whose k runs over the rows: column n is element n of every row.
+template <class Operand>
+void pack_straight(const typename Operand::Group* staged, int64_t row, const Depth<Operand>& depth,
+                   typename Operand::Group* packed, int64_t panel_stride) {
+  using Element = typename Operand::Element;
+  for (int64_t first = 0; first < kLanes; first += Operand::kGroup) {
+    const Element* members[Operand::kGroup];
+    for (int64_t i = 0; i < Operand::kGroup; ++i) {
+      members[i] = reinterpret_cast<const Element*>(staged + (first + i) * depth.staged_groups);
+    }
+    auto* to = packed + (row + first) / Operand::kGroup * kPanel;
+    for (int64_t column = 0; column < depth.columns; column += kPanel, to += panel_stride) {
+      Operand::interleave(to, members, depth.columns - column < kPanel ? depth.columns - column : kPanel);
+      for (auto& member : members) member += kPanel;
+    }
+  }
+}
+
+// Both layouts of the rows [0, count), each optional (null). staged holds kLanes rows.
+template <class Operand, class Rows>
+void pack_rows(const Rows& rows, int64_t count, const Depth<Operand>& depth, typename Operand::Group* staged,
+               typename Operand::Group* transposed, typename Operand::Group* straight, int64_t straight_panel_stride) {
+  for (int64_t row = 0; row < count; row += kLanes) {
+    stage_rows(rows, row, count, kLanes, depth, staged);
+    if (transposed != nullptr) pack_transposed(staged, row, depth, transposed);
+    if (straight != nullptr) pack_straight(staged, row, depth, straight, straight_panel_stride);
+  }
+}
+
+}  // namespace
+}  // namespace FUSIONKIT_ISA
+}  // namespace fusionkit_cpu

@@ -1,0 +1,74 @@
+// One row of the online softmax.
+#pragma once
+
+#include "kernels/attention_product.h"
+
+namespace fusionkit_cpu {
+namespace FUSIONKIT_ISA {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+
+template <int kWidth, class Combine>
+inline Vec combine_halves(Vec a, const Combine& combine) {
+  IntVec other{};
+  for (int lane = 0; lane < kLanes; ++lane) other[lane] = lane ^ kWidth;
+  return combine(a, __builtin_shuffle(a, other));
+}
+
+// Over the lanes as a tree, in registers.
+template <class Combine>
+inline float reduce(Vec a, const Combine& combine) {
+  if constexpr (kLanes > 8) a = combine_halves<8>(a, combine);
+  if constexpr (kLanes > 4) a = combine_halves<4>(a, combine);
+  a = combine_halves<2>(a, combine);
+  return combine_halves<1>(a, combine)[0];
+}
+
+inline float sum_lanes(Vec a) {
+  return reduce(a, [](Vec x, Vec y) { return x + y; });
+}
+
+inline float row_maximum(const float* scores, int64_t width) {
+  Vec highest = load(scores);
+  for (int64_t i = kLanes; i < width; i += kLanes) highest = max(highest, load(scores + i));
+  return reduce(highest, [](Vec x, Vec y) { return max(x, y); });
+}
+
+// The factor that brings sums under the old maximum under the new one. A row that has seen nothing keeps -inf, but is
+// shifted by 0: exp(-inf - 0) is 0, exp(-inf + inf) would be NaN.
+struct Shift {
+  float maximum, amount, rescale;
+};
+
+inline Shift raise_maximum(float old_maximum, float row_maximum) {
+  const float highest = row_maximum > old_maximum ? row_maximum : old_maximum;
+  const float amount = highest == -kInfinity ? 0.0f : highest;
+  const float rescale = old_maximum == highest ? 1.0f : exp(broadcast(old_maximum - amount))[0];
+  return {highest, amount, rescale};
+}
+
+// Adds a row of scores, times `factor`, to its maximum and sum, and gives its probabilities under the new maximum.
+// Returns the factor for what was accumulated before.
+template <class Operand>
+float soften_row(const float* scores, int64_t width, float factor, float& maximum, float& sum,
+                 typename Operand::Element* probabilities) {
+  const Shift shift = raise_maximum(maximum, row_maximum(scores, width) * factor);
+  Vec sums{};
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const Vec p = Operand::exp(fma(load(scores + i), broadcast(factor), broadcast(-shift.amount)));
+    sums += p;
+    store(probabilities + i, p);
+  }
+  maximum = shift.maximum;
+  sum = sum * shift.rescale + sum_lanes(sums);
+  return shift.rescale;
+}
+
+inline void scale_row(float* row, int64_t width, float factor) {
+  for (int64_t i = 0; i < width; i += kLanes) store(row + i, load(row + i) * broadcast(factor));
+}
+
+}  // namespace
+}  // namespace FUSIONKIT_ISA
+}  // namespace fusionkit_cpu

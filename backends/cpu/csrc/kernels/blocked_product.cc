@@ -1,0 +1,247 @@
+// The matrix product without a library: B in panels, A repacked block by block, a micro-kernel of
+// kPanelRows x 2 vectors in registers. Sums are float32; k is walked in blocks, in one order.
+#include <cstring>
+
+#include "kernels/products.h"
+#include "kernels/simd.h"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace fusionkit_cpu::FUSIONKIT_ISA {
+namespace {
+
+// 24 of 32 registers hold sums with AVX-512, 12 of 16 otherwise.
+constexpr int kPanelRows = kLanes == 16 ? 12 : 6;
+constexpr int kPanelCols = 2 * kLanes;
+constexpr int kTileRows = 8 * kPanelRows;
+// A panel of B's block (k x columns) takes 32 KB with AVX-512: the first-level cache.
+constexpr int kDepthBlock = 256;
+constexpr int kDepthBlockPairs = 512;
+constexpr int kStageRows = 16;
+
+bool in_pairs(DType compute) { return compute == DType::kBFloat16; }
+
+int64_t padded_depth(DType compute, int64_t depth) { return in_pairs(compute) ? (depth + 1) / 2 * 2 : depth; }
+
+template <class T>
+void stage(const Matrix& m, int64_t row, int64_t col, int rows, int cols, int width, float* out) {
+  const T* from = static_cast<const T*>(m.data) + row * m.row_stride + col * m.col_stride;
+  if (rows < kStageRows || cols < width) std::memset(out, 0, sizeof(float) * kStageRows * width);
+  if (m.row_stride == 1) {
+    for (int j = 0; j < cols; ++j)
+      for (int i = 0; i < rows; ++i) out[i * width + j] = to_float(from[j * m.col_stride + i]);
+    return;
+  }
+  for (int i = 0; i < rows; ++i) {
+    const T* row_i = from + i * m.row_stride;
+    if (m.col_stride == 1 && cols == kPanelCols) {
+      for (int j = 0; j < kPanelCols; j += kLanes) store(out + i * width + j, load(row_i + j));
+    } else {
+      for (int j = 0; j < cols; ++j) out[i * width + j] = to_float(row_i[j * m.col_stride]);
+    }
+  }
+}
+
+void stage_any(const Matrix& m, int64_t row, int64_t col, int rows, int cols, int width, float* out) {
+  switch (m.dtype) {
+    case DType::kBFloat16:
+      return stage<BFloat16>(m, row, col, rows, cols, width, out);
+    case DType::kFloat16:
+      return stage<Float16>(m, row, col, rows, cols, width, out);
+    default:
+      return stage<float>(m, row, col, rows, cols, width, out);
+  }
+}
+
+template <class T>
+void round_stage(float* values, int n) {
+  for (int i = 0; i < n; ++i) values[i] = to_float(from_float<T>(values[i]));
+}
+
+void round_stage_to(DType round_to, float* values, int n) {
+  if (round_to == DType::kBFloat16) round_stage<BFloat16>(values, n);
+  if (round_to == DType::kFloat16) round_stage<Float16>(values, n);
+}
+
+#ifdef __AVX512BF16__
+// Two rows interleaved: k in the low half of each pair, k + 1 in the high half.
+UintVec pair(const float* low, const float* high) {
+  const auto widen = [](const float* p) {
+    return (UintVec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(p)));
+  };
+  return widen(low) | widen(high) << 16;
+}
+
+void emit_pairs(const float* staged, int rows, int width, BFloat16* panel) {
+  for (int i = 0; i < rows; i += 2) {
+    const float* low = staged + i * width;
+    int j = 0;
+    for (; j + kLanes <= width; j += kLanes) {
+      const UintVec pairs = pair(low + j, low + width + j);
+      std::memcpy(panel + i * width + 2 * j, &pairs, sizeof pairs);
+    }
+    for (; j < width; ++j) {
+      panel[i * width + 2 * j] = from_float<BFloat16>(low[j]);
+      panel[i * width + 2 * j + 1] = from_float<BFloat16>(low[width + j]);
+    }
+  }
+}
+#endif
+
+void emit(const float* staged, int rows, int width, DType compute, void* panel) {
+#ifdef __AVX512BF16__
+  if (in_pairs(compute)) return emit_pairs(staged, rows, width, static_cast<BFloat16*>(panel));
+#endif
+  (void)compute;
+  std::memcpy(panel, staged, sizeof(float) * rows * width);
+}
+
+// Columns [col, col + width) of m as one panel.
+void pack_panel(const Matrix& m, int64_t col, int width, DType round_to, DType compute, void* panel) {
+  const int cols = static_cast<int>(m.cols - col < width ? m.cols - col : width);
+  const bool round = round_to != m.dtype && round_to != compute;
+  alignas(64) float staged[kStageRows * kPanelCols];
+  for (int64_t row = 0; row < m.rows; row += kStageRows) {
+    const int rows = static_cast<int>(m.rows - row < kStageRows ? m.rows - row : kStageRows);
+    stage_any(m, row, col, rows, cols, width, staged);
+    if (round) round_stage_to(round_to, staged, rows * width);
+    emit(staged, rows, width, compute, static_cast<char*>(panel) + row * width * element_size(compute));
+  }
+}
+
+// One step of the sums: a float32 value, or a pair of bfloat16, of A against two vectors of B.
+struct FloatStep {
+  using Element = float;
+  static Vec load_b(const Element* b) { return load(b); }
+  static Vec multiply(const Element* a, Vec b, Vec sum) { return fma(broadcast(*a), b, sum); }
+};
+
+#ifdef __AVX512BF16__
+struct PairStep {
+  using Element = uint32_t;
+  static Vec load_b(const Element* b) { return reinterpret_cast<Vec>(_mm512_loadu_si512(b)); }
+  static Vec multiply(const Element* a, Vec b, Vec sum) {
+    const __m512i pair = _mm512_set1_epi32(static_cast<int>(*a));
+    return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pair),
+                                                  reinterpret_cast<__m512bh>(b)));
+  }
+};
+#endif
+
+void finish(Vec sum, float* c, int64_t n, bool add) {
+  if (n <= 0) return;
+  if (n >= kLanes)
+    store(c, add ? sum + load(c) : sum);
+  else
+    store_partial(c, add ? sum + load_partial(c, static_cast<int>(n)) : sum, static_cast<int>(n));
+}
+
+// c[Rows x cols] (+)= A panel * B panel over `steps` steps.
+template <class Step, int Rows>
+void micro(const void* a_panel, const void* b_panel, int64_t steps, float* c, int64_t c_stride, int64_t cols,
+           bool add) {
+  const auto* a = static_cast<const typename Step::Element*>(a_panel);
+  const auto* b = static_cast<const typename Step::Element*>(b_panel);
+  Vec sums[Rows][2] = {};
+  for (int64_t k = 0; k < steps; ++k, a += kPanelRows, b += kPanelCols) {
+    const Vec b0 = Step::load_b(b), b1 = Step::load_b(b + kLanes);
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i) {
+      sums[i][0] = Step::multiply(a + i, b0, sums[i][0]);
+      sums[i][1] = Step::multiply(a + i, b1, sums[i][1]);
+    }
+  }
+  for (int i = 0; i < Rows; ++i, c += c_stride) {
+    finish(sums[i][0], c, cols, add);
+    finish(sums[i][1], c + kLanes, cols - kLanes, add);
+  }
+}
+
+// Rows that are left over run in kernels of 1, 4 and kPanelRows rows; the panel's padding is zeros.
+template <class Step>
+void micro_rows(const void* a, const void* b, int64_t steps, int64_t rows, float* c, int64_t c_stride, int64_t cols,
+                bool add) {
+  const auto* a_element = static_cast<const typename Step::Element*>(a);
+  if (rows == kPanelRows) return micro<Step, kPanelRows>(a, b, steps, c, c_stride, cols, add);
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) micro<Step, 4>(a_element + row, b, steps, c + row * c_stride, c_stride, cols, add);
+  for (; row < rows; ++row) micro<Step, 1>(a_element + row, b, steps, c + row * c_stride, c_stride, cols, add);
+}
+
+using MicroKernel = void (*)(const void* a, const void* b, int64_t steps, int64_t rows, float* c, int64_t c_stride,
+                             int64_t cols, bool add);
+
+MicroKernel micro_kernel(DType compute) {
+#ifdef __AVX512BF16__
+  if (in_pairs(compute)) return micro_rows<PairStep>;
+#endif
+  (void)compute;
+  return micro_rows<FloatStep>;
+}
+
+// out = A block (already in panels) * the same depth of every panel of B.
+void multiply_block(MicroKernel kernel, const char* a_panels, int64_t a_panel_bytes, const char* b_panels,
+                    int64_t b_panel_bytes, int64_t steps, float* out, int64_t out_stride, int64_t rows, int64_t cols,
+                    bool add) {
+  for (int64_t col = 0; col < cols; col += kPanelCols)
+    for (int64_t row = 0; row < rows; row += kPanelRows)
+      kernel(a_panels + row / kPanelRows * a_panel_bytes, b_panels + col / kPanelCols * b_panel_bytes, steps,
+             rows - row < kPanelRows ? rows - row : kPanelRows, out + row * out_stride + col, out_stride, cols - col,
+             add);
+}
+
+constexpr int64_t kBlockBytes = int64_t{kTileRows} * kDepthBlock * sizeof(float);
+
+}  // namespace
+
+DType compute_dtype(DType storage) {
+#ifdef __AVX512BF16__
+  if (storage == DType::kBFloat16) return DType::kBFloat16;
+#endif
+  (void)storage;
+  return DType::kFloat32;
+}
+
+int64_t panel_cols() { return kPanelCols; }
+
+int64_t panel_bytes(DType compute, int64_t depth) {
+  return padded_depth(compute, depth) * kPanelCols * element_size(compute);
+}
+
+void pack_panels(const Matrix& b, DType round_to, DType compute, int64_t begin, int64_t end, void* panels) {
+  const int64_t bytes = panel_bytes(compute, b.rows);
+  for (int64_t panel = begin; panel < end; ++panel)
+    pack_panel(b, panel * kPanelCols, kPanelCols, round_to, compute, static_cast<char*>(panels) + panel * bytes);
+}
+
+int64_t tile_rows() { return kTileRows; }
+
+int64_t tile_scratch_bytes(int64_t cols) { return kBlockBytes + kTileRows * cols * int64_t{sizeof(float)}; }
+
+void multiply_tile(const Matrix& a, DType compute, const void* panels, const Matrix& c, const float* bias,
+                   bool accumulate, void* scratch) {
+  const MicroKernel kernel = micro_kernel(compute);
+  const int64_t depth_block = in_pairs(compute) ? kDepthBlockPairs : kDepthBlock;
+  const int64_t step = in_pairs(compute) ? 2 : 1;
+  const int64_t b_bytes = panel_bytes(compute, a.cols);
+  const bool direct = c.dtype == DType::kFloat32 && bias == nullptr;
+  float* out =
+      direct ? static_cast<float*>(c.data) : reinterpret_cast<float*>(static_cast<char*>(scratch) + kBlockBytes);
+  const int64_t out_stride = direct ? c.row_stride : c.cols;
+  for (int64_t k = 0; k < a.cols; k += depth_block) {
+    const int64_t depth = a.cols - k < depth_block ? a.cols - k : depth_block;
+    const Matrix block = transposed(slice_cols(a, k, k + depth));
+    const int64_t a_bytes = padded_depth(compute, depth) * kPanelRows * element_size(compute);
+    for (int64_t row = 0; row < a.rows; row += kPanelRows)
+      pack_panel(block, row, kPanelRows, a.dtype, compute, static_cast<char*>(scratch) + row / kPanelRows * a_bytes);
+    multiply_block(kernel, static_cast<const char*>(scratch), a_bytes,
+                   static_cast<const char*>(panels) + k * kPanelCols * element_size(compute), b_bytes,
+                   (depth + step - 1) / step, out, out_stride, a.rows, c.cols, accumulate || k > 0);
+  }
+  if (direct) return;
+  convert_rows(contiguous(out, DType::kFloat32, c.rows, c.cols), DType::kFloat32, bias, c);
+}
+
+}  // namespace fusionkit_cpu::FUSIONKIT_ISA

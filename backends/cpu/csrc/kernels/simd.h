@@ -1,0 +1,182 @@
+// Vectors from and to storage: float32, bfloat16 and float16, rounded once, to nearest even, on store.
+// Included by kernels/*.cc only; see vec.h.
+#pragma once
+
+#include <cstdint>
+
+#include "fusionkit_cpu.h"
+#include "kernels/vec.h"
+
+namespace fusionkit_cpu {
+namespace FUSIONKIT_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+inline float bits_to_float(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline uint32_t float_to_bits(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return bits;
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) { return bits_to_float(static_cast<uint32_t>(x.bits) << 16); }
+
+// Rebiasing by multiplication makes subnormals right; 0x47800000 is 65536, the first value past float16's range.
+inline float to_float(Float16 x) {
+  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
+  const float scaled = bits_to_float(magnitude) * bits_to_float(0x77800000);  // 2^112
+  const uint32_t bits = float_to_bits(scaled);
+  const uint32_t special = bits >= 0x47800000 ? 0x7f800000 : 0;
+  return bits_to_float(bits | special | static_cast<uint32_t>(x.bits & 0x8000) << 16);
+}
+
+template <class T>
+T from_float(float x);
+
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+
+// Round to nearest even; NaN stays NaN, made quiet.
+template <>
+inline BFloat16 from_float<BFloat16>(float x) {
+  const uint32_t bits = float_to_bits(x);
+  if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+template <>
+inline Float16 from_float<Float16>(float x) {
+  const uint32_t bits = float_to_bits(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
+  if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // 65520 and more round to inf
+  if (magnitude < 0x38800000) {  // below 2^-14: adding 0.5 leaves the subnormal's bits, rounded, at the end
+    const uint32_t shifted = float_to_bits(bits_to_float(magnitude) + 0.5f);
+    return {static_cast<uint16_t>(sign | (shifted - 0x3f000000))};
+  }
+  return {static_cast<uint16_t>(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13))};
+}
+
+// kLanes elements from or to any address.
+
+inline Vec load(const float* p) {
+  Vec a;
+  __builtin_memcpy(&a, p, sizeof a);
+  return a;
+}
+
+inline void store(float* p, Vec a) { __builtin_memcpy(p, &a, sizeof a); }
+
+#if defined(__AVX512F__)
+
+inline Vec load(const BFloat16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline Vec load(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+// The instruction rounds to nearest even, and gives zero for values below 2^-126.
+inline void store(BFloat16* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a));
+}
+inline void store(Float16* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#else
+
+template <class T>
+inline Vec load_each(const T* p) {
+  Vec a;
+  for (int i = 0; i < kLanes; ++i) a[i] = to_float(p[i]);
+  return a;
+}
+template <class T>
+inline void store_each(T* p, Vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = from_float<T>(a[i]);
+}
+
+#if defined(__AVX2__)
+
+inline Vec load(const BFloat16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline Vec load(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline void store(BFloat16* p, Vec a) {
+  const UintVec bits = (UintVec)a;
+  const UintVec rounded = a == a ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
+  const __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // within each half
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+inline void store(Float16* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#else
+
+inline Vec load(const BFloat16* p) { return load_each(p); }
+inline Vec load(const Float16* p) { return load_each(p); }
+inline void store(BFloat16* p, Vec a) { store_each(p, a); }
+inline void store(Float16* p, Vec a) { store_each(p, a); }
+
+#endif
+#endif
+
+// The first n < kLanes elements; lanes past them load as zero, and memory past them is not touched.
+#if defined(__AVX512F__)
+
+inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+inline Vec load_partial(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline Vec load_partial(const BFloat16* p, int64_t n) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline Vec load_partial(const Float16* p, int64_t n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+inline void store_partial(float* p, Vec a, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), a); }
+inline void store_partial(BFloat16* p, Vec a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(a));
+}
+inline void store_partial(Float16* p, Vec a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#else
+
+template <class T>
+inline Vec load_partial(const T* p, int64_t n) {
+  Vec a{};
+  for (int64_t i = 0; i < n; ++i) a[i] = to_float(p[i]);
+  return a;
+}
+template <class T>
+inline void store_partial(T* p, Vec a, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = from_float<T>(a[i]);
+}
+
+#endif
+
+// Calls f with a null pointer of the storage type: visit_floating(dtype, [&](auto* type) { ... }).
+template <class F>
+inline void visit_floating(DType dtype, F f) {
+  if (dtype == DType::kBFloat16) return f(static_cast<BFloat16*>(nullptr));
+  if (dtype == DType::kFloat16) return f(static_cast<Float16*>(nullptr));
+  f(static_cast<float*>(nullptr));
+}
+
+}  // namespace FUSIONKIT_ISA
+}  // namespace fusionkit_cpu

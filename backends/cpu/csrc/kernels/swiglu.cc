@@ -1,0 +1,91 @@
+#include "kernels/swiglu.h"
+
+#include <type_traits>
+
+#include "kernels/row_access.h"
+#include "parallel.h"
+
+namespace fusionkit_cpu {
+namespace FUSIONKIT_ISA {
+namespace {
+
+constexpr int64_t kElementsPerShare = 8192;
+
+// Both sides of zero from e^-|g|, which cannot overflow: s = sigmoid(g) and 1 - s, each to a few ULP.
+struct Sigmoid {
+  Vec value, complement;
+
+  explicit Sigmoid(Vec g) {
+    const Vec e = exp(-abs(g)), one = broadcast(1.0f), denominator = one + e;
+    value = (g < 0.0f ? e : one) / denominator;
+    complement = (g < 0.0f ? one : e) / denominator;
+  }
+};
+
+template <class T>
+void forward_row(const T* gate, const T* up, int64_t size, T* y) {
+  for_each_vec(size, [&](int64_t i, auto lanes) {
+    const Vec g = lanes.load(gate + i);
+    lanes.store(y + i, g * Sigmoid(g).value * lanes.load(up + i));
+  });
+}
+
+template <class T>
+void backward_row(const T* gate, const T* up, const T* dy, int64_t size, T* dgate, T* dup) {
+  for_each_vec(size, [&](int64_t i, auto lanes) {
+    const Vec g = lanes.load(gate + i), d = lanes.load(dy + i);
+    const Sigmoid s(g);
+    lanes.store(dup + i, d * (g * s.value));
+    lanes.store(dgate + i, d * lanes.load(up + i) * (s.value * fma(g, s.complement, broadcast(1.0f))));
+  });
+}
+
+// run(first_row, last_row, begin, end): elements [begin, end) of those rows. A single row is shared by its elements.
+template <class F>
+void for_each_share(const Rows& rows, F run) {
+  if (rows.count == 1)
+    parallel_for(rows.size, kElementsPerShare, [&](int64_t begin, int64_t end, int) { run(0, 1, begin, end); });
+  else
+    parallel_for(rows.count, kElementsPerShare / (rows.size + 1) + 1,
+                 [&](int64_t begin, int64_t end, int) { run(begin, end, 0, rows.size); });
+}
+
+template <class T>
+void forward(const Tensor& gate, const Tensor& up, const Tensor& y) {
+  const Rows gate_rows = rows_of(gate), up_rows = rows_of(up);
+  const auto run = [&](int64_t first_row, int64_t last_row, int64_t begin, int64_t end) {
+    const RowReader<T> read_gate(gate_rows), read_up(up_rows);
+    for (int64_t row = first_row; row < last_row; ++row)
+      forward_row(read_gate(row) + begin, read_up(row) + begin, end - begin,
+                  static_cast<T*>(y.data) + row * gate_rows.size + begin);
+  };
+  for_each_share(gate_rows, run);
+}
+
+template <class T>
+void backward(const Tensor& gate, const Tensor& up, const Tensor& dy, const Tensor& dgate, const Tensor& dup) {
+  const Rows gate_rows = rows_of(gate), up_rows = rows_of(up), dy_rows = rows_of(dy);
+  const auto run = [&](int64_t first_row, int64_t last_row, int64_t begin, int64_t end) {
+    const RowReader<T> read_gate(gate_rows), read_up(up_rows), read_dy(dy_rows);
+    for (int64_t row = first_row; row < last_row; ++row) {
+      const int64_t offset = row * gate_rows.size + begin;
+      backward_row(read_gate(row) + begin, read_up(row) + begin, read_dy(row) + begin, end - begin,
+                   static_cast<T*>(dgate.data) + offset, static_cast<T*>(dup.data) + offset);
+    }
+  };
+  for_each_share(gate_rows, run);
+}
+
+}  // namespace
+
+void swiglu(const Tensor& gate, const Tensor& up, const Tensor& y) {
+  visit_floating(gate.dtype, [&](auto* type) { forward<std::remove_pointer_t<decltype(type)>>(gate, up, y); });
+}
+
+void swiglu_grad(const Tensor& gate, const Tensor& up, const Tensor& dy, const Tensor& dgate, const Tensor& dup) {
+  visit_floating(gate.dtype,
+                 [&](auto* type) { backward<std::remove_pointer_t<decltype(type)>>(gate, up, dy, dgate, dup); });
+}
+
+}  // namespace FUSIONKIT_ISA
+}  // namespace fusionkit_cpu

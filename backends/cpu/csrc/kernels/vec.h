@@ -1,0 +1,97 @@
+// Vectors of floats for the instruction set this file is compiled for. Arithmetic uses the compiler's vector
+// operators; only what they cannot express is written as intrinsics.
+//
+// Included by kernels/*.cc only. Every function lives in the namespace of its instruction set: the linker merges equal
+// inline functions, and must not give AVX-512 code to a processor without it.
+#pragma once
+
+#include <cstdint>
+#if defined(__SSE2__)
+// GCC 12 calls its own placeholder operands uninitialised (GCC bug 105593, mended in 13).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+namespace fusionkit_cpu {
+namespace FUSIONKIT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));  // also what comparing two Vec gives: 0 or -1
+typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
+
+inline Vec broadcast(float x) { return x - Vec{}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // fused under -ffp-contract=fast where the processor can
+inline Vec abs(Vec a) { return (Vec)((IntVec)a & 0x7fffffff); }
+
+// As the instructions: the second argument when either is NaN.
+#if defined(__AVX512F__)
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec sqrt(Vec a) { return _mm512_sqrt_ps(a); }
+#elif defined(__AVX2__)
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }
+#else
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+#endif
+
+// Over the lanes, as a tree: the order does not depend on the data.
+inline float sum(Vec a) {
+  float lanes[kLanes];
+  __builtin_memcpy(lanes, &a, sizeof a);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+inline float maximum(Vec a) {
+  float lanes[kLanes];
+  __builtin_memcpy(lanes, &a, sizeof a);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+
+// e^x: below 1.1 ULP, subnormal results included; 0 for -inf, inf for overflow, NaN for NaN.
+// x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts, the first with 9 bits, so that n times it is exact.
+inline Vec exp(Vec x) {
+  const Vec low = broadcast(-104.0f), high = broadcast(89.0f);  // past both ends of float32
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shifted = fma(x, broadcast(1.44269504f), magic);
+  const Vec n = shifted - magic;
+  const Vec r = fma(n, broadcast(2.12194440e-4f), fma(n, broadcast(-0.693359375f), x));
+  // Minimax polynomial of (e^r - 1 - r) / r^2, as in Cephes' expf.
+  Vec p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
+  // 2^n in two factors: 2^128 and subnormal powers have no float of their own.
+  const IntVec exponent = (IntVec)shifted - (IntVec)magic;
+  const IntVec half = exponent >> 1;
+  return p * (Vec)((half + 127) << 23) * (Vec)((exponent - half + 127) << 23);
+#endif
+}
+
+}  // namespace FUSIONKIT_ISA
+}  // namespace fusionkit_cpu

@@ -1,0 +1,28 @@
+// Products by oneDNN. Both operands are float32 or both bfloat16; c is float32 or theirs; sums are float32.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "matrix.h"
+
+namespace fusionkit_cpu {
+
+// One stride is 1 and the other leaves no overlap: what oneDNN takes without a copy.
+bool onednn_takes(const Matrix& m);
+
+// c = a b + bias, or c += a b. bias (float32, b.cols elements) may be null.
+void onednn_matmul(const Matrix& a, const Matrix& b, const Matrix& c, const float* bias, bool accumulate);
+
+// The layout that oneDNN prefers for b as a weight: its own description, as bytes.
+std::vector<uint8_t> onednn_weight_layout(DType dtype, int64_t rows, int64_t cols);
+size_t onednn_layout_size(const std::vector<uint8_t>& layout);
+// Writes b, float32 or bfloat16, in that layout.
+void onednn_pack(const Matrix& b, const std::vector<uint8_t>& layout, void* packed);
+void onednn_matmul_packed(const Matrix& a, const std::vector<uint8_t>& layout, const void* packed, const Matrix& c,
+                          const float* bias);
+
+// Major, minor and patch version and the instruction set: a layout is valid where all are the same.
+std::vector<int32_t> onednn_identity();
+
+}  // namespace fusionkit_cpu

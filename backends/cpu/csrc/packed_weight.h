@@ -1,0 +1,17 @@
+// A weight in the layout of the library that will multiply it: one block of bytes that describes itself.
+#pragma once
+
+#include "product.h"
+
+namespace fusionkit_cpu {
+
+size_t packed_size(const Matrix& weight, DType arithmetic);
+void pack(const Matrix& weight, DType arithmetic, void* packed);
+
+// Throws, naming `op`, unless the block is whole and was made for this product by the library now in use.
+void require_packed(const char* op, const void* packed, size_t packed_size, DType arithmetic, int64_t in_features,
+                    int64_t out_features);
+// c = a W + bias for a block that passed require_packed().
+void product_packed(const Matrix& a, const void* packed, const Matrix& c, const float* bias);
+
+}  // namespace fusionkit_cpu

@@ -1,0 +1,86 @@
+// fusionkit_fused_linear_cross_entropy: x, weight, labels -> loss_sum, num_tokens, x_gradient, weight_gradient.
+// The last two are d(loss_sum), taken in the forward pass when x_grad or weight_grad asks for them, else [0].
+#include <cstring>
+
+#include "host_view.h"
+
+namespace fusionkit_paddle {
+namespace {
+
+constexpr char kOp[] = "fusionkit_fused_linear_cross_entropy";
+
+Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& labels,
+                int64_t ignore_index, bool x_grad, bool weight_grad) {
+  const HostView view(kOp);
+  const Shape leading(x.shape().begin(), x.shape().end() - 1);
+  if (labels.shape() != leading)
+    throw std::invalid_argument(std::string(kOp) + ": labels must be [...] like x [..., hidden_size], got other axes");
+  const auto x_view = merge_leading(view("x", x), 2);
+  const auto weight_view = view("weight", weight);
+  const auto labels_view = merge_leading(view("labels", labels), 1);
+  paddle::Tensor loss_sum = empty({}, paddle::DataType::FLOAT32);
+  paddle::Tensor num_tokens = empty({}, paddle::DataType::INT64);
+  paddle::Tensor dx = x_grad ? empty_like(x) : no_gradient(x);
+  paddle::Tensor dweight = weight_grad ? empty_like(weight) : no_gradient(weight);
+  fusionkit_cpu::linear_cross_entropy(x_view, weight_view, labels_view, ignore_index,
+                                      merge_leading(view("loss_sum", loss_sum), 1),
+                                      merge_leading(view("num_tokens", num_tokens), 1),
+                                      x_grad ? merge_leading(view("dx", dx), 2) : fusionkit_cpu::Tensor(),
+                                      weight_grad ? view("dweight", dweight) : fusionkit_cpu::Tensor());
+  return {loss_sum, num_tokens, dx, dweight};
+}
+
+// A copy: the saved gradient is needed again when the graph is retained.
+paddle::Tensor scaled(const HostView& view, const paddle::Tensor& gradient, const fusionkit_cpu::Tensor& factor) {
+  paddle::Tensor result = empty_like(gradient);
+  const auto result_view = view("gradient", result);
+  if (result_view.data == nullptr) return result;
+  std::memcpy(result_view.data, gradient.data(), gradient.numel() * fusionkit_cpu::dtype_size(result_view.dtype));
+  fusionkit_cpu::scale(result_view, factor);
+  return result;
+}
+
+Tensors backward(const paddle::Tensor& x_gradient, const paddle::Tensor& weight_gradient,
+                 const paddle::Tensor& dloss_sum) {
+  const HostView view(kOp);
+  const auto factor = merge_leading(view("the gradient of loss_sum", dloss_sum), 1);
+  return {scaled(view, x_gradient, factor), scaled(view, weight_gradient, factor)};
+}
+
+std::vector<Shape> infer_shape(const Shape& x, const Shape& weight, const Shape&, int64_t, bool x_grad,
+                               bool weight_grad) {
+  return {{}, {}, x_grad ? x : Shape{0}, weight_grad ? weight : Shape{0}};
+}
+
+std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddle::DataType& weight,
+                                          const paddle::DataType&) {
+  return {paddle::DataType::FLOAT32, paddle::DataType::INT64, x, weight};
+}
+
+// Paddle infers the gradients by itself only when the backward takes the forward's inputs.
+std::vector<Shape> infer_grad_shape(const Shape& x_gradient, const Shape& weight_gradient, const Shape&) {
+  return {x_gradient, weight_gradient};
+}
+
+std::vector<paddle::DataType> infer_grad_dtype(const paddle::DataType& x_gradient,
+                                               const paddle::DataType& weight_gradient, const paddle::DataType&) {
+  return {x_gradient, weight_gradient};
+}
+
+}  // namespace
+}  // namespace fusionkit_paddle
+
+PD_BUILD_OP(fusionkit_fused_linear_cross_entropy)
+    .Inputs({"x", "weight", "labels"})
+    .Outputs({"loss_sum", "num_tokens", "x_gradient", "weight_gradient"})
+    .Attrs({"ignore_index: int64_t", "x_grad: bool", "weight_grad: bool"})
+    .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::forward))
+    .SetInferShapeFn(PD_INFER_SHAPE(fusionkit_paddle::infer_shape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_dtype));
+
+PD_BUILD_GRAD_OP(fusionkit_fused_linear_cross_entropy)
+    .Inputs({"x_gradient", "weight_gradient", paddle::Grad("loss_sum")})
+    .Outputs({paddle::Grad("x"), paddle::Grad("weight")})
+    .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward))
+    .SetInferShapeFn(PD_INFER_SHAPE(fusionkit_paddle::infer_grad_shape))
+    .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_grad_dtype));

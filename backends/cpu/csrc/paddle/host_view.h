@@ -1,0 +1,65 @@
+// What every custom op needs: Paddle's tensors as views of host memory, and the kernel library's exceptions as
+// Paddle's.
+#pragma once
+
+#include <vector>
+
+#include "fusionkit_cpu.h"
+#include "paddle/phi/api/ext/op_meta_info.h"
+
+namespace fusionkit_paddle {
+
+using Shape = std::vector<int64_t>;
+using Tensors = std::vector<paddle::Tensor>;
+using OptionalTensor = paddle::optional<paddle::Tensor>;
+using OptionalShape = paddle::optional<Shape>;
+using OptionalDType = paddle::optional<paddle::DataType>;
+
+// Views of one op's arguments. Refuses a missing tensor, one that is not in host memory and one of a foreign dtype.
+class HostView {
+ public:
+  explicit HostView(const char* op) : op_(op) {}
+  fusionkit_cpu::Tensor operator()(const char* argument, const paddle::Tensor& tensor) const;
+  fusionkit_cpu::Tensor operator()(const char* argument, const OptionalTensor& tensor) const;
+  // The bytes of a uint8 tensor.
+  const void* bytes(const char* argument, const paddle::Tensor& tensor) const;
+
+ private:
+  void require_host(const char* argument, const paddle::Tensor& tensor) const;
+
+  const char* op_;
+};
+
+// A shape without its last axis.
+Shape leading_axes(Shape shape);
+
+// The same memory with the leading axes merged, so that `num_dims` remain. The tensor must be contiguous.
+fusionkit_cpu::Tensor merge_leading(fusionkit_cpu::Tensor tensor, int num_dims);
+
+paddle::Tensor empty(const Shape& shape, paddle::DataType dtype);
+paddle::Tensor empty_like(const paddle::Tensor& tensor);
+// Stands for a gradient that nobody asked for: Paddle accepts no undefined tensor there.
+paddle::Tensor no_gradient(const paddle::Tensor& tensor);
+// The gradient of an output that nothing used is undefined in dynamic mode.
+paddle::Tensor or_zeros(const paddle::Tensor& gradient, const paddle::Tensor& output);
+
+[[noreturn]] void rethrow_as_paddle_error();
+
+template <auto function>
+struct Guarded;
+
+// Paddle ends the process when anything but its own exceptions leaves a kernel.
+template <class... Args, Tensors (*function)(Args...)>
+struct Guarded<function> {
+  static Tensors run(Args... args) {
+    try {
+      return function(args...);
+    } catch (...) {
+      rethrow_as_paddle_error();
+    }
+  }
+};
+
+}  // namespace fusionkit_paddle
+
+#define FUSIONKIT_KERNEL(function) PD_KERNEL(fusionkit_paddle::Guarded<&function>::run)

@@ -1,0 +1,134 @@
+#include <dlfcn.h>
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <mutex>
+#include <new>
+#include <set>
+#include <stdexcept>
+#include <string>
+
+#include "buffer.h"
+#include "parallel.h"
+
+namespace fusionkit_cpu {
+namespace {
+
+constexpr int kMaxCpus = 8192;
+constexpr size_t kAlignment = 64;  // one cache line, one AVX-512 vector
+
+// Hardware threads of one core name the same siblings; a CPU without that file counts as a core.
+int physical_cores() {
+  cpu_set_t* allowed = CPU_ALLOC(kMaxCpus);
+  const size_t size = CPU_ALLOC_SIZE(kMaxCpus);
+  CPU_ZERO_S(size, allowed);
+  if (sched_getaffinity(0, size, allowed) != 0) {
+    CPU_FREE(allowed);
+    return static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  }
+  std::set<std::string> cores;
+  for (int cpu = 0; cpu < kMaxCpus; ++cpu) {
+    if (!CPU_ISSET_S(cpu, size, allowed)) continue;
+    std::string siblings = "cpu " + std::to_string(cpu);
+    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+    std::getline(file, siblings);
+    cores.insert(siblings);
+  }
+  CPU_FREE(allowed);
+  return cores.empty() ? 1 : static_cast<int>(cores.size());
+}
+
+// OMP_NUM_THREADS may be a list, one entry per nesting level; the first counts here.
+int default_num_threads() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  if (text == nullptr || *text == '\0') return physical_cores();
+  char* end = nullptr;
+  const long count = std::strtol(text, &end, 10);
+  if (end == text || (*end != '\0' && *end != ',') || count < 1 || count > kMaxCpus)
+    throw std::invalid_argument(std::string("num_threads: OMP_NUM_THREADS must be a positive integer, got \"") + text +
+                                "\". Correct it or unset it");
+  return static_cast<int>(count);
+}
+
+std::atomic<int> thread_count{0};  // 0: not asked for yet
+
+// GNU's OpenMP runtime waits forever in a forked child for the threads that its parent had. Intel's starts new ones.
+std::atomic<bool> pool_started{false};
+std::atomic<bool> pool_lost{false};
+
+void watch_forks() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    if (dlsym(RTLD_DEFAULT, "kmp_get_blocktime") != nullptr) return;
+    pthread_atfork(nullptr, nullptr, [] { pool_lost = pool_started.load(); });
+  });
+}
+
+void run_share(int64_t n, int shares, int share, ShareBody body, void* context) {
+  const int64_t whole = n / shares, rest = n % shares;  // the first `rest` shares get one more
+  const int64_t begin = share * whole + (share < rest ? share : rest);
+  body(context, begin, begin + whole + (share < rest ? 1 : 0), share);
+}
+
+}  // namespace
+
+int num_threads() {
+  int count = thread_count.load(std::memory_order_relaxed);
+  if (count == 0) {
+    count = default_num_threads();
+    thread_count.store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+void set_num_threads(int n) {
+  if (n < 1 || n > kMaxCpus)
+    throw std::invalid_argument("set_num_threads: n must be between 1 and " + std::to_string(kMaxCpus) + ", got " +
+                                std::to_string(n));
+  thread_count.store(n, std::memory_order_relaxed);
+}
+
+int num_shares(int64_t n, int64_t grain) {
+  const int64_t wanted = grain > 1 ? n / grain : n;
+  const int64_t most = num_threads();
+  return static_cast<int>(wanted < 1 ? 1 : wanted < most ? wanted : most);
+}
+
+void run_shares(int64_t n, int shares, ShareBody body, void* context) {
+  if (shares == 1 || pool_lost) {
+    for (int share = 0; share < shares; ++share) run_share(n, shares, share, body, context);
+    return;
+  }
+  watch_forks();
+  pool_started = true;
+  std::exception_ptr error;
+  std::mutex error_mutex;
+#pragma omp parallel num_threads(shares)
+  {
+    const int team = omp_get_num_threads();
+    for (int share = omp_get_thread_num(); share < shares; share += team) {
+      try {
+        run_share(n, shares, share, body, context);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(error_mutex);
+        if (!error) error = std::current_exception();
+      }
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+Buffer::Buffer(size_t num_bytes)
+    : data_(std::aligned_alloc(kAlignment, (num_bytes + kAlignment) / kAlignment * kAlignment)) {
+  if (data_ == nullptr) throw std::bad_alloc();
+}
+
+Buffer::~Buffer() { std::free(data_); }
+
+}  // namespace fusionkit_cpu

@@ -1,0 +1,47 @@
+"""paged_attention on the CPU. The caches are written where they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusionkit_backends.cpu import paddle_ops, runtime
+from fusionkit_backends.cpu.flash_attention import default_scale
+
+
+def through_paddle(
+    q: Any,
+    k: Any,
+    v: Any,
+    key_cache: Any,
+    value_cache: Any,
+    *,
+    block_tables: Any,
+    seq_lens_encoder: Any,
+    seq_lens_decoder: Any,
+    seq_lens_this_time: Any,
+    scale: float | None = None,
+) -> Any:
+    tensors = paddle_ops.inputs(
+        q, k, v, key_cache, value_cache, block_tables, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time
+    )
+    factor = default_scale(q) if scale is None else float(scale)
+    return paddle_ops.run("fusionkit_paged_attention", *tensors, factor)[0]
+
+
+def through_numpy(
+    q: Any,
+    k: Any,
+    v: Any,
+    key_cache: Any,
+    value_cache: Any,
+    *,
+    block_tables: Any,
+    seq_lens_encoder: Any,
+    seq_lens_decoder: Any,
+    seq_lens_this_time: Any,
+    scale: float | None = None,
+) -> Any:
+    caches = key_cache, value_cache
+    lengths = seq_lens_encoder, seq_lens_decoder, seq_lens_this_time
+    factor = default_scale(q) if scale is None else scale
+    return runtime.native().paged_attention(q, k, v, *caches, block_tables, *lengths, factor)

@@ -1,0 +1,148 @@
+"""What the native code of the CPU backend is built from. setup.py calls `build`.
+
+lib/libfusionkit_cpu.so      csrc/*.cc once, csrc/kernels/*.cc once per instruction set; no framework, no libgomp
+_native                      csrc/python/*.cc: the pybind11 module for NumPy
+lib/libfusionkit_paddle.so   csrc/paddle/*.cc: Paddle's custom ops, for the Paddle found in this environment
+lib/build_info.json          the Paddle version, compiler and flags of the above
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+from incremental_build import BUILD_DIR, BuildError, CompileStep, compile_all, compiler, link
+
+SOURCE_DIR = Path("backends/cpu/csrc")
+# Never -ffast-math: infinities and NaN carry meaning in masks. Paddle's wheel uses the C++11 ABI of libstdc++.
+FLAGS = (
+    "-std=c++17 -O3 -fopenmp -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
+    " -Wall -Wextra -D_GLIBCXX_USE_CXX11_ABI=1"
+).split()
+ISA_FLAGS = {
+    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx2 -mfma -mf16c"
+    " -mprefer-vector-width=512".split(),
+    "avx2": "-mavx2 -mfma -mf16c".split(),
+    "portable": [],
+}
+
+
+def build(package_dir: Path) -> None:
+    """Brings the native files of fusionkit_backends.cpu in `package_dir` up to date."""
+    check_toolchain()
+    BUILD_DIR.mkdir(parents=True, exist_ok=True)
+    with open(BUILD_DIR / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_locked(package_dir)
+
+
+def build_locked(package_dir: Path) -> None:
+    lib = package_dir / "lib"
+    paddle = find_paddle()
+    isas = list(ISA_FLAGS) if platform.machine() == "x86_64" else ["portable"]
+    cpu = steps("*.cc")
+    for isa in isas:
+        cpu += steps("kernels/*.cc", [*ISA_FLAGS[isa], f"-DFUSIONKIT_ISA={isa}"], isa)
+    python = steps("python/*.cc", python_flags())
+    custom_ops = steps("paddle/*.cc", paddle_flags(*paddle)) if paddle else []
+    num_done = compile_all(cpu + python + custom_ops)
+
+    use_cpu = [f"-L{lib}", "-lfusionkit_cpu"]
+    num_done += link(lib / "libfusionkit_cpu.so", cpu, ["-ldl"])
+    num_done += link(package_dir / native_module(), python, [*use_cpu, "-Wl,-rpath,$ORIGIN/lib"])
+    if paddle:
+        # No rpath to Paddle: it is imported first, and a build environment's folder is gone by then.
+        use_paddle = [f"-L{paddle[0] / 'base'}", "-Wl,--no-as-needed", "-l:libpaddle.so"]
+        num_done += link(lib / "libfusionkit_paddle.so", custom_ops, [*use_cpu, *use_paddle, "-Wl,-rpath,$ORIGIN"])
+    else:
+        (lib / "libfusionkit_paddle.so").unlink(missing_ok=True)
+        print("fusionkit: no Paddle in this environment, so no custom ops for it are built", flush=True)
+    write_build_info(lib / "build_info.json", paddle[1] if paddle and custom_ops else None, isas)
+    if not num_done:
+        print("fusionkit: native code is up to date", flush=True)
+
+
+def steps(pattern: str, flags: Iterable[str] = (), variant: str = "") -> list[CompileStep]:
+    all_flags = (*FLAGS, *flags, f"-I{SOURCE_DIR}")
+    return [CompileStep(source, all_flags, variant) for source in sorted(SOURCE_DIR.glob(pattern))]
+
+
+def native_module() -> str:
+    return f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def outputs() -> list[str]:
+    """The files that a build may make, relative to the package's folder."""
+    return [native_module(), "lib/libfusionkit_cpu.so", "lib/libfusionkit_paddle.so", "lib/build_info.json"]
+
+
+def check_toolchain() -> None:
+    """Raises BuildError, naming the packages to install, when something that the build needs is missing."""
+    if sys.platform != "linux":
+        raise BuildError(f"fusionkit builds on Linux, not on {sys.platform}")
+    if not shutil.which(compiler()[0]):
+        raise BuildError(
+            f"the C++ compiler {compiler()[0]} was not found. Install it: apt-get install g++ (Debian, Ubuntu),"
+            " dnf install gcc-c++ (Fedora, RHEL); or name another one in CXX"
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise BuildError(
+            f"{header} was not found: the headers of Python {platform.python_version()}. Install them:"
+            " apt-get install python3-dev (Debian, Ubuntu), dnf install python3-devel (Fedora, RHEL)"
+        )
+
+
+def find_paddle() -> tuple[Path, str] | None:
+    """The folder and version of the installed Paddle. It is not imported: that takes seconds."""
+    spec = importlib.util.find_spec("paddle")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0])
+    version = re.search(r"full_version\s*=\s*'([^']+)'", (folder / "version/__init__.py").read_text())
+    if version is None:
+        raise BuildError(f"{folder}/version/__init__.py must name Paddle's full_version. Install paddlepaddle again")
+    return folder, version[1]
+
+
+def python_flags() -> list[str]:
+    import pybind11
+
+    return ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+
+
+def paddle_flags(folder: Path, version: str) -> list[str]:
+    # paddle/extension.h includes Python.h through paddle/utils/pybind.h.
+    includes = [folder / "include", folder / "include/third_party", sysconfig.get_path("include")]
+    isystem = [flag for include in includes for flag in ("-isystem", str(include))]
+    # The version is part of the command, so that another Paddle in the same folder compiles everything again.
+    return [*isystem, "-DPADDLE_WITH_CUSTOM_KERNEL", f'-DFUSIONKIT_PADDLE_VERSION="{version}"']
+
+
+def write_build_info(path: Path, paddle_version: str | None, isas: list[str]) -> None:
+    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    info = {
+        "paddle_version": paddle_version,
+        "compiler": version.splitlines()[0],
+        "flags": shlex.join(FLAGS),
+        "isas": isas,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(info, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        check_toolchain()
+    except BuildError as error:
+        sys.exit(f"fusionkit: {error}")

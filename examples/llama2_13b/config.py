@@ -1,0 +1,131 @@
+"""The model's configuration: `config.json` of a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Values with which a field means what this model does; any other is another model.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0, None),
+    "tie_word_embeddings": (False,),
+    "rope_scaling": (None,),
+    "partial_rotary_factor": (1, None),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+}
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and constants, by Hugging Face's names.
+
+    Args:
+        head_dim: default hidden_size / num_attention_heads.
+        num_key_value_heads: default num_attention_heads; fewer are shared by groups of query heads.
+        initializer_range: standard deviation of new weights.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    rope_theta: float = 10000.0
+    initializer_range: float = 0.02
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.num_key_value_heads:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        self._require_positive()
+        if not self.head_dim:
+            self._require(
+                self.hidden_size % self.num_attention_heads == 0,
+                "hidden_size",
+                f"a multiple of num_attention_heads {self.num_attention_heads} when head_dim is not given",
+            )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        heads = self.num_attention_heads
+        self._require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "even, for rotary pairs")
+        self._require(heads % self.num_key_value_heads == 0, "num_key_value_heads", f"a divisor of {heads} heads")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            self._require(0 <= getattr(self, name) < self.vocab_size, name, f"below vocab_size {self.vocab_size}")
+
+    def _require_positive(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind = (int, float) if field.type == "float" else int
+            right = isinstance(value, kind) and not isinstance(value, bool)
+            self._require(right, field.name, "a number" if field.type == "float" else "an integer")
+            if not field.name.endswith("_token_id") and field.name != "head_dim":
+                self._require(value > 0, field.name, "positive")
+
+    def _require(self, condition: bool, name: str, rule: str) -> None:
+        if not condition:
+            raise ValueError(f"config: {name} must be {rule}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], source: str) -> LlamaConfig:
+        """The configuration, once every field that would change the arithmetic is known to be covered.
+
+        Raises:
+            ValueError: a field has a value that this model does not cover, is missing or impossible.
+        """
+        fields = _with_rope_parameters(fields, source)
+        for name, values in SUPPORTED.items():
+            if name in fields and fields[name] not in values:
+                rule = " or ".join(json.dumps(value) for value in values if value is not None or len(values) == 1)
+                raise ValueError(
+                    f"{source}: {name} must be {rule}, got {json.dumps(fields[name])}; this model does not cover others"
+                )
+        known = {field.name for field in dataclasses.fields(cls)}
+        required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        if missing := sorted(required - {name for name, value in fields.items() if value is not None}):
+            raise ValueError(f"{source}: {', '.join(missing)} must be there, got none. Add what is missing")
+        try:
+            return cls(**{name: value for name, value in fields.items() if name in known and value is not None})
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> LlamaConfig:
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: not found. A model folder holds config.json and the weights") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path}: must be a JSON object, got {type(fields).__name__}")
+        return cls.from_dict(fields, str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`config.json` as other programs read it."""
+        fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+        plain = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "rope_scaling": None}
+        return {**fixed, **dataclasses.asdict(self), **plain, "torch_dtype": "float32"}
+
+
+def _with_rope_parameters(fields: dict[str, Any], source: str) -> dict[str, Any]:
+    """Newer folders keep theta in `rope_parameters`, beside the kind of scaling."""
+    parameters = fields.get("rope_parameters")
+    if not parameters:
+        return fields
+    kind = parameters.get("rope_type", "default")
+    if kind != "default":
+        raise ValueError(f"{source}: rope_parameters.rope_type must be default, got {kind}; no scaling is covered")
+    return {**fields, "rope_theta": parameters.get("rope_theta", 10000.0)}

@@ -1,0 +1,44 @@
+"""A new model folder: random weights, and a tokenizer trained on the data.
+
+    python -m examples.llama2_13b.create --config examples/llama2_13b/configs/demo.json \\
+        --dataset_name_or_path examples/llama2_13b/data --output_dir output/new
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+
+from examples.llama2_13b import data, flags
+from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.flags import flag
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.tokenizer import Tokenizer
+
+PROGRAM = "examples.llama2_13b.create"
+
+
+@dataclass(frozen=True)
+class CreateFlags:
+    config: str = flag("config.json of the model, see configs/")
+    dataset_name_or_path: str = flag("folder with train.json, the tokenizer's text")
+    output_dir: str = flag("the new model folder")
+    seed: int = flag("of the weights", 42)
+
+
+def create(flags: CreateFlags) -> int:
+    config = LlamaConfig.from_json(flags.config)
+    examples = data.read_examples(data.split_files(flags.dataset_name_or_path, "train"))
+    texts = [text for example in examples for turn in example.turns for text in turn]
+    tokenizer = Tokenizer.train(texts, config)
+    paddle.seed(flags.seed)
+    Llama(config).save_pretrained(flags.output_dir)
+    tokenizer.save(Path(flags.output_dir))
+    print(f"{flags.output_dir}: {config.num_hidden_layers} layers, {tokenizer.vocab_size} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(CreateFlags, create, PROGRAM)

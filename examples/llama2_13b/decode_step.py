@@ -1,0 +1,82 @@
+"""The exported program: one step of decoding over a paged key-value cache, rows in prefill beside rows in decode.
+
+Shapes in names:
+    T  this step's tokens, row after row without padding      R  rows of the batch
+    H  hidden size      N  query heads      K  key-value heads      D  elements of a head      V  vocabulary
+    C  blocks of the cache      P  positions in a block
+"""
+
+from __future__ import annotations
+
+from paddle import Tensor, gather, nn
+from paddle.static import InputSpec
+
+import fusionkit as fk
+from examples.llama2_13b.model import Llama
+
+
+class DecodeStep(nn.Layer):
+    """Llama's layers, with attention through the cache and scores of each row's last token only."""
+
+    def __init__(self, model: Llama) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids_T: Tensor,
+        position_ids_T: Tensor,
+        last_tokens_R: Tensor,
+        seq_lens_encoder_R: Tensor,
+        seq_lens_decoder_R: Tensor,
+        seq_lens_this_time_R: Tensor,
+        block_tables: Tensor,
+        key_caches_CKPD: list[Tensor],
+        value_caches_CKPD: list[Tensor],
+    ) -> Tensor:
+        """Scores of the next token of each row.
+
+        Args:
+            input_ids_T: int64.
+            position_ids_T: int64, each token's place in its row.
+            last_tokens_R: int32, where in input_ids each row's last token is.
+            seq_lens_encoder_R, seq_lens_decoder_R, seq_lens_this_time_R, block_tables: as `fk.paged_attention`'s.
+            key_caches_CKPD, value_caches_CKPD: of each layer, in the activations' dtype; written in place.
+
+        Returns:
+            logits, [R, V] float32.
+        """
+
+        def attend(index: int, q_1TND: Tensor, k_1TKD: Tensor, v_1TKD: Tensor) -> Tensor:
+            out_TND = fk.paged_attention(
+                q_1TND.squeeze(0),
+                k_1TKD.squeeze(0),
+                v_1TKD.squeeze(0),
+                key_caches_CKPD[index],
+                value_caches_CKPD[index],
+                block_tables=block_tables,
+                seq_lens_encoder=seq_lens_encoder_R,
+                seq_lens_decoder=seq_lens_decoder_R,
+                seq_lens_this_time=seq_lens_this_time_R,
+            )
+            return out_TND.unsqueeze(0)
+
+        x_1TH = self.model.decode(input_ids_T.unsqueeze(0), position_ids_T.unsqueeze(0), attend)
+        return self.model.lm_head(gather(x_1TH.squeeze(0), last_tokens_R))
+
+    def input_spec(self) -> list[InputSpec | list[InputSpec]]:
+        """The arguments of `forward`, any number of tokens, rows and blocks."""
+        config, dtype = self.model.config, self.model.activation_dtype
+        cache = [-1, config.num_key_value_heads, -1, config.head_dim]
+        layers = range(config.num_hidden_layers)
+        return [
+            InputSpec([-1], "int64", "input_ids"),
+            InputSpec([-1], "int64", "position_ids"),
+            InputSpec([-1], "int32", "last_tokens"),
+            InputSpec([-1], "int32", "seq_lens_encoder"),
+            InputSpec([-1], "int32", "seq_lens_decoder"),
+            InputSpec([-1], "int32", "seq_lens_this_time"),
+            InputSpec([-1, -1], "int32", "block_tables"),
+            [InputSpec(cache, dtype, f"key_cache_{layer}") for layer in layers],
+            [InputSpec(cache, dtype, f"value_cache_{layer}") for layer in layers],
+        ]

@@ -1,0 +1,82 @@
+"""A model folder to a folder that `predict` runs: static program with device-neutral ops, config and tokenizer.
+
+python -m examples.llama2_13b.export --model_name_or_path output/sft --output_path output/exported --dtype bfloat16
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from paddle import nn
+
+from examples.llama2_13b import atomic, flags
+from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.decode_step import DecodeStep
+from examples.llama2_13b.flags import flag
+from examples.llama2_13b.generation_settings import GenerationSettings
+from examples.llama2_13b.model import DTYPES, Llama
+from examples.llama2_13b.sft import TEMPLATE
+from examples.llama2_13b.tokenizer import Tokenizer
+from fusionkit import passes
+from fusionkit.nn import LanguageModelHead, Linear
+
+PROGRAM = "examples.llama2_13b.export"
+FILES = ("model.json", "model.pdiparams")
+
+
+@dataclass(frozen=True)
+class ExportFlags:
+    model_name_or_path: str = flag("folder of the model")
+    output_path: str = flag("the folder to write; an older export there is replaced as a whole")
+    dtype: str = flag(f"of arithmetic, matrices and cache: {' | '.join(DTYPES)}", "float32")
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"export: --dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}")
+
+
+def export(flags: ExportFlags) -> int:
+    """Write the folder whole or not at all.
+
+    Raises:
+        ValueError, OSError: something in flags or model folder is wrong, or the disk is full.
+    """
+    source, output = Path(flags.model_name_or_path), Path(flags.output_path)
+    require_free(output)
+    tokenizer = Tokenizer.from_pretrained(source)
+    settings = GenerationSettings.from_pretrained(source, LlamaConfig.from_json(source / "config.json"))
+    model = Llama.from_pretrained(source, flags.dtype)
+    narrow_matrices(model)
+    with atomic.new_folder(output) as folder:
+        step = DecodeStep(model)
+        passes.export(step, folder / "model", step.input_spec())
+        config = {**model.config.to_dict(), "torch_dtype": flags.dtype}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        tokenizer.save(folder)
+        settings.save(folder)
+        if (source / TEMPLATE).exists():
+            (folder / TEMPLATE).write_bytes((source / TEMPLATE).read_bytes())
+    size = sum((output / name).stat().st_size for name in FILES)
+    print(f"{output}: {', '.join(FILES)}, {size / 1e6:.1f} MB in {flags.dtype}, with config and tokenizer")
+    return 0
+
+
+def require_free(output: Path) -> None:
+    """Replacing a folder removes what it holds, so it must be an export or empty."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"export: --output_path must be a folder, got the file {output}")
+    if output.is_dir() and any(output.iterdir()) and not all((output / name).exists() for name in FILES):
+        raise ValueError(f"export: --output_path must be empty or an older export, got {output}. Name another folder")
+
+
+def narrow_matrices(model: Llama) -> None:
+    """Every op would round the float32 matrices to the activations' dtype at each call: do it once. Norms stay."""
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Embedding | Linear | LanguageModelHead):
+            layer.to(dtype=model.activation_dtype)
+
+
+if __name__ == "__main__":
+    flags.main(ExportFlags, export, PROGRAM)

@@ -1,0 +1,89 @@
+"""What is measured of a training step: model FLOPs, the rate they are compared with, memory; and the log."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+import fusionkit as fk
+from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.layout import layout
+
+
+def model_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
+    """FLOPs that training on these documents asks for, whatever was computed again.
+
+        6 N tokens + 6 L heads head_dim sum(length^2)
+
+    N are the parameters without the input embedding, each used in a multiplication and an addition forward and twice
+    that backward. Attention's two products cost 4 heads head_dim per visible pair forward, three times that with the
+    backward pass, for the length^2 / 2 pairs under the causal diagonal in each of L layers.
+
+    Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B, with half the pairs.
+    """
+    sizes = {name: sum(_product(part.shape) for part in parts) for name, parts in layout(config).items()}
+    weights = sum(sizes.values()) - sizes["embed_tokens.weight"]
+    pairs = sum(length * length for length in document_lengths)
+    attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
+    return 6.0 * weights * sum(document_lengths) + attention
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return shape[0] * (shape[1] if len(shape) > 1 else 1)
+
+
+def measure_peak_flops(dtype: str, size: int = 1024, seconds: float = 0.5) -> float:
+    """The best rate of `fused_linear` on square matrices, FLOP/s: what MFU calls 100%."""
+    x, weight = (paddle.randn([size, size]).cast(dtype) for _ in range(2))
+    best = 0.0
+    with paddle.no_grad():
+        fk.fused_linear(x, weight)
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            before = time.perf_counter()
+            fk.fused_linear(x, weight)[0, 0].item()  # a device works on after the call returns; reading waits for it
+            best = max(best, 2.0 * size**3 / (time.perf_counter() - before))
+    return best
+
+
+def peak_memory() -> int:
+    """Bytes: the most that the device has held, or the process where the device is the host."""
+    if paddle.get_device() == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(paddle.device.max_memory_allocated())
+
+
+class Log:
+    """`log.jsonl`: one JSON object a step, in order.
+
+    Args:
+        path: of the file.
+        step: lines of later steps are dropped: they come from a run that went on after the checkpoint resumed here.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in read_log(path) if line["step"] <= step] if path.exists() else []
+        self._file = path.open("w", encoding="utf-8")
+        for line in kept:
+            self.write(line)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; a last line that a kill cut short is passed over."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,180 @@
+"""Llama 2, top to bottom.
+
+Shapes in names:
+    B  batch size                       N  query heads (num_attention_heads)
+    S  sequence length                  K  key-value heads (num_key_value_heads)
+    H  hidden size                      D  elements of a head (head_dim)
+    I  intermediate size of the MLP     V  vocabulary
+
+The parameters are float32; the arithmetic is `dtype`: the embedding is cast once, and from there on every step is a
+fused op. Residual sums happen inside the norms, so a layer takes and returns the pair (x, residual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import paddle
+from paddle import Tensor, nn
+
+import fusionkit as fk
+from examples.llama2_13b import checkpoint
+from examples.llama2_13b.config import LlamaConfig
+from fusionkit.nn import LanguageModelHead, Linear, RMSNorm, RotaryEmbedding, recompute
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+# (layer's number, q_BSND, k_BSKD, v_BSKD) -> out_BSND. Training sees the whole sequence; a decoder reads its cache.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Attention(nn.Layer):
+    """Projects to queries, keys and values, rotates the first two, attends, projects back."""
+
+    def __init__(self, config: LlamaConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.heads = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
+        self.head_dim = config.head_dim
+        linear = partial(Linear, initializer_range=config.initializer_range)
+        self.qkv_proj = linear(config.hidden_size, sum(self.heads) * config.head_dim)
+        self.o_proj = linear(config.num_attention_heads * config.head_dim, config.hidden_size)
+
+    def forward(self, x_BSH: Tensor, rotate: RotaryEmbedding, position_ids_BS: Tensor | None, attend: Attend) -> Tensor:
+        qkv = paddle.split(self.qkv_proj(x_BSH), [heads * self.head_dim for heads in self.heads], axis=-1)
+        q_BSND, k_BSKD, v_BSKD = (x.reshape([0, 0, -1, self.head_dim]) for x in qkv)
+        q_BSND, k_BSKD = rotate(q_BSND, k_BSKD, position_ids_BS)
+        return self.o_proj(attend(self.index, q_BSND, k_BSKD, v_BSKD).flatten(2))
+
+
+class MLP(nn.Layer):
+    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        linear = partial(Linear, initializer_range=config.initializer_range)
+        self.gate_up_proj = linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x_BSH: Tensor) -> Tensor:
+        gate_BSI, up_BSI = paddle.split(self.gate_up_proj(x_BSH), 2, axis=-1)
+        return self.down_proj(fk.swiglu(gate_BSI, up_BSI))
+
+
+class DecoderLayer(nn.Layer):
+    """x = residual + attention(norm(residual)), then the same with the MLP; the second sum is left to the next norm."""
+
+    def __init__(self, config: LlamaConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x_BSH: Tensor,
+        residual_BSH: Tensor | None,
+        rotate: RotaryEmbedding,
+        position_ids_BS: Tensor | None,
+        attend: Attend,
+    ) -> tuple[Tensor, Tensor]:
+        x_BSH, residual_BSH = self.input_layernorm(x_BSH, residual_BSH)
+        x_BSH = self.self_attn(x_BSH, rotate, position_ids_BS, attend)
+        x_BSH, residual_BSH = self.post_attention_layernorm(x_BSH, residual_BSH)
+        return self.mlp(x_BSH), residual_BSH
+
+
+class Llama(nn.Layer):
+    """Llama 2 with its language model head.
+
+    Args:
+        config: sizes and constants.
+        dtype: of the activations: "float32", "bfloat16" or "float16". The parameters are float32 in any case.
+        recompute: keep only each layer's input for the gradient and compute the rest again.
+    """
+
+    def __init__(self, config: LlamaConfig, dtype: str = "float32", recompute: bool = False) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise ValueError(f"Llama: dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+        self.config = config
+        self.activation_dtype = dtype
+        self.recompute = recompute
+        normal = nn.initializer.Normal(std=config.initializer_range)
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, weight_attr=paddle.ParamAttr(initializer=normal)
+        )
+        self.layers = nn.LayerList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.initializer_range)
+        self.rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        startend_row_indices: Tensor | None = None,
+    ) -> Tensor:
+        """Scores of the next token after each token.
+
+        Args:
+            input_ids: [B, S] int64.
+            position_ids: [B, S] int64; default 0 to S - 1.
+            startend_row_indices: [B, 1, S, 1] int32, for packed documents: the row where each token's document ends.
+
+        Returns:
+            logits, [B, S, V] float32.
+        """
+        return self.lm_head(self.decode(input_ids, position_ids, attend_causally(startend_row_indices)))
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        startend_row_indices: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of the losses, number of targets) for labels [B, S]: the next token, or -100. No logits are held."""
+        return self.lm_head.loss(self.decode(input_ids, position_ids, attend_causally(startend_row_indices)), labels)
+
+    def decode(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None, attend: Attend) -> Tensor:
+        """What the head reads, [B, S, H] in the activations' dtype; `attend` is the attention of every layer."""
+        if input_ids_BS.ndim != 2:
+            raise ValueError(f"Llama: input_ids must be [batch_size, seq_len], got {list(input_ids_BS.shape)}")
+        x_BSH = self.embed_tokens(input_ids_BS).cast(self.activation_dtype)
+        residual_BSH = None
+        for layer in self.layers:
+            run = partial(recompute, layer) if self.recompute and self.training else layer
+            x_BSH, residual_BSH = run(x_BSH, residual_BSH, self.rotary, position_ids_BS, attend)
+        x_BSH, _ = self.norm(x_BSH, residual_BSH)
+        return x_BSH
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: str = "float32", recompute: bool = False) -> Llama:
+        """The model in a Hugging Face folder: `config.json` and safetensors of any floating dtype.
+
+        Raises:
+            FileNotFoundError, ValueError: a file or tensor is missing, truncated or of the wrong shape; it is named.
+        """
+        config = LlamaConfig.from_json(Path(folder) / "config.json")
+        weights = checkpoint.Reader(folder, config)
+        model = cls(config, dtype, recompute)
+        for name, parameter in model.named_parameters():
+            parameter.set_value(weights.read(name))
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the Hugging Face folder that `from_pretrained` reads; an older one stays whole until the end."""
+        checkpoint.save(self, folder)
+
+
+def attend_causally(startend_row_indices: Tensor | None) -> Attend:
+    """Attention over the sequence itself: a token sees those before it, in its own document."""
+
+    def attend(index: int, q_BSND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
+        return fk.flash_attention(q_BSND, k_BSKD, v_BSKD, causal=True, startend_row_indices=startend_row_indices)
+
+    return attend

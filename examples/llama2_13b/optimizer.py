@@ -1,0 +1,91 @@
+"""AdamW on float32 parameters with clipping of the global norm, and its state in Hugging Face's layout."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from examples.llama2_13b import checkpoint, safetensors_folder
+
+MOMENTS = ("moment1", "moment2")
+POWERS = ("beta1_pow_acc", "beta2_pow_acc")  # beta^step, the same for all parameters
+
+
+class AdamW:
+    """Paddle's AdamW; norms are not decayed.
+
+    Args:
+        model: whose parameters are updated.
+        beta1, beta2, epsilon, weight_decay: as in Loshchilov and Hutter 2019, arXiv:1711.05101.
+        max_grad_norm: the gradients of all parameters together are scaled down to this norm; 0 for no limit.
+    """
+
+    def __init__(
+        self, model: Any, beta1: float, beta2: float, epsilon: float, weight_decay: float, max_grad_norm: float
+    ) -> None:
+        self._model, self._max_grad_norm = model, max_grad_norm
+        self._parameters = dict(model.named_parameters())
+        matrices = {parameter.name for parameter in self._parameters.values() if parameter.ndim > 1}
+        self._adamw = paddle.optimizer.AdamW(
+            learning_rate=0.0,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            weight_decay=weight_decay,
+            apply_decay_param_fun=matrices.__contains__,
+            parameters=list(self._parameters.values()),
+        )
+
+    def step(self, learning_rate: float) -> float:
+        """Update every parameter, forget the gradients, and return their norm before clipping."""
+        norm = clip_global_norm(list(self._parameters.values()), self._max_grad_norm)
+        self._adamw.set_lr(learning_rate)
+        self._adamw.step()
+        self._adamw.clear_grad()
+        return norm
+
+    def save(self, folder: Path) -> dict[str, float]:
+        """Write the moments into a new folder, one set of shards each, and return the scalars of the state."""
+        state = self._adamw.state_dict()
+        for moment in MOMENTS:
+            weight_map = checkpoint.write_shards(
+                folder,
+                moment,
+                self._model.config,
+                lambda name, moment=moment: state[f"{self._parameters[name].name}_{moment}_0"].numpy(),
+            )
+            safetensors_folder.write_index(folder, moment, weight_map)
+        first = next(iter(self._parameters.values())).name
+        return {power: state[f"{first}_{power}_0"].item() for power in POWERS}
+
+    def load(self, folder: Path, scalars: dict[str, float]) -> None:
+        """Take over what `save` wrote. Call it before the first step."""
+        state: dict[str, Any] = {}
+        for moment in MOMENTS:
+            files = checkpoint.Reader(folder, self._model.config, moment)
+            for name, parameter in self._parameters.items():
+                state[f"{parameter.name}_{moment}_0"] = paddle.to_tensor(files.read(name))
+        for parameter in self._parameters.values():
+            for power in POWERS:
+                state[f"{parameter.name}_{power}_0"] = paddle.full([1], scalars[power], "float32")
+        self._adamw.set_state_dict(state)
+
+
+@paddle.no_grad()
+def clip_global_norm(parameters: list[Any], max_norm: float) -> float:
+    """Scale the gradients down to a joint norm of max_norm, and return the norm that they had.
+
+    Raises:
+        FloatingPointError: the norm is not finite.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"sft: the gradient's norm must be finite, got {norm}. Lower the learning rate")
+    if 0 < max_norm < norm:
+        for gradient in gradients:
+            gradient.scale_(max_norm / norm)
+    return norm

@@ -1,0 +1,157 @@
+"""Answers prompts with an exported model, several at a time.
+
+    python -m examples.llama2_13b.predict --model_name_or_path output/exported "first prompt" "second prompt"
+    python -m examples.llama2_13b.predict --model_name_or_path output/exported --data_file dev.json --output_file out.json
+
+Prints the source, target and output of each prompt, and a JSON line: into --output_file, or after the prompt's output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from examples.llama2_13b import flags, prompts
+from examples.llama2_13b.chat_template import ChatTemplate
+from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.flags import flag, words
+from examples.llama2_13b.generation import Generation
+from examples.llama2_13b.generation_settings import STRATEGIES, GenerationSettings
+from examples.llama2_13b.key_value_cache import KeyValueCache, blocks_for
+from examples.llama2_13b.prompts import Prompt
+from examples.llama2_13b.sft import TEMPLATE
+from examples.llama2_13b.static_program import StaticProgram
+from examples.llama2_13b.tokenizer import Tokenizer
+
+PROGRAM = "examples.llama2_13b.predict"
+SETTINGS = ("decode_strategy", "top_p", "temperature", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class PredictFlags:
+    """Named as Paddle's users know them. What stands in the exported generation_config.json is the default."""
+
+    model_name_or_path: str = flag("folder that export wrote")
+    prompts: tuple[str, ...] = words("what to answer; one about an idiom if neither these nor data_file are given")
+    data_file: str | None = flag("prompts: .json lines with src and tgt, or text with a prompt a line", None)
+    output_file: str | None = flag("JSON lines go here", None)
+    src_length: int | None = flag("tokens kept of a source, its end; all if not given", None)
+    max_length: int = flag("new tokens of an answer at most", 256)
+    batch_size: int = flag("prompts at a time", 8)
+    block_size: int = flag("positions in a block of the key-value cache", 64)
+    decode_strategy: str | None = flag(" | ".join(STRATEGIES), None)
+    top_p: float | None = flag("sample from the fewest likeliest tokens with this sum, 0.7 unless the model says", None)
+    temperature: float | None = flag("scores are divided by it, 0.95 unless the model says", None)
+    repetition_penalty: float | None = flag("scores of tokens seen are lowered by this factor", None)
+    seed: int = flag("of sampling", 42)
+
+    def __post_init__(self) -> None:
+        for name in ("src_length", "max_length", "batch_size", "block_size"):
+            value = getattr(self, name)
+            self.require(value is None or value >= 1, name, "at least 1")
+        self.require(self.seed >= 0, "seed", "at least 0")
+        self.require(not (self.prompts and self.data_file), "data_file", "left out with prompts on the command line")
+        same = (
+            self.output_file and self.data_file and Path(self.output_file).resolve() == Path(self.data_file).resolve()
+        )
+        self.require(not same, "output_file", "another file than data_file")
+
+    def require(self, condition: bool, name: str, rule: str) -> None:
+        if not condition:
+            raise ValueError(f"predict: --{name} must be {rule}, got {getattr(self, name)}")
+
+    def settings(self, of_model: GenerationSettings) -> GenerationSettings:
+        """The model's settings with what was given here; what would have no effect is refused."""
+        given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
+        settings = dataclasses.replace(of_model, **given)
+        for name in ("top_p", "temperature"):
+            self.require(not settings.is_greedy or name not in given, name, "left out with greedy_search")
+        return settings
+
+
+@dataclass(frozen=True)
+class Prediction:
+    prompt: Prompt
+    output: str
+
+    def banners(self) -> str:
+        source, target = (_shown(text) for text in (self.prompt.src, self.prompt.tgt))
+        parts = (("Source", source), ("Target", target), ("Output", self.output))
+        return "\n".join(f"***********{name}**********\n{text}" for name, text in parts)
+
+    def json_line(self) -> str:
+        fields = {"src": self.prompt.src, "tgt": self.prompt.tgt, "output": self.output}
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def _shown(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else "\n".join(text)
+
+
+class Predictor:
+    """An exported folder, ready to answer. Everything is checked before the weights are read.
+
+    Raises:
+        ValueError, OSError: something in the folder, the flags or a prompt is wrong.
+    """
+
+    def __init__(self, flags: PredictFlags, asked: list[Prompt]) -> None:
+        folder = Path(flags.model_name_or_path)
+        config = LlamaConfig.from_json(folder / "config.json")
+        settings = flags.settings(GenerationSettings.from_pretrained(folder, config))
+        self._tokenizer = Tokenizer.from_pretrained(folder)
+        template = ChatTemplate.from_json(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
+        positions = config.max_position_embeddings
+        flags.require(flags.max_length < positions, "max_length", f"below the model's {positions} positions")
+        context = f"the model has {positions} positions and --max_length {flags.max_length} takes the rest"
+        self._asked = asked
+        self._tokens = prompts.encode(
+            asked, self._tokenizer, template, flags.src_length, positions - flags.max_length, context
+        )
+        program = StaticProgram(folder, config)
+        longest = max(map(len, self._tokens)) + flags.max_length
+        num_blocks = min(flags.batch_size, len(asked)) * blocks_for(longest, flags.block_size)
+        cache = KeyValueCache(config, program.dtype, num_blocks, flags.block_size)
+        self.generation = Generation(program, cache, settings, flags.max_length, flags.batch_size, flags.seed)
+
+    def run(self) -> Iterator[Prediction]:
+        """In the order of the prompts, each as soon as it and those before it are answered."""
+        answered: dict[int, list[int]] = {}
+        shown = 0
+        for number, answer in self.generation.run(self._tokens):
+            answered[number] = answer
+            while shown in answered:
+                yield Prediction(self._asked[shown], self._tokenizer.decode(answered.pop(shown)))
+                shown += 1
+
+
+def predict(flags: PredictFlags) -> int:
+    """Answer every prompt and return 0."""
+    if flags.data_file is not None:
+        asked = prompts.from_file(Path(flags.data_file))
+    else:
+        asked = prompts.from_texts(flags.prompts or [prompts.DEFAULT])
+    predictor = Predictor(flags, asked)
+    started = time.perf_counter()
+    with _opened(flags.output_file) as lines:
+        for prediction in predictor.run():
+            print(prediction.banners())
+            print(prediction.json_line(), file=lines, flush=True)
+    seconds, tokens = time.perf_counter() - started, predictor.generation.num_tokens
+    print(f"{len(asked)} prompts, {tokens} tokens in {seconds:.1f} s: {tokens / seconds:.0f} tokens/s", file=sys.stderr)
+    return 0
+
+
+def _opened(path: str | None) -> contextlib.AbstractContextManager[TextIO]:
+    return contextlib.nullcontext(sys.stdout) if path is None else open(path, "w", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    flags.main(PredictFlags, predict, PROGRAM)

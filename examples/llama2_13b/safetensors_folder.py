@@ -1,0 +1,158 @@
+"""Named tensors in the safetensors files of a folder, one file or many with an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from examples.llama2_13b import atomic
+
+Array = NDArray[Any]
+FLOATING = ("F64", "F32", "F16", "BF16")
+MAX_SHARD_BYTES = 5_000_000_000  # what transformers writes
+
+
+class Reader:
+    """Opens `prefix.safetensors.index.json`, or `prefix.safetensors` alone. Tensors are read when asked for.
+
+    Raises:
+        FileNotFoundError: neither is there, or a file that the index names is missing.
+        ValueError: a file is truncated or not what its name says.
+    """
+
+    def __init__(self, folder: str | Path, prefix: str) -> None:
+        self.folder = Path(folder)
+        index, single = self.folder / f"{prefix}.safetensors.index.json", self.folder / f"{prefix}.safetensors"
+        if not index.exists() and not single.exists():
+            raise FileNotFoundError(f"{self.folder}: neither {index.name} nor {single.name} is there")
+        files = _files_of(index) if index.exists() else [single.name]
+        self.index = index if index.exists() else single
+        self._opened = {name: _open(self.folder / name) for name in files}
+        self._file_of = {tensor: name for name, opened in self._opened.items() for tensor in opened.keys()}  # noqa: SIM118
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool] = lambda name: False) -> None:
+        """Require exactly these tensors.
+
+        Raises:
+            ValueError: one is missing, unknown, of another shape or not of a floating dtype. It is named with its file.
+        """
+        found = {name for name in self._file_of if not ignored(name)}
+        if missing := [name for name in shapes if name not in found]:
+            raise ValueError(f"{self.index}: {_some(missing)} must be there, got none; {len(found)} tensors were found")
+        if unknown := sorted(found - set(shapes)):
+            raise ValueError(f"{self.index}: {_some(unknown)} must not be there; the model has no place for it")
+        for name, shape in shapes.items():
+            stored = self._opened[self._file_of[name]].get_slice(name)
+            where = f"{self.folder / self._file_of[name]}: {name}"
+            if tuple(stored.get_shape()) != shape:
+                raise ValueError(f"{where} must be {list(shape)}, got {stored.get_shape()}; see config.json")
+            if stored.get_dtype() not in FLOATING:
+                raise ValueError(f"{where} must be {', '.join(FLOATING)}, got {stored.get_dtype()}")
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        tensor: Array = self._opened[self._file_of[name]].get_tensor(name)
+        return tensor.astype(np.float32, copy=False)
+
+
+def _files_of(index: Path) -> list[str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted(set(weight_map.values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index}: must be JSON with a weight_map of tensor to file, got {error!r}") from None
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: not found; the index names it") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path}: truncated or not a safetensors file ({error}). Copy it again") from None
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def write_shards(
+    folder: Path,
+    prefix: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Callable[[list[str]], dict[str, Array]],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> dict[str, str]:
+    """Write float32 tensors as `prefix-*.safetensors`; readers see what was there before until `write_index`.
+
+    Args:
+        shapes: of every tensor, by name, in order.
+        values: the tensors of a shard, for their names: one shard at a time is held.
+        max_shard_bytes: a shard is closed before it grows over this.
+
+    Returns:
+        Tensor -> file.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing new stays behind.
+    """
+    shards = _shards(shapes, max_shard_bytes)
+    files = _free_names(folder, prefix, len(shards))
+    try:
+        for file, names in zip(files, shards, strict=True):
+            _save(values(names), folder / file)
+    except BaseException:
+        for file in files:
+            (folder / file).unlink(missing_ok=True)
+        raise
+    return {name: file for file, names in zip(files, shards, strict=True) for name in names}
+
+
+def write_index(folder: Path, prefix: str, weight_map: Mapping[str, str]) -> None:
+    """Make the new shards the folder's in one rename, then remove those that they replace."""
+    files = set(weight_map.values())
+    total_size = sum((folder / file).stat().st_size for file in files)
+    index = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=1)
+    atomic.write_file(folder / f"{prefix}.safetensors.index.json", index.encode())
+    for old in {*folder.glob(f"{prefix}-*.safetensors"), folder / f"{prefix}.safetensors"}:
+        if old.name not in files:
+            old.unlink(missing_ok=True)
+
+
+def _save(tensors: dict[str, Array], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers asks for the layout that this names
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error}). What was saved before is still whole") from None
+    atomic.sync(path)
+
+
+def _shards(shapes: Mapping[str, tuple[int, ...]], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = []
+    room = 0
+    for name, shape in shapes.items():
+        num_bytes = 4 * int(np.prod(shape))
+        if not shards or num_bytes > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= num_bytes
+    return shards
+
+
+def _free_names(folder: Path, prefix: str, count: int) -> list[str]:
+    """`prefix-00001-of-00002.safetensors`, and with a number more when an index there still uses that name."""
+    generation = 0
+    while True:
+        suffix = f".{generation}" if generation else ""
+        names = [f"{prefix}-{number:05d}-of-{count:05d}{suffix}.safetensors" for number in range(1, count + 1)]
+        if not any((folder / name).exists() for name in names):
+            return names
+        generation += 1

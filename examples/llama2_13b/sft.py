@@ -1,0 +1,110 @@
+"""Supervised fine-tuning of a Llama on one device.
+
+    python -m examples.llama2_13b.sft FLAGS.json --output_dir output/sft
+
+Ctrl-C or SIGTERM saves a checkpoint after the running step; `--resume_from_checkpoint last` goes on from it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import paddle
+
+from examples.llama2_13b import data, flags, training_state
+from examples.llama2_13b.chat_template import ChatTemplate
+from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.data import Sample
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.optimizer import AdamW
+from examples.llama2_13b.sft_flags import SftFlags
+from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.trainer import Trainer
+
+PROGRAM = "examples.llama2_13b.sft"
+TEMPLATE = "chat_template.json"
+
+
+def sft(flags: SftFlags) -> int:
+    """Run to the end and return 0, or to a signal and return 128 + its number.
+
+    Raises:
+        ValueError, OSError: something in flags, data, model or checkpoint is wrong; nothing was trained or removed yet.
+        FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
+    """
+    if flags.device is not None:
+        paddle.set_device(flags.device)
+    tokenizer = Tokenizer.from_pretrained(flags.model_name_or_path)
+    template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None
+    train, evaluation = (read_samples(flags, split, tokenizer, template) for split in ("train", "dev"))
+    flags.require(bool(train), "dataset_name_or_path", "a folder with at least one training sample")
+    flags.require(flags.eval_steps is None or bool(evaluation), "eval_steps", "left out without evaluation samples")
+    start = checkpoint_to_resume(flags)
+    state = training_state.load(start) if start else None
+    if start and state:
+        training_state.require_same(state, training_state.fingerprint(train), flags.deciding(), start)
+    model = load_model(flags, start or Path(flags.model_name_or_path))
+    optimizer = AdamW(
+        model, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
+    )
+    if start and state:
+        optimizer.load(start, state.optimizer)
+    files = tokenizer.files | ({TEMPLATE: Path(flags.chat_template).read_bytes()} if flags.chat_template else {})
+    trainer = Trainer(
+        flags, model, optimizer, train, evaluation, tokenizer.pad_token_id, files, state.step if state else 0
+    )
+    prepare_output(flags)
+    tokens = sum(map(len, train))
+    print(f"training samples: {len(train)} of {tokens} tokens; evaluation samples: {len(evaluation)}")
+    print(f"steps: {trainer.step} to {trainer.num_steps}, {flags.dtype} arithmetic")
+    interrupted = trainer.run()
+    if interrupted:
+        print(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
+        return 128 + interrupted
+    print(f"model, log.jsonl and loss.png: {flags.output_dir}")
+    return 0
+
+
+def read_samples(flags: SftFlags, split: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Sample]:
+    examples = data.read_examples(data.split_files(flags.dataset_name_or_path, split))
+    return [data.encode(example, tokenizer, flags.src_length, flags.max_length, template) for example in examples]
+
+
+def load_model(flags: SftFlags, folder: Path) -> Llama:
+    positions = LlamaConfig.from_json(folder / "config.json").max_position_embeddings
+    flags.require(flags.max_length <= positions, "max_length", f"at most {positions}, the model's positions")
+    return Llama.from_pretrained(folder, flags.dtype, flags.recompute)
+
+
+def checkpoint_to_resume(flags: SftFlags) -> Path | None:
+    """The folder to go on from; None for a new run.
+
+    Raises:
+        ValueError: output_dir holds a run already, or no checkpoint to resume.
+    """
+    saved = training_state.checkpoints(Path(flags.output_dir))
+    if flags.resume_from_checkpoint == "last":
+        flags.require(bool(saved), "output_dir", "a folder with a checkpoint to resume from")
+        return saved[-1]
+    if flags.resume_from_checkpoint is not None:
+        return Path(flags.resume_from_checkpoint)
+    if not flags.overwrite_output_dir and (saved or (Path(flags.output_dir) / "log.jsonl").exists()):
+        raise ValueError(
+            f"sft: --output_dir must hold no run yet, got {flags.output_dir}. Name another folder, go on with "
+            "--resume_from_checkpoint last, or give it up with --overwrite_output_dir"
+        )
+    return None
+
+
+def prepare_output(flags: SftFlags) -> None:
+    output = Path(flags.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    if flags.overwrite_output_dir:
+        for checkpoint in training_state.checkpoints(output):
+            shutil.rmtree(checkpoint)
+        (output / "log.jsonl").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    flags.main(SftFlags, sft, PROGRAM)

@@ -1,0 +1,163 @@
+"""The training loop: steps, evaluation, log and checkpoints."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import paddle
+from tqdm import tqdm
+
+from examples.llama2_13b import loss_curve, metrics, packing, training_state
+from examples.llama2_13b.data import Sample
+from examples.llama2_13b.interrupt import Interrupt
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.optimizer import AdamW
+from examples.llama2_13b.order import Order, chunks
+from examples.llama2_13b.packing import Batch, Row
+from examples.llama2_13b.schedule import learning_rate
+from examples.llama2_13b.sft_flags import SftFlags
+
+
+@dataclass
+class Trainer:
+    """One run, from its first step or from a checkpoint's.
+
+    Args:
+        flags: of the run.
+        model, optimizer: changed in place.
+        train, evaluation: samples; without the latter nothing is evaluated.
+        pad_token_id: fills what a row leaves free.
+        files: what every checkpoint holds beside the weights: tokenizer and chat template.
+        step: steps done before.
+    """
+
+    flags: SftFlags
+    model: Llama
+    optimizer: AdamW
+    train: Sequence[Sample]
+    evaluation: Sequence[Sample]
+    pad_token_id: int
+    files: Mapping[str, bytes]
+    step: int = 0
+    num_steps: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        flags = self.flags
+        self._pack = packer(flags)
+        rows_per_step = flags.per_device_train_batch_size * flags.gradient_accumulation_steps
+        self._order = Order([len(sample) for sample in self.train], self._pack, rows_per_step, flags.seed)
+        self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
+        flags.require_within(self.num_steps)
+        if self.step >= self.num_steps:
+            raise ValueError(f"sft: --max_steps must be above the checkpoint's step {self.step}, got {self.num_steps}")
+
+    def run(self) -> int:
+        """Train to the end, or to a signal, whose number is returned; 0 at the end."""
+        output = Path(self.flags.output_dir)
+        peak = metrics.measure_peak_flops(self.flags.dtype)
+        print(f"peak: fused_linear {self.flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
+        log = metrics.Log(output / "log.jsonl", self.step)
+        remaining = itertools.islice(self._order.steps(), self.step, self.num_steps)
+        progress = tqdm(
+            remaining,
+            initial=self.step,
+            total=self.num_steps,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file keeps every line
+        )
+        with Interrupt() as interrupt, progress, log:
+            for rows in progress:
+                line = self._step(rows, peak)
+                self.step = line["step"]
+                if self.evaluation and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps):
+                    line["eval_loss"] = self.evaluate()
+                log.write(line)
+                shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
+                progress.set_postfix(shown, refresh=False)
+                if self._is_due(self.flags.save_steps) or interrupt.signal:
+                    self._save_checkpoint(output)
+                if interrupt.signal:
+                    break
+        loss_curve.draw(metrics.read_log(output / "log.jsonl"), output / "loss.png", f"fine-tuning {output.name}")
+        if not interrupt.signal:
+            self._save_model(output)
+        return interrupt.signal
+
+    def _is_due(self, interval: int | None) -> bool:
+        return interval is not None and self.step % interval == 0
+
+    def _step(self, rows: list[Row], peak_flops: float) -> dict[str, Any]:
+        """One update: the mean loss over every target of all micro-batches, whatever their sizes."""
+        started = time.perf_counter()
+        flags = self.flags
+        paddle.seed(flags.seed + self.step)  # so resuming needs no state of the generator
+        rate = learning_rate(
+            self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
+            self.num_steps,
+        )  # fmt: skip
+        batches = self._batches(rows, self.train, flags.per_device_train_batch_size)
+        num_targets = sum(batch.num_targets for batch in batches)
+        total = 0.0
+        for batch in batches:
+            loss_sum = self._loss_sum(batch)
+            (loss_sum / num_targets).backward()
+            total += float(loss_sum)
+        self.optimizer.step(rate)
+        seconds = time.perf_counter() - started
+        lengths = [length for batch in batches for length in batch.document_lengths]
+        return {
+            "step": self.step + 1,
+            "loss": total / num_targets,
+            "learning_rate": rate,
+            "tokens_per_second": sum(lengths) / seconds,
+            "mfu": metrics.model_flops(self.model.config, lengths) / seconds / peak_flops,
+            "peak_memory": metrics.peak_memory(),
+        }
+
+    @paddle.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss over every target of the evaluation samples."""
+        rows = self._pack([len(sample) for sample in self.evaluation])
+        batches = self._batches(rows, self.evaluation, self.flags.per_device_eval_batch_size)
+        self.model.eval()
+        total = sum(float(self._loss_sum(batch)) for batch in batches)
+        self.model.train()
+        return total / sum(batch.num_targets for batch in batches)
+
+    def _batches(self, rows: list[Row], samples: Sequence[Sample], batch_size: int) -> list[Batch]:
+        length = self.flags.max_length if self.flags.zero_padding else None
+        return [packing.collate(chunk, samples, self.pad_token_id, length) for chunk in chunks(rows, batch_size)]
+
+    def _loss_sum(self, batch: Batch) -> paddle.Tensor:
+        arrays = (batch.input_ids, batch.labels, batch.position_ids, batch.startend_row_indices)
+        loss_sum, _ = self.model.loss(*map(paddle.to_tensor, arrays))
+        return loss_sum
+
+    def _save_checkpoint(self, output: Path) -> None:
+        state = {
+            "step": self.step,
+            "data": training_state.fingerprint(self.train),
+            "flags": self.flags.deciding(),
+        }
+        training_state.save(output / f"checkpoint-{self.step}", self.model, self.optimizer, self.files, state)
+        if self.flags.save_total_limit is not None:
+            training_state.keep_newest(output, self.flags.save_total_limit)
+
+    def _save_model(self, output: Path) -> None:
+        training_state.write_files(output, self.files)
+        self.model.save_pretrained(output)
+
+
+def packer(flags: SftFlags) -> packing.Pack:
+    if not flags.zero_padding:
+        return packing.one_a_row
+    pack = packing.pack_greedily if flags.greedy_zero_padding else packing.pack_sequentially
+    return partial(pack, max_length=flags.max_length)

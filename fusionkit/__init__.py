@@ -1,0 +1,51 @@
+"""fusionkit: fused LLM ops, one name on every device.
+
+    import fusionkit as fk
+
+    y = fk.fusion_rms_norm(x, weight)              # runs on the backend that can
+    print(fk.fusion_rms_norm.explain(x, weight))   # which one, and why
+    print(fk.ledger())                             # what ran so far
+
+Importing this imports no framework and probes no device.
+"""
+
+from fusionkit.backend import Backend, Check, DeviceModel, Kernel
+from fusionkit.errors import FusionkitError, NoBackendError, PluginError, SettingError
+from fusionkit.ledger import ledger
+from fusionkit.op import Explanation, Op
+from fusionkit.ops import OP_NAMES
+from fusionkit.packed_weight import PackedWeight, pack_weight
+from fusionkit.policy import use_backend
+from fusionkit.registry import backends
+from fusionkit.spec import TensorSpec
+
+__version__ = "0.1.0"
+
+fusion_rms_norm = Op("fusion_rms_norm")
+fusion_add_rms_norm = Op("fusion_add_rms_norm")
+fusion_rope = Op("fusion_rope")
+flash_attention = Op("flash_attention")
+paged_attention = Op("paged_attention")
+swiglu = Op("swiglu")
+fused_linear = Op("fused_linear")
+fused_linear_cross_entropy = Op("fused_linear_cross_entropy")
+
+__all__ = [
+    *OP_NAMES,
+    "Backend",
+    "Check",
+    "DeviceModel",
+    "Explanation",
+    "FusionkitError",
+    "Kernel",
+    "NoBackendError",
+    "Op",
+    "PackedWeight",
+    "PluginError",
+    "SettingError",
+    "TensorSpec",
+    "backends",
+    "ledger",
+    "pack_weight",
+    "use_backend",
+]

@@ -1,0 +1,91 @@
+"""From what a caller passed to a `Call`: bind to the signature, find the framework, describe each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusionkit import frameworks
+from fusionkit.call import Call
+from fusionkit.errors import argument_error
+from fusionkit.frameworks import Framework, framework_of
+from fusionkit.spec import OpSpec, TensorSpec
+
+
+def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Framework | None]:
+    """All arguments by name, defaults included, and the framework of the tensors among them.
+
+    Raises:
+        TypeError: the arguments do not fit the signature, or come from two frameworks.
+    """
+    try:
+        bound = spec.parameters.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{spec.name}: {error}. The signature is {spec.name}{spec.parameters}") from None
+    bound.apply_defaults()
+    adapter: Framework | None = None
+    for declared in spec.inputs:
+        found = framework_of(type(bound.arguments[declared.name]))
+        if found is not None and adapter is not None and found is not adapter:
+            rule = f"a {adapter.NAME} tensor like the arguments before it"
+            raise argument_error(spec.name, declared.name, rule, f"one of {found.NAME}", kind=TypeError)
+        adapter = found or adapter
+    return dict(bound.arguments), adapter
+
+
+def as_call(spec: OpSpec, arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the keyword arguments that stand for the bound ones."""
+    parameters = spec.parameters.parameters.values()
+    positional = tuple(arguments[p.name] for p in parameters if p.kind is not p.KEYWORD_ONLY)
+    return positional, {p.name: arguments[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def tensors(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The framework's tensors among the arguments, by name."""
+    return {i.name: arguments[i.name] for i in spec.inputs if framework_of(type(arguments[i.name])) is not None}
+
+
+def describe(
+    spec: OpSpec,
+    arguments: Mapping[str, Any],
+    adapter: Framework | None,
+    device: str | None = None,
+    training: bool | None = None,
+) -> Call:
+    """The call in the core's terms. `device` and `training` are the tensors' own where None."""
+    live = tensors(spec, arguments)
+    described = {i.name: d for i in spec.inputs if (d := _describe(i.packable, arguments[i.name], adapter)) is not None}
+    if training is None:
+        wanting = [tensor for name, tensor in live.items() if spec.input(name).differentiable]
+        training = adapter is not None and adapter.wants_gradient(wanting)
+    return Call(
+        spec=spec,
+        tensors=described,
+        values={name: value for name, value in arguments.items() if name not in described},
+        framework=adapter.NAME if adapter else None,
+        device=device or _device(spec, described, adapter),
+        training=training,
+    )
+
+
+def _describe(packable: bool, value: Any, adapter: Framework | None) -> TensorSpec | None:
+    if isinstance(value, TensorSpec):
+        return value
+    if adapter is not None and framework_of(type(value)) is adapter:
+        return adapter.describe(value)
+    if packable and hasattr(value, "describe_packed"):  # a PackedWeight, whose module stands on this one
+        packed: TensorSpec = value.describe_packed()
+        return packed
+    return None
+
+
+def _device(spec: OpSpec, described: Mapping[str, TensorSpec], adapter: Framework | None) -> str:
+    """The one device that all tensors are on; the framework's current one where none says."""
+    placed = {name: tensor.device for name, tensor in described.items() if tensor.device is not None}
+    if not placed:
+        return adapter.current_device() if adapter else frameworks.default_device()
+    first, device = next(iter(placed.items()))
+    for name, other in placed.items():
+        if other != device:
+            raise argument_error(spec.name, name, f"on {device}, where {first} is", other, advice="Move it there first")
+    return device

@@ -1,0 +1,106 @@
+"""The backend interface, version 1: what an entry point of the group "fusionkit.backends" loads.
+
+A backend is data plus functions named by string. Reading it imports no vendor package: the module of a kernel is
+imported when the kernel is first chosen, and asks for the vendor's package there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fusionkit.capability import Predicate
+
+INTERFACE_VERSION = 1
+ANY_DEVICE = "*"
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One backend's function for one op.
+
+    Args:
+        functions: framework -> "module:function" with the op's own signature. A framework that is missing is served
+            through Paddle when "paddle" is there: arrays are carried over and back, and `explain` says so.
+        vjp: "module:function" over NumPy arrays: `(grad_outputs, **arguments) -> {input: gradient}`. Without it the
+            gradients through NumPy come from the framework's own autograd.
+        pack: "module:function" of `fused_linear` kernels that lay out weights: `(array, dtype, device) -> payload`.
+        dtypes: of the first input.
+        when: predicates that must all hold.
+        directions: ("forward",) marks a kernel without gradient.
+        notes: (predicate, text): what a caller should know when the predicate holds, such as a copy.
+        minimum_versions: the vendor's packages and the version below which the kernel is not to be trusted.
+    """
+
+    functions: Mapping[str, str]
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    when: tuple[Predicate, ...] = ()
+    directions: tuple[str, ...] = ("forward", "backward")
+    vjp: str | None = None
+    pack: str | None = None
+    notes: tuple[tuple[Predicate, str], ...] = ()
+    minimum_versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `fusionkit doctor`: what was looked at, whether it is well, and the command that mends it."""
+
+    name: str
+    passed: bool
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """A device's peak rates, for plans and for model FLOPs utilisation; `source` names the data sheet."""
+
+    name: str
+    flops: Mapping[str, float]
+    memory_bytes: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    source: str
+
+
+def _nothing_missing() -> str | None:
+    return None
+
+
+def _no_checks() -> Sequence[Check]:
+    return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """A device family's plugin.
+
+    Args:
+        name: lower case: "toy". Users write it in `use_backend`.
+        device_types: whose tensors it takes, as the framework names them; ("*",) for all.
+        kernels: op name -> kernel. An op that is missing is an op that the vendor does not have.
+        available: None, or the reason why it cannot run here.
+        doctor: the backend's own checks.
+        settings: environment variables FUSIONKIT_<NAME>_* that it reads, each with its allowed values; () for any.
+        environment_aliases: a vendor's variable -> the FUSIONKIT_* name that it stands for.
+        device_models: by name.
+        passes: names of the graph rewrites that lower neutral ops to this backend's, in their order.
+        neutral_ops: "module:function" that registers the custom ops `fusionkit_<op>` with Paddle. For the backend whose
+            Paddle functions record these, and nothing else, in a static program.
+    """
+
+    name: str
+    device_types: tuple[str, ...]
+    kernels: Mapping[str, Kernel]
+    interface_version: int = INTERFACE_VERSION
+    available: Callable[[], str | None] = _nothing_missing
+    doctor: Callable[[], Sequence[Check]] = _no_checks
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    environment_aliases: Mapping[str, str] = field(default_factory=dict)
+    device_models: Mapping[str, DeviceModel] = field(default_factory=dict)
+    passes: tuple[str, ...] = ()
+    neutral_ops: str | None = None
+
+    def owns(self, device_type: str) -> bool:
+        return ANY_DEVICE in self.device_types or device_type in self.device_types

@@ -1,0 +1,156 @@
+"""One call as the core sees it: each argument's dtype, shape and device, and the sizes of the named axes.
+
+Checking a call against its spec and judging a kernel's predicates both read this and nothing else, so that tensors,
+`TensorSpec`s and the symbolic values of a traced graph are treated alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusionkit.errors import argument_error
+from fusionkit.spec import UNKNOWN, Input, OpSpec, TensorSpec
+
+
+@dataclass
+class Call:
+    """The arguments of one call, described.
+
+    Args:
+        spec: the op's.
+        tensors: a description for each tensor argument that is present.
+        values: every other argument, defaults included.
+        framework: "paddle", "numpy", "torch", or None when only `TensorSpec`s were given.
+        device: "cpu", "toy:0", ...
+        training: gradients are wanted.
+        consulted: subjects whose value decided something; what a cached decision depends on.
+    """
+
+    spec: OpSpec
+    tensors: Mapping[str, TensorSpec]
+    values: Mapping[str, Any]
+    framework: str | None
+    device: str
+    training: bool
+    dims: dict[str, int] = field(default_factory=dict)
+    consulted: set[str] = field(default_factory=set)
+
+    @property
+    def device_type(self) -> str:
+        return self.device.split(":")[0]
+
+    def present(self, name: str) -> bool:
+        return name in self.tensors or self.values.get(name) is not None
+
+    def value(self, subject: str) -> Any:
+        """The value of an axis ("hidden_size"), a property ("x.dtype", "x.contiguous"), an argument ("causal"),
+        "device_type" or "framework"."""
+        if subject in ("device_type", "framework"):
+            return getattr(self, subject)
+        name, _, attribute = subject.partition(".")
+        if attribute:
+            self.consulted.add(attribute)
+            tensor = self.tensors.get(name)
+            return getattr(tensor, attribute) if tensor is not None else None
+        self.consulted.add(subject)
+        if subject in self.dims:
+            return self.dims[subject]
+        if subject in self.values:
+            return self.values[subject]
+        raise KeyError(f"{self.spec.name} has no axis or argument {subject!r}; axes: {', '.join(self.dims)}")
+
+    def require(
+        self, condition: bool, argument: str, rule: str, got: object, context: str = "", advice: str = ""
+    ) -> None:
+        if not condition:
+            raise argument_error(self.spec.name, argument, rule, got, context, advice)
+
+    def check(self) -> None:
+        """Raise the error of the first argument that breaks the spec; bind the named axes on the way.
+
+        Raises:
+            TypeError: a tensor is missing, or something else stands in its place.
+            ValueError: a dtype, a rank or a size does not fit.
+        """
+        for declared in self.spec.inputs:
+            if declared.name in self.tensors:
+                self._check_dtype(declared)
+                self._bind_axes(declared)
+            else:
+                self._check_absent(declared)
+        if self.spec.check is not None:
+            self.spec.check(self)
+        # Sizes are checked by every kernel, arguments are not: a remembered decision compares those read here.
+        self.consulted &= self.values.keys()
+
+    def _check_absent(self, declared: Input) -> None:
+        got = self.values.get(declared.name)
+        if got is not None or not declared.optional:
+            rule = "a tensor or None" if declared.optional else "a tensor"
+            shown = "None" if got is None else f"{type(got).__name__} {got!r:.60}"
+            raise argument_error(self.spec.name, declared.name, rule, shown, self._legend(declared), kind=TypeError)
+        for axis in _axes(declared.shape):
+            if axis.isidentifier():
+                self.dims.setdefault(axis, 0)
+
+    def _check_dtype(self, declared: Input) -> None:
+        dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
+        allowed = {dtypes.get(dtype, dtype) for dtype in declared.dtypes}
+        got = dtypes[declared.name]
+        self.require(
+            got in allowed, declared.name, f"of dtype {declared.describe_dtypes(dtypes)}", got, advice="Cast it first"
+        )
+
+    def _legend(self, declared: Input) -> str:
+        return f"shape [{', '.join(declared.shape.split())}]"
+
+    def _bind_axes(self, declared: Input) -> None:
+        shape = self.tensors[declared.name].shape
+        axes = declared.shape.split()
+        rule = f"[{', '.join(axes)}]"
+        named = axes[1:] if axes[:1] == ["..."] else axes
+        leading = shape[: len(shape) - len(named)] if axes[:1] == ["..."] else ()
+        fits = len(shape) >= len(named) if axes[:1] == ["..."] else len(shape) == len(named)
+        self.require(fits, declared.name, rule, list(shape), f"{len(named)} axes are needed")
+        if axes[:1] == ["..."]:
+            self._bind_leading(declared, leading, rule)
+        for axis, size in zip(named, shape[len(leading) :], strict=True):
+            self._bind_axis(declared, axis, size, rule)
+
+    def _bind_leading(self, declared: Input, leading: tuple[int, ...], rule: str) -> None:
+        """The axes under "..." are the same in every input; `dims["..."]` is their product."""
+        first = getattr(self, "_leading", leading)
+        known = all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(leading, first, strict=False))
+        self.require(
+            len(leading) == len(first) and known,
+            declared.name,
+            f"{rule} with ... = {list(first)}",
+            list(self.tensors[declared.name].shape),
+        )
+        self._leading = first
+        product = 1
+        for size in leading:
+            product = UNKNOWN if UNKNOWN in (product, size) else product * size
+        self.dims["..."] = product
+
+    def _bind_axis(self, declared: Input, axis: str, size: int, rule: str) -> None:
+        if size == UNKNOWN:
+            for choice in axis.split("|"):
+                if choice.isidentifier():
+                    self.dims.setdefault(choice, UNKNOWN)
+            return
+        choices = axis.split("|")
+        for choice in choices:
+            bound = int(choice) if choice.isdigit() else self.dims.get(choice, UNKNOWN)
+            if bound in (size, UNKNOWN):
+                if choice.isidentifier():
+                    self.dims[choice] = size
+                return
+        wanted = " or ".join(f"{c} = {self.dims[c]}" if c in self.dims else c for c in choices)
+        self.require(False, declared.name, f"{rule} with {wanted}", list(self.tensors[declared.name].shape))
+
+
+def _axes(shape: str) -> list[str]:
+    return [choice for axis in shape.split() for choice in axis.split("|")]

@@ -1,0 +1,57 @@
+"""`fusionkit ops`: the op x backend table, read from what the backends declare."""
+
+from __future__ import annotations
+
+import argparse
+
+from fusionkit import registry, select
+from fusionkit.backend import Kernel
+from fusionkit.ops import OP_NAMES, load_spec
+
+NAME = "ops"
+HELP = "print the op x backend table"
+
+_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_FULL = tuple(_SHORT)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="as the README holds it")
+    parser.add_argument("--conditions", action="store_true", help="list every kernel's conditions below the table")
+
+
+def run(options: argparse.Namespace) -> int:
+    backends = sorted(registry.loaded(), key=lambda backend: (backend.owns("*"), backend.name))
+    header = ["op", *(backend.name for backend in backends)]
+    rows = [[op, *(_cell(op, backend.kernels.get(op)) for backend in backends)] for op in OP_NAMES]
+    print(_markdown(header, rows) if options.markdown else _columns(header, rows))
+    for status in registry.backends():
+        if not status.available and not options.markdown:
+            print(f"\n{status}")
+    if options.conditions:
+        for backend in backends:
+            for op, kernel in backend.kernels.items():
+                print(f"\n{backend.name} {op}")
+                print("\n".join(f"  {rule}" for rule in select.conditions(kernel, load_spec(op).inputs[0].name)))
+    return 0
+
+
+def _cell(op: str, kernel: Kernel | None) -> str:
+    if kernel is None:
+        return "-"
+    dtypes = "yes" if kernel.dtypes == _FULL else " ".join(_SHORT[dtype] for dtype in kernel.dtypes)
+    inference = load_spec(op).reference_vjp is None
+    return dtypes if inference or "backward" in kernel.directions else f"{dtypes}, forward only"
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _columns(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in [header, *rows]
+    )

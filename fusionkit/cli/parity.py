@@ -1,0 +1,47 @@
+"""`fusionkit parity`: every case of every op on one backend, against float64."""
+
+from __future__ import annotations
+
+import argparse
+
+from tqdm import tqdm
+
+import fusionkit
+from fusionkit import parity, registry
+from fusionkit.ops import OP_NAMES
+
+NAME = "parity"
+HELP = "run every case on a backend and hold the results against float64"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", default="cpu", help="the backend to prove (default: cpu)")
+    parser.add_argument("--op", choices=OP_NAMES, action="append", help="only this op; may be repeated")
+    parser.add_argument("--route", choices=parity.ROUTES, action="append", help="only this way in; may be repeated")
+
+
+def run(options: argparse.Namespace) -> int:
+    registry.require_name(options.backend, "--backend")
+    backend = next(b for b in registry.loaded() if b.name == options.backend)
+    planned = [
+        (getattr(fusionkit, op), case, dtype, route)
+        for op in options.op or OP_NAMES
+        if op in backend.kernels
+        for case in getattr(fusionkit, op).spec.cases
+        for dtype in backend.kernels[op].dtypes
+        for route in options.route or parity.ROUTES
+        if parity.applies(getattr(fusionkit, op).spec, route)
+    ]
+    accepted = [each for each in planned if parity.judged(*each[:3], options.backend, each[3])]
+    failures = []
+    for op, case, dtype, route in tqdm(accepted, unit="case"):
+        try:
+            parity.check(op, case, dtype, options.backend, route)
+        except parity.ParityError as error:
+            failures.append(str(error))
+    print("\n".join(failures))
+    print(
+        f"{options.backend}: {len(accepted) - len(failures)} of {len(accepted)} cases right, "
+        f"{len(planned) - len(accepted)} refused by what the backend declares"
+    )
+    return int(bool(failures) or not accepted)

@@ -1,0 +1,79 @@
+"""What ran, what was refused, what fell back, and why: counts per (op, backend, reason)."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Mapping
+
+Entry = tuple[str, str, str]  # op, backend, reason
+
+
+class Counter:
+    """Counts from many threads without a lock: `add` is one C call, 30 ns.
+
+    Reading an `itertools.count` consumes one value, so reads are counted and taken off.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._base = 0
+        self.add = itertools.count().__next__
+
+    @property
+    def value(self) -> int:
+        with self._lock:
+            seen = self.add() - self._base
+            self._base += 1
+            return seen
+
+    def reset(self) -> None:
+        with self._lock:
+            self._base = self.add() + 1
+
+
+class Ledger(Mapping[Entry, int]):
+    """A mapping (op, backend, reason) -> number of calls. Calls in a traced graph count once, when traced.
+
+    The reason is "chosen" for a first choice, "fallback: ..." where a wanted backend refused, "not offered: ..." where
+    the device's backend does not have the op, and "refused: ..." with backend "none" where nothing could run.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: dict[Entry, Counter] = {}
+
+    def counter(self, op: str, backend: str, reason: str) -> Counter:
+        with self._lock:
+            return self._counters.setdefault((op, backend, reason), Counter())
+
+    def reset(self) -> None:
+        with self._lock:
+            for counter in self._counters.values():
+                counter.reset()
+
+    def _counts(self) -> dict[Entry, int]:
+        with self._lock:
+            counters = list(self._counters.items())
+        return {entry: value for entry, counter in counters if (value := counter.value)}
+
+    def __getitem__(self, entry: Entry) -> int:
+        return self._counts()[entry]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._counts())
+
+    def __len__(self) -> int:
+        return len(self._counts())
+
+    def __str__(self) -> str:
+        rows = [f"{count:>8}  {op}  {backend}  {reason}" for (op, backend, reason), count in self._counts().items()]
+        return "\n".join(["   calls  op  backend  reason", *rows])
+
+
+_ledger = Ledger()
+
+
+def ledger() -> Ledger:
+    """The process's ledger; `fk.ledger().reset()` sets every count to zero."""
+    return _ledger

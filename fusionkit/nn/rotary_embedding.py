@@ -1,0 +1,36 @@
+"""Rotary position embedding with its tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+
+import fusionkit as fk
+
+
+class RotaryEmbedding(paddle.nn.Layer):  # type: ignore[misc]
+    """Rotates each pair of a head's elements by position / theta^(2 i / head_dim), i the pair's number.
+
+    Args:
+        head_dim: even.
+        max_position: rows of the tables; positions must be below.
+        theta: the base of the angles.
+        interleaved: False pairs element i with i + head_dim / 2 (Llama), True neighbours.
+
+    Source: Su et al. 2021, arXiv:2104.09864, section 3.2.2.
+    """
+
+    def __init__(self, head_dim: int, max_position: int, theta: float = 10000.0, interleaved: bool = False) -> None:
+        super().__init__()
+        self.interleaved = interleaved
+        frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+        angles = np.outer(np.arange(max_position), frequencies)  # float64: position 4095 needs 12 of float32's 24 bits
+        self.register_buffer("cos", paddle.to_tensor(np.cos(angles).astype(np.float32)), persistable=False)
+        self.register_buffer("sin", paddle.to_tensor(np.sin(angles).astype(np.float32)), persistable=False)
+
+    def forward(self, q: Any, k: Any, position_ids: Any = None) -> tuple[Any, Any]:
+        """(q, k), [batch_size, seq_len, heads, head_dim] each; position_ids [batch_size, seq_len], default 0, 1, ..."""
+        q, k = fk.fusion_rope(q, k, self.cos, self.sin, position_ids=position_ids, interleaved=self.interleaved)
+        return q, k

@@ -1,0 +1,257 @@
+"""The op object: what users call, and what they ask before and after."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fusionkit import arguments as arguments_of
+from fusionkit import frameworks, oracle, policy, registry, select
+from fusionkit import plan as plans
+from fusionkit.call import Call
+from fusionkit.errors import FusionkitError, NoBackendError, argument_error
+from fusionkit.ledger import ledger
+from fusionkit.ops import load_spec
+from fusionkit.spec import Array, OpSpec
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would run a call, and why. `str()` is for people.
+
+    Args:
+        op: the op's name.
+        call: the call in words.
+        chosen: the backend's name, or None when every candidate refuses.
+        reason: why it is that one, or the whole refusal.
+        candidates: (backend, verdict, reasons) of every installed backend.
+    """
+
+    op: str
+    call: str
+    chosen: str | None
+    reason: str
+    candidates: tuple[tuple[str, str, tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op} ({self.call})", f"  -> {self.chosen or 'refused'}: {self.reason.splitlines()[0]}"]
+        width = max((len(name) for name, _, _ in self.candidates), default=0)
+        for name, answer, reasons in self.candidates:
+            lines.append(f"  {name:<{width}}  {answer:<7}  {'; '.join(reasons)}".rstrip())
+        return "\n".join(lines)
+
+
+class _NotTraced:
+    """Tells `paddle.jit` to leave the dispatch code as it is, as `paddle.jit.not_to_static` would.
+
+    Paddle 3.3 asks this of an object under the attribute below. Marking needs no import of Paddle, which a first call
+    inside a traced function would make too late.
+    """
+
+    def need_transform(self, mode: object) -> bool:
+        return False
+
+    def need_capture_control_flow(self) -> bool:
+        return False
+
+
+class Op:
+    """One fused op, by one name on every device. Call it like the function that its spec declares."""
+
+    ___jit_transform_options___ = _NotTraced()
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = self.__qualname__ = name
+        self._plans: tuple[plans.Plan, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<fusionkit op {self.__name__}{self.spec.parameters}>"
+
+    @functools.cached_property
+    def spec(self) -> OpSpec:
+        return load_spec(self.__name__)
+
+    @functools.cached_property
+    def __signature__(self) -> inspect.Signature:
+        return self.spec.parameters
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__doc__":
+            return inspect.getdoc(self.spec.signature)
+        return object.__getattribute__(self, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # The hot path: a decision made before for tensors of these types and dtypes, compared with `is`.
+        context = policy.current()
+        for plan in self._plans:
+            if plan.context is context and plan.fits(args, kwargs) and plan.autocast() is None:
+                plan.count()
+                try:  # as _run, without the 0.1 us of another call
+                    return plan.function(*args, **kwargs)
+                except Exception as error:
+                    self._explain_failure(error, args, kwargs)
+                    raise
+        return self._dispatch(args, kwargs)
+
+    def _run(self, plan: plans.Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plan.count()
+        try:
+            return plan.function(*args, **kwargs)
+        except Exception as error:
+            self._explain_failure(error, args, kwargs)
+            raise
+
+    def _dispatch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The first call of its kind: check it against the spec, decide, remember the decision."""
+        arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
+        if adapter is not None and (state := adapter.autocast()) is not None:
+            arguments |= adapter.cast_for(state, self.spec, arguments_of.tensors(self.spec, arguments))
+            with adapter.without_autocast():
+                return self._decide_and_run(*arguments_of.as_call(self.spec, arguments), arguments, adapter)
+        return self._decide_and_run(args, kwargs, arguments, adapter)
+
+    def _decide_and_run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        arguments: Mapping[str, Any],
+        adapter: frameworks.Framework | None,
+    ) -> Any:
+        for plan in self._plans:
+            if plan.context is policy.current() and plan.fits(args, kwargs):
+                return self._run(plan, args, kwargs)
+        call = arguments_of.describe(self.spec, arguments, adapter)
+        call.check()
+        plan = self._decide(call, adapter, args, kwargs)
+        if plan.cacheable:
+            self._plans = (plan, *self._plans[: plans.MAX_PLANS - 1])
+        return self._run(plan, args, kwargs)
+
+    def _decide(
+        self,
+        call: Call,
+        adapter: frameworks.Framework | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> plans.Plan:
+        try:
+            selection = select.select(call)
+        except NoBackendError as error:
+            ledger().counter(self.__name__, "none", f"refused: {str(error).splitlines()[0]}").add()
+            raise
+        other = self._other_mode(call)
+        counter = ledger().counter(self.__name__, str(selection.backend), selection.reason)
+        function = self._function(selection, call)
+        return plans.make(function, counter.add, call, adapter, args, kwargs, any_mode=other == selection)
+
+    def _other_mode(self, call: Call) -> select.Selection | None:
+        """The decision with gradients the other way round: if it is the same, no call needs to look."""
+        flipped = replace(call, training=not call.training, dims=dict(call.dims), consulted=call.consulted)
+        try:
+            return select.select(flipped)
+        except NoBackendError:
+            return None
+
+    def _function(self, selection: select.Selection, call: Call) -> Callable[..., Any]:
+        kernel = selection.kernel
+        assert kernel is not None
+        framework = call.framework or "paddle"
+        if framework in kernel.functions:
+            return registry.resolve(kernel.functions[framework])
+        return frameworks.load("paddle").carried(registry.resolve(kernel.functions["paddle"]), call.device)
+
+    def _explain_failure(self, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A kernel refused what a remembered decision let through: raise the spec's error if it has one."""
+        if isinstance(error, FusionkitError):
+            return
+        arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
+        try:
+            arguments_of.describe(self.spec, arguments, adapter).check()
+        except (TypeError, ValueError) as better:
+            raise better from error
+
+    def explain(
+        self, *args: Any, device: str | None = None, backend: Any = None, training: bool | None = None, **kwargs: Any
+    ) -> Explanation:
+        """Which backend would run this call, and every candidate's verdict, without running it.
+
+        Args:
+            *args: the op's arguments: tensors, or `TensorSpec(shape, dtype)` for tensors that need not exist.
+            device: asks about a device such as "toy:0", present or not; the tensors' own by default.
+            backend: as in `use_backend`.
+            training: whether gradients are wanted; None: enabled and required by some input.
+
+        Raises:
+            TypeError, ValueError: the call breaks the op's own rules, whatever the backend.
+        """
+        if backend is not None:
+            with policy.use_backend(backend):
+                return self.explain(*args, device=device, training=training, **kwargs)
+        arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
+        call = arguments_of.describe(self.spec, arguments, adapter, device, training)
+        call.check()
+        try:
+            selection = select.select(call)
+        except NoBackendError as error:
+            selection = select.Selection(None, None, str(error))
+        candidates = [select.judge(plugin, call) for plugin in registry.plugins()]
+        return Explanation(
+            self.__name__,
+            select.describe(call),
+            selection.backend,
+            selection.reason,
+            tuple((c.backend, c.verdict.answer, c.verdict.reasons + select.notes(c, call)) for c in candidates),
+        )
+
+    def bind(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """The kernel for calls like this one, with the op's signature and without dispatch.
+
+        Valid for the same dtypes, device, mask kinds and gradient mode. Other shapes are checked by the kernel.
+        Automatic mixed precision is not applied and calls are not counted.
+        """
+        arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
+        call = arguments_of.describe(self.spec, arguments, adapter)
+        call.check()
+        return self._function(select.select(call), call)
+
+    def reference(self, *arrays: Any, **kwargs: Any) -> Any:
+        """The op in float64 NumPy: the oracle of every test. Takes arrays of any dtype."""
+        return oracle.reference(self.spec, arguments_of.bind(self.spec, arrays, kwargs)[0])
+
+    def reference_vjp(self, *arrays: Any, grad_outputs: Any, **kwargs: Any) -> dict[str, Array]:
+        """The oracle's gradients, by input name, for the given gradients of the outputs."""
+        self._require_gradient()
+        return oracle.reference_vjp(self.spec, arguments_of.bind(self.spec, arrays, kwargs)[0], grad_outputs)
+
+    def vjp(self, *arrays: Any, grad_outputs: Any, **kwargs: Any) -> dict[str, Array | None]:
+        """Gradients of NumPy arrays by the chosen kernel, by input name.
+
+        Args:
+            *arrays, **kwargs: the op's arguments.
+            grad_outputs: the gradient of each output, as the op returns them: one array or a tuple.
+
+        Returns:
+            For each differentiable input that is present its gradient, in the input's dtype.
+        """
+        self._require_gradient()
+        arguments, adapter = arguments_of.bind(self.spec, arrays, kwargs)
+        call = arguments_of.describe(self.spec, arguments, adapter, training=True)
+        call.check()
+        if call.framework != "numpy":
+            raise argument_error(self.__name__, "vjp", "called with NumPy arrays", call.framework, kind=TypeError)
+        selection = select.select(call)
+        kernel = selection.kernel
+        assert kernel is not None
+        ledger().counter(self.__name__, str(selection.backend), selection.reason).add()
+        if kernel.vjp is not None:
+            gradients: dict[str, Any] = registry.resolve(kernel.vjp)(grad_outputs, **arguments)
+            return gradients
+        function = registry.resolve(kernel.functions["paddle"])
+        return frameworks.load("paddle").vjp(function, self.spec, grad_outputs, call.device, arguments)  # type: ignore[no-any-return]
+
+    def _require_gradient(self) -> None:
+        if self.spec.reference_vjp is None:
+            raise argument_error(self.__name__, "vjp", "asked of a differentiable op", "an op for inference only")

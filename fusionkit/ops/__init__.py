@@ -1,0 +1,25 @@
+"""One file per op: its spec. This list is the order of every table."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+
+from fusionkit.spec import OpSpec
+
+OP_NAMES = (
+    "fusion_rms_norm",
+    "fusion_add_rms_norm",
+    "fusion_rope",
+    "flash_attention",
+    "paged_attention",
+    "swiglu",
+    "fused_linear",
+    "fused_linear_cross_entropy",
+)
+
+
+@cache
+def load_spec(name: str) -> OpSpec:
+    spec: OpSpec = importlib.import_module(f"fusionkit.ops.{name}").spec
+    return spec

@@ -1,0 +1,223 @@
+"""fused_linear_cross_entropy: the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fusionkit.spec import (
+    FLOATING,
+    INTEGER,
+    Array,
+    Case,
+    Cost,
+    Epsilons,
+    Input,
+    InvalidCase,
+    OpSpec,
+    Output,
+    Rounding,
+    Tolerance,
+    exact,
+)
+
+
+def fused_linear_cross_entropy(
+    x: Any, weight: Any, labels: Any, *, ignore_index: int = -100, group: Any = None, vocab_start: int = 0
+) -> Any:
+    """Cross entropy of a linear layer's logits, without holding the logits whole.
+
+        logits = x @ weight
+        loss_sum = sum over tokens with labels != ignore_index of logsumexp(logits) - logits[label]
+        num_tokens = count of those tokens
+
+    Args:
+        x: [..., hidden_size], float32 / bfloat16 / float16: hidden states.
+        weight: [hidden_size, vocab_size], dtype of x, or float32: a float32 weight is rounded to x's dtype for the
+            products, while its gradient stays float32.
+        labels: [...], int32 / int64, each in [0, vocab_size) or ignore_index. Not differentiated.
+        ignore_index: the label of tokens that do not count.
+        group: ranks that hold the vocabulary in shards; None: the vocabulary is whole.
+        vocab_start: first vocabulary entry of this rank's shard; 0 without a group.
+
+    Returns:
+        loss_sum: [], float32. Logits and their logarithms are float32; the gradient flows through it alone.
+        num_tokens: [], int64. The mean loss is loss_sum / num_tokens, taken by the caller over the global batch.
+
+    Raises:
+        ValueError: a label is neither ignore_index nor in [0, vocab_size), or a shape or dtype is not as above.
+
+    Source: Wijmans et al. 2024, arXiv:2411.09009 (the gradient is (softmax(logits) - onehot(labels)) W^T).
+    """
+
+
+def kept_rows(x: Array, labels: Array, ignore_index: int) -> tuple[Array, Array, Array]:
+    """The tokens that count: their place among all, their hidden states, their labels."""
+    targets = labels.reshape(-1).astype(np.int64)
+    kept = np.flatnonzero(targets != ignore_index)
+    return kept, x.reshape(-1, x.shape[-1])[kept], targets[kept]
+
+
+def log_partition(logits: Array) -> Array:
+    """logsumexp over the vocabulary."""
+    if logits.shape[0] == 0:
+        return np.zeros((0, 1))
+    largest = np.max(logits, axis=-1, keepdims=True)
+    return np.asarray(largest + np.log(np.sum(np.exp(logits - largest), axis=-1, keepdims=True)))
+
+
+def reference(
+    x: Array,
+    weight: Array,
+    labels: Array,
+    *,
+    ignore_index: int = -100,
+    group: Any = None,
+    vocab_start: int = 0,
+    rounding: Rounding = exact,
+    operand: Rounding = exact,
+) -> tuple[Array, Array]:
+    kept, rows, targets = kept_rows(x, labels, ignore_index)
+    logits = rounding(rows @ operand(weight))
+    losses = log_partition(logits)[:, 0] - logits[np.arange(kept.size), targets]
+    return np.asarray(np.sum(losses)), np.asarray(kept.size, dtype=np.int64)
+
+
+def reference_vjp(
+    grad_outputs: tuple[Array, Any],
+    x: Array,
+    weight: Array,
+    labels: Array,
+    *,
+    ignore_index: int = -100,
+    group: Any = None,
+    vocab_start: int = 0,
+    rounding: Rounding = exact,
+    operand: Rounding = exact,
+) -> dict[str, Array]:
+    """The second of grad_outputs, for the count, is not read."""
+    dloss_sum = grad_outputs[0]
+    kept, rows, targets = kept_rows(x, labels, ignore_index)
+    logits = rounding(rows @ operand(weight))
+    dlogits = np.exp(logits - log_partition(logits))
+    dlogits[np.arange(kept.size), targets] -= 1.0
+    dlogits = rounding(dlogits)
+    dx = np.zeros((labels.size, x.shape[-1]))
+    dx[kept] = rounding(rounding(dlogits @ operand(weight).T) * dloss_sum)
+    return {"x": dx.reshape(x.shape), "weight": rounding(rounding(rows.T @ dlogits) * dloss_sum)}
+
+
+def case(
+    *tokens: int,
+    hidden: int,
+    vocab: int,
+    name: str = "",
+    scale: float = 1.0,
+    ignored: float = 0.0,
+    ignore_index: int = -100,
+    labels_dtype: str = "int64",
+    keep_float32: tuple[str, ...] = (),
+) -> Case:
+    """`scale` is the logits' standard deviation, `ignored` the share of tokens that do not count."""
+
+    def arguments(rng: np.random.Generator) -> dict[str, Any]:
+        labels = rng.integers(0, vocab, tokens)
+        labels = np.where(rng.random(tokens) < ignored, ignore_index, labels)
+        return {
+            "x": rng.standard_normal((*tokens, hidden)),
+            "weight": scale * rng.standard_normal((hidden, vocab)) / np.sqrt(hidden),
+            "labels": np.asarray(labels, dtype=labels_dtype),
+            "ignore_index": ignore_index,
+        }
+
+    label = name or "x".join([*(f"T{size}" for size in tokens), f"H{hidden}", f"V{vocab}"])
+    return Case(label, arguments, llama=hidden >= 4096, keep_float32=keep_float32)
+
+
+def far_from_zero(rng: np.random.Generator) -> dict[str, Any]:
+    """Logits about 100 and -100, where exp leaves float32; small integers, so that they are exact in every dtype."""
+    x, weight = rng.integers(-1, 2, (9, 16)), rng.integers(-3, 4, (16, 127))
+    x[:, 0], weight[0] = np.where(np.arange(9) % 2, 100, -100), 1
+    return {"x": x.astype(np.float64), "weight": weight.astype(np.float64), "labels": rng.integers(0, 127, 9)}
+
+
+LABEL_RULE = r"labels must be in \[0, 5\) or ignore_index \(-100\)"
+
+
+def invalid(name: str, match: str, error: type[Exception] = ValueError, **arguments: Any) -> InvalidCase:
+    valid = {"x": np.ones((2, 8)), "weight": np.ones((8, 5)), "labels": np.array([0, 4])}
+    return InvalidCase(name, lambda rng: {**valid, **arguments}, error, match)
+
+
+def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
+    """The product alone: the logits stay where they are made. Labels are counted as int64."""
+    tokens, hidden, vocab = dims["..."], dims["hidden_size"], dims["vocab_size"]
+    return Cost(2.0 * tokens * hidden * vocab, itemsize * hidden * (tokens + vocab) + 8 * tokens, 12)
+
+
+def check(call: Any) -> None:
+    group, start = call.value("group"), call.value("vocab_start")
+    call.require(group is None, "group", "None", group, "a sharded vocabulary is not supported", "Gather the weight")
+    call.require(start == 0, "vocab_start", "0 when group is None", start)
+
+
+spec = OpSpec(
+    signature=fused_linear_cross_entropy,
+    inputs=(
+        Input("x", "... hidden_size", FLOATING),
+        Input("weight", "hidden_size vocab_size", ("x", "float32")),
+        Input("labels", "...", INTEGER, differentiable=False),
+    ),
+    outputs=(Output("loss_sum", "", "float32"), Output("num_tokens", "", "int64")),
+    reference=reference,
+    reference_vjp=reference_vjp,
+    cases=(
+        *(case(7, hidden=size, vocab=size) for size in (15, 16, 17, 31, 33, 1)),
+        case(1, hidden=1, vocab=2, scale=0.3),
+        case(1, hidden=48, vocab=127),
+        case(67, hidden=13, vocab=11),
+        case(2, 5, hidden=16, vocab=97, name="B2xS5xH16xV97"),
+        case(0, hidden=16, vocab=8, name="no-tokens"),
+        case(23, hidden=17, vocab=31, name="some-ignored", ignored=0.4),
+        case(6, hidden=17, vocab=31, name="all-ignored", ignored=1.1),
+        case(23, hidden=17, vocab=31, name="class-0-ignored", ignored=0.2, ignore_index=0),
+        case(9, hidden=17, vocab=31, name="int32-labels", labels_dtype="int32"),
+        Case("large-logits", far_from_zero),
+        case(9, hidden=33, vocab=65, name="float32-weight", ignored=0.2, keep_float32=("weight",)),
+        case(7, hidden=5120, vocab=4000, name="T7xH5120xV4000"),
+    ),
+    invalid_cases=(
+        invalid("weight-hidden", r"weight must be .* with hidden_size = 8", weight=np.ones((7, 5))),
+        invalid("weight-rank", r"weight must be \[hidden_size, vocab_size\]", weight=np.ones(8)),
+        invalid("weight-none", "weight must be a tensor", TypeError, weight=None),
+        invalid("x-integer", "x must be of dtype float32, bfloat16 or float16", x=np.ones((2, 8), dtype=np.int64)),
+        invalid("labels-length", r"labels must be \[\.\.\.\]", labels=np.array([0, 1, 2])),
+        invalid("labels-rank", r"labels must be \[\.\.\.\]", labels=np.array([[0], [1]])),
+        invalid("labels-floating", "labels must be of dtype int32 or int64", labels=np.ones(2)),
+        invalid("label-too-large", rf"{LABEL_RULE}, got 5", labels=np.array([0, 5])),
+        invalid("label-negative", rf"{LABEL_RULE}, got -1", labels=np.array([-1, 0])),
+        invalid("group-given", "group must be None", group="ranks"),
+        invalid("vocab-start", "vocab_start must be 0", vocab_start=5),
+    ),
+    tolerance=Tolerance(
+        forward=Epsilons(
+            {"float32": 16},
+            "logits are float32 sums whose errors, up to 60 epsilons at hidden_size 5120, average over tokens and are "
+            "judged against log(vocab_size) = 8 for each; 16-bit inputs change nothing: their products are exact.",
+        ),
+        backward=Epsilons(
+            {"float32": 96, "bfloat16": 1.6, "float16": 1.6},
+            "float32: the products' sums cost up to 54, measured at hidden_size 5120; softmax turns a logit's "
+            "absolute error into a relative one, so at logits of 128 half an epsilon of the logarithm costs 64. 16 "
+            "bits: softmax - onehot is rounded before the second products, their sums, and that times dloss_sum.",
+            arithmetic={"weight": "x"},
+        ),
+    ),
+    cost=cost,
+    amp="low",
+    source="Wijmans et al. 2024, arXiv:2411.09009",
+    check=check,
+    stored={"operand": "x"},
+)

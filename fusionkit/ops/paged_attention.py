@@ -1,0 +1,336 @@
+"""paged_attention: the spec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fusionkit.errors import argument_error
+from fusionkit.ops import flash_attention
+from fusionkit.spec import (
+    FLOATING,
+    Array,
+    Case,
+    Cost,
+    Input,
+    InvalidCase,
+    OpSpec,
+    Output,
+    Rounding,
+    Tolerance,
+    TwiceComposition,
+    exact,
+)
+
+
+def paged_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    key_cache: Any,
+    value_cache: Any,
+    *,
+    block_tables: Any,
+    seq_lens_encoder: Any,
+    seq_lens_decoder: Any,
+    seq_lens_this_time: Any,
+    scale: float | None = None,
+) -> Any:
+    """Causal attention of this step's tokens over a key-value cache held in blocks. Inference only.
+
+        cache[position] = k, v;  out = softmax(scale * q K^T) V  over positions 0..the token's own
+
+    Rows in prefill and rows in decode are served by one call. Position p of row b lies in block
+    block_tables[b, p // block_size] at p % block_size.
+
+    Args:
+        q: [num_tokens, num_heads, head_dim], this step's tokens, row after row, without padding; float32 / bfloat16 /
+            float16.
+        k: [num_tokens, num_key_value_heads, head_dim], dtype of q.
+        v: as k.
+        key_cache: [num_blocks, num_key_value_heads, block_size, head_dim], dtype of q; updated in place. Slots without
+            a token are never read. block_size = the longest sequence gives the plain cache.
+        value_cache: as key_cache.
+        block_tables: [batch_size, max_blocks] int32. Entries beyond a row's length are not read (-1 by custom).
+        seq_lens_encoder: [batch_size] int32. Above 0: the row is in prefill, its tokens are at positions 0, 1, ...
+        seq_lens_decoder: [batch_size] int32: tokens in the cache before this step. A row that is not in prefill puts
+            its tokens there: one in plain decoding, more in speculative.
+        seq_lens_this_time: [batch_size] int32: the row's tokens in q, seq_lens_encoder in prefill; 0 leaves it out.
+        scale: factor of the scores; default 1 / sqrt(head_dim).
+
+    Returns:
+        [num_tokens, num_heads, head_dim], dtype of q. Softmax and sums in float32; one rounding, at the output.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, seq_lens_this_time does not sum to num_tokens or splits a prefill, a
+            row does not fit into its blocks, a block does not exist.
+
+    Source: Kwon et al. 2023, arXiv:2309.06180; the three lengths as in Paddle's block_multihead_attention.
+    """
+
+
+def row_spans(
+    num_tokens: int,
+    num_blocks: int,
+    block_size: int,
+    block_tables: Sequence[Sequence[int]],
+    encoder: Sequence[int],
+    decoder: Sequence[int],
+    this_time: Sequence[int],
+) -> list[tuple[int, int, int, list[int]]]:
+    """(first token, first position, tokens, blocks) of each row that takes part; raises for values that do not fit."""
+    spans = []
+    token = 0
+    for row, count in enumerate(this_time):
+        start = 0 if encoder[row] > 0 else decoder[row]
+        require(count >= 0, "seq_lens_this_time", "at least 0", count, f"row {row}")
+        if count == 0:
+            continue
+        whole = encoder[row] <= 0 or count == encoder[row]
+        require(whole, "seq_lens_this_time", "seq_lens_encoder in prefill", count, f"row {row} has {encoder[row]}")
+        require(encoder[row] >= 0, "seq_lens_encoder", "at least 0", encoder[row], f"row {row}")
+        require(start >= 0, "seq_lens_decoder", "at least 0", start, f"row {row}")
+        needed = -(-(start + count) // block_size)
+        blocks = list(block_tables[row][:needed])
+        exist = len(blocks) == needed and all(0 <= block < num_blocks for block in blocks)
+        rule = f"{needed} blocks in [0, {num_blocks}) for the {start + count} tokens of row {row}"
+        require(exist, "block_tables", rule, blocks, f"block_size is {block_size}")
+        spans.append((token, start, count, blocks))
+        token += count
+    require(token == num_tokens, "seq_lens_this_time", f"of sum {num_tokens}, the tokens of q", list(this_time))
+    return spans
+
+
+def require(condition: bool, argument: str, rule: str, got: object, context: str = "") -> None:
+    if not condition:
+        raise argument_error("paged_attention", argument, rule, got, context)
+
+
+def reference(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_cache: Array,
+    value_cache: Array,
+    *,
+    block_tables: Array,
+    seq_lens_encoder: Array,
+    seq_lens_decoder: Array,
+    seq_lens_this_time: Array,
+    scale: float | None = None,
+    rounding: Rounding = exact,
+) -> Array:
+    """Writes key_cache and value_cache, as the op does."""
+    num_blocks, _, block_size, _ = key_cache.shape
+    lengths = (lens.tolist() for lens in (seq_lens_encoder, seq_lens_decoder, seq_lens_this_time))
+    spans = row_spans(len(q), num_blocks, block_size, block_tables.tolist(), *lengths)
+    for token, start, count, blocks in spans:
+        positions = np.arange(start, start + count)
+        slots = np.array(blocks)[positions // block_size], slice(None), positions % block_size
+        key_cache[slots] = k[token : token + count]
+        value_cache[slots] = v[token : token + count]
+    out = np.zeros(q.shape)
+    for token, start, count, blocks in spans:
+        queries = q[None, token : token + count]
+        keys, values = (
+            cache[blocks].swapaxes(1, 2).reshape(1, -1, *k.shape[1:])[:, : start + count]
+            for cache in (key_cache, value_cache)
+        )
+        attended = flash_attention.reference(queries, keys, values, causal=True, scale=scale, rounding=rounding)
+        out[token : token + count] = attended[0]
+    return out
+
+
+def case(
+    name: str,
+    encoder: Sequence[int],
+    decoder: Sequence[int],
+    this_time: Sequence[int] | None = None,
+    *,
+    num_heads: int = 2,
+    num_key_value_heads: int = 2,
+    head_dim: int = 16,
+    block_size: int = 4,
+    unused: float = 6e4,
+    llama: bool = False,
+    **kwargs: Any,
+) -> Case:
+    """A step in which each row has its own blocks, in shuffled order; slots without a token hold `unused`."""
+    starts = [0 if e > 0 else d for e, d in zip(encoder, decoder, strict=True)]
+    counts = [e if e > 0 else 1 for e in encoder] if this_time is None else list(this_time)
+    needed = [-(-(start + count) // block_size) for start, count in zip(starts, counts, strict=True)]
+
+    def arguments(rng: np.random.Generator) -> dict[str, Any]:
+        num_blocks = sum(needed) + 2
+        cache_shape = (num_blocks, num_key_value_heads, block_size, head_dim)
+        caches = [np.full(cache_shape, unused), np.full(cache_shape, unused)]
+        free = rng.permutation(num_blocks)
+        tables = np.full((len(needed), max(needed, default=0)), -1, dtype=np.int32)
+        for row, (count, start) in enumerate(zip(needed, starts, strict=True)):
+            tables[row, :count], free = free[:count], free[count:]
+            old = np.arange(start)
+            for cache in caches:
+                cache[tables[row, old // block_size], :, old % block_size] = rng.standard_normal(
+                    (start, num_key_value_heads, head_dim)
+                )
+        tokens = sum(counts)
+        return {
+            "q": rng.standard_normal((tokens, num_heads, head_dim)),
+            "k": rng.standard_normal((tokens, num_key_value_heads, head_dim)),
+            "v": rng.standard_normal((tokens, num_key_value_heads, head_dim)),
+            "key_cache": caches[0],
+            "value_cache": caches[1],
+            "block_tables": tables,
+            "seq_lens_encoder": np.array(encoder, dtype=np.int32),
+            "seq_lens_decoder": np.array(decoder, dtype=np.int32),
+            "seq_lens_this_time": np.array(counts, dtype=np.int32),
+            **kwargs,
+        }
+
+    return Case(name, arguments, llama)
+
+
+CASES = (
+    case("prefill", [17, 5, 33], [0, 0, 0]),
+    case("decode", [0, 0, 0], [16, 1, 37]),
+    case("mixed", [7, 0, 18, 0], [0, 31, 0, 3]),
+    case("prefill-1-token", [1, 1], [0, 0]),
+    case("rows-left-out", [0, 0, 9, 0], [12, 0, 0, 20], [1, 0, 9, 0]),
+    case("prefill-row-left-out", [9, 6], [0, 0], [0, 6]),
+    case("decode-3-tokens", [0, 0], [6, 15], [3, 3]),
+    case("GQA-4:2", [6, 0], [0, 13], num_heads=4),
+    case("MQA-5:1", [6, 0], [0, 13], num_heads=5, num_key_value_heads=1),
+    case("block-1", [7, 0], [0, 12], block_size=1),
+    case("block-64", [65, 0, 0], [0, 63, 64], block_size=64),
+    case("plain-cache", [21, 0], [0, 40], block_size=48),
+    *(case(f"D{dim}", [5, 0], [0, 18], head_dim=dim) for dim in (1, 15, 17, 33, 64, 128)),
+    case("scale-0.5", [5, 0], [0, 9], scale=0.5),
+    case("unused-slots-nan", [5, 0], [0, 9], unused=float("nan")),
+    case("nothing-to-do", [0, 0], [4, 6], [0, 0]),
+    case("no-rows", [], []),
+    case(
+        "B8xS1024xH40xD128-decode",
+        [0] * 8,
+        [1023] * 8,
+        num_heads=40,
+        num_key_value_heads=40,
+        head_dim=128,
+        block_size=64,
+        llama=True,
+    ),
+    case(
+        "B1xS512xH40xD128-prefill",
+        [512],
+        [0],
+        num_heads=40,
+        num_key_value_heads=40,
+        head_dim=128,
+        block_size=64,
+        llama=True,
+    ),
+)
+
+
+def int32(*values: int) -> Array:
+    return np.array(values, dtype=np.int32)
+
+
+def invalid(name: str, match: str, error: type[Exception] = ValueError, **arguments: Any) -> InvalidCase:
+    """Changes to a valid call: a prefill of 3 tokens and a decode step at position 4, in blocks of 4."""
+    valid: dict[str, Array] = {
+        "q": np.ones((4, 4, 8)),
+        "k": np.ones((4, 2, 8)),
+        "v": np.ones((4, 2, 8)),
+        "key_cache": np.ones((3, 2, 4, 8)),
+        "value_cache": np.ones((3, 2, 4, 8)),
+        "block_tables": np.array([[2, -1], [0, 1]], dtype=np.int32),
+        "seq_lens_encoder": int32(3, 0),
+        "seq_lens_decoder": int32(0, 4),
+        "seq_lens_this_time": int32(3, 1),
+    }
+    return InvalidCase(name, lambda rng: {**valid, **arguments}, error, match)
+
+
+INVALID_CASES = (
+    invalid("q-rank", r"q must be \[num_tokens, num_heads, head_dim\]", q=np.ones((1, 4, 4, 8))),
+    invalid("k-tokens", "k must be .* with num_tokens = 4", k=np.ones((3, 2, 8))),
+    invalid("heads", "q must be of num_heads a multiple of 2", q=np.ones((4, 3, 8))),
+    invalid("cache-head-dim", "key_cache must be .* with head_dim = 8", key_cache=np.ones((3, 2, 4, 7))),
+    invalid("cache-heads", "key_cache must be .* with num_key_value_heads = 2", key_cache=np.ones((3, 4, 4, 8))),
+    invalid("cache-blocks", "value_cache must be .* with num_blocks = 3", value_cache=np.ones((4, 2, 4, 8))),
+    invalid("cache-none", "key_cache must be a tensor", TypeError, key_cache=None),
+    invalid(
+        "block-size-0",
+        "key_cache must be of block_size at least 1",
+        key_cache=np.ones((3, 2, 0, 8)),
+        value_cache=np.ones((3, 2, 0, 8)),
+    ),
+    invalid("table-rank", r"block_tables must be \[batch_size, max_blocks\]", block_tables=int32(0, 1)),
+    invalid("table-dtype", "block_tables must be of dtype int32", block_tables=np.zeros((2, 2))),
+    invalid("lengths-batch", "seq_lens_decoder must be .* with batch_size = 2", seq_lens_decoder=int32(0, 4, 1)),
+    invalid("lengths-dtype", "seq_lens_encoder must be of dtype int32", seq_lens_encoder=np.array([3, 0])),
+    invalid("tokens-sum", "seq_lens_this_time must be", seq_lens_this_time=int32(3, 2)),
+    invalid("tokens-of-a-split-prefill", "seq_lens_this_time must be", seq_lens_this_time=int32(2, 2)),
+    invalid("tokens-negative", "seq_lens_this_time must be", seq_lens_this_time=int32(5, -1)),
+    invalid("decoder-negative", "seq_lens_decoder must be", seq_lens_decoder=int32(0, -1)),
+    invalid("block-beyond", "block_tables must be", block_tables=np.array([[2, -1], [0, 3]], dtype=np.int32)),
+    invalid("block-missing", "block_tables must be", block_tables=np.array([[2, -1], [0, -1]], dtype=np.int32)),
+    invalid("table-short", "block_tables must be", seq_lens_decoder=int32(0, 8)),
+    invalid("scale-inf", "scale must be finite", scale=math.inf),
+)
+
+
+def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
+    """As flash_attention, for rows of equal length whose blocks are full after the step; the timed cases are such.
+
+    The cache is read once and the step's tokens are written to it.
+    """
+    batch_size, num_tokens, head_dim = dims["batch_size"], dims["num_tokens"], dims["head_dim"]
+    kv_len = dims["max_blocks"] * dims["block_size"]
+    row_tokens = num_tokens // max(batch_size, 1)
+    pairs = batch_size * flash_attention.causal_pairs(row_tokens, kv_len)
+    new_keys = 2 * num_tokens * dims["num_key_value_heads"] * head_dim
+    old_keys = 2 * batch_size * (kv_len - row_tokens) * dims["num_key_value_heads"] * head_dim
+    queries = num_tokens * dims["num_heads"] * head_dim
+    return Cost(
+        4.0 * dims["num_heads"] * head_dim * pairs,
+        itemsize * (queries + new_keys + old_keys),
+        itemsize * (queries + new_keys),
+    )
+
+
+def check(call: Any) -> None:
+    flash_attention.check_heads(call)
+    call.require(call.value("block_size") != 0, "key_cache", "of block_size at least 1", 0)
+
+
+CACHE = "num_blocks num_key_value_heads block_size head_dim"
+
+spec = OpSpec(
+    signature=paged_attention,
+    inputs=(
+        Input("q", "num_tokens num_heads head_dim", FLOATING),
+        Input("k", "num_tokens num_key_value_heads head_dim", ("q",)),
+        Input("v", "num_tokens num_key_value_heads head_dim", ("q",)),
+        Input("key_cache", CACHE, ("q",)),
+        Input("value_cache", CACHE, ("q",)),
+        Input("block_tables", "batch_size max_blocks", ("int32",), differentiable=False),
+        Input("seq_lens_encoder", "batch_size", ("int32",), differentiable=False),
+        Input("seq_lens_decoder", "batch_size", ("int32",), differentiable=False),
+        Input("seq_lens_this_time", "batch_size", ("int32",), differentiable=False),
+    ),
+    outputs=(Output("out", "num_tokens num_heads head_dim", "q"),),
+    reference=reference,
+    reference_vjp=None,
+    cases=CASES,
+    invalid_cases=INVALID_CASES,
+    tolerance=Tolerance(forward=TwiceComposition("the arithmetic of flash_attention, and its rule."), backward=None),
+    cost=cost,
+    amp="keep",
+    source="Kwon et al. 2023, arXiv:2309.06180",
+    check=check,
+    mutates=("key_cache", "value_cache"),
+)

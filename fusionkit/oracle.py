@@ -1,0 +1,41 @@
+"""The float64 reference of an op, run on arguments of any dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusionkit.spec import Array, OpSpec, Rounding, exact, rounding_to
+
+
+def reference(spec: OpSpec, arguments: Mapping[str, Any], rounding: Rounding = exact) -> Any:
+    """The op in float64. `rounding` after each step turns the oracle into a same-dtype composition."""
+    return spec.reference(**_in_float64(arguments), **_stored(spec, arguments), rounding=rounding)
+
+
+def reference_vjp(
+    spec: OpSpec, arguments: Mapping[str, Any], grad_outputs: Any, rounding: Rounding = exact
+) -> dict[str, Array]:
+    """Gradients by input name, for the given gradients of the outputs."""
+    assert spec.reference_vjp is not None
+    grads = tuple(map(to_float64, grad_outputs)) if isinstance(grad_outputs, tuple) else to_float64(grad_outputs)
+    return spec.reference_vjp(grads, **_in_float64(arguments), **_stored(spec, arguments), rounding=rounding)
+
+
+def to_float64(value: Any) -> Any:
+    """Floating arrays in float64; everything else as it is. bfloat16 is of NumPy's kind "V"."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biu":
+        return value.astype(np.float64, copy=False)
+    return value
+
+
+def _in_float64(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: to_float64(value) for name, value in arguments.items()}
+
+
+def _stored(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Rounding]:
+    """The roundings that belong to the op's meaning; float64 arguments have none."""
+    dtypes = {keyword: arguments[name].dtype.name for keyword, name in spec.stored.items()}
+    return {keyword: exact if dtype == "float64" else rounding_to(dtype) for keyword, dtype in dtypes.items()}

@@ -1,0 +1,132 @@
+"""A linear layer's weight, laid out once for the product by the backend that will run it. For inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusionkit import frameworks, registry, select
+from fusionkit.errors import NoBackendError, argument_error
+from fusionkit.op import Explanation, Op
+from fusionkit.spec import FLOATING, Array, TensorSpec
+
+OP = "pack_weight"
+DTYPES = ("bfloat16", "float32")
+LATER = ("int8", "int4")
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """What `pack_weight` returns and `fused_linear` takes in place of a weight. Immutable; threads may share it.
+
+    Args:
+        backend: who packed it, and alone can read it.
+        in_features, out_features: the weight's shape.
+        dtype: of the packed values: "bfloat16" or "float32".
+        device: where the payload lives: "cpu", "toy:0", ...
+        payload: the backend's own layout. It does not follow later changes of the weight.
+    """
+
+    backend: str
+    in_features: int
+    out_features: int
+    dtype: str
+    device: str
+    payload: Any = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.in_features, self.out_features
+
+    def describe_packed(self) -> TensorSpec:
+        """What dispatch asks of it, as of a tensor."""
+        return TensorSpec(self.shape, self.dtype, self.device, packed_by=self.backend)
+
+    def payload_for(self, backend: str) -> Any:
+        """The payload, for a kernel of the backend that made it.
+
+        Raises:
+            ValueError: another backend packed it.
+        """
+        if backend != self.backend:
+            rule = f"a tensor, or packed by {backend}"
+            raise argument_error("fused_linear", "weight", rule, f"packed by {self.backend}", advice="Pack it again")
+        return self.payload
+
+
+def pack_weight(weight: Any, *, dtype: str = "bfloat16", group_size: int | None = None) -> PackedWeight:
+    """Lay out a linear weight for `fused_linear`, once.
+
+    The backend is the first that policy wants, that can run `fused_linear` on the weight's device and that packs.
+
+    Args:
+        weight: [in_features, out_features], float32 / bfloat16 / float16; a Paddle tensor or a NumPy array. Read once:
+            later changes do not reach the packed weight.
+        dtype: of the packed values, "bfloat16" or "float32". `fused_linear` takes it with x of that dtype, or of any
+            dtype when it is float32.
+        group_size: weights that share a scale; None for the dtypes above, which have none.
+
+    Returns:
+        A `PackedWeight` of the weight's shape, each value rounded once to dtype.
+
+    Raises:
+        ValueError: weight is not a floating matrix, or dtype or group_size is not as above.
+        TypeError: weight is not a tensor with values.
+        NoBackendError: no backend that policy allows can pack it.
+    """
+    _check_format(dtype, group_size)
+    array, device = _on_host(weight)
+    if array.ndim != 2 or array.dtype.name not in FLOATING:
+        got = f"{list(array.shape)} {array.dtype.name}"
+        raise argument_error(OP, "weight", f"[in_features, out_features] of dtype {' or '.join(FLOATING)}", got)
+    backend, pack = _packer(array.shape, dtype, device)
+    payload = registry.resolve(pack)(array, dtype, device)
+    return PackedWeight(backend, array.shape[0], array.shape[1], dtype, device, payload)
+
+
+def _check_format(dtype: str, group_size: int | None) -> None:
+    if dtype not in DTYPES:
+        context = f"{dtype} packs are not supported yet" if dtype in LATER else ""
+        raise argument_error(OP, "dtype", " or ".join(DTYPES), repr(dtype), context)
+    if group_size is not None:
+        raise argument_error(OP, "group_size", "None", group_size, f"{dtype} packs have no scales")
+
+
+def _on_host(weight: Any) -> tuple[Array, str]:
+    """The weight as a NumPy array, and the device that it came from."""
+    adapter = frameworks.framework_of(type(weight))
+    if adapter is not None and adapter.NAME == "numpy":
+        return weight, "cpu"
+    if adapter is None or adapter.NAME != "paddle" or adapter.is_symbolic(weight):
+        rule, advice = "a Paddle tensor or a NumPy array", "Pack before tracing, and from one of the two"
+        raise argument_error(OP, "weight", rule, type(weight).__name__, advice=advice, kind=TypeError)
+    from fusionkit.frameworks.paddle import to_numpy
+
+    return to_numpy(weight), str(adapter.describe(weight).device)
+
+
+def _packer(shape: tuple[int, ...], dtype: str, device: str) -> tuple[str, str]:
+    """The backend that packs, and its "module:function"."""
+    x, weight = TensorSpec((1, shape[0]), dtype, device), TensorSpec(shape, dtype, device)
+    explanation = Op("fused_linear").explain(x, weight, training=False)
+    packers = _packers()
+    willing = {name for name, verdict, _ in explanation.candidates if verdict == "yes"}
+    names, source = select.wanted_names("fused_linear", device.split(":")[0])
+    for name in names:
+        if name in willing and name in packers:
+            return name, packers[name]
+    raise NoBackendError(_refusal(explanation, packers, source))
+
+
+def _packers() -> Mapping[str, str]:
+    kernels = {backend.name: backend.kernels.get("fused_linear") for backend in registry.loaded()}
+    return {name: kernel.pack for name, kernel in kernels.items() if kernel is not None and kernel.pack is not None}
+
+
+def _refusal(explanation: Explanation, packers: Mapping[str, str], source: str | None) -> str:
+    wish = f" that {source} allows" if source else ""
+    lines = [f"{OP}: no backend{wish} packs this weight ({explanation.call})"]
+    for name, verdict, reasons in explanation.candidates:
+        lines.append(f"  {name}: {', '.join(reasons) or verdict}{'' if name in packers else '; packs no weights'}")
+    return "\n".join([*lines, "Pass the weight itself to fused_linear."])

@@ -1,0 +1,226 @@
+"""Proves kernels right: each case of a spec, run on a backend and held against the float64 reference.
+
+A parity check first asserts which backend ran, from the ledger, and then compares every output, every gradient and
+every input that the op writes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from fusionkit import arguments, frameworks, oracle, registry, select
+from fusionkit.capability import Verdict
+from fusionkit.errors import FusionkitError
+from fusionkit.frameworks.numpy import DTYPES
+from fusionkit.ledger import ledger
+from fusionkit.op import Op
+from fusionkit.policy import use_backend
+from fusionkit.select import CHOSEN
+from fusionkit.spec import Array, Case, Epsilons, OpSpec, TwiceComposition, rounding_to
+
+Route = Literal["numpy", "paddle", "static"]
+ROUTES: tuple[Route, ...] = ("numpy", "paddle", "static")
+
+
+class ParityError(FusionkitError, AssertionError):
+    """A kernel is wrong, or another one than asked for ran."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One result beside the reference: the worst error as a share of its bound; right when at most 1."""
+
+    result: str
+    share: float
+
+
+def applies(spec: OpSpec, route: Route) -> bool:
+    """Ops that write their inputs are not run as a traced function of copies: the predictor's tests cover them."""
+    return route != "static" or not spec.mutates
+
+
+def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdict:
+    """Whether the backend declares that it takes the case: what it refuses is not to be checked."""
+    bound, adapter = arguments.bind(op.spec, (), arguments_of(op.spec, case, dtype))
+    call = arguments.describe(op.spec, bound, adapter, training=False)
+    call.check()
+    call.framework = "numpy" if route == "numpy" else "paddle"
+    plugin = next(plugin for plugin in registry.plugins() if plugin.name == backend)
+    return select.judge(plugin, call).verdict
+
+
+def arguments_of(spec: OpSpec, case: Case, dtype: str) -> dict[str, Any]:
+    """The case's arguments with floating inputs rounded to the dtype under test."""
+    made = case.arguments(np.random.default_rng(zlib.crc32(f"{spec.name} {case.name}".encode())))
+    return {name: _in_dtype(spec, case, name, value, dtype) for name, value in made.items()}
+
+
+def _in_dtype(spec: OpSpec, case: Case, name: str, value: Any, dtype: str) -> Any:
+    if not isinstance(value, np.ndarray) or value.dtype != np.float64:
+        return value
+    allowed = spec.input(name).dtypes
+    fixed = allowed == ("float32",) or name in case.keep_float32
+    return value.astype(DTYPES["float32" if fixed else dtype])
+
+
+def check(op: Op, case: Case, dtype: str, backend: str, route: Route) -> list[Comparison]:
+    """Run one case forward and, where the op has gradients, backward.
+
+    Raises:
+        ParityError: the backend did not run, or a result is outside its bound.
+    """
+    spec = op.spec
+    made = arguments_of(spec, case, dtype)
+    forward, backward = _runners(op, route)
+    with use_backend(backend):
+        got, written = _counted(op, backend, lambda: forward(_copied(made)))
+        compared = _compare_outputs(spec, made, got, written, dtype)
+        if spec.reference_vjp is not None and op.explain(**made, training=True).chosen == backend:
+            grads = _grad_outputs(spec, got)
+            gradients = _counted(op, backend, lambda: backward(made, grads))
+            compared += _compare_gradients(spec, made, grads, gradients, dtype)
+    wrong = [f"{c.result} is {c.share:.3g} times its bound" for c in compared if not c.share <= 1]
+    if wrong:
+        raise ParityError(f"{op.__name__}-{backend}-{dtype}-{case.name} ({route}): {'; '.join(wrong)}")
+    return compared
+
+
+def _counted(op: Op, backend: str, run: Callable[[], Any]) -> Any:
+    """Run, and assert by the ledger that the backend did it, as a first choice."""
+    entry = (op.__name__, backend, CHOSEN)
+    before = ledger().get(entry, 0)
+    result = run()
+    if ledger().get(entry, 0) <= before:
+        raise ParityError(f"{op.__name__}: {backend} was asked for and did not run. The ledger says:\n{ledger()}")
+    return result
+
+
+def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+
+
+def _runners(op: Op, route: Route) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if route == "numpy":
+        return _through_numpy(op)
+    paddle = frameworks.load("paddle")
+    wrapped = paddle.traced(op) if route == "static" else op  # type: ignore[attr-defined]
+
+    def forward(arguments: dict[str, Any]) -> tuple[Any, dict[str, Array]]:
+        got = paddle.carried(wrapped, "cpu")(**arguments)
+        return got, {name: arguments[name] for name in op.spec.mutates}
+
+    def backward(arguments: Mapping[str, Any], grads: Any) -> Any:
+        return paddle.vjp(wrapped, op.spec, grads, "cpu", arguments)
+
+    return forward, backward
+
+
+def _through_numpy(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def forward(arguments: dict[str, Any]) -> tuple[Any, dict[str, Array]]:
+        got = op(**arguments)
+        return got, {name: arguments[name] for name in op.spec.mutates}
+
+    def backward(arguments: Mapping[str, Any], grads: Any) -> Any:
+        return op.vjp(**arguments, grad_outputs=grads)
+
+    return forward, backward
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def _grad_outputs(spec: OpSpec, outputs: Any) -> Any:
+    """Normal gradients in each output's dtype; zeros for a count."""
+    rng = np.random.default_rng(7)
+    dtypes = [np.dtype("float32") if o.dtype.kind == "i" else o.dtype for o in _listed(outputs)]
+    grads = tuple(rng.standard_normal(o.shape).astype(d) for o, d in zip(_listed(outputs), dtypes, strict=True))
+    return grads if isinstance(outputs, tuple | list) else grads[0]
+
+
+def _compare_outputs(
+    spec: OpSpec, arguments: Mapping[str, Any], got: Any, written: Mapping[str, Array], dtype: str
+) -> list[Comparison]:
+    mutated = {name: oracle.to_float64(value) for name, value in _copied(arguments).items()}
+    want = _listed(oracle.reference(spec, {**arguments, **{name: mutated[name] for name in spec.mutates}}))
+    rounded = _listed(oracle.reference(spec, arguments, rounding_to(dtype)))
+    compared = []
+    for output, w, r, g in zip(spec.outputs, want, rounded, _listed(got), strict=False):
+        wanted_dtype = arguments[output.dtype].dtype.name if output.dtype in arguments else output.dtype
+        if g.dtype.name != wanted_dtype or g.shape != np.shape(w):
+            shown = f"{list(g.shape)} {g.dtype.name}, not {list(np.shape(w))} {wanted_dtype}"
+            raise ParityError(f"{spec.name}: {output.name} is {shown}")
+        compared.append(compare(output.name, spec.tolerance.forward, w, g, r, g.dtype.name))
+    for name, array in written.items():
+        same = np.array_equal(_bits(array), _bits(mutated[name].astype(array.dtype)))
+        compared.append(Comparison(name, 0.0 if same else np.inf))
+    return compared
+
+
+def _bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+def _compare_gradients(
+    spec: OpSpec, arguments: Mapping[str, Any], grads: Any, got: Mapping[str, Any], dtype: str
+) -> list[Comparison]:
+    want = oracle.reference_vjp(spec, arguments, grads)
+    rounded = oracle.reference_vjp(spec, arguments, grads, rounding_to(dtype))
+    bound = spec.tolerance.backward
+    assert bound is not None
+    compared = []
+    for name, w in want.items():
+        g = got.get(name)
+        if g is None or g.dtype != arguments[name].dtype or g.shape != w.shape:
+            shown = "missing" if g is None else f"{list(g.shape)} {g.dtype.name}"
+            raise ParityError(f"{spec.name}: the gradient of {name} is {shown}, not like {name}")
+        judged_by = g.dtype.name
+        if isinstance(bound, Epsilons) and name in bound.arithmetic:
+            judged_by = arguments[bound.arithmetic[name]].dtype.name
+        compared.append(compare(f"d{name}", bound, w, g, rounded[name], judged_by))
+    return compared
+
+
+def compare(
+    result: str, bound: Epsilons | TwiceComposition, want: Array, got: Array, rounded: Array, dtype: str
+) -> Comparison:
+    """The largest error as a share of the bound. Infinities must agree; NaN is never right."""
+    if got.size == 0:
+        return Comparison(result, 0.0)
+    if got.dtype.kind in "biu":
+        return Comparison(result, 0.0 if np.array_equal(got, want) else np.inf)
+    want, got = np.asarray(want, np.float64), got.astype(np.float64)
+    finite = np.isfinite(want)
+    if not np.array_equal(got[~finite], want[~finite]) or not np.all(np.isfinite(got[finite])):
+        return Comparison(result, np.inf)
+    error, size = np.abs(got[finite] - want[finite]), np.abs(want[finite])
+    if error.size == 0:
+        return Comparison(result, 0.0)
+    epsilon = float(_epsilon(dtype))
+    if isinstance(bound, Epsilons):
+        scale = np.maximum(size, np.sqrt(np.mean(size**2)))
+        allowed = bound.count[dtype] * epsilon * scale + _smallest(dtype)
+    else:
+        composed = np.abs(np.asarray(rounded, np.float64)[finite] - want[finite])
+        allowed = np.array(2 * np.max(composed) + bound.epsilons[dtype] * epsilon * np.max(size) + _smallest(dtype))
+    return Comparison(result, float(np.max(error / allowed)))
+
+
+def _epsilon(dtype: str) -> float:
+    return float(_limits(dtype).eps)
+
+
+def _smallest(dtype: str) -> float:
+    """Below the smallest subnormal nothing can be told apart."""
+    return float(_limits(dtype).smallest_subnormal)
+
+
+def _limits(dtype: str) -> Any:
+    finfo: Callable[..., Any] = ml_dtypes.finfo
+    return finfo(DTYPES[dtype])

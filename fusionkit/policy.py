@@ -1,0 +1,218 @@
+"""Which backend is wanted: context > environment > file > the platform's order.
+
+An explicit name is strict: it runs or raises. A list is its own order of fallback. Without either, the platform's order
+holds: the backends that own the tensors' device by name, then those for any device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from fusionkit.errors import SettingError
+
+Names = tuple[str, ...]
+ANY_OP = "*"
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """Wishes of one `use_backend`, or of the settings; `outer` is asked for the ops that this one leaves open.
+
+    Policies with equal wishes are one object (see `_policy`), so that dispatch compares them with `is`.
+    """
+
+    wishes: tuple[tuple[str, Names], ...]
+    source: str
+    outer: Policy | None
+
+    def wanted(self, op: str) -> tuple[Names, str] | None:
+        """(backend names in order, where the wish comes from), or None for the platform's order."""
+        wishes = dict(self.wishes)
+        names = wishes.get(op) or wishes.get(ANY_OP)
+        if names:
+            return names, self.source
+        return self.outer.wanted(op) if self.outer else None
+
+
+@lru_cache(maxsize=1024)
+def _policy(wishes: tuple[tuple[str, Names], ...], source: str, outer: Policy | None) -> Policy:
+    return Policy(wishes, source, outer)
+
+
+_context: ContextVar[Policy | None] = ContextVar("fusionkit_policy", default=None)
+current = _context.get
+
+
+class use_backend(contextlib.ContextDecorator):
+    """Choose the backend for the ops called inside.
+
+    `use_backend("toy")` is strict: the call runs there or raises. `use_backend(["toy", "eager"])` is an order of
+    fallback. `use_backend({"flash_attention": "eager"})` speaks for single ops ("*" for all others) and leaves the rest
+    to what is outside. Threads and asyncio tasks do not see each other's choice.
+
+    Raises:
+        SettingError: no such backend or op; the nearest name is given.
+    """
+
+    def __init__(self, backend: str | Iterable[str] | Mapping[str, str | Iterable[str]]) -> None:
+        self._wishes = _normalise(backend, "use_backend")
+        self._tokens: list[Token[Policy | None]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_context.set(_policy(self._wishes, "use_backend", current())))
+
+    def __exit__(self, *exception: object) -> None:
+        _context.reset(self._tokens.pop())
+
+    def _recreate_cm(self) -> use_backend:
+        clone = object.__new__(type(self))
+        clone._wishes, clone._tokens = self._wishes, []
+        return clone
+
+
+class captured:
+    """Enter again the policy that holds now: for code that runs later, such as a recomputed region."""
+
+    def __init__(self) -> None:
+        self._policy = current()
+
+    def __enter__(self) -> None:
+        self._token = _context.set(self._policy)
+
+    def __exit__(self, *exception: object) -> None:
+        _context.reset(self._token)
+
+
+def _normalise(
+    backend: str | Iterable[str] | Mapping[str, str | Iterable[str]], source: str
+) -> tuple[tuple[str, Names], ...]:
+    from fusionkit import registry  # the registry reads settings from this module
+    from fusionkit.ops import OP_NAMES
+
+    wishes = backend if isinstance(backend, Mapping) else {ANY_OP: backend}
+    for op, names in wishes.items():
+        if op != ANY_OP and op not in OP_NAMES:
+            raise SettingError(f"{source}: no op is called {op!r}; {nearest(op, OP_NAMES)}")
+        for name in _names(names):
+            registry.require_name(name, source)
+    return tuple(sorted((op, _names(names)) for op, names in wishes.items()))
+
+
+def _names(names: str | Iterable[str]) -> Names:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """ "did you mean ...?", or the list of what there is."""
+    words = sorted(words)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(words)}"
+
+
+CORE_SETTINGS: dict[str, Names] = {"FUSIONKIT_BACKEND": (), "FUSIONKIT_STRICT": ("0", "1"), "FUSIONKIT_CONFIG": ()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every FUSIONKIT_* value that is set, checked, with the place it comes from."""
+
+    values: Mapping[str, str]
+    sources: Mapping[str, str]
+    base: Policy | None
+    strict: bool
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Read once, at the first dispatch: later changes of the environment do nothing.
+
+    Raises:
+        SettingError: an unknown FUSIONKIT_* name or value, with the nearest known one.
+    """
+    values, sources = _file_settings()
+    for name, value in os.environ.items():
+        if name.startswith("FUSIONKIT_"):
+            values[name], sources[name] = value, "environment"
+    known = _known_settings(values, sources)
+    for name, value in values.items():
+        where = f"{sources[name]}: {name}"
+        if name not in known:
+            raise SettingError(f"{where} is not a setting; {nearest(name, known)}")
+        if known[name] and value not in known[name]:
+            raise SettingError(f"{where} must be {' or '.join(known[name])}, got {value!r}")
+    base: Policy | None = None
+    if wish := values.get("FUSIONKIT_BACKEND", "").strip():
+        source = f"{sources['FUSIONKIT_BACKEND']}: FUSIONKIT_BACKEND"
+        base = _policy(_normalise(_parse_backend(wish, source), source), source, None)
+    return Settings(values, sources, base, values.get("FUSIONKIT_STRICT") == "1")
+
+
+def setting(name: str) -> str | None:
+    """The value of one setting of a backend, or None."""
+    return settings().values.get(name)
+
+
+def _known_settings(values: dict[str, str], sources: dict[str, str]) -> dict[str, Names]:
+    """The core's and every backend's; a vendor's alias is taken over under the name that it stands for."""
+    from fusionkit import registry
+
+    known = dict(CORE_SETTINGS)
+    for backend in registry.loaded():
+        known.update(backend.settings)
+        for alias, name in backend.environment_aliases.items():
+            if alias in os.environ and name not in os.environ:
+                values[name], sources[name] = os.environ[alias], f"environment ({alias})"
+    return known
+
+
+def _parse_backend(text: str, source: str) -> dict[str, Names]:
+    """`toy`, `toy,eager`, `flash_attention=eager;*=toy`."""
+    wishes: dict[str, Names] = {}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        op, equals, names = part.partition("=")
+        if not equals:
+            op, names = ANY_OP, part
+        listed = tuple(name.strip() for name in names.split(",") if name.strip())
+        if not listed:
+            raise SettingError(f"{source} must be NAME, NAME,NAME or OP=NAME;*=NAME, got {text!r}")
+        wishes[op.strip()] = listed
+    return wishes
+
+
+def _file_settings() -> tuple[dict[str, str], dict[str, str]]:
+    path = os.environ.get("FUSIONKIT_CONFIG")
+    if not path:
+        return {}, {}
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"FUSIONKIT_CONFIG must name a TOML file, got {path!r}: {error}") from error
+    flat = _flatten(content)
+    return flat, dict.fromkeys(flat, path)
+
+
+def _flatten(content: dict[str, Any]) -> dict[str, str]:
+    """`strict = true` is FUSIONKIT_STRICT=1; `[cpu] isa = "avx2"` is FUSIONKIT_CPU_ISA; backend may be a table."""
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        if key == "backend":
+            table = value if isinstance(value, dict) else {ANY_OP: value}
+            flat["FUSIONKIT_BACKEND"] = ";".join(f"{op}={','.join(_names(names))}" for op, names in table.items())
+        elif isinstance(value, dict):
+            flat |= {f"FUSIONKIT_{key}_{name}".upper(): _text(inner) for name, inner in value.items()}
+        else:
+            flat[f"FUSIONKIT_{key}".upper()] = _text(value)
+    return flat
+
+
+def _text(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,204 @@
+"""Finds backends: entry points of the group "fusionkit.backends", loaded by stevedore at the first dispatch.
+
+A plugin that does not load, speaks another interface version or has a kernel with a wrong signature never breaks an
+import: it is listed as unavailable with its own error. Two distributions that offer one name are an error for every
+dispatch, because stevedore would let the last one win in silence.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from fusionkit.backend import INTERFACE_VERSION, Backend
+from fusionkit.errors import PluginError, SettingError
+from fusionkit.ops import OP_NAMES, load_spec
+
+GROUP = "fusionkit.backends"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What one entry point gave: a backend, or the problem that keeps it out."""
+
+    name: str
+    distribution: str
+    backend: Backend | None
+    problem: str | None = None
+    duplicate: bool = False
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """A row of `fk.backends()`."""
+
+    name: str
+    available: bool
+    reason: str
+    device_types: tuple[str, ...]
+    ops: tuple[str, ...]
+    distribution: str
+
+    def __str__(self) -> str:
+        state = "available" if self.available else f"not available: {self.reason}"
+        return f"{self.name} ({self.distribution}): {state}"
+
+
+def _entry_points() -> dict[str, list[str]]:
+    """Names in the group, each with the distributions that offer it."""
+    import importlib.metadata  # 10 ms: not at `import fusionkit`
+
+    found: dict[str, list[str]] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
+        offering = found.setdefault(point.name, [])
+        if distribution not in offering:
+            offering.append(distribution)
+    return found
+
+
+@lru_cache(maxsize=1)
+def plugins() -> tuple[Plugin, ...]:
+    """Every plugin that is installed, by name. Loads them once."""
+    import stevedore  # 50 ms: not at `import fusionkit`
+
+    found = _entry_points()
+    problems: dict[str, str] = {}
+
+    def failed(manager: Any, point: Any, error: BaseException) -> None:
+        problems[point.name] = f"{type(error).__name__}: {error}"
+
+    single = [name for name, offering in found.items() if len(offering) == 1]
+    manager: Any = stevedore.NamedExtensionManager(GROUP, names=single, on_load_failure_callback=failed)
+    loaded = {extension.name: extension.plugin for extension in manager}
+    return tuple(_plugin(name, found[name], loaded.get(name), problems.get(name)) for name in sorted(found))
+
+
+def _plugin(name: str, offering: list[str], loaded: object, problem: str | None) -> Plugin:
+    distribution = " and ".join(offering)
+    if len(offering) > 1:
+        text = f"two distributions offer the backend {name!r}: {distribution}. Uninstall one of them"
+        return Plugin(name, distribution, None, text, duplicate=True)
+    if problem is None:
+        try:
+            check(name, loaded)
+        except PluginError as error:
+            problem = str(error)
+    if problem is not None:
+        return Plugin(name, distribution, None, problem)
+    assert isinstance(loaded, Backend)
+    return Plugin(name, distribution, loaded)
+
+
+def check(name: str, loaded: object) -> None:
+    """Hold a plugin against the interface.
+
+    Raises:
+        PluginError: not a Backend, another interface version or name, an op that does not exist, or a kernel whose
+            signature is not the spec's; the text prints both.
+    """
+    if not isinstance(loaded, Backend):
+        raise PluginError(f"{name}: the entry point must load a fusionkit.Backend, got {type(loaded).__name__}")
+    if loaded.interface_version != INTERFACE_VERSION:
+        raise PluginError(
+            f"{name}: written for backend interface {loaded.interface_version}, this fusionkit has {INTERFACE_VERSION}"
+            ". Install versions that fit"
+        )
+    if loaded.name != name:
+        raise PluginError(f"{name}: the entry point's name must be the backend's, got {loaded.name!r}")
+    for op, kernel in loaded.kernels.items():
+        if op not in OP_NAMES:
+            raise PluginError(f"{name}: no op is called {op!r}; there are: {', '.join(OP_NAMES)}")
+        for reference in kernel.functions.values():
+            _check_signature(name, op, reference)
+
+
+def _check_signature(name: str, op: str, reference: str) -> None:
+    wanted = _text(load_spec(op).parameters)
+    got = _declared_signature(reference)
+    if got != wanted:
+        raise PluginError(f"{name}: {reference} must have the signature of {op}, ({wanted}), got ({got})")
+
+
+def _declared_signature(reference: str) -> str:
+    """Names, kinds and defaults, read from the source: importing a kernel's module may import the vendor's package."""
+    module, _, function = reference.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+        source = Path(spec.origin).read_text() if spec and spec.origin and spec.origin.endswith(".py") else ""
+        tree = ast.parse(source)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise PluginError(f"{reference} cannot be found: {type(error).__name__}: {error}") from error
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            for argument in ast.walk(node.args):
+                if isinstance(argument, ast.arg):
+                    argument.annotation = None
+            return ast.unparse(node.args)
+    return _text(inspect.signature(resolve(reference)))
+
+
+def _text(signature: inspect.Signature) -> str:
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(parameters))[1:-1]
+
+
+def resolve(reference: str) -> Callable[..., Any]:
+    """The function that "module:function" names.
+
+    Raises:
+        PluginError: it cannot be imported.
+    """
+    module, _, function = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    except Exception as error:  # whatever a plugin's module raises is that plugin's problem, shown as such
+        raise PluginError(f"{reference} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def loaded() -> Iterator[Backend]:
+    return (plugin.backend for plugin in plugins() if plugin.backend is not None)
+
+
+@cache
+def unavailable(backend: Backend) -> str | None:
+    """The backend's own reason why it cannot run, asked once."""
+    try:
+        return backend.available()
+    except Exception as error:  # a broken plugin is an unavailable one
+        return f"{type(error).__name__}: {error}"
+
+
+def require_name(name: str, source: str) -> None:
+    from fusionkit.policy import nearest
+
+    names = [plugin.name for plugin in plugins()]
+    if name not in names:
+        raise SettingError(f"{source}: no backend is called {name!r}; {nearest(name, names)}")
+
+
+def require_unique() -> None:
+    for plugin in plugins():
+        if plugin.duplicate:
+            raise PluginError(str(plugin.problem))
+
+
+def backends() -> tuple[BackendStatus, ...]:
+    """What is installed: each backend's name, whether it is available or why not, its devices and ops."""
+    return tuple(_status(plugin) for plugin in plugins())
+
+
+def _status(plugin: Plugin) -> BackendStatus:
+    backend = plugin.backend
+    if backend is None:
+        return BackendStatus(plugin.name, False, str(plugin.problem), (), (), plugin.distribution)
+    reason = unavailable(backend)
+    ops = tuple(op for op in OP_NAMES if op in backend.kernels)
+    return BackendStatus(plugin.name, reason is None, reason or "", backend.device_types, ops, plugin.distribution)

@@ -1,0 +1,160 @@
+"""Chooses the backend for one call: a pure function of the call, the policy and what the backends declare.
+
+Fallback happens here, by verdicts, and never by catching a kernel's exception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fusionkit import policy, registry
+from fusionkit.backend import ANY_DEVICE, Kernel
+from fusionkit.call import Call
+from fusionkit.capability import ForwardOnly, OneOf, Verdict, all_of
+from fusionkit.errors import NoBackendError
+
+CHOSEN = "chosen"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One backend's verdict on one call."""
+
+    backend: str
+    verdict: Verdict
+    kernel: Kernel | None
+    offered: bool  # the backend has the op: going past it is then a fallback
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome: the backend and kernel (None when refused), and the ledger's reason."""
+
+    backend: str | None
+    kernel: Kernel | None
+    reason: str
+
+
+def wanted_names(op: str, device_type: str) -> tuple[tuple[str, ...], str | None]:
+    """(backend names in order, source of an explicit wish or None for the platform's order)."""
+    context = policy.current()
+    settings = policy.settings()
+    for level in (context, settings.base):
+        if level is not None and (wish := level.wanted(op)) is not None:
+            return wish
+    return _platform_order(device_type), None
+
+
+def _platform_order(device_type: str) -> tuple[str, ...]:
+    """The device's own backends by name, then those for any device. A plugin that did not load comes first: what it
+    would have taken is not known, so every choice names it."""
+    order = []
+    for plugin in registry.plugins():
+        if plugin.backend is None:
+            order.append((0, plugin.name))
+        elif plugin.backend.owns(device_type):
+            order.append((2 if ANY_DEVICE in plugin.backend.device_types else 1, plugin.name))
+    return tuple(name for _, name in sorted(order))
+
+
+def judge(plugin: registry.Plugin, call: Call) -> Candidate:
+    """A plugin's verdict on a call, with the first kind of reason that decides it."""
+    backend = plugin.backend
+    if backend is None:
+        return Candidate(plugin.name, Verdict("no", (f"not available: {plugin.problem}",)), None, False)
+    if not backend.owns(call.device_type):
+        return Candidate(plugin.name, Verdict("no", (f"tensors are on {call.device}",)), None, True)
+    kernel = backend.kernels.get(call.spec.name)
+    if kernel is None:
+        return Candidate(plugin.name, Verdict("no", (f"{plugin.name} does not have {call.spec.name}",)), None, False)
+    if (reason := registry.unavailable(backend)) is not None:
+        return Candidate(plugin.name, Verdict("no", (f"not available: {reason}",)), kernel, True)
+    return Candidate(plugin.name, judge_kernel(kernel, call), kernel, True)
+
+
+def judge_kernel(kernel: Kernel, call: Call) -> Verdict:
+    """The kernel's declaration against the call."""
+    declared = conditions(kernel, call.spec.inputs[0].name)
+    return all_of(
+        [_judge_framework(kernel, call), _judge_packing(call), *(predicate.judge(call) for predicate in declared)]
+    )
+
+
+def notes(candidate: Candidate, call: Call) -> tuple[str, ...]:
+    """What a caller should know although the call runs. For `explain` only: no decision depends on it."""
+    kernel = candidate.kernel
+    if kernel is None or not candidate.verdict:
+        return ()
+    said = tuple(text for predicate, text in kernel.notes if predicate.judge(call))
+    carried = call.framework is not None and call.framework not in kernel.functions
+    return (*said, f"{call.framework} arrays are carried to paddle and back") if carried else said
+
+
+def conditions(kernel: Kernel, first_input: str) -> tuple[ForwardOnly | OneOf, ...]:
+    """Everything that a kernel declares, as predicates: for verdicts, tables and boundary tests."""
+    implied: list[ForwardOnly | OneOf] = [OneOf(f"{first_input}.dtype", kernel.dtypes)]
+    if "backward" not in kernel.directions:
+        implied.append(ForwardOnly())
+    return (*implied, *kernel.when)  # type: ignore[arg-type]
+
+
+def _judge_framework(kernel: Kernel, call: Call) -> Verdict:
+    served = call.framework is None or call.framework in kernel.functions
+    if served or (call.framework == "numpy" and "paddle" in kernel.functions):
+        return Verdict("yes")
+    return Verdict("no", (f"takes {' and '.join(kernel.functions)} tensors, got {call.framework}",))
+
+
+def _judge_packing(call: Call) -> Verdict:
+    packed = [name for name, tensor in call.tensors.items() if tensor.packed_by is not None]
+    if packed and call.training:
+        return Verdict("no", (f"{packed[0]} is packed, for inference only, and gradients are wanted",))
+    return Verdict("yes")
+
+
+def select(call: Call) -> Selection:
+    """The backend that runs the call.
+
+    Raises:
+        NoBackendError: none can, or a strict wish cannot be fulfilled; the text lists every candidate.
+        PluginError: two distributions offer one name.
+    """
+    registry.require_unique()
+    names, source = wanted_names(call.spec.name, call.device_type)
+    by_name = {plugin.name: plugin for plugin in registry.plugins()}
+    skipped: list[Candidate] = []
+    for name in names:
+        candidate = judge(by_name[name], call)
+        if candidate.verdict or (candidate.verdict.answer == "unknown" and source is not None):
+            if source is None and policy.settings().strict and any(c.offered for c in skipped):
+                break
+            return Selection(name, candidate.kernel, _reason(skipped))
+        skipped.append(candidate)
+    raise NoBackendError(refusal(call, source))
+
+
+def _reason(skipped: list[Candidate]) -> str:
+    if not skipped:
+        return CHOSEN
+    kind = "fallback" if any(c.offered for c in skipped) else "not offered"
+    return f"{kind}: " + "; ".join(f"{c.backend}: {', '.join(c.verdict.reasons)}" for c in skipped)
+
+
+def refusal(call: Call, source: str | None) -> str:
+    """The error of a refused call: every candidate with its reasons, and a way out."""
+    head = f"{call.spec.name}: no backend accepts this call ({describe(call)})"
+    if source is not None:
+        names, _ = wanted_names(call.spec.name, call.device_type)
+        head = f"{call.spec.name}: {' and '.join(names)} ({source}) does not accept this call ({describe(call)})"
+    elif policy.settings().strict:
+        head += "; FUSIONKIT_STRICT=1 forbids a fallback"
+    candidates = [judge(plugin, call) for plugin in registry.plugins()]
+    lines = [f"  {c.backend}: {', '.join(c.verdict.reasons) or c.verdict.answer}" for c in candidates]
+    willing = [c.backend for c in candidates if c.verdict]
+    advice = f'Use fusionkit.use_backend("{willing[-1]}") to run there.' if willing else "Change the arguments."
+    return "\n".join([head, *lines, advice])
+
+
+def describe(call: Call) -> str:
+    shown = [f"{name} {tensor}" for name, tensor in call.tensors.items()]
+    return f"device {call.device}, {'training' if call.training else 'inference'}, {', '.join(shown)}"

@@ -1,0 +1,248 @@
+"""An op's declaration, written once: what it takes, what it means, how exact it is and what it costs.
+
+Tests, benchmarks, error messages, tables and the command line read nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from fusionkit.errors import argument_error
+
+if TYPE_CHECKING:  # NumPy takes longer to import than all of fusionkit
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+else:
+    Array = Any
+Rounding = Callable[[Array], Array]
+
+FLOATING = ("float32", "bfloat16", "float16")
+INTEGER = ("int32", "int64")
+UNKNOWN = -1  # a dimension that is not known while a static graph is traced
+
+DTYPES = (*FLOATING, "float64", "bool", "uint8", "int8", *INTEGER)
+
+
+def exact(array: Array) -> Array:
+    """The rounding of the oracle: none."""
+    return array
+
+
+def rounding_to(dtype: str) -> Rounding:
+    """Round to a dtype and back to float64: the composition in that dtype rounds so after each step."""
+    import numpy as np
+
+    from fusionkit.frameworks.numpy import DTYPES
+
+    narrow = DTYPES[dtype]
+    return lambda array: np.asarray(array, dtype=np.float64).astype(narrow).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that need not exist, for `explain`.
+
+    Args:
+        shape: dimensions; -1 where unknown.
+        dtype: a name such as "bfloat16".
+        device: "cpu", "toy:0", ...; None for the framework's current device.
+        contiguous: whether the last axis is dense and the others follow in row-major order.
+        packed_by: the backend that packed it, for a `PackedWeight`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str | None = None
+    contiguous: bool = True
+    packed_by: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise argument_error("TensorSpec", "dtype", f"one of {', '.join(DTYPES)}", repr(self.dtype))
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    def __str__(self) -> str:
+        shape = ", ".join("?" if size == UNKNOWN else str(size) for size in self.shape)
+        return f"[{shape}] {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor argument.
+
+    Args:
+        name: the parameter of the op's signature.
+        shape: axis names separated by blanks, "..." for any leading axes. The same name means the same size in every
+            input. "batch|1" also takes 1; a number takes only itself; "1|2|4" one of these.
+        dtypes: allowed dtype names; the name of another input stands for the dtype that it has.
+        optional: None is allowed.
+        differentiable: a gradient flows to it.
+        packable: a `PackedWeight` may stand in its place.
+    """
+
+    name: str
+    shape: str
+    dtypes: tuple[str, ...]
+    optional: bool = False
+    differentiable: bool = True
+    packable: bool = False
+
+    def describe_dtypes(self, dtypes: Mapping[str, str]) -> str:
+        names = [f"{dtypes[d]} (the dtype of {d})" if d in dtypes else d for d in self.dtypes]
+        return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A result: its shape in the same words, and the input whose dtype it has (or a dtype)."""
+
+    name: str
+    shape: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call must do at least: the numerator of every rate that a benchmark prints.
+
+    flops counts a multiplication and an addition as two. Bytes are those of the arguments and results, each once.
+    """
+
+    flops: float
+    bytes_read: float
+    bytes_written: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call that tests, parity runs and benchmarks make.
+
+    Args:
+        name: short, with sizes: "T3xH17".
+        arguments: makes the arguments by name from a generator: floating tensors in float64 (the harness rounds them to
+            the dtype under test; inputs whose only dtype is float32 to float32), integers and scalars as they are.
+        llama: one of Llama 2 13B's sizes, used by benchmarks and left out of quick runs.
+        keep_float32: inputs that stay float32 when the dtype under test has 16 bits (master weights).
+    """
+
+    name: str
+    arguments: Callable[[np.random.Generator], dict[str, Any]]
+    llama: bool = False
+    keep_float32: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InvalidCase:
+    """A call that every backend must refuse, with the words that the error has to contain."""
+
+    name: str
+    arguments: Callable[[np.random.Generator], dict[str, Any]]
+    error: type[Exception]
+    match: str
+
+
+@dataclass(frozen=True)
+class Epsilons:
+    """error <= count * epsilon(dtype) * max(|want|, rms(want)) for every element.
+
+    Elements far below the root mean square are judged on its scale: they are differences of larger terms. The dtype is
+    the result's own.
+
+    Args:
+        count: dtype -> how many epsilons.
+        reason: where the count comes from.
+        arithmetic: result -> the input whose dtype judges it instead, where the arithmetic is coarser than the result's
+            storage: a float32 weight's gradient out of a 16-bit product.
+    """
+
+    count: Mapping[str, float]
+    reason: str
+    arithmetic: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TwiceComposition:
+    """FlashAttention's rule: max error <= 2 * max error of the composition in the same dtype + some epsilons.
+
+    Both are taken against float64; the epsilons are of the largest element.
+
+    Args:
+        reason: why this rule, and why so many epsilons.
+        epsilons: half a one is the rounding of the output, and all that 16 bits get. In float32 kernel and composition
+            are two orders of the same sums: 13 of 4,880 checks over 20 seeds were beyond 1 epsilon, 3 beyond 2.
+    """
+
+    reason: str
+    epsilons: Mapping[str, float] = field(default_factory=lambda: {"float32": 2.0, "bfloat16": 0.5, "float16": 0.5})
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a kernel may be from the float64 reference, per direction."""
+
+    forward: Epsilons | TwiceComposition
+    backward: Epsilons | TwiceComposition | None
+
+
+AmpClass = Literal["low", "float32", "keep"]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """The declaration of one op.
+
+    Args:
+        signature: a function with the op's parameters and docstring, and no body.
+        inputs: the tensor parameters, in the order of the signature.
+        outputs: the results.
+        reference: float64 NumPy over all parameters plus `rounding`, which it applies after each step: `exact` makes it
+            the oracle, `rounding_to(dtype)` the composition that `TwiceComposition` compares with. Returns an array or
+            a tuple as the op does.
+        reference_vjp: `(grad_outputs, rounding=..., **arguments) -> {input name: gradient}`, written by hand.
+            None: the op is for inference only.
+        parameters: the signature's, without annotations.
+        cases, invalid_cases, tolerance, cost: as their classes say. `cost(dims, itemsize)`.
+        amp: under automatic mixed precision, "low": floating inputs are cast to the low dtype; "float32": to float32;
+            "keep": they stay as they are at O1 and go low at O2.
+        check: rules beyond dtype and shape: `check(call)` raises `argument_error`.
+        source: where the formula comes from.
+        mutates: inputs that the op writes.
+        stored: roundings that are part of the op's meaning, so that the oracle applies them too: a keyword of reference
+            and reference_vjp -> the input to whose dtype it rounds. That keyword gets `rounding_to(dtype)`.
+    """
+
+    signature: Callable[..., Any]
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    reference: Callable[..., Any]
+    reference_vjp: Callable[..., dict[str, Array]] | None
+    cases: Sequence[Case]
+    invalid_cases: Sequence[InvalidCase]
+    tolerance: Tolerance
+    cost: Callable[[Mapping[str, int], int], Cost]
+    amp: AmpClass
+    source: str
+    check: Callable[[Any], None] | None = None
+    mutates: tuple[str, ...] = ()
+    stored: Mapping[str, str] = field(default_factory=dict)
+    parameters: inspect.Signature = field(init=False)
+
+    def __post_init__(self) -> None:
+        declared = inspect.signature(self.signature).parameters.values()
+        plain = inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in declared])
+        object.__setattr__(self, "parameters", plain)
+        names = [name for name in self.parameters.parameters if name in {i.name for i in self.inputs}]
+        if names != [i.name for i in self.inputs]:
+            raise TypeError(f"{self.name}: inputs must be parameters of the signature, in its order, got {self.inputs}")
+
+    @property
+    def name(self) -> str:
+        return self.signature.__name__
+
+    def input(self, name: str) -> Input:
+        return next(i for i in self.inputs if i.name == name)

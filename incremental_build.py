@@ -1,0 +1,111 @@
+"""Compiles and links only what changed, in parallel, with one printed line a step.
+
+A file is made again when its command, its source or a header that the source includes differs from the last time.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+BUILD_DIR = Path("build/native")
+
+
+class BuildError(Exception):
+    """The native code could not be built; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class CompileStep:
+    """One source, compiled with these flags; `variant` keeps the objects of several instruction sets apart."""
+
+    source: Path
+    flags: tuple[str, ...]
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.source} for {self.variant}" if self.variant else str(self.source)
+
+    @property
+    def object(self) -> Path:
+        return BUILD_DIR / self.source.parent / self.variant / f"{self.source.stem}.o"
+
+    @property
+    def depfile(self) -> Path:
+        return self.object.with_suffix(".d")
+
+    def command(self, output: Path) -> list[str]:
+        return [*compiler(), *self.flags, "-MMD", "-MF", str(self.depfile), "-c", str(self.source), "-o", str(output)]
+
+    def inputs(self) -> list[Path]:
+        """The source and the project's headers that the last compilation read."""
+        if not self.depfile.exists():
+            return [self.source]
+        return [Path(name) for name in shlex.split(self.depfile.read_text().replace("\\\n", " ").partition(":")[2])]
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "g++"))
+
+
+def compile_all(steps: list[CompileStep]) -> int:
+    """Compiles what is not current and returns how many that were; every failure is shown before it raises."""
+    todo = [step for step in steps if not is_current(step.object, step.command(step.object), step.inputs())]
+    failures = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for number, (step, seconds, result) in enumerate(pool.map(compile_one, todo), 1):
+            print(f"fusionkit: [{number}/{len(todo)}] compile {step.name} ({seconds:.1f} s)", flush=True)
+            print(result.stdout + result.stderr, end="", flush=True)
+            failures += [step.name] if result.returncode else []
+    if failures:
+        raise BuildError(f"these sources do not compile: {', '.join(failures)}. The compiler's messages are above")
+    return len(todo)
+
+
+def compile_one(step: CompileStep) -> tuple[CompileStep, float, subprocess.CompletedProcess[str]]:
+    step.object.parent.mkdir(parents=True, exist_ok=True)
+    start_ns = time.time_ns()
+    partial = step.object.with_suffix(".partial.o")
+    result = subprocess.run(step.command(partial), capture_output=True, text=True)
+    if result.returncode == 0:
+        # Dated at the start: a source edited while it compiles is newer than its object.
+        os.utime(partial, ns=(start_ns, start_ns))
+        partial.replace(step.object)
+        record_path(step.object).write_text(shlex.join(step.command(step.object)))
+    return step, (time.time_ns() - start_ns) / 1e9, result
+
+
+def link(output: Path, steps: list[CompileStep], flags: list[str]) -> int:
+    """Links a shared library; 1 when it did, 0 when there was nothing to do. Running processes keep the old file."""
+    objects = [step.object for step in steps]
+    command = [*compiler(), "-shared", f"-Wl,-soname,{output.name}", *map(str, objects), *flags, "-o"]
+    if not objects or is_current(output, [*command, str(output)], objects):
+        return 0
+    print(f"fusionkit: link {output.name}", flush=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.name}.partial")
+    result = subprocess.run([*command, str(partial)], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise BuildError(f"{output.name} could not be linked:\n{result.stderr}")
+    partial.replace(output)
+    record_path(output).write_text(shlex.join([*command, str(output)]))
+    return 1
+
+
+def record_path(output: Path) -> Path:
+    """Where the command that made `output` is kept: never beside a library, where a wheel would pick it up."""
+    return output.with_suffix(".cmd") if output.is_relative_to(BUILD_DIR) else BUILD_DIR / f"{output.name}.cmd"
+
+
+def is_current(output: Path, command: list[str], inputs: list[Path]) -> bool:
+    if not (output.exists() and record_path(output).exists() and all(path.exists() for path in inputs)):
+        return False
+    if record_path(output).read_text() != shlex.join(command):
+        return False
+    return all(path.stat().st_mtime_ns <= output.stat().st_mtime_ns for path in inputs)

@@ -1,0 +1,120 @@
+"""Backends from outside the repository: installed by pip, found, explained and used; broken ones reported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "{distribution}"
+version = "1.0"
+[project.entry-points."fusionkit.backends"]
+{name} = "{module}:backend"
+[tool.setuptools]
+py-modules = ["{module}"]
+"""
+
+TOY = """
+import numpy as np
+from fusionkit import Backend, Kernel
+
+def fusion_rms_norm(x, weight, *, epsilon=1e-5):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
+
+backend = Backend(
+    name="toy",
+    device_types=("cpu",),
+    kernels={{"fusion_rms_norm": Kernel(functions={{"numpy": "{module}:fusion_rms_norm"}}, directions=("forward",))}},
+)
+"""
+
+CALL = """
+import fusionkit as fk, numpy as np
+x, w = np.random.default_rng(0).standard_normal((3, 8)).astype("f"), np.ones(8, "f")
+"""
+
+
+def pip_install(target: Path, distribution: str, module: str, source: str, name: str = "toy") -> None:
+    project = target.parent / f"{distribution}-source"
+    project.mkdir()
+    (project / f"{module}.py").write_text(source.format(module=module))
+    (project / "pyproject.toml").write_text(PYPROJECT.format(distribution=distribution, module=module, name=name))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--target", str(target), str(project)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def site(tmp_path):
+    return tmp_path / "site"
+
+
+def run(site: Path, code: str) -> str:
+    paths = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths}
+    result = subprocess.run([sys.executable, "-c", CALL + code], env=environment, capture_output=True, text=True)
+    return result.stdout + (result.stderr.strip().splitlines()[-1] if result.returncode else "")
+
+
+def test_a_backend_installed_by_pip_is_found_explained_and_used(site):
+    pip_install(site, "toy-package", "toy_module", TOY)
+    code = """
+with fk.use_backend("toy"):
+    np.testing.assert_allclose(fk.fusion_rms_norm(x, w), fk.fusion_rms_norm.reference(x, w), rtol=1e-5)
+print(*fk.ledger())
+print(fk.fusion_rms_norm.explain(x, w, backend="toy", training=True))
+print([str(s) for s in fk.backends() if s.name == "toy"])
+"""
+    out = run(site, code)
+    assert "('fusion_rms_norm', 'toy', 'chosen')" in out
+    assert "toy    no       forward only: gradients are wanted" in out
+    assert "toy (toy-package 1.0): available" in out
+
+
+def test_a_broken_backend_is_reported_and_breaks_nothing(site):
+    pip_install(site, "broken-package", "broken_module", "raise RuntimeError('no driver here')")
+    code = """
+fk.fusion_rms_norm(x, w)
+print(fk.backends()[-1])
+with fk.use_backend("toy"):
+    fk.fusion_rms_norm(x, w)
+"""
+    out = run(site, code)
+    assert "toy (broken-package 1.0): not available: RuntimeError: no driver here" in out
+    assert "NoBackendError" in out or 'use_backend("eager")' in out
+
+
+def test_two_packages_that_offer_one_name_are_an_error_that_names_both(site):
+    pip_install(site, "toy-package", "toy_module", TOY)
+    pip_install(site, "other-package", "other_module", TOY)
+    assert "two distributions offer the backend 'toy': " in run(site, "fk.fusion_rms_norm(x, w)")
+    listed = run(site, "print(*fk.backends())")
+    assert "toy-package 1.0" in listed and "other-package 1.0" in listed
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            ("(x, weight, *, epsilon=1e-5)", "(x, weight, eps=1e-6)"),
+            "must have the signature of fusion_rms_norm, (x, weight, *, epsilon=1e-05), got (x, weight, eps=1e-06)",
+        ),
+        (('name="toy"', 'name="toy", interface_version=99'), "written for backend interface 99, this fusionkit has 1"),
+        (('name="toy"', 'name="other"'), "the entry point's name must be the backend's, got 'other'"),
+        (('{{"fusion_rms_norm":', '{{"fusion_rms_nrom":'), "no op is called 'fusion_rms_nrom'"),
+        ((":fusion_rms_norm", ":missing"), "toy_module:missing cannot be imported"),
+        (("backend = Backend(", "backend = dict("), "the entry point must load a fusionkit.Backend, got dict"),
+    ],
+    ids=["signature", "version", "name", "op", "function", "type"],
+)
+def test_a_backend_that_breaks_the_interface_is_reported(site, change, message):
+    pip_install(site, "toy-package", "toy_module", TOY.replace(*change))
+    out = run(site, "fk.fusion_rms_norm(x, w)\nprint(*fk.backends())")
+    assert "toy (toy-package 1.0): not available: " in out and message in out

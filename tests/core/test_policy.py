@@ -1,0 +1,158 @@
+"""Context > environment > file > the platform's order; threads and tasks apart; settings checked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fusionkit as fk
+
+X, WEIGHT = np.ones((2, 8), np.float32), np.ones(8, np.float32)
+
+
+def ran():
+    return {backend: count for (_, backend, _), count in fk.ledger().items()}
+
+
+def in_process(code, **environment):
+    """A new Python: settings are read once a process."""
+    script = f"import fusionkit as fk, numpy as np\nX, W = np.ones((2, 8), 'f'), np.ones(8, 'f')\n{code}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FUSIONKIT_")}
+    run = subprocess.run([sys.executable, "-c", script], env=clean | environment, capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else run.stderr.strip().splitlines()[-1]
+
+
+CHOSEN = "print(fk.fusion_rms_norm.explain(X, W).chosen)"
+
+
+def test_context_nests_and_speaks_for_single_ops():
+    with fk.use_backend("eager"), fk.use_backend({"swiglu": "cpu"}):
+        assert fk.fusion_rms_norm.explain(X, WEIGHT).chosen == "eager"
+        assert fk.swiglu.explain(X, X).chosen == "cpu"
+    assert fk.fusion_rms_norm.explain(X, WEIGHT).chosen == "cpu"
+
+
+def test_use_backend_decorates():
+    @fk.use_backend("eager")
+    def run(depth):
+        fk.fusion_rms_norm(X, WEIGHT)
+        if depth:
+            run(depth - 1)
+
+    run(2)
+    assert ran() == {"eager": 3}
+
+
+@pytest.mark.parametrize(
+    "wish, message",
+    [
+        ("cpo", "use_backend: no backend is called 'cpo'; did you mean 'cpu'?"),
+        ({"swiglo": "cpu"}, "use_backend: no op is called 'swiglo'; did you mean 'swiglu'?"),
+    ],
+)
+def test_unknown_names_get_the_nearest(wish, message):
+    with pytest.raises(fk.SettingError, match=message.replace("?", r"\?")):
+        fk.use_backend(wish)
+
+
+def test_threads_do_not_see_each_others_backend():
+    barrier = threading.Barrier(2)
+
+    def work(name):
+        with fk.use_backend(name):
+            barrier.wait()
+            for _ in range(20):
+                fk.fusion_rms_norm(X, WEIGHT)
+                barrier.wait()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("cpu", "eager")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ran() == {"cpu": 20, "eager": 20}
+
+
+def test_asyncio_tasks_do_not_see_each_others_backend():
+    async def work(name):
+        with fk.use_backend(name):
+            for _ in range(20):
+                fk.fusion_rms_norm(X, WEIGHT)
+                await asyncio.sleep(0)
+
+    async def both():
+        await asyncio.gather(work("cpu"), work("eager"))
+
+    asyncio.run(both())
+    assert ran() == {"cpu": 20, "eager": 20}
+
+
+def test_counts_are_exact_under_threads():
+    fk.fusion_rms_norm(X, WEIGHT)
+    fk.ledger().reset()
+    threads = [threading.Thread(target=lambda: [fk.fusion_rms_norm(X, WEIGHT) for _ in range(2000)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ran() == {"cpu": 8000}
+
+
+def test_environment_names_a_backend_for_each_op():
+    both = "print(fk.fusion_rms_norm.explain(X, W).chosen, fk.swiglu.explain(X, X).chosen)"
+    assert in_process(both, FUSIONKIT_BACKEND="swiglu=cpu;*=eager") == "eager cpu"
+
+
+def test_context_wins_over_environment_and_environment_over_file(tmp_path):
+    file = tmp_path / "fusionkit.toml"
+    file.write_text('backend = "eager"\n[cpu]\nisa = "portable"\n')
+    assert in_process(CHOSEN, FUSIONKIT_CONFIG=str(file)) == "eager"
+    assert in_process(CHOSEN, FUSIONKIT_CONFIG=str(file), FUSIONKIT_BACKEND="cpu") == "cpu"
+    in_context = f"with fk.use_backend('eager'): {CHOSEN}"
+    assert in_process(in_context, FUSIONKIT_CONFIG=str(file), FUSIONKIT_BACKEND="cpu") == "eager"
+
+
+def test_a_file_can_name_a_list_for_one_op(tmp_path):
+    file = tmp_path / "fusionkit.toml"
+    file.write_text('strict = true\n[backend]\nfusion_rms_norm = ["eager", "cpu"]\n')
+    assert in_process(CHOSEN, FUSIONKIT_CONFIG=str(file)) == "eager"
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"FUSIONKIT_BAKEND": "cpu"}, "FUSIONKIT_BAKEND is not a setting; did you mean 'FUSIONKIT_BACKEND'?"),
+        ({"FUSIONKIT_STRICT": "yes"}, "FUSIONKIT_STRICT must be 0 or 1, got 'yes'"),
+        ({"FUSIONKIT_BACKEND": "gpo"}, "no backend is called 'gpo'"),
+        ({"FUSIONKIT_BACKEND": "="}, "FUSIONKIT_BACKEND must be NAME, NAME,NAME or OP=NAME;*=NAME, got '='"),
+        ({"FUSIONKIT_CPU_ISA": "avx1024"}, "FUSIONKIT_CPU_ISA must be avx512 or avx2 or portable, got 'avx1024'"),
+        ({"FUSIONKIT_CPU_ISO": "avx2"}, "FUSIONKIT_CPU_ISO is not a setting; did you mean 'FUSIONKIT_CPU_ISA'?"),
+        ({"FUSIONKIT_CONFIG": "/nowhere.toml"}, "FUSIONKIT_CONFIG must name a TOML file, got '/nowhere.toml'"),
+    ],
+)
+def test_unknown_settings_are_errors_at_the_first_dispatch(environment, message):
+    assert message in in_process("fk.fusion_rms_norm(X, W)", **environment)
+
+
+def test_unknown_settings_do_not_break_the_import():
+    assert in_process("print('imported')", FUSIONKIT_BAKEND="cpu") == "imported"
+
+
+def test_strict_forbids_a_fallback_in_the_default_order():
+    forward_only = (
+        "from fusionkit import registry\n"
+        "import dataclasses\n"
+        "cpu = next(p for p in registry.plugins() if p.name == 'cpu').backend\n"
+        "object.__setattr__(cpu, 'available', lambda: 'switched off')\n"
+        "fk.fusion_rms_norm(X, W)\n"
+        "print('fell back')"
+    )
+    assert in_process(forward_only) == "fell back"
+    refused = in_process(forward_only, FUSIONKIT_STRICT="1")
+    assert refused.endswith("to run there.") or "FUSIONKIT_STRICT=1 forbids a fallback" in refused

@@ -1,0 +1,136 @@
+"""Which backend runs a call, and what explain, the ledger and the errors say of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fusionkit as fk
+from fusionkit.capability import Absent, Between, MultipleOf, OneOf
+from fusionkit.spec import TensorSpec
+from tests.core import toy
+
+X, WEIGHT = np.ones((2, 64), np.float32), np.ones(64, np.float32)
+ON_TOY = TensorSpec((2, 64), "float32", "toy:0"), TensorSpec((64,), "float32", "toy:0")
+
+
+@pytest.fixture
+def op():
+    """An op without decisions remembered by other tests."""
+    return fk.Op("fusion_rms_norm")
+
+
+def test_a_devices_own_backend_comes_before_eager(install, op):
+    install(toy.backend())
+    explanation = op.explain(*ON_TOY)
+    assert explanation.chosen == "toy" and explanation.reason == "chosen"
+    assert dict((name, verdict) for name, verdict, _ in explanation.candidates) == {
+        "cpu": "no",
+        "eager": "yes",
+        "toy": "yes",
+    }
+    assert "cpu    no       tensors are on toy:0" in str(explanation)
+
+
+def test_a_refusal_falls_back_to_eager_and_is_counted_with_its_reason(install, op):
+    install(toy.backend(device_types=("cpu",), name="a_toy", when=(MultipleOf("hidden_size", 48),)))
+    op(X, WEIGHT)
+    reason = "fallback: a_toy: hidden_size must be a multiple of 48, got 64"
+    assert fk.ledger()[("fusion_rms_norm", "cpu", reason)] == 1
+    assert op(np.ones((2, 48), np.float32), np.ones(48, np.float32)) == "toy ran"
+
+
+def test_an_op_that_the_device_does_not_have_is_not_a_fallback(install, op):
+    bare = fk.Backend(name="a_toy", device_types=("cpu",), kernels={})
+    install(bare)
+    op(X, WEIGHT)
+    reason = "not offered: a_toy: a_toy does not have fusion_rms_norm"
+    assert fk.ledger()[("fusion_rms_norm", "cpu", reason)] == 1
+
+
+def test_an_explicit_name_is_strict_and_the_error_lists_every_candidate(install, op):
+    install(toy.backend())
+    with fk.use_backend("toy"), pytest.raises(fk.NoBackendError) as caught:
+        op(X, WEIGHT)
+    text = str(caught.value)
+    assert text.startswith("fusion_rms_norm: toy (use_backend) does not accept this call (device cpu, inference")
+    assert "\n  toy: tensors are on cpu" in text and 'use_backend("eager")' in text
+    (entry,) = fk.ledger()
+    assert entry[1] == "none" and entry[2].startswith("refused: ")
+
+
+def test_a_list_is_its_own_order_of_fallback(install, op):
+    install(toy.backend())
+    with fk.use_backend(["toy", "cpu"]):
+        op(X, WEIGHT)
+    assert fk.ledger()[("fusion_rms_norm", "cpu", "fallback: toy: tensors are on cpu")] == 1
+
+
+def test_forward_only_is_refused_for_training(install, op):
+    install(toy.backend(directions=("forward",)))
+    assert op.explain(*ON_TOY, training=False).chosen == "toy"
+    refused = op.explain(*ON_TOY, training=True)
+    assert refused.chosen == "eager"
+    assert ("toy", "no", ("forward only: gradients are wanted",)) in refused.candidates
+
+
+def test_unknown_is_chosen_only_on_request(install, op):
+    install(toy.backend(when=(Between("hidden_size", 16, 65535),)))
+    x = TensorSpec((2, -1), "float32", "toy:0")
+    weight = TensorSpec((-1,), "float32", "toy:0")
+    reason = "hidden_size must be in [16, 65535), and hidden_size is not known while tracing"
+    explanation = op.explain(x, weight)
+    assert explanation.chosen == "eager" and ("toy", "unknown", (reason,)) in explanation.candidates
+    assert op.explain(x, weight, backend="toy").chosen == "toy"
+
+
+def test_an_unavailable_backend_says_why(install, op):
+    install(toy.backend(available=lambda: "the driver is missing"))
+    explanation = op.explain(*ON_TOY)
+    assert explanation.reason == "fallback: toy: not available: the driver is missing"
+    status = next(status for status in fk.backends() if status.name == "toy")
+    assert not status.available and status.reason == "the driver is missing"
+
+
+def test_what_a_predicate_looked_at_is_looked_at_again(install, op):
+    """A remembered decision holds for other sizes only if no predicate asked for the size."""
+    install(
+        toy.backend(
+            device_types=("cpu",), name="a_toy", when=(MultipleOf("hidden_size", 64), OneOf("epsilon", (1e-5,)))
+        )
+    )
+    assert op(X, WEIGHT) == "toy ran"
+    assert op(np.ones((5, 64), np.float32), WEIGHT) == "toy ran"
+    assert op(np.ones((2, 32), np.float32), np.ones(32, np.float32)).shape == (2, 32)
+    assert op(X, WEIGHT) == "toy ran"
+    assert op(X, WEIGHT, epsilon=1e-6).shape == (2, 64)
+    assert op(X, WEIGHT, epsilon=1e-5) == "toy ran"
+
+
+def test_dtype_and_absence_are_judged(install):
+    install(
+        toy.backend(dtypes=("bfloat16",)),
+        fk.Backend(
+            name="bare",
+            device_types=("toy",),
+            kernels={"fused_linear": fk.Kernel(functions={"numpy": "x:y"}, when=(Absent("bias"),))},
+        ),
+    )
+    assert ("toy", "no", ("x.dtype must be bfloat16, got float32",)) in fk.Op("fusion_rms_norm").explain(
+        *ON_TOY
+    ).candidates
+    x, weight, bias = TensorSpec((2, 8), "float32"), TensorSpec((8, 4), "float32"), TensorSpec((4,), "float32")
+    explain = fk.Op("fused_linear").explain
+    assert ("bare", "no", ("bias is not supported",)) in explain(x, weight, bias, device="toy").candidates
+    assert explain(x, weight, device="toy").chosen == "bare"
+
+
+def test_bind_skips_dispatch_and_counting(op):
+    kernel = op.bind(X, WEIGHT)
+    np.testing.assert_allclose(kernel(X, WEIGHT), op.reference(X, WEIGHT), rtol=1e-6)
+    assert not fk.ledger()
+
+
+def test_tensors_on_two_devices_are_refused(op):
+    with pytest.raises(ValueError, match="weight must be on toy:0, where x is, got toy:1"):
+        op.explain(ON_TOY[0], TensorSpec((64,), "float32", "toy:1"))

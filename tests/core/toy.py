@@ -1,0 +1,17 @@
+"""Backends of an invented device, for tests of the core that need no hardware and no plugin on disk."""
+
+from __future__ import annotations
+
+from fusionkit.backend import Backend, Kernel
+
+REFERENCE = "tests.core.toy:fusion_rms_norm"
+
+
+def fusion_rms_norm(x, weight, *, epsilon=1e-5):
+    return "toy ran"
+
+
+def backend(name="toy", device_types=("toy",), available=lambda: None, **kernel):
+    functions = {"paddle": REFERENCE, "numpy": REFERENCE}
+    kernels = {"fusion_rms_norm": Kernel(functions=functions, **kernel)}
+    return Backend(name=name, device_types=device_types, kernels=kernels, available=available)

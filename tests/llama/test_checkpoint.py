@@ -1,0 +1,216 @@
+"""Model folders: what is read, what is refused by name, and that nothing is lost while saving."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import ml_dtypes
+import numpy as np
+import paddle
+import pytest
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from examples.llama2_13b import checkpoint
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.tokenizer import Tokenizer
+from tests.llama.test_model import SIZES
+
+SHARD_BYTES = 40_000  # nine shards of the small model
+INDEX = "model.safetensors.index.json"
+
+
+def make_model(seed=0):
+    paddle.seed(seed)
+    return Llama(dataclasses.replace(SIZES, num_key_value_heads=2))
+
+
+def weights(model):
+    return {name: parameter.numpy() for name, parameter in model.named_parameters()}
+
+
+def assert_same(model, expected):
+    for name, value in weights(model).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model = make_model()
+    checkpoint.save(model, folder, SHARD_BYTES)
+    return folder, weights(model)
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_shards_and_index_are_read_back_bit_by_bit(saved):
+    folder, expected = saved
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    assert shards == [f"model-0000{number}-of-00009.safetensors" for number in range(1, 10)]
+    index = json.loads((folder / INDEX).read_text())
+    assert set(index["weight_map"].values()) == set(shards)
+    assert_same(Llama.from_pretrained(folder), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_one_file_of_another_dtype_is_read(folder, saved, dtype):
+    tensors = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+        path.unlink()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    save_file({name: value.astype(dtype) for name, value in tensors.items()}, folder / "model.safetensors")
+    expected = {name: value.astype(dtype).astype(np.float32) for name, value in saved[1].items()}
+    assert_same(Llama.from_pretrained(folder), expected)
+
+
+def rewrite(folder, change):
+    """Change the tensors of the last shard."""
+    path = folder / "model-00009-of-00009.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_a_truncated_shard_is_named(folder):
+    path = folder / "model-00003-of-00009.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="model-00003-of-00009.safetensors: truncated"):
+        Llama.from_pretrained(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "model-00003-of-00009.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model-00003-of-00009.safetensors: not found"):
+        Llama.from_pretrained(folder)
+
+
+def test_a_missing_tensor_is_named(folder):
+    rewrite(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(ValueError, match="lm_head.weight must be there"):
+        Llama.from_pretrained(folder)
+
+
+def test_a_tensor_without_a_place_is_named(folder):
+    rewrite(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": np.ones(48, np.float32)}))
+    with pytest.raises(ValueError, match="q_proj.bias must not be there"):
+        Llama.from_pretrained(folder)
+
+
+def test_a_wrong_shape_is_named(folder):
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": np.ones((96, 48), np.float32)}))
+    with pytest.raises(ValueError, match=r"lm_head.weight must be \[97, 48\], got \[96, 48\]"):
+        Llama.from_pretrained(folder)
+
+
+def test_an_integer_tensor_is_named(folder):
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": np.ones((97, 48), np.int8)}))
+    with pytest.raises(ValueError, match="lm_head.weight must be F64, F32, F16, BF16, got I8"):
+        Llama.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_is_named(folder, content):
+    (folder / INDEX).write_text(content)
+    with pytest.raises(ValueError, match=f"{INDEX}: must be JSON with a weight_map"):
+        Llama.from_pretrained(folder)
+
+
+def test_a_folder_without_weights_is_named(folder):
+    (folder / INDEX).unlink()
+    with pytest.raises(FileNotFoundError, match=f"neither {INDEX} nor model.safetensors is there"):
+        Llama.from_pretrained(folder)
+
+
+def test_a_folder_without_configuration_is_named(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="config.json: not found"):
+        Llama.from_pretrained(folder)
+
+
+def test_saving_again_replaces_every_file(folder):
+    model = make_model(seed=1)
+    checkpoint.save(model, folder, 2 * SHARD_BYTES)
+    checkpoint.save(model, folder, 2 * SHARD_BYTES)
+    listed = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    assert listed == {path.name for path in folder.glob("*.safetensors")}
+    assert_same(Llama.from_pretrained(folder), weights(model))
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder)
+    np.testing.assert_array_equal(theirs.lm_head.weight.numpy(force=True), weights(model)["lm_head.weight"].T)
+
+
+def test_a_full_disk_leaves_the_previous_model_whole(folder, saved):
+    before = sorted(os.listdir(folder))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SHARD_BYTES // 2, hard))  # writing past it fails as on a full disk
+    try:
+        with pytest.raises(OSError, match="cannot be written"):
+            checkpoint.save(make_model(seed=1), folder, SHARD_BYTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(os.listdir(folder)) == before
+    assert_same(Llama.from_pretrained(folder), saved[1])
+
+
+SAVE_FOREVER = """
+import sys
+import paddle
+from examples.llama2_13b import checkpoint
+from tests.llama.test_checkpoint import SHARD_BYTES, make_model
+first, second = make_model(1), make_model(2)
+while True:
+    for model in (first, second):
+        checkpoint.save(model, sys.argv[1], SHARD_BYTES)
+        print("saved", flush=True)
+"""
+
+
+def test_a_kill_while_saving_leaves_a_whole_model(folder):
+    candidates = [weights(make_model(seed)) for seed in (1, 2)]
+    for delay in (0.0, 0.007):
+        command = [sys.executable, "-c", SAVE_FOREVER, str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"saved\n"
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+        found = weights(Llama.from_pretrained(folder))
+        assert any(all(np.array_equal(found[name], one[name]) for name in one) for one in candidates)
+
+
+def test_a_trained_tokenizer_encodes_every_script_and_transformers_reads_it(tiny_folder):
+    tokenizer = Tokenizer.from_pretrained(tiny_folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    for text in ("类型#裙*颜色#蓝", "A teapot, 1.2 l!", "naïve ✨ Ωmega\n\ttab", "", " </s> "):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eos_token_id not in ids
+        if "</s>" not in text:
+            assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+    assert tokenizer.encode("</s>", special=True) == [tokenizer.eos_token_id] == [theirs.eos_token_id]
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "vocab_size": 500}))
+    with pytest.raises(ValueError, match="tokenizer.json: must be of at most 500 tokens"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_sentencepiece_file_alone_is_refused_with_a_way_out(tiny_folder, tmp_path):
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.json: not found.*save_pretrained"):
+        Tokenizer.from_pretrained(tmp_path)

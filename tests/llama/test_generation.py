@@ -1,0 +1,143 @@
+"""Greedy decoding through the exported program against the full model, computed anew for every token."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.generation import Generation, Row, collate
+from examples.llama2_13b.generation_settings import GenerationSettings
+from examples.llama2_13b.key_value_cache import KeyValueCache
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.static_program import StaticProgram
+
+MAX_LENGTH = 12
+LENGTHS = (1, 17, 5, 33, 2)  # with blocks of 16: one, over one block, over two
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    random = np.random.default_rng(5)
+    return [random.integers(3, 512, length).tolist() for length in LENGTHS]
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_folder, tmp_path_factory):
+    """dtype -> (config, program)"""
+    config = LlamaConfig.from_json(tiny_folder / "config.json")
+    programs = {}
+    for dtype in ("float32", "bfloat16"):
+        folder = tmp_path_factory.mktemp("exported") / dtype
+        export(ExportFlags(str(tiny_folder), str(folder), dtype))
+        programs[dtype] = StaticProgram(folder, config)
+    return config, programs
+
+
+class Recorded:
+    """A step that keeps the logits of each call, and how many tokens each row brought."""
+
+    def __init__(self, step):
+        self.step, self.logits, self.counts = step, [], []
+
+    def __call__(self, inputs, cache):
+        self.logits.append(self.step(inputs, cache))
+        self.counts.append(inputs.seq_lens_this_time.tolist())
+        return self.logits[-1]
+
+
+def generation(exported, dtype="float32", eos=(2,), batch_size=2, num_blocks=None, block_size=16, **settings):
+    config, programs = exported
+    cache = KeyValueCache(config, dtype, num_blocks or batch_size * 4, block_size)
+    chosen = GenerationSettings(eos, **{"decode_strategy": "greedy_search", **settings})
+    return Generation(Recorded(programs[dtype]), cache, chosen, MAX_LENGTH, batch_size, seed=1)
+
+
+@pytest.fixture(scope="session")
+def recomputed(tiny_folder, prompts):
+    """For each prompt the tokens of the full model, and the logits that each was chosen from."""
+    model = Llama.from_pretrained(tiny_folder)
+    answers = []
+    with paddle.no_grad():
+        for prompt in prompts:
+            tokens, scores = list(prompt), []
+            for _ in range(MAX_LENGTH):
+                scores.append(model(paddle.to_tensor([tokens]))[0, -1].numpy())
+                tokens.append(int(scores[-1].argmax()))
+            answers.append((tokens[len(prompt) :], np.array(scores)))
+    return answers
+
+
+@pytest.mark.parametrize("batch_size, block_size", [(1, 64), (2, 16), (5, 16), (3, 1)])
+def test_every_token_is_the_full_models(exported, prompts, recomputed, batch_size, block_size):
+    answering = generation(exported, eos=(), batch_size=batch_size, block_size=block_size, num_blocks=400 // block_size)
+    assert dict(answering.run(prompts)) == {number: tokens for number, (tokens, _) in enumerate(recomputed)}
+
+
+def test_logits_are_the_full_models(exported, prompts, recomputed):
+    answering = generation(exported, eos=(), batch_size=1)
+    list(answering.run(prompts))
+    got = np.concatenate(answering.step.logits)
+    want = np.concatenate([scores for _, scores in recomputed])
+    # Sums of other orders: 100 epsilons of the largest logit.
+    assert np.abs(got - want).max() < 100 * np.finfo(np.float32).eps * np.abs(want).max()
+
+
+def test_bfloat16_program_is_as_near_to_float32_as_the_bfloat16_model(tiny_folder, exported, prompts):
+    settings = {"eos": (), "batch_size": 5}
+    logits = {}
+    for dtype in ("float32", "bfloat16"):
+        answering = generation(exported, dtype=dtype, **settings)
+        next(answering.run(prompts))
+        logits[dtype] = answering.step.logits[0]
+    with paddle.no_grad():
+        model = Llama.from_pretrained(tiny_folder, "bfloat16")
+        of_model = np.stack([model(paddle.to_tensor([prompt]))[0, -1].numpy() for prompt in prompts])
+    allowed = 2 * np.abs(of_model - logits["float32"]).max()
+    assert 0 < np.abs(logits["bfloat16"] - logits["float32"]).max() <= allowed
+
+
+def test_a_prompt_enters_when_a_row_ends_while_the_others_go_on(exported, prompts, recomputed):
+    tokens = recomputed[0][0]
+    end = next(token for token in tokens[1:] if token not in tokens[:1])
+    position = tokens.index(end)
+    answering = generation(exported, eos=(end,), batch_size=2)
+    answers = dict(answering.run(prompts))
+    for number, (full, _) in enumerate(recomputed):
+        assert answers[number] == (full[: full.index(end)] if end in full else full)
+    inserted = answering.step.counts[position + 1]
+    assert inserted == [1, LENGTHS[2]]  # row 1 in decode, prompt 2 in prefill, in one step
+    assert all(len(counts) == 2 for counts in answering.step.counts[: position + 2])
+
+
+def test_prompts_wait_until_blocks_are_free(exported, prompts, recomputed):
+    answering = generation(exported, eos=(), batch_size=5, num_blocks=3)  # 33 + 12 tokens need 3 blocks of 16
+    assert dict(answering.run(prompts)) == {number: tokens for number, (tokens, _) in enumerate(recomputed)}
+    assert answering.num_tokens == len(prompts) * MAX_LENGTH
+
+
+def test_samples_depend_on_seed_and_prompt_number_and_not_on_the_batch(exported, prompts):
+    def answers(batch_size, seed):
+        answering = generation(exported, batch_size=batch_size, decode_strategy="sampling", temperature=1.0, top_p=1.0)
+        answering.seed = seed
+        return dict(answering.run([prompts[1]] * 3))
+
+    first = answers(3, seed=1)
+    assert first == answers(3, seed=1) == answers(1, seed=1)
+    assert first != answers(3, seed=2)
+    assert first[0] != first[1]
+
+
+def test_a_step_holds_new_rows_whole_and_the_others_last_token():
+    random = np.random.default_rng(0)
+    rows = [Row(0, [5, 6, 7], 2, [4], random, num_cached=2), Row(1, [8, 9], 2, [0, 3], random)]
+    inputs = collate(rows)
+    assert inputs.input_ids.tolist() == [7, 8, 9]
+    assert inputs.position_ids.tolist() == [2, 0, 1]
+    assert inputs.last_tokens.tolist() == [0, 2]
+    assert inputs.seq_lens_encoder.tolist() == [0, 2]
+    assert inputs.seq_lens_decoder.tolist() == [2, 0]
+    assert inputs.seq_lens_this_time.tolist() == [1, 2]
+    assert inputs.block_tables.tolist() == [[4, -1], [0, 3]]

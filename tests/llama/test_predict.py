@@ -1,0 +1,197 @@
+"""The command: what it prints and writes, and what it refuses before work starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.llama2_13b import flags
+from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.predict import PROGRAM, PredictFlags, Predictor, predict
+from examples.llama2_13b.prompts import DEFAULT, Prompt, from_texts
+
+ROOT = Path(__file__).parents[2]
+LINES = [
+    {"src": "type#boots", "tgt": "Walk on."},
+    {"src": ["类型#挂面", "短一些"], "tgt": ["一碗安慰。", "安慰。"]},
+    {"src": "类型#睡衣*材质#真丝", "tgt": "夜色渐深。"},
+]
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict") / "exported"
+    export(ExportFlags(str(tiny_folder), str(folder)))
+    return folder
+
+
+@pytest.fixture
+def damaged(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "damaged")
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    path = tmp_path / "questions.json"
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in LINES), encoding="utf-8")
+    return path
+
+
+def parse(*words):
+    return flags.parse(PredictFlags, list(map(str, words)), PROGRAM)
+
+
+def run(folder, *words):
+    return predict(parse("--model_name_or_path", folder, "--max_length", 4, *words))
+
+
+def test_banners_and_json_lines_of_a_data_file(exported, data_file, tmp_path, capsys):
+    output = tmp_path / "answers.json"
+    assert run(exported, "--data_file", data_file, "--output_file", output, "--batch_size", 2) == 0
+    written = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [{"src": line["src"], "tgt": line["tgt"]} for line in written] == LINES
+    shown = "".join(
+        f"***********Source**********\n{source}\n***********Target**********\n{target}\n"
+        f"***********Output**********\n{line['output']}\n"
+        for source, target, line in zip(
+            ["type#boots", "类型#挂面\n短一些", "类型#睡衣*材质#真丝"],
+            ["Walk on.", "一碗安慰。\n安慰。", "夜色渐深。"],
+            written,
+            strict=True,
+        )
+    )
+    assert capsys.readouterr().out == shown
+
+
+def test_prompts_on_the_command_line_print_their_json_line(exported, capsys):
+    run(exported, "first", "--top_p", 0.9, "second")
+    lines = capsys.readouterr().out.splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [line["src"] for line in found] == ["first", "second"]
+    assert all(line["tgt"] == "" for line in found)
+
+
+def test_without_a_prompt_the_idiom_is_asked_about(exported, capsys):
+    run(exported)
+    assert "温故而知新" in DEFAULT and DEFAULT in capsys.readouterr().out
+
+
+def test_a_text_file_is_a_prompt_a_line(exported, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
+    run(exported, "--data_file", tmp_path / "prompts.txt")
+    assert capsys.readouterr().out.count("***********Source**********") == 2
+
+
+def test_answers_come_in_the_order_of_the_prompts(exported):
+    asked = from_texts([f"prompt {number}" for number in range(7)])
+    ending_early = [len(Predictor(parse("--model_name_or_path", exported), [p]).generation.cache.keys) for p in asked]
+    assert ending_early == [2] * 7
+    flags = parse("--model_name_or_path", exported, "--batch_size", 3, "--max_length", 30)
+    assert [prediction.prompt for prediction in Predictor(flags, asked).run()] == asked
+
+
+def test_a_seed_repeats_its_answers(exported):
+    def outputs(*words):
+        flags = parse("--model_name_or_path", exported, "--max_length", 12, *words)
+        return [prediction.output for prediction in Predictor(flags, from_texts(["a", "b"])).run()]
+
+    assert outputs() == outputs("--seed", 42, "--batch_size", 1) != outputs("--seed", 43)
+
+
+def test_a_fresh_process_prints_nothing_but_the_answers(exported):
+    command = [sys.executable, "-m", PROGRAM, "--model_name_or_path", str(exported), "--max_length", "4", "hello"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"GLOG_v": "0"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("***********Source**********\nhello\n***********Target**********\n\n***")
+    assert "pass" not in done.stdout and len(done.stdout.splitlines()) >= 7
+    assert "1 prompts, " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["--tempreature", 1.0], "there is no flag --tempreature; did you mean --temperature?"),
+        (["--prompts", "x"], "there is no flag --prompts"),
+        (["--max_length", "long"], "--max_length must be of type int, got 'long'"),
+        (["--batch_size", 0], "--batch_size must be at least 1, got 0"),
+        (["--seed", -1], "--seed must be at least 0, got -1"),
+        (["--data_file", "a.json", "prompt"], "--data_file must be left out with prompts on the command line"),
+        (["--data_file", "a.json", "--output_file", "a.json"], "--output_file must be another file than data_file"),
+    ],
+)
+def test_bad_flags_are_refused(words, text):
+    with pytest.raises(ValueError, match=text.replace("?", r"\?")):
+        parse("--model_name_or_path", "somewhere", *words)
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["--decode_strategy", "greedy_search", "--top_p", 0.5], "--top_p must be left out with greedy_search"),
+        (["--decode_strategy", "beam"], "decode_strategy must be sampling or greedy_search, got beam"),
+        (["--temperature", 0.0], "temperature must be above 0"),
+        (["--max_length", 256], "--max_length must be below the model's 256 positions, got 256"),
+        (["x" * 400], "prompt 1 must be at most 252 tokens long, got .*; the model has 256 positions"),
+        (["--data_file", "nowhere.json"], "nowhere.json"),
+        (["--output_file", "no/such/folder/out.json"], "no/such/folder"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(exported, words, text):
+    with pytest.raises((ValueError, OSError), match=text):
+        run(exported, *words)
+
+
+def test_src_length_keeps_the_end_of_a_source(exported, capsys):
+    assert run(exported, "--src_length", 50, "x" * 400) == 0
+
+
+def test_a_bad_line_is_named_before_work_starts(exported, tmp_path):
+    (tmp_path / "bad.json").write_text('{"src": "a", "tgt": "b"}\n{"src": 3, "tgt": "b"}\n')
+    with pytest.raises(ValueError, match=r"bad.json:2: src must be a text"):
+        run(exported, "--data_file", tmp_path / "bad.json")
+    (tmp_path / "empty.json").write_text("\n")
+    with pytest.raises(ValueError, match="must hold at least one prompt"):
+        run(exported, "--data_file", tmp_path / "empty.json")
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.pdiparams"])
+@pytest.mark.parametrize("size", [None, 0, 1000, -1])
+def test_a_missing_or_truncated_program_is_named(damaged, name, size):
+    path = damaged / name
+    if size is None:
+        path.unlink()
+    else:
+        os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
+    with pytest.raises((ValueError, OSError), match=r"damaged/model.*Export it again"):
+        run(damaged, "hello")
+
+
+def test_a_program_of_another_model_is_named(damaged):
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(
+        ValueError, match="model.json: must have the inputs of the 3 layers in config.json, .*key_cache_2"
+    ):
+        run(damaged, "hello")
+    (damaged / "config.json").write_text(json.dumps(config | {"torch_dtype": "int8"}))
+    with pytest.raises(ValueError, match="torch_dtype must be float32 or bfloat16 or float16, got 'int8'"):
+        run(damaged, "hello")
+
+
+def test_a_cache_of_another_dtype_than_the_program_is_an_error(damaged):
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    with pytest.raises(ValueError, match="key_cache"):
+        run(damaged, "hello")
+
+
+def test_src_and_tgt_keep_their_form():
+    prompt = Prompt((("a", "b"),), "c", "d", "x")
+    assert (prompt.src, prompt.tgt) == (["a", "c"], ["b", "d"])
+    assert (from_texts(["a"])[0].src, from_texts(["a"])[0].tgt) == ("a", "")

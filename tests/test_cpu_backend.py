@@ -1,0 +1,136 @@
+"""The CPU backend: each instruction set, strided inputs, threads, fork, one OpenMP runtime, reproducibility."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fusionkit_backends.cpu import runtime
+
+import fusionkit as fk
+from fusionkit import parity
+from fusionkit.ops import OP_NAMES
+
+
+@pytest.fixture
+def native():
+    """The kernel library, with its settings put back afterwards."""
+    module = runtime.native()
+    isa, threads = module.isa(), module.num_threads()
+    yield module
+    module.set_isa(isa)
+    module.set_num_threads(threads)
+
+
+def forced():
+    best = runtime.native().isa()
+    return [isa for isa in runtime.native().available_isas() if isa != best]
+
+
+def isa_cases():
+    for isa in forced():
+        for name in OP_NAMES:
+            for case in getattr(fk, name).spec.cases:
+                if not case.llama:
+                    yield pytest.param(isa, name, case, id=f"{isa}-{name}-{case.name}")
+
+
+@pytest.mark.parametrize("isa, name, case", list(isa_cases()))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_forced_instruction_set_agrees_with_float64(native, isa, name, case, dtype, parity_of):
+    native.set_isa(isa)
+    parity.check(getattr(fk, name), case, dtype, "cpu", "numpy")
+    parity_of(f"cpu ({isa})", "numpy")
+
+
+def in_process(code, **environment):
+    script = f"import fusionkit as fk, numpy as np\n{code}"
+    run = subprocess.run([sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else run.stderr.strip().splitlines()[-1]
+
+
+CALL = "y = fk.fusion_rms_norm(np.ones((2, 8), 'f'), np.ones(8, 'f'))\n"
+ISA = CALL + "from fusionkit_backends.cpu import runtime\nprint(runtime.native().isa())"
+
+
+def test_environment_and_file_force_an_instruction_set(tmp_path):
+    assert in_process(ISA, FUSIONKIT_CPU_ISA="portable") == "portable"
+    file = tmp_path / "settings.toml"
+    file.write_text('[cpu]\nisa = "portable"\n')
+    assert in_process(ISA, FUSIONKIT_CONFIG=str(file)) == "portable"
+
+
+@pytest.mark.parametrize("order", [("paddle", "fusionkit"), ("fusionkit", "paddle")], ids="-".join)
+def test_one_openmp_runtime_whichever_is_imported_first(order, tmp_path):
+    """The dynamic linker tells whose GOMP_parallel each library got: Paddle brings libgomp too, and must not use it."""
+    use = {
+        "paddle": "import paddle; paddle.ones([64, 64]) @ paddle.ones([64, 64])\n",
+        "fusionkit": "fk.fused_linear(np.ones((64, 64), 'f'), np.ones((64, 64), 'f'))\n",
+    }
+    in_process(use[order[0]] + use[order[1]], LD_DEBUG="bindings", LD_DEBUG_OUTPUT=str(tmp_path / "log"))
+    bound = {}
+    for log in tmp_path.iterdir():
+        with log.open(errors="replace") as lines:
+            for line in lines:
+                if "`GOMP_parallel'" in line:
+                    library, runtime_path = re.findall(r"/([^/ ]+) \[0\]", line)
+                    bound[library] = runtime_path
+    assert {"libfusionkit_cpu.so", "libdnnl.so.3"} <= bound.keys()
+    assert set(bound.values()) == {"libiomp5.so"}
+
+
+def test_fork_after_use_works():
+    code = CALL + "import os\npid = os.fork()\n" + CALL + "os._exit(0) if pid == 0 else print(os.waitpid(pid, 0)[1])"
+    assert in_process(code) == "0"
+
+
+def test_omp_num_threads_is_respected():
+    code = CALL + "from fusionkit_backends.cpu import runtime\nprint(runtime.native().num_threads())"
+    assert in_process(code, OMP_NUM_THREADS="3") == "3"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_results_do_not_change_from_run_to_run(native, threads):
+    native.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((67, 129)).astype("f"), rng.standard_normal(129).astype("f")
+    grads = [fk.fusion_rms_norm.vjp(x, weight, grad_outputs=x)["weight"] for _ in range(5)]
+    assert all(np.array_equal(grads[0], other) for other in grads)
+
+
+VIEWS = {
+    "every second row": lambda a: np.repeat(a, 2, axis=0)[::2],
+    "reversed": lambda a: a[::-1].copy()[::-1],
+    "column slice": lambda a: np.concatenate([a, a], axis=-1)[..., : a.shape[-1]],
+    "strided columns": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "transposed": lambda a: np.ascontiguousarray(np.swapaxes(a, 0, a.ndim - 1)).swapaxes(0, a.ndim - 1),
+    "fortran": np.asfortranarray,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+@pytest.mark.parametrize("name", [name for name in OP_NAMES if name != "paged_attention"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_strided_input_gives_the_bits_of_contiguous_input(name, dtype, view):
+    op = getattr(fk, name)
+    case = next(case for case in op.spec.cases if "17" in case.name or "D16" in case.name)
+    arguments = parity.arguments_of(op.spec, case, dtype)
+    strided = {k: view(v) if isinstance(v, np.ndarray) and v.ndim > 1 else v for k, v in arguments.items()}
+    assert any(not np.asarray(value).flags.c_contiguous for value in strided.values() if value is not None)
+    with fk.use_backend("cpu"):
+        want, got = op(**arguments), op(**strided)
+    for w, g in zip(*(r if isinstance(r, tuple) else (r,) for r in (want, got)), strict=True):
+        np.testing.assert_array_equal(w, g)
+
+
+def test_explain_says_that_paddle_copies_a_strided_tensor():
+    paddle = pytest.importorskip("paddle")
+    x = paddle.ones([8, 4]).transpose([1, 0])
+    with fk.use_backend("cpu"):
+        explanation = fk.fusion_rms_norm.explain(x, paddle.ones([8]))
+    (reasons,) = (reasons for name, _, reasons in explanation.candidates if name == "cpu")
+    assert not x.is_contiguous() and reasons == ("x is not contiguous: Paddle copies it",)

@@ -1,0 +1,114 @@
+"""What the documents show is true: the README's example and table, and the code of the two guides."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusionkit.cli import main
+from fusionkit.ops import OP_NAMES
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(mark: str, text: str = README) -> str:
+    """The fenced code after a marker comment."""
+    match = re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", text, re.S)
+    assert match, mark
+    return match[1]
+
+
+def test_readme_example_prints_what_the_readme_says(tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(block("example"))
+    run = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == block("output")
+
+
+def test_readme_table_is_generated():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main(["ops", "--markdown"])
+    assert out.getvalue().strip() in README
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/design.md", "docs/adding_an_op.md", "docs/adding_a_backend.md"])
+def test_links_lead_somewhere(name):
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_guide_to_a_backend_works_as_written(tmp_path):
+    """The package of the guide, installed by pip beside this fusionkit, is listed, explained and proven."""
+    guide = (ROOT / "docs/adding_a_backend.md").read_text()
+    toml, package, kernel, use = re.findall(r"```(?:toml|python)\n(.*?)```", guide, re.S)
+    source = tmp_path / "fusionkit-abacus"
+    (source / "fusionkit_abacus").mkdir(parents=True)
+    (source / "pyproject.toml").write_text(toml)
+    (source / "fusionkit_abacus/__init__.py").write_text(package)
+    (source / "fusionkit_abacus/fusion_rms_norm.py").write_text(kernel)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*pip, tmp_path / "site", source], check=True, capture_output=True)
+
+    def python(code):
+        code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n{code}"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    def fusionkit(*arguments):
+        return python(f"from fusionkit.cli import main; sys.exit(main({list(arguments)!r}))").stdout
+
+    assert "abacus" in fusionkit("ops").splitlines()[0]
+    assert "ok      beads: all there" in fusionkit("doctor")
+    assert "-> abacus: chosen" in fusionkit("explain", "fusion_rms_norm", "x=3x8", "weight=8", "--backend", "abacus")
+    refused = fusionkit("explain", "fusion_rms_norm", "x=3x7", "weight=7", "--backend", "abacus")
+    assert "hidden_size must be a multiple of 4, got 7" in refused
+    assert "fusion_rms_norm  abacus  chosen" in python(use).stdout
+    parity = fusionkit("parity", "--backend", "abacus", "--route", "numpy")
+    proven = re.search(r"abacus: (\d+) of (\d+) cases right, (\d+) refused", parity)
+    assert proven and proven[1] == proven[2] and int(proven[1]) > 0 and int(proven[3]) > 0
+
+
+def test_guide_to_an_op_works_as_written(tmp_path):
+    """The guide's spec and composition, added to a copy of the package, pass parity through every route."""
+    guide = (ROOT / "docs/adding_an_op.md").read_text()
+    spec, eager = re.findall(r"```python\n(.*?)```", guide, re.S)
+    code = f"""
+import sys, types, importlib
+import fusionkit, fusionkit.ops, fusionkit.eager
+def module(name, source):
+    path = {str(tmp_path)!r} + "/" + name.replace(".", "_") + ".py"
+    open(path, "w").write(source)
+    loader = importlib.util.spec_from_file_location(name, path)
+    made = importlib.util.module_from_spec(loader)
+    sys.modules[name] = made
+    loader.loader.exec_module(made)
+import importlib.util
+module("fusionkit.ops.relu_squared", {spec!r})
+module("fusionkit.eager.relu_squared", {eager!r})
+from fusionkit import Kernel, Op, parity, registry
+eager = next(b for b in registry.loaded() if b.name == "eager")
+eager.kernels["relu_squared"] = Kernel(functions={{"paddle": "fusionkit.eager.relu_squared:relu_squared"}})
+op = Op("relu_squared")
+for case in op.spec.cases:
+    for dtype in ("float32", "bfloat16", "float16"):
+        for route in parity.ROUTES:
+            parity.check(op, case, dtype, "eager", route)
+print("proven")
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert run.stdout.endswith("proven\n"), run.stderr
+
+
+def test_every_op_has_a_file_on_every_backend_that_offers_it():
+    for folder in ("fusionkit/ops", "fusionkit/eager", "backends/cpu"):
+        missing = [name for name in OP_NAMES if not (ROOT / folder / f"{name}.py").exists()]
+        assert not missing, folder

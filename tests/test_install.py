@@ -1,0 +1,218 @@
+"""Every way of installing ends in a fusionkit that runs, imported from another folder.
+
+The builds happen in one temporary copy of the tree. It starts with the object files of the tree, which the build takes
+only where command, source and headers are unchanged; the isolated build compiles the bindings for its own Paddle.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("install")
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_COPIED = ".git .venv .*_cache .hypothesis __pycache__ *.egg-info *.so lib lib.* bdist.* dist output".split()
+PROBE = """
+import json, sys
+import numpy as np
+import fusionkit, fusionkit_backends.cpu
+
+if sys.argv[1] == "paddle":
+    import paddle
+    to_tensor, to_numpy = paddle.to_tensor, lambda tensor: tensor.numpy()
+else:
+    to_tensor = to_numpy = lambda array: array
+x = np.linspace(-3, 3, 4 * 33, dtype=np.float32).reshape(4, 33)
+weight = np.linspace(0.5, 1.5, 33, dtype=np.float32)
+arguments = to_tensor(x), to_tensor(weight)
+y = to_numpy(fusionkit.fusion_rms_norm(*arguments, epsilon=1e-5))
+expected = x / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + 1e-5) * weight
+print(json.dumps({
+    "core": fusionkit.__file__,
+    "backend": fusionkit_backends.cpu.__file__,
+    "chosen": fusionkit.fusion_rms_norm.explain(*arguments, epsilon=1e-5).chosen,
+    "error_in_epsilons": float(np.max(np.abs(y - expected) / np.abs(expected)) / np.finfo(np.float32).eps),
+    "paddle_imported": "paddle" in sys.modules,
+}))
+"""
+REFUSAL_PROBE = """
+import json
+import fusionkit, paddle
+
+explanation = fusionkit.fusion_rms_norm.explain(paddle.ones([2, 8]), paddle.ones([8]))
+maps = open("/proc/self/maps").read()
+print(json.dumps([explanation.chosen, str(explanation), "libfusionkit" in maps]))
+"""
+
+
+def run(*command, cwd, **variables):
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("FUSIONKIT_", "PYTHON"))}
+    result = subprocess.run(list(map(str, command)), cwd=cwd, env=env | variables, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command} failed:\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+def pip_install(python, *arguments):
+    run(sys.executable, "-m", "pip", "--python", python, "install", *arguments, cwd=python.parent)
+
+
+def new_environment(folder, borrow_packages):
+    """A venv; `borrow_packages` lets it see the packages of this one, so that nothing is downloaded."""
+    venv.create(folder, with_pip=False)
+    python = folder / "bin/python"
+    if borrow_packages:
+        site_packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+        Path(site_packages, "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+def check_that_it_runs(python, folder, framework, installed_in):
+    seen = json.loads(run(python, "-c", PROBE, framework, cwd=folder).splitlines()[-1])
+    assert Path(seen["core"]).is_relative_to(installed_in)
+    assert Path(seen["backend"]).is_relative_to(installed_in)
+    assert seen["chosen"] == "cpu"
+    assert seen["paddle_imported"] == (framework == "paddle")
+    # At most 12 roundings in the mean of 33 squares (4 lanes), halved by the root, then 5: 11 of half an epsilon.
+    assert seen["error_in_epsilons"] < 5.5
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return Path(
+        shutil.copytree(ROOT, tmp_path_factory.mktemp("tree") / "fusionkit", ignore=shutil.ignore_patterns(*NOT_COPIED))
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "--wheel-dir",
+        folder,
+        tree,
+        cwd=folder,
+    )
+    (path,) = folder.glob("fusionkit-*.whl")
+    return path
+
+
+@pytest.mark.parametrize("framework", ["numpy", "paddle"])
+def test_wheel_installed_elsewhere_runs(wheel, tmp_path, framework):
+    python = new_environment(tmp_path / "environment", borrow_packages=True)
+    pip_install(python, "--no-deps", "--ignore-installed", wheel)
+    check_that_it_runs(python, tmp_path, framework, installed_in=tmp_path / "environment")
+    assert "fusion_rms_norm" in run(python.parent / "fusionkit", "ops", cwd=tmp_path)
+
+
+def test_library_built_for_another_paddle_is_refused_before_it_is_loaded(wheel, tmp_path):
+    python = new_environment(tmp_path / "environment", borrow_packages=True)
+    pip_install(python, "--no-deps", "--ignore-installed", wheel)
+    (info_path,) = (tmp_path / "environment").glob("lib/*/site-packages/fusionkit_backends/cpu/lib/build_info.json")
+    info = json.loads(info_path.read_text())
+    info_path.write_text(json.dumps(info | {"paddle_version": "2.6.2"}))
+
+    chosen, explanation, loaded = json.loads(run(python, "-c", REFUSAL_PROBE, cwd=tmp_path).splitlines()[-1])
+    assert chosen == "eager"
+    assert "built for Paddle 2.6.2" in explanation
+    assert f"installed is Paddle {info['paddle_version']}" in explanation
+    assert not loaded
+
+
+def test_editable_install_runs_from_the_tree(tree, wheel, tmp_path):
+    python = new_environment(tmp_path / "environment", borrow_packages=True)
+    pip_install(python, "--no-build-isolation", "--no-deps", "--ignore-installed", "--editable", tree)
+    check_that_it_runs(python, tmp_path, "paddle", installed_in=tree)
+
+
+def test_second_build_compiles_only_what_changed(tree, wheel):
+    def build():
+        return run(sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", cwd=tree)
+
+    build()
+    assert build() == "fusionkit: native code is up to date\n"
+    kernel = min((tree / "backends/cpu/csrc/kernels").glob("*.cc"), key=lambda path: path.stat().st_size)
+    kernel.touch()
+    assert set(re.findall(r"compile (\S+)", build())) == {str(kernel.relative_to(tree))}
+
+
+def test_kernel_objects_define_no_weak_symbol(tree, wheel):
+    """The linker keeps one copy of a weak symbol: AVX-512 code could then run on a processor without it."""
+    objects = sorted((tree / "build/native/backends/cpu/csrc/kernels").glob("*/*.o"))
+    assert objects
+    for path in objects:
+        weak = [
+            line
+            for line in run("nm", "--demangle", path, cwd=tree).splitlines()
+            if re.search(r" [VWu] (?!DW.ref.__gxx_personality)", line)
+        ]
+        assert not weak, f"{path.relative_to(tree)}: {weak}"
+
+
+def test_kernel_library_brings_no_openmp_runtime(tree, wheel):
+    folder = next((tree / "build").glob("lib.*/fusionkit_backends/cpu/lib"))
+    needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "--dynamic", folder / "libfusionkit_cpu.so", cwd=tree))
+    assert needed and not [name for name in needed if "omp" in name]
+
+
+def test_build_without_a_compiler_says_what_to_install(tree):
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext"],
+        cwd=tree,
+        env=os.environ | {"CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert "no-such-compiler was not found. Install it: apt-get install g++" in result.stderr
+
+
+def test_source_distribution_holds_what_a_build_reads(tree, tmp_path):
+    run(
+        sys.executable, "-c", f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})", cwd=tree
+    )
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    native = {str(path.relative_to(tree)) for path in tree.glob("backends/*/csrc/**/*") if path.suffix in (".cc", ".h")}
+    assert (
+        native
+        | {"build_native.py", "incremental_build.py", "setup.py", "pyproject.toml", "requirements/run.txt", "LICENSE"}
+        <= names
+    )
+
+
+def test_build_requirements_are_the_same_for_pip_and_make():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert pyproject["build-system"]["requires"] == (ROOT / "requirements/build.txt").read_text().split()
+
+
+def test_every_requirement_is_explained_with_its_version():
+    rows = (ROOT / "docs/dependencies.md").read_text().splitlines()
+    for path in sorted((ROOT / "requirements").glob("*.txt")):
+        for requirement in path.read_text().split() if path.name != "constraints.txt" else []:
+            name, operator, version = re.fullmatch(r"([\w-]+)(==|>=)(\S+)", requirement).groups()
+            cell = version if operator == "==" else f">= {version}"
+            assert any(row.startswith(f"| {name} | {cell} |") for row in rows), f"{path.name}: {requirement}"
+
+
+def test_pip_install_with_build_isolation_runs_without_paddle(tree, wheel, tmp_path):
+    """Last: it compiles the bindings for the Paddle of its own build environment."""
+    python = new_environment(tmp_path / "environment", borrow_packages=False)
+    pip_install(python, tree)
+    check_that_it_runs(python, tmp_path, "numpy", installed_in=tmp_path / "environment")

@@ -1,0 +1,58 @@
+"""Bad arguments: each op names the argument and the rule, on every backend and way in."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import fusionkit as fk
+from fusionkit import parity
+from fusionkit.frameworks import load
+from fusionkit.ops import OP_NAMES, load_spec
+from fusionkit.spec import Case
+
+
+def cases():
+    for name in OP_NAMES:
+        for case in load_spec(name).invalid_cases:
+            for backend in ("cpu", "eager"):
+                for route in ("numpy", "paddle"):
+                    yield pytest.param(name, case, backend, route, id=f"{name}-{case.name}-{backend}-{route}")
+
+
+@pytest.mark.parametrize("name, case, backend, route", list(cases()))
+def test_refused_by_name(name, case, backend, route):
+    op = getattr(fk, name)
+    arguments = parity.arguments_of(op.spec, Case(case.name, case.arguments), "float32")
+    if route == "paddle":
+        from_numpy = load("paddle").from_numpy
+        arguments = {n: from_numpy(v, "cpu") if isinstance(v, np.ndarray) else v for n, v in arguments.items()}
+    with fk.use_backend(backend), pytest.raises(case.error) as caught:
+        op(**arguments)
+    text = str(caught.value)
+    assert text.startswith(f"{name}: ") and re.search(case.match, text), text
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_wrong_size_after_a_valid_call_gets_the_same_error(backend):
+    """The second call takes the remembered decision; the kernel, not the core, sees the wrong size first."""
+    x, weight = np.ones((2, 8), np.float32), np.ones(8, np.float32)
+    with fk.use_backend(backend):
+        fk.fusion_rms_norm(x, weight)
+        with pytest.raises(ValueError, match=r"fusion_rms_norm: weight must be \[hidden_size\] with hidden_size = 8"):
+            fk.fusion_rms_norm(x, weight[:7])
+
+
+def test_tensors_of_two_frameworks_are_refused():
+    paddle = pytest.importorskip("paddle")
+    with pytest.raises(
+        TypeError, match="weight must be a numpy tensor like the arguments before it, got one of paddle"
+    ):
+        fk.fusion_rms_norm(np.ones((2, 8), np.float32), paddle.ones([8]))
+
+
+def test_missing_argument_shows_the_signature():
+    with pytest.raises(TypeError, match=r"fusion_rms_norm: missing .*'weight'.*\(x, weight, \*, epsilon=1e-05\)"):
+        fk.fusion_rms_norm(np.ones((2, 8), np.float32))

@@ -1,0 +1,33 @@
+"""Every op x backend x dtype x case against float64: through NumPy, Paddle and a static graph, with gradients."""
+
+from __future__ import annotations
+
+import pytest
+
+import fusionkit as fk
+from fusionkit import parity, registry
+from fusionkit.ops import OP_NAMES
+
+
+def checks():
+    for backend in registry.loaded():
+        if registry.unavailable(backend) is not None:
+            continue
+        for name in OP_NAMES:
+            op = getattr(fk, name)
+            for dtype in backend.kernels[name].dtypes if name in backend.kernels else ():
+                for case in op.spec.cases:
+                    for route in parity.ROUTES:
+                        if parity.applies(op.spec, route) and not (case.llama and route != "paddle"):
+                            label = f"{name}-{backend.name}-{dtype}-{case.name}-{route}"
+                            yield pytest.param(op, backend.name, dtype, case, route, id=label)
+
+
+@pytest.mark.parametrize("op, backend, dtype, case, route", list(checks()))
+def test_kernel_agrees_with_float64(op, backend, dtype, case, route, parity_of):
+    parity.check(op, case, dtype, backend, route)
+    parity_of(backend, route)
+
+
+def test_cpu_and_eager_are_there_to_be_checked():
+    assert {b.name for b in registry.loaded() if registry.unavailable(b) is None} >= {"cpu", "eager"}

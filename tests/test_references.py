@@ -1,0 +1,77 @@
+"""The oracles themselves: hand-written gradients against finite differences, and specs against their own rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fusionkit import arguments as arguments_of
+from fusionkit import oracle, parity
+from fusionkit.ops import OP_NAMES, load_spec
+from fusionkit.spec import INTEGER
+
+SPECS = [load_spec(name) for name in OP_NAMES]
+STEP = 1e-6
+
+
+def gradient_cases():
+    for spec in SPECS:
+        if spec.reference_vjp is not None:
+            for case in spec.cases:
+                if not case.llama:
+                    yield pytest.param(spec, case, id=f"{spec.name}-{case.name}")
+
+
+def listed(value):
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+@pytest.mark.parametrize("spec, case", list(gradient_cases()))
+def test_gradients_agree_with_central_differences(spec, case):
+    """Along random directions: the change of <outputs, grad_outputs> is <gradient, direction>."""
+    arguments = parity.arguments_of(spec, case, "float64")
+    arguments = {name: oracle.to_float64(value) for name, value in arguments.items()}
+    outputs = oracle.reference(spec, arguments)
+    rng = np.random.default_rng(1)
+    grads = tuple(rng.standard_normal(np.shape(o)) for o in listed(outputs))
+    gradients = oracle.reference_vjp(spec, arguments, grads if isinstance(outputs, tuple) else grads[0])
+
+    def scalar(arguments):
+        # Counts do not change; -inf (the log-sum-exp of an empty row) has no gradient.
+        results = listed(oracle.reference(spec, arguments))
+        return sum(
+            float(np.sum(np.where(np.isfinite(r), r, 0) * g))
+            for r, g in zip(results, grads, strict=True)
+            if np.asarray(r).dtype.name not in INTEGER
+        )
+
+    for name, gradient in gradients.items():
+        direction = rng.standard_normal(gradient.shape)
+        size = STEP * max(1.0, float(np.max(np.abs(arguments[name]), initial=0.0)))
+        ahead = scalar({**arguments, name: arguments[name] + size * direction})
+        behind = scalar({**arguments, name: arguments[name] - size * direction})
+        numeric, analytic = (ahead - behind) / (2 * size), float(np.sum(gradient * direction))
+        # Central differences: step^2 of truncation and epsilon/step of cancellation, both near 1e-9 of the terms.
+        scale = float(np.sum(np.abs(gradient * direction))) + abs(scalar(arguments)) + 1e-6
+        assert abs(numeric - analytic) <= 2e-6 * scale, name
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=OP_NAMES)
+def test_spec_is_complete(spec):
+    assert len(spec.cases) >= 10 and len(spec.invalid_cases) >= 5
+    assert any(case.llama for case in spec.cases)
+    assert len({case.name for case in spec.cases}) == len(spec.cases)
+    text = spec.signature.__doc__
+    assert "Args:" in text and "Returns:" in text and "Raises:" in text and "Source:" in text
+    for bound in (spec.tolerance.forward, spec.tolerance.backward):
+        assert bound is None or len(bound.reason) > 20
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=OP_NAMES)
+def test_cost_is_positive_for_the_largest_case(spec):
+    case = next(case for case in spec.cases if case.llama)
+    bound, adapter = arguments_of.bind(spec, (), parity.arguments_of(spec, case, "float32"))
+    call = arguments_of.describe(spec, bound, adapter)
+    call.check()
+    cost = spec.cost({**call.dims, **bound}, 4)
+    assert cost.flops > 0 and cost.bytes_read > 0 and cost.bytes_written > 0

@@ -1,0 +1,67 @@
+"""A kernel replaced by one that returns zeros is found out, and so is a backend that did not run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fusionkit as fk
+from fusionkit import parity, registry
+from fusionkit.ops import OP_NAMES
+
+
+def zeros_like_outputs(function):
+    def zeros(*args, **kwargs):
+        result = function(*args, **kwargs)
+        return tuple(np.zeros_like(r) for r in result) if isinstance(result, tuple) else np.zeros_like(result)
+
+    return zeros
+
+
+@pytest.mark.parametrize("name", OP_NAMES)
+def test_zeros_instead_of_the_kernel_fail_parity(name, monkeypatch):
+    real = registry.resolve
+
+    def resolve(reference):
+        function = real(reference)
+        return function if reference.endswith(":vjp") else zeros_like_outputs(function)
+
+    monkeypatch.setattr(registry, "resolve", resolve)
+    op = fk.Op(name)
+    case = next(case for case in op.spec.cases if not case.llama)
+    with pytest.raises(parity.ParityError, match="times its bound"):
+        parity.check(op, case, "float32", "cpu", "numpy")
+
+
+@pytest.mark.parametrize("name", [name for name in OP_NAMES if fk.Op(name).spec.reference_vjp])
+def test_zeros_instead_of_the_gradient_fail_parity(name, monkeypatch):
+    real = registry.resolve
+
+    def resolve(reference):
+        function = real(reference)
+        if not reference.endswith(":vjp"):
+            return function
+        return lambda *args, **kwargs: {
+            key: None if g is None else np.zeros_like(g) for key, g in function(*args, **kwargs).items()
+        }
+
+    monkeypatch.setattr(registry, "resolve", resolve)
+    op = fk.Op(name)
+    case = next(case for case in op.spec.cases if "17" in case.name or "D16" in case.name)
+    with pytest.raises(parity.ParityError, match="times its bound"):
+        parity.check(op, case, "float32", "cpu", "numpy")
+
+
+def test_nan_and_infinity_are_never_right():
+    bound = fk.fusion_rms_norm.spec.tolerance.forward
+    want = np.array([1.0, 2.0])
+    for bad in (np.nan, np.inf):
+        assert parity.compare("y", bound, want, np.array([1.0, bad], np.float32), want, "float32").share == np.inf
+
+
+def test_another_backend_than_asked_for_fails_parity(monkeypatch):
+    """Every call lands on eager; parity for cpu must not pass on its results."""
+    op = fk.Op("fusion_rms_norm")
+    monkeypatch.setattr(parity, "use_backend", lambda backend: fk.use_backend("eager"))
+    with pytest.raises(parity.ParityError, match="cpu was asked for and did not run"):
+        parity.check(op, op.spec.cases[0], "float32", "cpu", "numpy")
