@@ -33,7 +33,11 @@ def through_paddle(x: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(weight, PackedWeight):
         return _packed_through_paddle(x, weight, bias)
     x, weight, bias = paddle_ops.inputs(x, weight, bias)
-    (y,) = paddle_ops.run("fusionkit_fused_linear", x, weight, bias, not x.stop_gradient, not weight.stop_gradient)
+    wanted = not x.stop_gradient, not weight.stop_gradient
+    if bias is None:
+        (y,) = paddle_ops.run("fusionkit_fused_linear", x, weight, *wanted)
+    else:
+        (y,) = paddle_ops.run("fusionkit_fused_linear_bias", x, weight, bias, *wanted)
     return y
 
 

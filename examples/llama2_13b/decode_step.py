@@ -59,10 +59,12 @@ class DecodeStep(nn.Layer):
                 seq_lens_decoder=seq_lens_decoder_R,
                 seq_lens_this_time=seq_lens_this_time_R,
             )
-            return out_TND.unsqueeze(0)
+            return out_TND.reshape(q_1TND.shape)
 
         x_1TH = self.model.decode(input_ids_T.unsqueeze(0), position_ids_T.unsqueeze(0), attend)
-        return self.model.lm_head(gather(x_1TH.squeeze(0), last_tokens_R))
+        # Through float32, which is exact: Paddle 3.3 gathers no float16 on the host.
+        last_RH = gather(x_1TH.squeeze(0).cast("float32"), last_tokens_R).cast(x_1TH.dtype)
+        return self.model.lm_head(last_RH)
 
     def input_spec(self) -> list[InputSpec | list[InputSpec]]:
         """The arguments of `forward`, any number of tokens, rows and blocks."""

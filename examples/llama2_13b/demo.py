@@ -15,7 +15,7 @@ from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data import Example
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.flags import flag
-from examples.llama2_13b.predict import Predictor, PredictFlags
+from examples.llama2_13b.predict import PredictFlags, Predictor
 from examples.llama2_13b.prompts import Prompt
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.sft_flags import SftFlags

@@ -46,7 +46,7 @@ class Attention(nn.Layer):
         qkv = paddle.split(self.qkv_proj(x_BSH), [heads * self.head_dim for heads in self.heads], axis=-1)
         q_BSND, k_BSKD, v_BSKD = (x.reshape([0, 0, -1, self.head_dim]) for x in qkv)
         q_BSND, k_BSKD = rotate(q_BSND, k_BSKD, position_ids_BS)
-        return self.o_proj(attend(self.index, q_BSND, k_BSKD, v_BSKD).flatten(2))
+        return self.o_proj(attend(self.index, q_BSND, k_BSKD, v_BSKD).reshape([0, 0, -1]))
 
 
 class MLP(nn.Layer):

@@ -1,7 +1,7 @@
 """Answers prompts with an exported model, several at a time.
 
     python -m examples.llama2_13b.predict --model_name_or_path output/exported "first prompt" "second prompt"
-    python -m examples.llama2_13b.predict --model_name_or_path output/exported --data_file dev.json --output_file out.json
+    python -m examples.llama2_13b.predict --model_name_or_path output/exported --data_file dev.json
 
 Prints the source, target and output of each prompt, and a JSON line: into --output_file, or after the prompt's output.
 """

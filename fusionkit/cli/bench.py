@@ -6,6 +6,7 @@ import argparse
 import functools
 import platform
 import statistics
+import time
 import timeit
 from collections.abc import Callable
 
@@ -51,10 +52,12 @@ def run(options: argparse.Namespace) -> int:
 def _interleaved(
     first: Callable[..., object], second: Callable[..., object], tensors: tuple[object, ...], rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Microseconds a call of each, one after the other in every round: a busy machine slows both alike."""
+    """Processor microseconds a call of each, one after the other in every round: a busy machine slows both alike."""
     number = 2000
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for run, seen in zip((first, second), times, strict=True):
-            seen.append(timeit.timeit(functools.partial(run, *tensors), number=number) / number * 1e6)
+            seen.append(
+                timeit.timeit(functools.partial(run, *tensors), timer=time.thread_time, number=number) / number * 1e6
+            )
     return times

@@ -10,14 +10,14 @@ from typing import Any
 import paddle
 
 from fusionkit.errors import FusionkitError
-from fusionkit.passes import neutral
+from fusionkit.passes import files, neutral
 from fusionkit.policy import use_backend
 
 CUSTOM_OP = "custom_op."  # Paddle's name of a custom op in a program: "custom_op.fusionkit_swiglu"
 
 
 def export(layer: Any, path: str | Path, input_spec: Sequence[Any]) -> None:
-    """Write `path.json`, the program, and `path.pdiparams`, its parameters.
+    """Write `path.json`, the program, `path.pdiparams`, its parameters, and `path.sizes`, what these must measure.
 
     The program is traced for inference on the host, whatever device is in use, so that each op is the neutral one.
 
@@ -36,6 +36,7 @@ def export(layer: Any, path: str | Path, input_spec: Sequence[Any]) -> None:
         traced = paddle.jit.to_static(layer, input_spec=list(input_spec), full_graph=True)
         _require_neutral(traced.forward.concrete_program.main_program)
         paddle.jit.save(traced, str(path))
+    files.write_sizes(path)
 
 
 @contextmanager

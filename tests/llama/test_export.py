@@ -24,8 +24,8 @@ def test_the_folder_needs_no_other(tiny_folder, tmp_path):
     assert export(ExportFlags(str(tiny_folder), str(output))) == 0
     assert LlamaConfig.from_json(output / "config.json") == LlamaConfig.from_json(tiny_folder / "config.json")
     assert Tokenizer.from_pretrained(output).files.keys() > Tokenizer.from_pretrained(tiny_folder).files.keys()
-    names = {"config.json", "generation_config.json", "model.json", "model.pdiparams", "tokenizer.json"}
-    assert {path.name for path in output.iterdir()} == names | {"tokenizer_config.json"}
+    names = {"config.json", "generation_config.json", "model.json", "model.pdiparams", "model.sizes"}
+    assert {path.name for path in output.iterdir()} == names | {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_the_program_holds_the_neutral_ops_and_no_composition(tiny_folder, tmp_path):

@@ -29,7 +29,7 @@ def exported(tiny_folder, tmp_path_factory):
     """dtype -> (config, program)"""
     config = LlamaConfig.from_json(tiny_folder / "config.json")
     programs = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "float16"):
         folder = tmp_path_factory.mktemp("exported") / dtype
         export(ExportFlags(str(tiny_folder), str(folder), dtype))
         programs[dtype] = StaticProgram(folder, config)
@@ -85,18 +85,18 @@ def test_logits_are_the_full_models(exported, prompts, recomputed):
     assert np.abs(got - want).max() < 100 * np.finfo(np.float32).eps * np.abs(want).max()
 
 
-def test_bfloat16_program_is_as_near_to_float32_as_the_bfloat16_model(tiny_folder, exported, prompts):
-    settings = {"eos": (), "batch_size": 5}
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_program_is_as_near_to_float32_as_the_narrow_model(tiny_folder, exported, prompts, dtype):
     logits = {}
-    for dtype in ("float32", "bfloat16"):
-        answering = generation(exported, dtype=dtype, **settings)
+    for each in ("float32", dtype):
+        answering = generation(exported, dtype=each, eos=(), batch_size=5)
         next(answering.run(prompts))
-        logits[dtype] = answering.step.logits[0]
+        logits[each] = answering.step.logits[0]
     with paddle.no_grad():
-        model = Llama.from_pretrained(tiny_folder, "bfloat16")
+        model = Llama.from_pretrained(tiny_folder, dtype)
         of_model = np.stack([model(paddle.to_tensor([prompt]))[0, -1].numpy() for prompt in prompts])
     allowed = 2 * np.abs(of_model - logits["float32"]).max()
-    assert 0 < np.abs(logits["bfloat16"] - logits["float32"]).max() <= allowed
+    assert 0 < np.abs(logits[dtype] - logits["float32"]).max() <= allowed
 
 
 def test_a_prompt_enters_when_a_row_ends_while_the_others_go_on(exported, prompts, recomputed):

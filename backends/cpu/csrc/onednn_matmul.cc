@@ -1,29 +1,11 @@
 #include "onednn_matmul.h"
 
-#include <omp.h>
-
-#include <memory>
-#include <mutex>
-#include <stdexcept>
-#include <string>
-#include <unordered_map>
-
-#include "buffer.h"
-#include "onednn.h"
-#include "parallel.h"
+#include "onednn_operation.h"
 
 namespace fusionkit_cpu {
 namespace {
 
 using namespace onednn;
-
-void check(int status, const char* call) {
-  if (status != kSuccess)
-    throw std::runtime_error(std::string("oneDNN: ") + call + " failed with status " + std::to_string(status));
-}
-
-template <class T>
-using Owned = std::unique_ptr<T, int (*)(T*)>;
 
 Owned<MemoryDesc> describe(const Matrix& m) {
   const int64_t dims[2] = {m.rows, m.cols};
@@ -81,105 +63,6 @@ Owned<PrimitiveDesc> reorder_desc(const MemoryDesc* from, const MemoryDesc* to) 
   return {desc, api()->primitive_desc_destroy};
 }
 
-// A primitive that is ready to run, with the descriptions of its arguments.
-class Operation {
- public:
-  Operation(Owned<PrimitiveDesc> desc, std::vector<int> args, std::vector<Owned<MemoryDesc>> arg_descs)
-      : desc_(std::move(desc)),
-        args_(std::move(args)),
-        arg_descs_(std::move(arg_descs)),
-        primitive_(nullptr, api()->primitive_destroy) {
-    Primitive* primitive = nullptr;
-    check(api()->primitive_create(&primitive, desc_.get()), "primitive_create");
-    primitive_.reset(primitive);
-    scratchpad_ = api()->primitive_desc_query_md(desc_.get(), kQueryScratchpadDesc, 0);
-  }
-
-  // `data` in the order of the arguments.
-  void run(std::initializer_list<const void*> data) const {
-    const Buffer scratch(api()->memory_desc_get_size(scratchpad_));
-    std::vector<Owned<Memory>> memories;
-    std::vector<ExecArg> exec_args;
-    const auto add = [&](int arg, const MemoryDesc* desc, const void* bytes) {
-      Memory* memory = nullptr;
-      check(api()->memory_create(&memory, desc, engine(), const_cast<void*>(bytes)), "memory_create");
-      memories.emplace_back(memory, api()->memory_destroy);
-      exec_args.push_back({arg, memory});
-    };
-    for (size_t i = 0; i < args_.size(); ++i) add(args_[i], arg_descs_[i].get(), data.begin()[i]);
-    add(kArgScratchpad, scratchpad_, scratch.as<void>());
-    check(api()->primitive_execute(primitive_.get(), stream(), static_cast<int>(exec_args.size()), exec_args.data()),
-          "primitive_execute");
-  }
-
- private:
-  Owned<PrimitiveDesc> desc_;
-  std::vector<int> args_;
-  std::vector<Owned<MemoryDesc>> arg_descs_;
-  Owned<Primitive> primitive_;
-  const MemoryDesc* scratchpad_;
-};
-
-// oneDNN takes the caller's OpenMP setting, which a framework may have set to 1. A child of fork() may have no threads
-// but its own: the team that a loop of ours is given tells.
-class ThreadCount {
- public:
-  ThreadCount() : before_(omp_get_max_threads()) {
-    parallel_for(num_threads(), 1, [this](int64_t, int64_t, int share) {
-      if (share == 0) count_ = omp_get_num_threads();
-    });
-    omp_set_num_threads(count_);
-  }
-  ~ThreadCount() { omp_set_num_threads(before_); }
-  ThreadCount(const ThreadCount&) = delete;
-  ThreadCount& operator=(const ThreadCount&) = delete;
-  int count() const { return count_; }
-
- private:
-  int before_;
-  int count_ = 1;
-};
-
-// Operations by shape, strides and dtypes; never by address. Full, it starts afresh: a training step uses some tens.
-constexpr size_t kMaxOperations = 512;
-
-template <class Create>
-std::shared_ptr<const Operation> cached(const std::string& key, Create create) {
-  static std::mutex mutex;
-  static auto& operations = *new std::unordered_map<std::string, std::shared_ptr<const Operation>>;
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    const auto found = operations.find(key);
-    if (found != operations.end()) return found->second;
-  }
-  std::shared_ptr<const Operation> operation = create();
-  std::lock_guard<std::mutex> lock(mutex);
-  if (operations.size() >= kMaxOperations) operations.clear();
-  return operations.emplace(key, std::move(operation)).first->second;
-}
-
-class Key {
- public:
-  // Plans are made for a number of threads.
-  Key(char operation, const ThreadCount& threads) { add(operation).add(threads.count()); }
-  Key& add(int64_t value) {
-    text_.append(reinterpret_cast<const char*>(&value), sizeof value);
-    return *this;
-  }
-  Key& add(const Matrix& m) {
-    return add(static_cast<int64_t>(m.dtype)).add(m.rows).add(m.cols).add(m.row_stride).add(m.col_stride);
-  }
-  Key& add(const std::vector<uint8_t>& bytes) {
-    add(static_cast<int64_t>(bytes.size()));
-    text_.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-    return *this;
-  }
-  const std::string& text() const { return text_; }
-
- private:
-  std::string text_;
-};
-
 std::shared_ptr<const Operation> make_matmul(const Matrix& a, Owned<MemoryDesc> b, const Matrix& c, int64_t cols,
                                              bool has_bias, bool accumulate) {
   std::vector<Owned<MemoryDesc>> descs;
@@ -209,7 +92,7 @@ void onednn_matmul(const Matrix& a, const Matrix& b, const Matrix& c, const floa
   const ThreadCount threads;
   const Key key = Key('m', threads).add(a).add(b).add(c).add(bias != nullptr).add(accumulate);
   const auto operation =
-      cached(key.text(), [&] { return make_matmul(a, describe(b), c, b.cols, bias != nullptr, accumulate); });
+      cached(key, [&] { return make_matmul(a, describe(b), c, b.cols, bias != nullptr, accumulate); });
   operation->run({a.data, b.data, c.data, bias});
 }
 
@@ -236,7 +119,7 @@ size_t onednn_layout_size(const std::vector<uint8_t>& layout) {
 void onednn_pack(const Matrix& b, const std::vector<uint8_t>& layout, void* packed) {
   const ThreadCount threads;
   const Key key = Key('p', threads).add(b).add(layout);
-  const auto operation = cached(key.text(), [&] {
+  const auto operation = cached(key, [&] {
     std::vector<Owned<MemoryDesc>> descs;
     descs.push_back(describe(b));
     descs.push_back(describe_layout(layout));
@@ -247,11 +130,11 @@ void onednn_pack(const Matrix& b, const std::vector<uint8_t>& layout, void* pack
 }
 
 void onednn_matmul_packed(const Matrix& a, const std::vector<uint8_t>& layout, const void* packed, const Matrix& c,
-                          const float* bias) {
+                          const float* bias, bool accumulate) {
   const ThreadCount threads;
-  const Key key = Key('w', threads).add(a).add(layout).add(c).add(bias != nullptr);
+  const Key key = Key('w', threads).add(a).add(layout).add(c).add(bias != nullptr).add(accumulate);
   const auto operation =
-      cached(key.text(), [&] { return make_matmul(a, describe_layout(layout), c, c.cols, bias != nullptr, false); });
+      cached(key, [&] { return make_matmul(a, describe_layout(layout), c, c.cols, bias != nullptr, accumulate); });
   operation->run({a.data, packed, c.data, bias});
 }
 

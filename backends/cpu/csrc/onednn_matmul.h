@@ -20,7 +20,7 @@ size_t onednn_layout_size(const std::vector<uint8_t>& layout);
 // Writes b, float32 or bfloat16, in that layout.
 void onednn_pack(const Matrix& b, const std::vector<uint8_t>& layout, void* packed);
 void onednn_matmul_packed(const Matrix& a, const std::vector<uint8_t>& layout, const void* packed, const Matrix& c,
-                          const float* bias);
+                          const float* bias, bool accumulate);
 
 // Major, minor and patch version and the instruction set: a layout is valid where all are the same.
 std::vector<int32_t> onednn_identity();

@@ -122,7 +122,7 @@ void product_packed(const Matrix& a, const void* packed, const Matrix& c, const 
   const Buffer c_memory(c_ready ? 0 : c.rows * c.cols * sizeof(float));
   const Matrix sums = c_ready ? c : contiguous(c_memory.as<void>(), DType::kFloat32, c.rows, c.cols);
   onednn_matmul_packed(a_ready ? a : converted(a, DType::kFloat32, compute, a_memory.as<void>()), layout, data, sums,
-                       bias);
+                       bias, false);
   if (!c_ready) convert(sums, DType::kFloat32, nullptr, c);
 }
 

@@ -109,6 +109,7 @@ struct DecodeRows {
   }
 };
 
+// Into the first level: asked into the second, bfloat16 took twice as long (Zen 5).
 template <class T>
 void prefetch_row(const T* row, int64_t head_dim) {
   for (int64_t i = 0; i < head_dim; i += 64 / sizeof(T)) __builtin_prefetch(row + i, 0, 3);
@@ -136,16 +137,22 @@ void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t 
 }
 
 template <class T>
+void start_query(const DecodeQuery<T>& query, int64_t stride, int64_t head_dim, int64_t row, DecodeScratch& scratch) {
+  for (int64_t i = 0; i < scratch.columns; ++i) {
+    scratch.queries[row * scratch.columns + i] = i < head_dim ? to_float(query.query[i * stride]) : 0;
+    scratch.output[row * scratch.columns + i] = 0;
+  }
+  scratch.maximum[row] = -kInfinity;
+  scratch.sum[row] = 0;
+}
+
+// The queries of one head group, each of which sees at least one key.
+template <class T>
 void decode(const DecodeQuery<T>* queries, int64_t num_queries, const PagedRows<T>& keys, const PagedRows<T>& values,
             int64_t query_stride, int64_t head_dim, float scale, DecodeScratch& scratch) {
   int64_t num_keys = 0;
   for (int64_t row = 0; row < num_queries; ++row) {
-    float* staged = scratch.queries + row * scratch.columns;
-    for (int64_t i = 0; i < scratch.columns; ++i) {
-      staged[i] = i < head_dim ? to_float(queries[row].query[i * query_stride]) : 0;
-      scratch.output[row * scratch.columns + i] = 0;
-    }
-    scratch.maximum[row] = -kInfinity, scratch.sum[row] = 0;
+    start_query(queries[row], query_stride, head_dim, row, scratch);
     num_keys = queries[row].num_keys > num_keys ? queries[row].num_keys : num_keys;
   }
   DecodeRows<T> blocks[2];

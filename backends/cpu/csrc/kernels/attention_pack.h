@@ -55,7 +55,7 @@ void convert_element(T from, float* to) {
   *to = to_float(from);
 }
 
-// The rows [begin, end) as a left operand: row i at staged + i * staged_groups; zero rows up to padded_rows.
+// Rows from `begin` on as a left operand, row i at staged + i * staged_groups: padded_rows of them, zero from `end` on.
 template <class Operand, class Rows>
 void stage_rows(const Rows& rows, int64_t begin, int64_t end, int64_t padded_rows, const Depth<Operand>& depth,
                 typename Operand::Group* staged) {

@@ -39,11 +39,15 @@ struct BFloat16Operand {
   using Register = __m512bh;
   static constexpr int kGroup = 2;
   static constexpr int64_t kLongestChain = INT64_MAX;  // the operands' own rounding is 2^-9
-  static Register broadcast_group(const Group* p) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(*p)); }
+  static Register broadcast_group(const Group* p) {
+    int pair;
+    __builtin_memcpy(&pair, p, sizeof pair);  // written as two elements
+    return (__m512bh)_mm512_set1_epi32(pair);
+  }
   static Register load_groups(const Group* p) { return (__m512bh)_mm512_loadu_si512(p); }
   static Vec multiply_add(Register a, Register b, Vec c) { return _mm512_dpbf16_ps(c, a, b); }
-  // For probabilities: x = n ln 2 + r in one step, wrong by n 2^-26, which e^n shrinks faster than it grows; the
-  // polynomial is the minimax one of degree 5, 1.5 * 2^-24 off. Half the instructions of the exact one.
+  // Within 2 ULP, in 11 instructions where the general one takes 18: x = n ln 2 + r in one step, wrong by n 2^-29, and
+  // the minimax polynomial of degree 5, wrong by 1.5 * 2^-24.
   static Vec exp(Vec x) {
     x = max(broadcast(-104), x);  // NaN stays
     const Vec n = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT);

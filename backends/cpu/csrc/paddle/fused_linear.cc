@@ -1,4 +1,5 @@
-// fusionkit_fused_linear: x, weight, bias? -> y.
+// fusionkit_fused_linear: x, weight -> y; fusionkit_fused_linear_bias: x, weight, bias -> y.
+// Two ops, because Paddle 3.3's static executor cannot leave out the gradient of an optional input that is None.
 // x_grad, weight_grad: whether a gradient is wanted; a frozen weight costs no product.
 #include "host_view.h"
 
@@ -12,34 +13,56 @@ Shape output_shape(Shape x, const Shape& weight) {
   return x;
 }
 
-Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, const OptionalTensor& bias, bool, bool) {
+paddle::Tensor product(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor* bias) {
   const HostView view(kOp);
   const auto x_view = view("x", x);
   const auto weight_view = view("weight", weight);
-  const auto bias_view = view("bias", bias);
+  const auto bias_view = bias ? view("bias", *bias) : fusionkit_cpu::Tensor();
   paddle::Tensor y = empty(output_shape(x.shape(), weight.shape()), x.dtype());
   fusionkit_cpu::linear(x_view, weight_view, bias_view, view("y", y));
-  return {y};
+  return y;
 }
 
-Tensors backward(const paddle::Tensor& x, const paddle::Tensor& weight, const OptionalTensor& bias,
-                 const paddle::Tensor& dy, bool x_grad, bool weight_grad) {
+Tensors gradients(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor* bias,
+                  const paddle::Tensor& dy, bool x_grad, bool weight_grad) {
   const HostView view(kOp);
-  paddle::Tensor dx = x_grad ? empty_like(x) : no_gradient(x);
-  paddle::Tensor dweight = weight_grad ? empty_like(weight) : no_gradient(weight);
-  paddle::Tensor dbias = bias ? empty_like(*bias) : no_gradient(x);
+  Tensors result = {x_grad ? empty_like(x) : no_gradient(x), weight_grad ? empty_like(weight) : no_gradient(weight)};
+  if (bias) result.push_back(empty_like(*bias));
   fusionkit_cpu::linear_grad(view("x", x), view("weight", weight), view("the gradient of y", dy),
-                             x_grad ? view("dx", dx) : fusionkit_cpu::Tensor(),
-                             weight_grad ? view("dweight", dweight) : fusionkit_cpu::Tensor(),
-                             bias ? view("dbias", dbias) : fusionkit_cpu::Tensor());
-  return {dx, dweight, dbias};
+                             x_grad ? view("dx", result[0]) : fusionkit_cpu::Tensor(),
+                             weight_grad ? view("dweight", result[1]) : fusionkit_cpu::Tensor(),
+                             bias ? view("dbias", result[2]) : fusionkit_cpu::Tensor());
+  return result;
 }
 
-std::vector<Shape> infer_shape(const Shape& x, const Shape& weight, const OptionalShape&, bool, bool) {
+Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, bool, bool) {
+  return {product(x, weight, nullptr)};
+}
+
+Tensors forward_bias(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& bias, bool, bool) {
+  return {product(x, weight, &bias)};
+}
+
+Tensors backward(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& dy, bool x_grad,
+                 bool weight_grad) {
+  return gradients(x, weight, nullptr, dy, x_grad, weight_grad);
+}
+
+Tensors backward_bias(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& bias,
+                      const paddle::Tensor& dy, bool x_grad, bool weight_grad) {
+  return gradients(x, weight, &bias, dy, x_grad, weight_grad);
+}
+
+std::vector<Shape> infer_shape(const Shape& x, const Shape& weight, bool, bool) { return {output_shape(x, weight)}; }
+
+std::vector<Shape> infer_shape_bias(const Shape& x, const Shape& weight, const Shape&, bool, bool) {
   return {output_shape(x, weight)};
 }
 
-std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddle::DataType&, const OptionalDType&) {
+std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddle::DataType&) { return {x}; }
+
+std::vector<paddle::DataType> infer_dtype_bias(const paddle::DataType& x, const paddle::DataType&,
+                                               const paddle::DataType&) {
   return {x};
 }
 
@@ -47,7 +70,7 @@ std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddl
 }  // namespace fusionkit_paddle
 
 PD_BUILD_OP(fusionkit_fused_linear)
-    .Inputs({"x", "weight", paddle::Optional("bias")})
+    .Inputs({"x", "weight"})
     .Outputs({"y"})
     .Attrs({"x_grad: bool", "weight_grad: bool"})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::forward))
@@ -55,7 +78,21 @@ PD_BUILD_OP(fusionkit_fused_linear)
     .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_dtype));
 
 PD_BUILD_GRAD_OP(fusionkit_fused_linear)
-    .Inputs({"x", "weight", paddle::Optional("bias"), paddle::Grad("y")})
-    .Outputs({paddle::Grad("x"), paddle::Grad("weight"), paddle::Grad(paddle::Optional("bias"))})
+    .Inputs({"x", "weight", paddle::Grad("y")})
+    .Outputs({paddle::Grad("x"), paddle::Grad("weight")})
     .Attrs({"x_grad: bool", "weight_grad: bool"})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward));
+
+PD_BUILD_OP(fusionkit_fused_linear_bias)
+    .Inputs({"x", "weight", "bias"})
+    .Outputs({"y"})
+    .Attrs({"x_grad: bool", "weight_grad: bool"})
+    .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::forward_bias))
+    .SetInferShapeFn(PD_INFER_SHAPE(fusionkit_paddle::infer_shape_bias))
+    .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_dtype_bias));
+
+PD_BUILD_GRAD_OP(fusionkit_fused_linear_bias)
+    .Inputs({"x", "weight", "bias", paddle::Grad("y")})
+    .Outputs({paddle::Grad("x"), paddle::Grad("weight"), paddle::Grad("bias")})
+    .Attrs({"x_grad: bool", "weight_grad: bool"})
+    .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward_bias));
