@@ -27,11 +27,11 @@ def create_predictor(path: str | Path) -> Any:
         ValueError: one is truncated or not what its name says.
         PluginError: no backend that is available offers the neutral ops.
     """
-    files.require_whole(path)
+    program, parameters = files.read_whole(path)
     load_neutral_ops()
     import paddle.inference
 
-    config = paddle.inference.Config(*map(str, files.program_files(path)))
+    config = paddle.inference.Config(str(program), str(parameters or ""))
     config.disable_glog_info()
     try:
         return paddle.inference.create_predictor(config)

@@ -1,6 +1,9 @@
 // fusionkit_fused_linear_cross_entropy: x, weight, labels -> loss_sum, num_tokens, x_gradient, weight_gradient.
 // The last two are d(loss_sum), taken in the forward pass when x_grad or weight_grad asks for them, else [0].
+#include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "host_view.h"
 
@@ -9,21 +12,25 @@ namespace {
 
 constexpr char kOp[] = "fusionkit_fused_linear_cross_entropy";
 
+// Merging the axes would let others with the same product pass.
+void require_labels_like_rows(const fusionkit_cpu::Tensor& labels, const fusionkit_cpu::Tensor& x) {
+  if (labels.num_dims == x.num_dims - 1 && std::equal(labels.shape, labels.shape + labels.num_dims, x.shape)) return;
+  throw std::invalid_argument(std::string(kOp) + ": labels must be [...] like x [..., hidden_size], got other axes");
+}
+
 Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& labels,
                 int64_t ignore_index, bool x_grad, bool weight_grad) {
   const HostView view(kOp);
-  const Shape leading(x.shape().begin(), x.shape().end() - 1);
-  if (labels.shape() != leading)
-    throw std::invalid_argument(std::string(kOp) + ": labels must be [...] like x [..., hidden_size], got other axes");
-  const auto x_view = merge_leading(view("x", x), 2);
+  const auto x_view = view("x", x);
   const auto weight_view = view("weight", weight);
-  const auto labels_view = merge_leading(view("labels", labels), 1);
+  const auto labels_view = view("labels", labels);
+  require_labels_like_rows(labels_view, x_view);
   paddle::Tensor loss_sum = empty({}, paddle::DataType::FLOAT32);
   paddle::Tensor num_tokens = empty({}, paddle::DataType::INT64);
   paddle::Tensor dx = x_grad ? empty_like(x) : no_gradient(x);
   paddle::Tensor dweight = weight_grad ? empty_like(weight) : no_gradient(weight);
-  fusionkit_cpu::linear_cross_entropy(x_view, weight_view, labels_view, ignore_index,
-                                      merge_leading(view("loss_sum", loss_sum), 1),
+  fusionkit_cpu::linear_cross_entropy(merge_leading(x_view, 2), weight_view, merge_leading(labels_view, 1),
+                                      ignore_index, merge_leading(view("loss_sum", loss_sum), 1),
                                       merge_leading(view("num_tokens", num_tokens), 1),
                                       x_grad ? merge_leading(view("dx", dx), 2) : fusionkit_cpu::Tensor(),
                                       weight_grad ? view("dweight", dweight) : fusionkit_cpu::Tensor());

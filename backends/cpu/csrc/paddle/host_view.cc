@@ -91,9 +91,10 @@ Shape leading_axes(Shape shape) {
 }
 
 fusionkit_cpu::Tensor merge_leading(fusionkit_cpu::Tensor tensor, int num_dims) {
+  const int num_leading = tensor.num_dims - num_dims + 1;
+  if (num_leading < 0) return tensor;  // too few axes: the kernel says so
   fusionkit_cpu::Tensor merged = tensor;
   merged.num_dims = num_dims;
-  const int num_leading = tensor.num_dims - num_dims + 1;
   merged.shape[0] = 1;
   for (int i = 0; i < num_leading; ++i) merged.shape[0] *= tensor.shape[i];
   for (int i = 1; i < num_dims; ++i) merged.shape[i] = tensor.shape[num_leading + i - 1];
