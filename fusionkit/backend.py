@@ -28,6 +28,8 @@ class Kernel:
         dtypes: of the first input.
         when: predicates that must all hold.
         directions: ("forward",) marks a kernel without gradient.
+        checks_sizes: the kernel refuses every size that its op's spec refuses, with a ValueError. Then a remembered
+            decision runs it at once; else the core holds each call against the spec first, about 50 us.
         notes: (predicate, text): what a caller should know when the predicate holds, such as a copy.
         minimum_versions: the vendor's packages and the version below which the kernel is not to be trusted.
     """
@@ -38,6 +40,7 @@ class Kernel:
     directions: tuple[str, ...] = ("forward", "backward")
     vjp: str | None = None
     pack: str | None = None
+    checks_sizes: bool = False
     notes: tuple[tuple[Predicate, str], ...] = ()
     minimum_versions: Mapping[str, str] = field(default_factory=dict)
 

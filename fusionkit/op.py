@@ -162,8 +162,15 @@ class Op:
         assert kernel is not None
         framework = call.framework or "paddle"
         if framework in kernel.functions:
-            return registry.resolve(kernel.functions[framework])
-        return frameworks.load("paddle").carried(registry.resolve(kernel.functions["paddle"]), call.device)
+            function = registry.resolve(kernel.functions[framework])
+        else:
+            function = frameworks.load("paddle").carried(registry.resolve(kernel.functions["paddle"]), call.device)
+        return function if kernel.checks_sizes else functools.partial(self._checked, function)
+
+    def _checked(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A kernel that does not check sizes, behind the spec's check."""
+        arguments_of.describe(self.spec, *arguments_of.bind(self.spec, args, kwargs)).check()
+        return function(*args, **kwargs)
 
     def _explain_failure(self, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A kernel refused what a remembered decision let through: raise the spec's error if it has one."""

@@ -27,6 +27,7 @@ def _kernel(op: str) -> Kernel:
         directions=("forward", "backward") if spec.reference_vjp else ("forward",),
         when=(OneOf("weight.packed_by", (None, "cpu")),) if packs else (),
         pack=f"{module}:pack" if packs else None,
+        checks_sizes=True,
         notes=tuple(_copied(declared.name) for declared in spec.inputs if declared.name not in spec.mutates),
     )
 

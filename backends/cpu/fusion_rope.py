@@ -6,6 +6,8 @@ from typing import Any
 
 from fusionkit_backends.cpu import paddle_ops, runtime
 
+from fusionkit.errors import argument_error
+
 
 def through_paddle(
     q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None, interleaved: bool = False
@@ -18,6 +20,9 @@ def through_paddle(
 def through_numpy(
     q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None, interleaved: bool = False
 ) -> tuple[Any, Any]:
+    if q.shape[:2] != k.shape[:2] or q.shape[3:] != k.shape[3:]:
+        rule = f"like q {list(q.shape)}, but for its heads"
+        raise argument_error("fusion_rope", "k", rule, list(k.shape))
     rope = runtime.native().rope
     return rope(q, cos, sin, position_ids, interleaved), rope(k, cos, sin, position_ids, interleaved)
 

@@ -23,7 +23,7 @@ class Row:
         tokens: the prompt and the answer so far.
         num_prompt: how many of them are the prompt.
         blocks: of the cache.
-        random: its own generator, so that an answer does not depend on who else is in the batch.
+        random: its own generator, so that its numbers do not depend on who else is in the batch.
         num_cached: tokens whose keys and values are in the cache.
     """
 
@@ -101,6 +101,8 @@ class Generation:
             number, prompt = waiting[0]
             blocks = self.cache.borrow(len(prompt) + self.max_length)
             if blocks is None:
+                if not rows:
+                    raise ValueError(f"generation: the cache must hold {len(prompt) + self.max_length} tokens of a row")
                 return
             waiting.popleft()
             random = np.random.default_rng([self.seed, number])

@@ -29,6 +29,7 @@ class GenerationSettings:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        self._require(all(type(token) is int for token in self.eos_token_ids), "eos_token_ids", "integers")
         self._require(self.decode_strategy in STRATEGIES, "decode_strategy", " or ".join(STRATEGIES))
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(self.temperature > 0, "temperature", "above 0; --decode_strategy greedy_search is its limit")

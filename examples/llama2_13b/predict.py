@@ -145,7 +145,8 @@ def predict(flags: PredictFlags) -> int:
             print(prediction.banners())
             print(prediction.json_line(), file=lines, flush=True)
     seconds, tokens = time.perf_counter() - started, predictor.generation.num_tokens
-    print(f"{len(asked)} prompts, {tokens} tokens in {seconds:.1f} s: {tokens / seconds:.0f} tokens/s", file=sys.stderr)
+    rate = f"{tokens} in {seconds:.1f} s, {tokens / seconds:.0f} a second"
+    print(f"prompts: {len(asked)}; tokens: {rate}", file=sys.stderr)
     return 0
 
 

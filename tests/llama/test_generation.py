@@ -118,6 +118,11 @@ def test_prompts_wait_until_blocks_are_free(exported, prompts, recomputed):
     assert answering.num_tokens == len(prompts) * MAX_LENGTH
 
 
+def test_a_cache_too_small_for_a_prompt_is_an_error(exported, prompts):
+    with pytest.raises(ValueError, match="the cache must hold 29 tokens of a row"):
+        list(generation(exported, num_blocks=1).run([prompts[1]]))
+
+
 def test_samples_depend_on_seed_and_prompt_number_and_not_on_the_batch(exported, prompts):
     def answers(batch_size, seed):
         answering = generation(exported, batch_size=batch_size, decode_strategy="sampling", temperature=1.0, top_p=1.0)

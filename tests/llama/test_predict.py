@@ -114,7 +114,7 @@ def test_a_fresh_process_prints_nothing_but_the_answers(exported):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("***********Source**********\nhello\n***********Target**********\n\n***")
     assert "pass" not in done.stdout and len(done.stdout.splitlines()) >= 7
-    assert "1 prompts, " in done.stderr and "Traceback" not in done.stderr
+    assert "prompts: 1; tokens: " in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

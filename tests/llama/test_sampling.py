@@ -91,6 +91,7 @@ def test_settings_of_a_folder_are_read_and_the_rest_are_defaults(tmp_path):
     assert read == GenerationSettings((2, 7), "greedy_search", 0.9, 0.95, 1.0)
     read.save(tmp_path)
     assert GenerationSettings.from_pretrained(tmp_path, config) == read
-    (tmp_path / "generation_config.json").write_text('{"top_p": "high"}')
-    with pytest.raises(ValueError, match="generation_config.json"):
-        GenerationSettings.from_pretrained(tmp_path, config)
+    for bad in ('{"top_p": "high"}', '{"eos_token_id": null}', "[]", "{"):
+        (tmp_path / "generation_config.json").write_text(bad)
+        with pytest.raises(ValueError, match="generation_config.json"):
+            GenerationSettings.from_pretrained(tmp_path, config)

@@ -15,24 +15,27 @@ constexpr char kOp[] = "fusionkit_fused_linear_cross_entropy";
 // Merging the axes would let others with the same product pass.
 void require_labels_like_rows(const fusionkit_cpu::Tensor& labels, const fusionkit_cpu::Tensor& x) {
   if (labels.num_dims == x.num_dims - 1 && std::equal(labels.shape, labels.shape + labels.num_dims, x.shape)) return;
-  throw std::invalid_argument(std::string(kOp) + ": labels must be [...] like x [..., hidden_size], got other axes");
+  std::string got;
+  for (int i = 0; i < labels.num_dims; ++i) got += (i ? ", " : "") + std::to_string(labels.shape[i]);
+  throw std::invalid_argument(std::string(kOp) + ": labels must be [...], the leading axes of x, got [" + got + "]");
 }
 
 Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& labels,
                 int64_t ignore_index, bool x_grad, bool weight_grad) {
   const HostView view(kOp);
-  const auto x_view = view("x", x);
+  require_labels_like_rows(view("labels", labels), view("x", x));
   const auto weight_view = view("weight", weight);
-  const auto labels_view = view("labels", labels);
-  require_labels_like_rows(labels_view, x_view);
+  // Paddle hands a program's own inputs over as they come, strided views included.
+  const paddle::Tensor rows = x.contiguous();
+  const paddle::Tensor row_labels = labels.contiguous();
   paddle::Tensor loss_sum = empty({}, paddle::DataType::FLOAT32);
   paddle::Tensor num_tokens = empty({}, paddle::DataType::INT64);
   paddle::Tensor dx = x_grad ? empty_like(x) : no_gradient(x);
   paddle::Tensor dweight = weight_grad ? empty_like(weight) : no_gradient(weight);
-  fusionkit_cpu::linear_cross_entropy(merge_leading(x_view, 2), weight_view, merge_leading(labels_view, 1),
-                                      ignore_index, merge_leading(view("loss_sum", loss_sum), 1),
-                                      merge_leading(view("num_tokens", num_tokens), 1),
-                                      x_grad ? merge_leading(view("dx", dx), 2) : fusionkit_cpu::Tensor(),
+  fusionkit_cpu::linear_cross_entropy(view.merged("x", rows, 2), weight_view, view.merged("labels", row_labels, 1),
+                                      ignore_index, view.merged("loss_sum", loss_sum, 1),
+                                      view.merged("num_tokens", num_tokens, 1),
+                                      x_grad ? view.merged("dx", dx, 2) : fusionkit_cpu::Tensor(),
                                       weight_grad ? view("dweight", dweight) : fusionkit_cpu::Tensor());
   return {loss_sum, num_tokens, dx, dweight};
 }
@@ -50,7 +53,7 @@ paddle::Tensor scaled(const HostView& view, const paddle::Tensor& gradient, cons
 Tensors backward(const paddle::Tensor& x_gradient, const paddle::Tensor& weight_gradient,
                  const paddle::Tensor& dloss_sum) {
   const HostView view(kOp);
-  const auto factor = merge_leading(view("the gradient of loss_sum", dloss_sum), 1);
+  const auto factor = view.merged("the gradient of loss_sum", dloss_sum, 1);
   return {scaled(view, x_gradient, factor), scaled(view, weight_gradient, factor)};
 }
 

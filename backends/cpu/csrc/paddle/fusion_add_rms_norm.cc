@@ -15,7 +15,7 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& residual, const p
   paddle::Tensor residual_out = empty_like(residual);
   paddle::Tensor rstd = empty(leading_axes(x.shape()), paddle::DataType::FLOAT32);
   fusionkit_cpu::add_rms_norm(x_view, residual_view, weight_view, epsilon, view("y", y),
-                              view("residual_out", residual_out), merge_leading(view("rstd", rstd), 1));
+                              view("residual_out", residual_out), view.merged("rstd", rstd, 1));
   return {y, residual_out, rstd};
 }
 
@@ -33,7 +33,7 @@ Tensors backward(const paddle::Tensor& weight, const paddle::Tensor& y, const pa
   paddle::Tensor dresidual = empty_like(residual_out);
   paddle::Tensor dweight = empty_like(weight);
   fusionkit_cpu::add_rms_norm_grad(view("residual_out", residual_out), view("weight", weight),
-                                   merge_leading(view("rstd", rstd), 1), view("the gradient of y", dy), dresidual_out,
+                                   view.merged("rstd", rstd, 1), view("the gradient of y", dy), dresidual_out,
                                    view("dx", dx), view("dresidual", dresidual), view("dweight", dweight));
   return {dx, dresidual, dweight};
 }

@@ -12,7 +12,7 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, float eps
   const auto weight_view = view("weight", weight);
   paddle::Tensor y = empty_like(x);
   paddle::Tensor rstd = empty(leading_axes(x.shape()), paddle::DataType::FLOAT32);
-  fusionkit_cpu::rms_norm(x_view, weight_view, epsilon, view("y", y), merge_leading(view("rstd", rstd), 1));
+  fusionkit_cpu::rms_norm(x_view, weight_view, epsilon, view("y", y), view.merged("rstd", rstd, 1));
   return {y, rstd};
 }
 
@@ -21,7 +21,7 @@ Tensors backward(const paddle::Tensor& x, const paddle::Tensor& weight, const pa
   const HostView view(kOp);
   paddle::Tensor dx = empty_like(x);
   paddle::Tensor dweight = empty_like(weight);
-  fusionkit_cpu::rms_norm_grad(view("x", x), view("weight", weight), merge_leading(view("rstd", rstd), 1),
+  fusionkit_cpu::rms_norm_grad(view("x", x), view("weight", weight), view.merged("rstd", rstd, 1),
                                view("the gradient of y", dy), view("dx", dx), view("dweight", dweight));
   return {dx, dweight};
 }

@@ -15,6 +15,10 @@ Tensors rotate(const paddle::Tensor& q, const paddle::Tensor& k, const paddle::T
   const auto cos_view = view("cos", cos);
   const auto sin_view = view("sin", sin);
   const auto position_ids_view = view("position_ids", position_ids);
+  for (const int axis : {0, 1, 3})
+    if (q_view.num_dims != 4 || k_view.num_dims != 4 || q_view.shape[axis] != k_view.shape[axis])
+      throw std::invalid_argument(
+          "fusion_rope: k must be like q [batch_size, seq_len, num_heads, head_dim] but for its heads");
   paddle::Tensor q_out = empty_like(q);
   paddle::Tensor k_out = empty_like(k);
   fusionkit_cpu::rope(q_view, cos_view, sin_view, position_ids_view, interleaved, inverse, view("q_out", q_out));

@@ -11,7 +11,11 @@ namespace fusionkit_paddle {
 
 namespace {
 
-fusionkit_cpu::DType dtype_of(const std::string& where, const paddle::Tensor& tensor) {
+[[noreturn]] void refuse(const char* op, const char* argument, const std::string& rule, const std::string& got) {
+  throw std::invalid_argument(std::string(op) + ": " + argument + " must be " + rule + ", got " + got);
+}
+
+fusionkit_cpu::DType dtype_of(const char* op, const char* argument, const paddle::Tensor& tensor) {
   switch (tensor.dtype()) {
     case paddle::DataType::FLOAT32:
       return fusionkit_cpu::DType::kFloat32;
@@ -26,8 +30,7 @@ fusionkit_cpu::DType dtype_of(const std::string& where, const paddle::Tensor& te
     case paddle::DataType::INT64:
       return fusionkit_cpu::DType::kInt64;
     default:
-      throw std::invalid_argument(where + " must be float32, bfloat16, float16, bool, int32 or int64, got " +
-                                  phi::DataTypeToString(tensor.dtype()));
+      refuse(op, argument, "float32, bfloat16, float16, bool, int32 or int64", phi::DataTypeToString(tensor.dtype()));
   }
 }
 
@@ -41,27 +44,23 @@ fusionkit_cpu::DType dtype_of(const std::string& where, const paddle::Tensor& te
 }  // namespace
 
 void HostView::require_host(const char* argument, const paddle::Tensor& tensor) const {
-  if (!tensor.defined()) {
-    throw std::invalid_argument(std::string(op_) + ": " + argument + " must be a tensor, got None");
-  }
+  if (!tensor.defined()) refuse(op_, argument, "a tensor", "None");
   const phi::AllocationType type = tensor.place().GetType();
-  if (type != phi::AllocationType::CPU && type != phi::AllocationType::GPUPINNED) {
-    throw std::invalid_argument(std::string(op_) + ": " + argument + " must be in host memory, got " +
-                                tensor.place().DebugString() +
-                                "; the pass that lowers this device-neutral op to the device's own op is missing. "
-                                "Load the program with the passes of the device's backend");
-  }
+  if (type == phi::AllocationType::CPU || type == phi::AllocationType::GPUPINNED) return;
+  refuse(op_, argument, "in host memory",
+         tensor.place().DebugString() +
+             "; the pass that lowers this device-neutral op to the device's own op is missing. "
+             "Load the program with the passes of the device's backend");
 }
 
 fusionkit_cpu::Tensor HostView::operator()(const char* argument, const paddle::Tensor& tensor) const {
   require_host(argument, tensor);
-  const std::string where = std::string(op_) + ": " + argument;
   fusionkit_cpu::Tensor view;
-  view.dtype = dtype_of(where, tensor);
+  view.dtype = dtype_of(op_, argument, tensor);
   view.num_dims = tensor.dims().size();
   if (view.num_dims > fusionkit_cpu::kMaxDims) {
-    throw std::invalid_argument(where + " must be of at most " + std::to_string(fusionkit_cpu::kMaxDims) +
-                                " dimensions, got " + std::to_string(view.num_dims));
+    refuse(op_, argument, "of at most " + std::to_string(fusionkit_cpu::kMaxDims) + " dimensions",
+           std::to_string(view.num_dims));
   }
   for (int i = 0; i < view.num_dims; ++i) {
     view.shape[i] = tensor.dims()[i];
@@ -76,11 +75,30 @@ fusionkit_cpu::Tensor HostView::operator()(const char* argument, const OptionalT
   return tensor ? (*this)(argument, *tensor) : fusionkit_cpu::Tensor();
 }
 
+fusionkit_cpu::Tensor HostView::merged(const char* argument, const paddle::Tensor& tensor, int num_dims) const {
+  fusionkit_cpu::Tensor view = (*this)(argument, tensor);
+  if (!tensor.is_contiguous()) refuse(op_, argument, "contiguous", "a strided view");
+  const int num_merged = view.num_dims - num_dims + 1;
+  if (num_merged < 0) return view;  // too few axes: the kernel says so
+  Shape shape(view.shape, view.shape + view.num_dims);
+  int64_t rows = 1;
+  for (int i = 0; i < num_merged; ++i) rows *= shape[i];
+  shape.erase(shape.begin(), shape.begin() + num_merged);
+  shape.insert(shape.begin(), rows);
+  view.num_dims = num_dims;
+  int64_t stride = 1;
+  for (int i = num_dims - 1; i >= 0; --i) {
+    view.shape[i] = shape[i];
+    view.strides[i] = stride;
+    stride *= shape[i];
+  }
+  return view;
+}
+
 const void* HostView::bytes(const char* argument, const paddle::Tensor& tensor) const {
   require_host(argument, tensor);
   if (tensor.dtype() != paddle::DataType::UINT8 || !tensor.is_contiguous()) {
-    throw std::invalid_argument(std::string(op_) + ": " + argument + " must be contiguous uint8, got " +
-                                phi::DataTypeToString(tensor.dtype()));
+    refuse(op_, argument, "contiguous uint8", phi::DataTypeToString(tensor.dtype()));
   }
   return tensor.data();
 }
@@ -88,22 +106,6 @@ const void* HostView::bytes(const char* argument, const paddle::Tensor& tensor) 
 Shape leading_axes(Shape shape) {
   if (!shape.empty()) shape.pop_back();
   return shape;
-}
-
-fusionkit_cpu::Tensor merge_leading(fusionkit_cpu::Tensor tensor, int num_dims) {
-  const int num_leading = tensor.num_dims - num_dims + 1;
-  if (num_leading < 0) return tensor;  // too few axes: the kernel says so
-  fusionkit_cpu::Tensor merged = tensor;
-  merged.num_dims = num_dims;
-  merged.shape[0] = 1;
-  for (int i = 0; i < num_leading; ++i) merged.shape[0] *= tensor.shape[i];
-  for (int i = 1; i < num_dims; ++i) merged.shape[i] = tensor.shape[num_leading + i - 1];
-  int64_t stride = 1;
-  for (int i = num_dims - 1; i >= 0; --i) {
-    merged.strides[i] = stride;
-    stride *= merged.shape[i];
-  }
-  return merged;
 }
 
 paddle::Tensor empty(const Shape& shape, paddle::DataType dtype) {

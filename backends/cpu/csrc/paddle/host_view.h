@@ -21,6 +21,8 @@ class HostView {
   explicit HostView(const char* op) : op_(op) {}
   fusionkit_cpu::Tensor operator()(const char* argument, const paddle::Tensor& tensor) const;
   fusionkit_cpu::Tensor operator()(const char* argument, const OptionalTensor& tensor) const;
+  // A contiguous tensor with its leading axes merged, so that `num_dims` remain.
+  fusionkit_cpu::Tensor merged(const char* argument, const paddle::Tensor& tensor, int num_dims) const;
   // The bytes of a uint8 tensor.
   const void* bytes(const char* argument, const paddle::Tensor& tensor) const;
 
@@ -32,9 +34,6 @@ class HostView {
 
 // A shape without its last axis.
 Shape leading_axes(Shape shape);
-
-// The same memory with the leading axes merged, so that `num_dims` remain. The tensor must be contiguous.
-fusionkit_cpu::Tensor merge_leading(fusionkit_cpu::Tensor tensor, int num_dims);
 
 paddle::Tensor empty(const Shape& shape, paddle::DataType dtype);
 paddle::Tensor empty_like(const paddle::Tensor& tensor);
