@@ -9,7 +9,7 @@ from fusionkit import frameworks
 from fusionkit.call import Call
 from fusionkit.errors import argument_error
 from fusionkit.frameworks import Framework, framework_of
-from fusionkit.spec import OpSpec, TensorSpec
+from fusionkit.spec import FLOATING, OpSpec, TensorSpec
 
 
 def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Framework | None]:
@@ -89,3 +89,26 @@ def _device(spec: OpSpec, described: Mapping[str, TensorSpec], adapter: Framewor
         if other != device:
             raise argument_error(spec.name, name, f"on {device}, where {first} is", other, advice="Move it there first")
     return device
+
+
+def check_grad_outputs(call: Call, grad_outputs: Any) -> None:
+    """Hold the gradients given to `vjp` against the op's outputs: one array, or a tuple for several.
+
+    Raises:
+        TypeError, ValueError: their number, or a shape or dtype, is not that of the outputs.
+    """
+    outputs = [output for output in call.spec.outputs if output.when is None or call.values[output.when]]
+    given = list(grad_outputs) if isinstance(grad_outputs, tuple | list) else [grad_outputs]
+    names = ", ".join(output.name for output in outputs)
+    call.require(len(given) == len(outputs), "grad_outputs", f"{len(outputs)} ({names})", f"{len(given)}")
+    for output, grad in zip(outputs, given, strict=True):
+        dtype = call.tensors[output.dtype].dtype if output.dtype in call.tensors else output.dtype
+        if dtype not in FLOATING:
+            continue  # a count has no gradient
+        if framework_of(type(grad)) is None:
+            raise argument_error(
+                call.spec.name, "grad_outputs", f"an array for {output.name}", type(grad).__name__, kind=TypeError
+            )
+        got = f"{list(grad.shape)} {grad.dtype}"
+        fits = tuple(grad.shape) == call.shape_of(output.shape) and str(grad.dtype) == dtype
+        call.require(fits, "grad_outputs", f"{list(call.shape_of(output.shape))} {dtype} for {output.name}", got)

@@ -36,6 +36,7 @@ class Call:
     training: bool
     dims: dict[str, int] = field(default_factory=dict)
     consulted: set[str] = field(default_factory=set)
+    _leading: tuple[int, ...] | None = None
 
     @property
     def device_type(self) -> str:
@@ -67,6 +68,12 @@ class Call:
         if not condition:
             raise argument_error(self.spec.name, argument, rule, got, context, advice)
 
+    def shape_of(self, axes: str) -> tuple[int, ...]:
+        """The sizes that a shape in words has in this call."""
+        names = axes.split()
+        leading = self._leading if names[:1] == ["..."] else ()
+        return (*(leading or ()), *(self.dims[name] for name in names if name != "..."))
+
     def check(self) -> None:
         """Raise the error of the first argument that breaks the spec; bind the named axes on the way.
 
@@ -80,6 +87,9 @@ class Call:
                 self._bind_axes(declared)
             else:
                 self._check_absent(declared)
+        for name, (words, fits) in self.spec.value_types.items():
+            if not fits(self.values[name]):
+                raise argument_error(self.spec.name, name, words, repr(self.values[name]), kind=TypeError)
         if self.spec.check is not None:
             self.spec.check(self)
         # Sizes are checked by every kernel, arguments are not: a remembered decision compares those read here.
@@ -121,7 +131,7 @@ class Call:
 
     def _bind_leading(self, declared: Input, leading: tuple[int, ...], rule: str) -> None:
         """The axes under "..." are the same in every input; `dims["..."]` is their product."""
-        first = getattr(self, "_leading", leading)
+        first = self._leading if self._leading is not None else leading
         known = all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(leading, first, strict=False))
         self.require(
             len(leading) == len(first) and known,
@@ -142,11 +152,11 @@ class Call:
                     self.dims.setdefault(choice, UNKNOWN)
             return
         choices = axis.split("|")
+        if str(size) in choices:
+            return  # "batch_size|1" with size 1 says nothing of the batch
         for choice in choices:
-            bound = int(choice) if choice.isdigit() else self.dims.get(choice, UNKNOWN)
-            if bound in (size, UNKNOWN):
-                if choice.isidentifier():
-                    self.dims[choice] = size
+            if choice.isidentifier() and self.dims.get(choice, UNKNOWN) in (size, UNKNOWN):
+                self.dims[choice] = size
                 return
         wanted = " or ".join(f"{c} = {self.dims[c]}" if c in self.dims else c for c in choices)
         self.require(False, declared.name, f"{rule} with {wanted}", list(self.tensors[declared.name].shape))

@@ -50,6 +50,11 @@ class Predicate:
     def children(self) -> tuple[Predicate, ...]:
         return ()
 
+    def subjects(self) -> tuple[str, ...]:
+        """What it asks the call for, its children left out."""
+        named = (getattr(self, name, None) for name in ("subject", "first", "second", "argument"))
+        return tuple(name for name in named if name is not None)
+
     def _decide(self, fulfilled: bool, got: object) -> Verdict:
         return YES if fulfilled else Verdict("no", (f"{self}, got {_shown(got)}",))
 

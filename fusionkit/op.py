@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fusionkit import arguments as arguments_of
 from fusionkit import frameworks, oracle, policy, registry, select
@@ -16,6 +16,8 @@ from fusionkit.errors import FusionkitError, NoBackendError, argument_error
 from fusionkit.ledger import ledger
 from fusionkit.ops import load_spec
 from fusionkit.spec import Array, OpSpec
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,25 @@ class _NotTraced:
         return False
 
 
+def _not_traced(method: Method) -> Method:
+    method.___jit_transform_options___ = _NotTraced()  # type: ignore[attr-defined]
+    return method
+
+
 class Op:
-    """One fused op, by one name on every device. Call it like the function that its spec declares."""
+    # One fused op, by one name on every device. Call it like the function that its spec declares, whose docstring is
+    # its own.
 
     ___jit_transform_options___ = _NotTraced()
 
     def __init__(self, name: str) -> None:
         self.__name__ = self.__qualname__ = name
+        self.__module__ = "fusionkit"
         self._plans: tuple[plans.Plan, ...] = ()
+
+    def __reduce__(self) -> str:
+        """Copies and pickles are the op itself."""
+        return self.__name__
 
     def __repr__(self) -> str:
         return f"<fusionkit op {self.__name__}{self.spec.parameters}>"
@@ -78,10 +91,9 @@ class Op:
     def __signature__(self) -> inspect.Signature:
         return self.spec.parameters
 
-    def __getattribute__(self, name: str) -> Any:
-        if name == "__doc__":
-            return inspect.getdoc(self.spec.signature)
-        return object.__getattribute__(self, name)
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return inspect.getdoc(self.spec.signature)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # The hot path: a decision made before for tensors of these types and dtypes, compared with `is`.
@@ -90,21 +102,23 @@ class Op:
             if plan.context is context and plan.matches(args) and plan.autocast() is None:
                 if (kwargs or not plan.plain) and not plan.fits_in_detail(args, kwargs):
                     continue
-                plan.count()
                 try:  # as _run, without the 0.1 us of another call and of empty keywords
-                    return plan.function(*args, **kwargs) if kwargs else plan.function(*args)
+                    result = plan.function(*args, **kwargs) if kwargs else plan.function(*args)
                 except Exception as error:
                     self._explain_failure(error, args, kwargs)
                     raise
+                plan.count()
+                return result
         return self._dispatch(args, kwargs)
 
     def _run(self, plan: plans.Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        plan.count()
         try:
-            return plan.function(*args, **kwargs)
+            result = plan.function(*args, **kwargs)
         except Exception as error:
             self._explain_failure(error, args, kwargs)
             raise
+        plan.count()
+        return result
 
     def _dispatch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The first call of its kind: check it against the spec, decide, remember the decision."""
@@ -127,6 +141,11 @@ class Op:
                 return self._run(plan, args, kwargs)
         call = arguments_of.describe(self.spec, arguments, adapter)
         call.check()
+        if call.framework is None:
+            rule, advice = "a tensor", "TensorSpecs are for explain"
+            raise argument_error(
+                self.__name__, self.spec.inputs[0].name, rule, "a TensorSpec", advice=advice, kind=TypeError
+            )
         plan = self._decide(call, adapter, args, kwargs)
         if plan.cacheable:
             self._plans = (plan, *self._plans[: plans.MAX_PLANS - 1])
@@ -182,6 +201,7 @@ class Op:
         except (TypeError, ValueError) as better:
             raise better from error
 
+    @_not_traced
     def explain(
         self, *args: Any, device: str | None = None, backend: Any = None, training: bool | None = None, **kwargs: Any
     ) -> Explanation:
@@ -215,6 +235,7 @@ class Op:
             tuple((c.backend, c.verdict.answer, c.verdict.reasons + select.notes(c, call)) for c in candidates),
         )
 
+    @_not_traced
     def bind(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
         """The kernel for calls like this one, with the op's signature and without dispatch.
 
@@ -251,6 +272,7 @@ class Op:
         call.check()
         if call.framework != "numpy":
             raise argument_error(self.__name__, "vjp", "called with NumPy arrays", call.framework, kind=TypeError)
+        arguments_of.check_grad_outputs(call, grad_outputs)
         selection = select.select(call)
         kernel = selection.kernel
         assert kernel is not None

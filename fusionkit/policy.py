@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from fusionkit.errors import SettingError
 
 Names = tuple[str, ...]
+Function = TypeVar("Function", bound=Callable[..., Any])
 ANY_OP = "*"
 
 
@@ -48,6 +50,7 @@ def _policy(wishes: tuple[tuple[str, Names], ...], source: str, outer: Policy | 
 
 
 _context: ContextVar[Policy | None] = ContextVar("fusionkit_policy", default=None)
+_entered: ContextVar[tuple[Policy | None, ...]] = ContextVar("fusionkit_entered", default=())  # what to go back to
 current = _context.get
 
 
@@ -64,18 +67,27 @@ class use_backend(contextlib.ContextDecorator):
 
     def __init__(self, backend: str | Iterable[str] | Mapping[str, str | Iterable[str]]) -> None:
         self._wishes = _normalise(backend, "use_backend")
-        self._tokens: list[Token[Policy | None]] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(_context.set(_policy(self._wishes, "use_backend", current())))
+        _entered.set((*_entered.get(), current()))
+        _context.set(_policy(self._wishes, "use_backend", current()))
 
     def __exit__(self, *exception: object) -> None:
-        _context.reset(self._tokens.pop())
+        *outer, before = _entered.get()
+        _entered.set(tuple(outer))
+        _context.set(before)
 
-    def _recreate_cm(self) -> use_backend:
-        clone = object.__new__(type(self))
-        clone._wishes, clone._tokens = self._wishes, []
-        return clone
+    def __call__(self, function: Function) -> Function:
+        """Decorate a function.
+
+        Raises:
+            TypeError: a coroutine or generator function, whose body runs after the call: use `with` inside it.
+        """
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(
+                "use_backend: the function must run when it is called. Write `with use_backend(...)` inside"
+            )
+        return super().__call__(function)
 
 
 class captured:
@@ -97,17 +109,23 @@ def _normalise(
     from fusionkit import registry  # the registry reads settings from this module
     from fusionkit.ops import OP_NAMES
 
-    wishes = backend if isinstance(backend, Mapping) else {ANY_OP: backend}
-    for op, names in wishes.items():
+    wishes = dict(backend) if isinstance(backend, Mapping) else {ANY_OP: backend}
+    named = {op: _names(names, source) for op, names in wishes.items()}
+    if not named:
+        raise SettingError(f"{source} must name a backend, got {backend!r}")
+    for op, names in named.items():
         if op != ANY_OP and op not in OP_NAMES:
-            raise SettingError(f"{source}: no op is called {op!r}; {nearest(op, OP_NAMES)}")
-        for name in _names(names):
+            raise SettingError(f"{source}: no op is called {op!r}; {nearest(str(op), OP_NAMES)}")
+        for name in names:
             registry.require_name(name, source)
-    return tuple(sorted((op, _names(names)) for op, names in wishes.items()))
+    return tuple(sorted(named.items()))
 
 
-def _names(names: str | Iterable[str]) -> Names:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _names(names: object, source: str) -> Names:
+    listed = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else ()
+    if not listed or not all(isinstance(name, str) for name in listed):
+        raise SettingError(f"{source} must name a backend, or several in order, got {names!r}")
+    return listed
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -181,7 +199,7 @@ def _parse_backend(text: str, source: str) -> dict[str, Names]:
         if not equals:
             op, names = ANY_OP, part
         listed = tuple(name.strip() for name in names.split(",") if name.strip())
-        if not listed:
+        if not listed or op.strip() in wishes:
             raise SettingError(f"{source} must be NAME, NAME,NAME or OP=NAME;*=NAME, got {text!r}")
         wishes[op.strip()] = listed
     return wishes
@@ -194,8 +212,10 @@ def _file_settings() -> tuple[dict[str, str], dict[str, str]]:
     try:
         with open(path, "rb") as file:
             content = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"FUSIONKIT_CONFIG must name a TOML file, got {path!r}: {error}") from error
+    if "config" in content:
+        raise SettingError(f"{path}: config cannot be set in the file itself")
     flat = _flatten(content)
     return flat, dict.fromkeys(flat, path)
 
@@ -206,7 +226,8 @@ def _flatten(content: dict[str, Any]) -> dict[str, str]:
     for key, value in content.items():
         if key == "backend":
             table = value if isinstance(value, dict) else {ANY_OP: value}
-            flat["FUSIONKIT_BACKEND"] = ";".join(f"{op}={','.join(_names(names))}" for op, names in table.items())
+            wishes = {op: _names(names, "backend") for op, names in table.items()}
+            flat["FUSIONKIT_BACKEND"] = ";".join(f"{op}={','.join(names)}" for op, names in wishes.items())
         elif isinstance(value, dict):
             flat |= {f"FUSIONKIT_{key}_{name}".upper(): _text(inner) for name, inner in value.items()}
         else:

@@ -11,13 +11,15 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from fusionkit.backend import INTERFACE_VERSION, Backend
+from fusionkit import frameworks
+from fusionkit.backend import INTERFACE_VERSION, Backend, Kernel
 from fusionkit.errors import PluginError, SettingError
 from fusionkit.ops import OP_NAMES, load_spec
 
@@ -91,6 +93,8 @@ def _plugin(name: str, offering: list[str], loaded: object, problem: str | None)
             check(name, loaded)
         except PluginError as error:
             problem = str(error)
+        except Exception as error:  # data of another shape than declared: the plugin's problem, shown as such
+            problem = f"{name}: what the plugin declares cannot be read: {type(error).__name__}: {error}"
     if problem is not None:
         return Plugin(name, distribution, None, problem)
     assert isinstance(loaded, Backend)
@@ -116,8 +120,25 @@ def check(name: str, loaded: object) -> None:
     for op, kernel in loaded.kernels.items():
         if op not in OP_NAMES:
             raise PluginError(f"{name}: no op is called {op!r}; there are: {', '.join(OP_NAMES)}")
-        for reference in kernel.functions.values():
+        for framework, reference in kernel.functions.items():
+            if framework not in frameworks.NAMES:
+                raise PluginError(f"{name}: {op}: no framework is called {framework!r}; {', '.join(frameworks.NAMES)}")
             _check_signature(name, op, reference)
+        _check_subjects(name, op, kernel)
+
+
+def _check_subjects(name: str, op: str, kernel: Kernel) -> None:
+    """A predicate on an axis or argument that the op does not have would raise in the middle of a call."""
+    spec = load_spec(op)
+    known = {"device_type", "framework", *spec.parameters.parameters}
+    known |= {axis for declared in spec.inputs for axis in declared.shape.replace("|", " ").split()}
+    pending = [*kernel.when, *(predicate for predicate, _ in kernel.notes)]
+    while pending:
+        predicate = pending.pop()
+        pending += predicate.children()
+        for subject in predicate.subjects():
+            if subject.partition(".")[0] not in known:
+                raise PluginError(f"{name}: {op}: {predicate}: the op has no {subject!r}; {', '.join(sorted(known))}")
 
 
 def _check_signature(name: str, op: str, reference: str) -> None:
@@ -165,6 +186,25 @@ def resolve(reference: str) -> Callable[..., Any]:
 
 def loaded() -> Iterator[Backend]:
     return (plugin.backend for plugin in plugins() if plugin.backend is not None)
+
+
+@cache
+def outdated(kernel: Kernel) -> str | None:
+    """The first of the vendor's packages that is missing or older than the kernel asks for, in words."""
+    import importlib.metadata
+
+    for package, minimum in kernel.minimum_versions.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return f"needs {package} {minimum} or newer, which is not installed"
+        if _numbers(found) < _numbers(minimum):
+            return f"needs {package} {minimum} or newer, found {found}"
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0]))
 
 
 @cache

@@ -61,7 +61,7 @@ def judge(plugin: registry.Plugin, call: Call) -> Candidate:
     """A plugin's verdict on a call, with the first kind of reason that decides it."""
     backend = plugin.backend
     if backend is None:
-        return Candidate(plugin.name, Verdict("no", (f"not available: {plugin.problem}",)), None, False)
+        return Candidate(plugin.name, Verdict("no", (f"not available: {plugin.problem}",)), None, True)
     if not backend.owns(call.device_type):
         return Candidate(plugin.name, Verdict("no", (f"tensors are on {call.device}",)), None, True)
     kernel = backend.kernels.get(call.spec.name)
@@ -69,6 +69,8 @@ def judge(plugin: registry.Plugin, call: Call) -> Candidate:
         return Candidate(plugin.name, Verdict("no", (f"{plugin.name} does not have {call.spec.name}",)), None, False)
     if (reason := registry.unavailable(backend)) is not None:
         return Candidate(plugin.name, Verdict("no", (f"not available: {reason}",)), kernel, True)
+    if (reason := registry.outdated(kernel)) is not None:
+        return Candidate(plugin.name, Verdict("no", (reason,)), kernel, True)
     return Candidate(plugin.name, judge_kernel(kernel, call), kernel, True)
 
 

@@ -6,9 +6,10 @@ Tests, benchmarks, error messages, tables and the command line read nothing else
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from fusionkit.errors import argument_error
 
@@ -62,8 +63,11 @@ class TensorSpec:
     packed_by: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise argument_error("TensorSpec", "dtype", f"one of {', '.join(DTYPES)}", repr(self.dtype))
+        sizes = tuple(self.shape) if isinstance(self.shape, Iterable) else ()
+        if sizes != self.shape and not isinstance(self.shape, list):
+            raise argument_error("TensorSpec", "shape", "a tuple of sizes", repr(self.shape), kind=TypeError)
+        if not all(isinstance(size, int) and size >= UNKNOWN for size in sizes):
+            raise argument_error("TensorSpec", "shape", "sizes of at least 0, or -1 for unknown", repr(self.shape))
         object.__setattr__(self, "shape", tuple(self.shape))
 
     def __str__(self) -> str:
@@ -99,11 +103,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """A result: its shape in the same words, and the input whose dtype it has (or a dtype)."""
+    """A result: its shape in the same words, and the input whose dtype it has (or a dtype).
+
+    `when` names the argument that must be true for it to be returned.
+    """
 
     name: str
     shape: str
     dtype: str
+    when: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +214,7 @@ class OpSpec:
         reference_vjp: `(grad_outputs, rounding=..., **arguments) -> {input name: gradient}`, written by hand.
             None: the op is for inference only.
         parameters: the signature's, without annotations.
+        value_types: for parameters that are no tensors, from the annotations: the type in words, and its test.
         cases, invalid_cases, tolerance, cost: as their classes say. `cost(dims, itemsize)`.
         amp: under automatic mixed precision, "low": floating inputs are cast to the low dtype; "float32": to float32;
             "keep": they stay as they are at O1 and go low at O2.
@@ -231,11 +240,15 @@ class OpSpec:
     mutates: tuple[str, ...] = ()
     stored: Mapping[str, str] = field(default_factory=dict)
     parameters: inspect.Signature = field(init=False)
+    value_types: Mapping[str, tuple[str, Callable[[Any], bool]]] = field(init=False)
 
     def __post_init__(self) -> None:
         declared = inspect.signature(self.signature).parameters.values()
         plain = inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in declared])
         object.__setattr__(self, "parameters", plain)
+        hints = get_type_hints(self.signature)
+        types = {name: _value_type(hints[name]) for name in plain.parameters if hints[name] is not Any}
+        object.__setattr__(self, "value_types", types)
         names = [name for name in self.parameters.parameters if name in {i.name for i in self.inputs}]
         if names != [i.name for i in self.inputs]:
             raise TypeError(f"{self.name}: inputs must be parameters of the signature, in its order, got {self.inputs}")
@@ -246,3 +259,18 @@ class OpSpec:
 
     def input(self, name: str) -> Input:
         return next(i for i in self.inputs if i.name == name)
+
+
+def _value_type(hint: Any) -> tuple[str, Callable[[Any], bool]]:
+    """A bool is no number here: `epsilon=True` is a mistake."""
+    choices = get_args(hint) or (hint,)
+    names = {bool: "a bool", int: "an int", float: "a number", type(None): "None"}
+    kinds = {bool: bool, int: numbers.Integral, float: numbers.Real, type(None): type(None)}
+    words = " or ".join(names[choice] for choice in choices)
+
+    def fits(value: Any) -> bool:
+        if isinstance(value, bool):
+            return bool in choices
+        return any(isinstance(value, kinds[choice]) for choice in choices)
+
+    return words, fits

@@ -7,6 +7,8 @@ from typing import Any
 from fusionkit_backends.cpu import paddle_ops, runtime
 from fusionkit_backends.cpu.flash_attention import default_scale
 
+from fusionkit.errors import argument_error
+
 
 def through_paddle(
     q: Any,
@@ -21,6 +23,13 @@ def through_paddle(
     seq_lens_this_time: Any,
     scale: float | None = None,
 ) -> Any:
+    from paddle import in_dynamic_mode
+
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        # Paddle would make a contiguous copy, and the new tokens would be written there.
+        if in_dynamic_mode() and not cache.is_contiguous():
+            rule, advice = "contiguous, because it is updated in place", "Keep the caches contiguous"
+            raise argument_error("paged_attention", name, rule, f"strides {cache.strides}", advice=advice)
     tensors = paddle_ops.inputs(
         q, k, v, key_cache, value_cache, block_tables, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time
     )

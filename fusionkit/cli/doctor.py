@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Sequence
 
 from fusionkit import policy, registry
+from fusionkit.backend import Backend, Check
 from fusionkit.errors import SettingError
 
 NAME = "doctor"
@@ -14,6 +16,13 @@ HELP = "check the installation and every backend"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """No options."""
+
+
+def _checks(backend: Backend) -> Sequence[Check]:
+    try:
+        return backend.doctor()
+    except Exception as error:  # a plugin's doctor may be as broken as what it looks at
+        return [Check("doctor", False, f"{type(error).__name__}: {error}", "report it to the backend's authors")]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
             problems += 1
             print(f"  FAILED  {plugin.problem}")
             continue
-        for check in plugin.backend.doctor():
+        for check in _checks(plugin.backend):
             problems += not check.passed
             fix = "" if check.passed else f"\n          mend it with: {check.fix}"
             print(f"  {'ok    ' if check.passed else 'FAILED'}  {check.name}: {check.found}{fix}")

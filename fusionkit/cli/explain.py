@@ -30,7 +30,12 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"no op is called {options.op!r}; {nearest(options.op, OP_NAMES)}")
     op = getattr(fusionkit, options.op)
     tensors = {declared.name for declared in op.spec.inputs}
-    arguments = dict(_parse(options.op, text, tensors) for text in options.arguments)
+    parsed = [_parse(options.op, text, tensors) for text in options.arguments]
+    arguments = dict(parsed)
+    unknown = arguments.keys() - op.spec.parameters.parameters.keys()
+    if unknown or len(parsed) != len(arguments):
+        wrong = ", ".join(sorted(unknown)) or "one twice"
+        raise argument_error(options.op, "arguments", f"each of {op.spec.parameters} once", wrong)
     wish = options.backend.split(",") if options.backend else None
     backend = wish[0] if wish and len(wish) == 1 else wish
     explanation = op.explain(**arguments, device=options.device, backend=backend, training=options.training)
@@ -53,7 +58,7 @@ def _parse(op: str, text: str, tensors: set[str]) -> tuple[str, Any]:
 def _tensor(op: str, name: str, text: str) -> TensorSpec:
     sizes, _, dtype = text.partition(":")
     try:
-        shape = tuple(-1 if size == "?" else int(size) for size in sizes.split("x") if size)
+        shape = tuple(-1 if size == "?" else int(size) for size in sizes.split("x")) if sizes else ()
     except ValueError:
         raise argument_error(op, name, "sizes joined by x, such as 2048x5120:bfloat16", text) from None
     return TensorSpec(shape, dtype or "float32")

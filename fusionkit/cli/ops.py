@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 def _cell(op: str, kernel: Kernel | None) -> str:
     if kernel is None:
         return "-"
-    dtypes = "yes" if kernel.dtypes == _FULL else " ".join(_SHORT[dtype] for dtype in kernel.dtypes)
+    dtypes = "yes" if kernel.dtypes == _FULL else " ".join(_SHORT.get(dtype, dtype) for dtype in kernel.dtypes)
     inference = load_spec(op).reference_vjp is None
     return dtypes if inference or "backward" in kernel.directions else f"{dtypes}, forward only"
 

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 import fusionkit
 from fusionkit import parity, registry
+from fusionkit.errors import PluginError
 from fusionkit.ops import OP_NAMES
 
 NAME = "parity"
@@ -22,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     registry.require_name(options.backend, "--backend")
-    backend = next(b for b in registry.loaded() if b.name == options.backend)
+    plugin = next(plugin for plugin in registry.plugins() if plugin.name == options.backend)
+    if plugin.backend is None:
+        raise PluginError(f"{plugin.name} is not available: {plugin.problem}")
+    backend = plugin.backend
     planned = [
         (getattr(fusionkit, op), case, dtype, route)
         for op in options.op or OP_NAMES

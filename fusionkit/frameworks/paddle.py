@@ -38,9 +38,10 @@ def owns(kind: type) -> bool:
 
 
 def describe(tensor: Any) -> TensorSpec:
+    dtype = _DTYPES.get(tensor.dtype) or str(tensor.dtype).removeprefix("paddle.")
     if is_symbolic(tensor):
-        return TensorSpec(tuple(tensor.shape), _DTYPES[tensor.dtype], None)
-    return TensorSpec(tuple(tensor.shape), _DTYPES[tensor.dtype], device_name(tensor.place), tensor.is_contiguous())
+        return TensorSpec(tuple(tensor.shape), dtype, None)
+    return TensorSpec(tuple(tensor.shape), dtype, device_name(tensor.place), tensor.is_contiguous())
 
 
 def device_name(place: Any) -> str:
@@ -99,7 +100,7 @@ def _cast(tensor: Any, spec: OpSpec, name: str, dtype: Any) -> Any:
     master_or_table = "float32" in declared.dtypes and not set(FLOATING) <= set(declared.dtypes)
     if master_or_table or name in spec.mutates or not declared.differentiable:
         return tensor
-    return tensor.astype(dtype) if _DTYPES[tensor.dtype] in FLOATING and tensor.dtype != dtype else tensor
+    return tensor.astype(dtype) if _DTYPES.get(tensor.dtype) in FLOATING and tensor.dtype != dtype else tensor
 
 
 def from_numpy(array: np.ndarray[Any, Any], device: str) -> Any:
@@ -145,7 +146,7 @@ def vjp(
         tensors[name].stop_gradient = False
     outputs = _listed(function(**tensors))
     grads = [_over_tensors(grad, device) for grad in _listed(grad_outputs)]
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None and not o.stop_gradient]
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and not o.stop_gradient]
     gradients = paddle.grad(
         [o for o, _ in pairs], [tensors[n] for n in wanted], [g for _, g in pairs], allow_unused=True
     )

@@ -451,7 +451,7 @@ spec = OpSpec(
     ),
     outputs=(
         Output("out", "batch_size q_len num_heads head_dim", "q"),
-        Output("lse", "batch_size num_heads q_len", "float32"),
+        Output("lse", "batch_size num_heads q_len", "float32", when="return_lse"),
     ),
     reference=reference,
     reference_vjp=reference_vjp,
