@@ -91,8 +91,9 @@ FUSIONKIT_API void swiglu_grad(const Tensor& gate, const Tensor& up, const Tenso
 // q [B, Sq, heads, D]; k, v [B, Skv, kv_heads, D]; heads a multiple of kv_heads; out as q; lse [B, heads, Sq] float32.
 // causal is aligned bottom-right: query i sees keys j <= i + Skv - Sq.
 // attn_mask [B or 1, heads or 1, Sq, Skv], optional: bool (true = attend) or floating (added to the scaled scores; only
-// -inf drops). startend_row_indices [B, kv_heads or 1, Skv, 1 | 2 | 4] int32, optional, as Paddle's flashmask_attention.
-// A row with nothing to attend to gives zeros, lse = -inf and zero gradients. out and lse are exact to one rounding.
+// -inf drops). startend_row_indices [B, kv_heads or 1, Skv, 1 | 2 | 4] int32, optional, as Paddle's
+// flashmask_attention. A row with nothing to attend to gives zeros, lse = -inf and zero gradients. out and lse are
+// exact to one rounding.
 
 struct AttentionMask {
   bool causal = false;

@@ -71,3 +71,5 @@ PD_BUILD_GRAD_OP(fusionkit_flash_attention)
     .Outputs({paddle::Grad("q"), paddle::Grad("k"), paddle::Grad("v")})
     .Attrs({"causal: bool", "scale: float"})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward));
+
+FUSIONKIT_DIFFERENTIABLE_ONCE(fusionkit_flash_attention, "q", "out");

@@ -83,6 +83,8 @@ PD_BUILD_GRAD_OP(fusionkit_fused_linear)
     .Attrs({"x_grad: bool", "weight_grad: bool"})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward));
 
+FUSIONKIT_DIFFERENTIABLE_ONCE(fusionkit_fused_linear, "x", "y");
+
 PD_BUILD_OP(fusionkit_fused_linear_bias)
     .Inputs({"x", "weight", "bias"})
     .Outputs({"y"})
@@ -96,3 +98,5 @@ PD_BUILD_GRAD_OP(fusionkit_fused_linear_bias)
     .Outputs({paddle::Grad("x"), paddle::Grad("weight"), paddle::Grad("bias")})
     .Attrs({"x_grad: bool", "weight_grad: bool"})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward_bias));
+
+FUSIONKIT_DIFFERENTIABLE_ONCE(fusionkit_fused_linear_bias, "x", "y");

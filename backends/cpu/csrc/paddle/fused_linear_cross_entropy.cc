@@ -94,3 +94,5 @@ PD_BUILD_GRAD_OP(fusionkit_fused_linear_cross_entropy)
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward))
     .SetInferShapeFn(PD_INFER_SHAPE(fusionkit_paddle::infer_grad_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_grad_dtype));
+
+FUSIONKIT_DIFFERENTIABLE_ONCE(fusionkit_fused_linear_cross_entropy, "x", "loss_sum");

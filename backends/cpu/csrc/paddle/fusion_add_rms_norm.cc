@@ -76,3 +76,5 @@ PD_BUILD_GRAD_OP(fusionkit_fusion_add_rms_norm)
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward))
     .SetInferShapeFn(PD_INFER_SHAPE(fusionkit_paddle::infer_grad_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_grad_dtype));
+
+FUSIONKIT_DIFFERENTIABLE_ONCE(fusionkit_fusion_add_rms_norm, "x", "y");

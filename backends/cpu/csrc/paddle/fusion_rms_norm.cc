@@ -47,3 +47,5 @@ PD_BUILD_GRAD_OP(fusionkit_fusion_rms_norm)
     .Inputs({"x", "weight", "rstd", paddle::Grad("y")})
     .Outputs({paddle::Grad("x"), paddle::Grad("weight")})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward));
+
+FUSIONKIT_DIFFERENTIABLE_ONCE(fusionkit_fusion_rms_norm, "x", "y");

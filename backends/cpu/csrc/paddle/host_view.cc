@@ -121,6 +121,12 @@ paddle::Tensor or_zeros(const paddle::Tensor& gradient, const paddle::Tensor& ou
   return paddle::experimental::full(output.shape(), 0, output.dtype(), phi::CPUPlace());
 }
 
+void refuse_second_derivative(const char* op) {
+  throw std::invalid_argument(std::string(op) +
+                              ": the cpu kernel is differentiable once; a gradient of its gradient was asked for. "
+                              "Use fusionkit.use_backend(\"eager\") around the forward call");
+}
+
 void rethrow_as_paddle_error() {
   try {
     throw;

@@ -59,6 +59,22 @@ struct Guarded<function> {
   }
 };
 
+[[noreturn]] void refuse_second_derivative(const char* op);
+
+// Only a gradient taken with create_graph=True records this kernel; first-order training never meets it.
+template <const char* op>
+Tensors second_derivative(const paddle::Tensor&) {
+  refuse_second_derivative(op);
+}
+
 }  // namespace fusionkit_paddle
 
 #define FUSIONKIT_KERNEL(function) PD_KERNEL(fusionkit_paddle::Guarded<&function>::run)
+
+// Without a double-grad op Paddle drops second-order terms silently in dynamic mode. (In a traced program it stops them
+// at a custom op's gradient in any case.) `input` has a gradient, `output` takes one; which of several does not matter.
+#define FUSIONKIT_DIFFERENTIABLE_ONCE(op, input, output) \
+  PD_BUILD_DOUBLE_GRAD_OP(op)                            \
+      .Inputs({paddle::Grad(paddle::Grad(input))})       \
+      .Outputs({paddle::Grad(paddle::Grad(output))})     \
+      .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::second_derivative<fusionkit_paddle::kOp>))

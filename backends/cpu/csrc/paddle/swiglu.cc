@@ -42,3 +42,5 @@ PD_BUILD_GRAD_OP(fusionkit_swiglu)
     .Inputs({"gate", "up", paddle::Grad("y")})
     .Outputs({paddle::Grad("gate"), paddle::Grad("up")})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::backward));
+
+FUSIONKIT_DIFFERENTIABLE_ONCE(fusionkit_swiglu, "gate", "y");
