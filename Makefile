@@ -35,7 +35,7 @@ lint: $(STAMPS)/run $(STAMPS)/lint
 	@echo "== mypy"
 	@$(PYTHON) -m mypy
 	@echo "== clang-format"
-	@$(VENV)/bin/clang-format --dry-run --Werror $$(find backends -name '*.cc' -o -name '*.h')
+	@$(VENV)/bin/clang-format --dry-run --Werror $$(find backends tests -name '*.cc' -o -name '*.h')
 
 build: native $(STAMPS)/fusionkit
 
