@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("op")
     tensor = "a tensor as 2048x5120:bfloat16 (float32 when left out, ? for an unknown size), or a value"
     parser.add_argument("arguments", nargs="*", metavar="NAME=VALUE", help=tensor)
-    parser.add_argument("--device", default="cpu", help="a device such as cpu or npu:0; it need not be here")
+    parser.add_argument("--device", default="cpu", help="a device such as cpu or toy:0; it need not be here")
     parser.add_argument("--backend", help="as in use_backend: a name, or names in order, separated by commas")
     parser.add_argument("--training", action="store_true", help="gradients are wanted")
 
