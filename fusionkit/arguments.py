@@ -65,6 +65,7 @@ def describe(
         framework=adapter.NAME if adapter else None,
         device=device or _device(spec, described, adapter),
         training=training,
+        traced=adapter is not None and any(map(adapter.is_symbolic, live.values())),
     )
 
 

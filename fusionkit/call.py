@@ -25,6 +25,7 @@ class Call:
         framework: "paddle", "numpy", "torch", or None when only `TensorSpec`s were given.
         device: "cpu", "toy:0", ...
         training: gradients are wanted.
+        traced: some tensor is a value of a graph being traced.
         consulted: subjects whose value decided something; what a cached decision depends on.
     """
 
@@ -34,6 +35,7 @@ class Call:
     framework: str | None
     device: str
     training: bool
+    traced: bool = False
     dims: dict[str, int] = field(default_factory=dict)
     consulted: set[str] = field(default_factory=set)
     _leading: tuple[int, ...] | None = None
@@ -47,8 +49,8 @@ class Call:
 
     def value(self, subject: str) -> Any:
         """The value of an axis ("hidden_size"), a property ("x.dtype", "x.contiguous"), an argument ("causal"),
-        "device_type" or "framework"."""
-        if subject in ("device_type", "framework"):
+        "device_type", "framework" or "traced"."""
+        if subject in ("device_type", "framework", "traced"):
             return getattr(self, subject)
         name, _, attribute = subject.partition(".")
         if attribute:

@@ -130,7 +130,7 @@ def check(name: str, loaded: object) -> None:
 def _check_subjects(name: str, op: str, kernel: Kernel) -> None:
     """A predicate on an axis or argument that the op does not have would raise in the middle of a call."""
     spec = load_spec(op)
-    known = {"device_type", "framework", *spec.parameters.parameters}
+    known = {"device_type", "framework", "traced", *spec.parameters.parameters}
     known |= {axis for declared in spec.inputs for axis in declared.shape.replace("|", " ").split()}
     pending = [*kernel.when, *(predicate for predicate, _ in kernel.notes)]
     while pending:

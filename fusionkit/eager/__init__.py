@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 
 from fusionkit.backend import ANY_DEVICE, Backend, Check, Kernel
-from fusionkit.capability import AllOf, OneOf
+from fusionkit.capability import AllOf, Not, OneOf, Predicate
 from fusionkit.ops import OP_NAMES, load_spec
 
 # Paddle 3.3 has no matrix product, addition or softmax in 16 bits on its CPU place.
@@ -27,6 +27,12 @@ def doctor() -> list[Check]:
     return [Check("Paddle", missing is None, missing or "installed", "pip install paddlepaddle==3.3.1")]
 
 
+_CONDITIONS: dict[str, tuple[Predicate, ...]] = {
+    "fused_linear": (OneOf("weight.packed_by", (None, "eager")),),
+    "paged_attention": (Not(OneOf("traced", (True,)), "the lengths are read on the host, and a graph is traced"),),
+}
+
+
 def _kernel(op: str) -> Kernel:
     spec = load_spec(op)
     packs = op == "fused_linear"
@@ -34,7 +40,7 @@ def _kernel(op: str) -> Kernel:
     return Kernel(
         functions={"paddle": f"fusionkit.eager.{op}:{op}"},
         directions=("forward", "backward") if spec.reference_vjp else ("forward",),
-        when=(OneOf("weight.packed_by", (None, "eager")),) if packs else (),
+        when=_CONDITIONS.get(op, ()),
         pack="fusionkit.eager.fused_linear:pack" if packs else None,
         notes=((AllOf((sixteen_bits, OneOf("device_type", ("cpu",)))), _IN_FLOAT32),),
     )

@@ -25,8 +25,6 @@ def paged_attention(
     seq_lens_this_time: Any,
     scale: float | None = None,
 ) -> Any:
-    if not paddle.in_dynamic_mode():
-        raise NotImplementedError("paged_attention: eager reads the lengths on the host, which a static graph cannot")
     num_blocks, _, block_size, _ = key_cache.shape
     lengths = (lens.tolist() for lens in (seq_lens_encoder, seq_lens_decoder, seq_lens_this_time))
     spans = row_spans(q.shape[0], num_blocks, block_size, block_tables.tolist(), *lengths)

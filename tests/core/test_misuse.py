@@ -184,3 +184,16 @@ def test_minimum_versions_are_held_against_what_is_installed(install):
 def test_malformed_declarations_are_the_plugins_problem(broken, message):
     plugin = registry._plugin("toy", ["toy-package 1.0"], broken, None)
     assert plugin.backend is None and message in plugin.problem
+
+
+def test_eager_paged_attention_is_refused_while_tracing():
+    paddle = pytest.importorskip("paddle")
+    tokens, cache, one = paddle.ones([1, 2, 8]), paddle.zeros([3, 2, 4, 8]), paddle.ones([1], "int32")
+
+    @paddle.jit.to_static(full_graph=True)
+    def traced(tokens, cache, one, table):
+        lengths = dict(seq_lens_encoder=one, seq_lens_decoder=one, seq_lens_this_time=one, block_tables=table)
+        return fk.paged_attention(tokens, tokens, tokens, cache, cache, **lengths)
+
+    with fk.use_backend("eager"), pytest.raises(fk.NoBackendError, match="eager: the lengths are read on the host"):
+        traced(tokens, cache, one, paddle.zeros([1, 1], "int32"))
