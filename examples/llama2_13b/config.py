@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ class LlamaConfig:
             kind = (int, float) if field.type == "float" else int
             right = isinstance(value, kind) and not isinstance(value, bool)
             self._require(right, field.name, "a number" if field.type == "float" else "an integer")
+            self._require(math.isfinite(value), field.name, "finite")
             if not field.name.endswith("_token_id") and field.name != "head_dim":
                 self._require(value > 0, field.name, "positive")
 
@@ -125,6 +127,8 @@ def _with_rope_parameters(fields: dict[str, Any], source: str) -> dict[str, Any]
     parameters = fields.get("rope_parameters")
     if not parameters:
         return fields
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{source}: rope_parameters must be a JSON object, got {json.dumps(parameters)}")
     kind = parameters.get("rope_type", "default")
     if kind != "default":
         raise ValueError(f"{source}: rope_parameters.rope_type must be default, got {kind}; no scaling is covered")

@@ -26,9 +26,20 @@ class CreateFlags:
     dataset_name_or_path: str = flag("folder with train.json, the tokenizer's text")
     output_dir: str = flag("the new model folder")
     seed: int = flag("of the weights", 42)
+    overwrite_output_dir: bool = flag("replace the model that output_dir holds", False)
 
 
 def create(flags: CreateFlags) -> int:
+    """Write the folder.
+
+    Raises:
+        ValueError, OSError: something in flags, config or data is wrong; nothing was written.
+    """
+    if not flags.overwrite_output_dir and (Path(flags.output_dir) / "config.json").exists():
+        raise ValueError(
+            f"create: --output_dir must hold no model yet, got {flags.output_dir}. Name another folder, or give the "
+            "model up with --overwrite_output_dir"
+        )
     config = LlamaConfig.from_json(flags.config)
     examples = data.read_examples(data.split_files(flags.dataset_name_or_path, "train"))
     texts = [text for example in examples for turn in example.turns for text in turn]

@@ -65,7 +65,7 @@ def _read(file: Path) -> Iterator[Example]:
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(line.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: must be a JSON object, got {line.strip()[:60]!r}; {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: must be a JSON object, got {type(fields).__name__}")
@@ -80,6 +80,8 @@ def _turns(fields: dict[str, Any], where: str) -> tuple[Turn, ...]:
         texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where}: {name} must be a text or a list of texts, got {json.dumps(value)[:60]}")
+        for text in texts:
+            require_text(text, f"{where}: {name}")
     src, tgt = fields["src"], fields["tgt"]
     if isinstance(src, list) != isinstance(tgt, list):
         raise ValueError(f"{where}: src and tgt must be both texts or both lists, got {_kind(src)} and {_kind(tgt)}")
@@ -88,6 +90,18 @@ def _turns(fields: dict[str, Any], where: str) -> tuple[Turn, ...]:
     if len(src) != len(tgt):
         raise ValueError(f"{where}: src and tgt must have as many turns, got {len(src)} and {len(tgt)}")
     return tuple(zip(src, tgt, strict=True))
+
+
+def require_text(text: str, where: str) -> None:
+    """JSON and command lines can hold halves of surrogate pairs, which no tokenizer takes.
+
+    Raises:
+        ValueError: the text has one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} must be Unicode text, got {ascii(text)[:60]}; {error.reason}") from None
 
 
 def _kind(value: Any) -> str:

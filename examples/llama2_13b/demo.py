@@ -40,7 +40,7 @@ def demo(of_demo: DemoFlags) -> int:
     dataset = str(HERE / "data")
 
     print("== 1. create: random weights, and a tokenizer trained on the data")
-    create(CreateFlags(str(HERE / "configs" / "demo.json"), dataset, start))
+    create(CreateFlags(str(HERE / "configs" / "demo.json"), dataset, start, overwrite_output_dir=True))
 
     print("== 2. fine-tune")
     arguments = ["--model_name_or_path", start, "--dataset_name_or_path", dataset, "--output_dir", tuned]

@@ -94,6 +94,9 @@ def _from_command_line(kind: type[Any], argv: list[str], program: str) -> dict[s
     words = list(argv)
     while words:
         word = words.pop(0)
+        if word == "--" and (field := _words(kind)):  # what follows may begin with dashes
+            values[field.name] = (*values.get(field.name, ()), *words)
+            break
         if not word.startswith("--") and (field := _words(kind)):
             values[field.name] = (*values.get(field.name, ()), word)
             continue

@@ -11,6 +11,7 @@ from typing import Any
 import paddle
 
 import fusionkit as fk
+from examples.llama2_13b import atomic
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.layout import layout
 
@@ -68,9 +69,8 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_log(path) if line["step"] <= step] if path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        for line in kept:
-            self.write(line)
+        atomic.write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")

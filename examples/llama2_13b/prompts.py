@@ -46,6 +46,13 @@ class Prompt:
 
 
 def from_texts(texts: Sequence[str]) -> list[Prompt]:
+    """Of the command line.
+
+    Raises:
+        ValueError: one is not Unicode; it is named.
+    """
+    for number, text in enumerate(texts, start=1):
+        data.require_text(text, f"predict: prompt {number}")
     return [Prompt((), text, "", f"prompt {number}") for number, text in enumerate(texts, start=1)]
 
 
@@ -59,7 +66,7 @@ def from_file(path: Path) -> list[Prompt]:
         prompts = [Prompt.from_example(example) for example in data.read_examples([path])]
     else:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 or a form feed
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: must be text in UTF-8: {error}") from None
         prompts = [Prompt((), line, "", f"{path}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import paddle
 
-from examples.llama2_13b import data, flags, training_state
+from examples.llama2_13b import data, flags, metrics, training_state
 from examples.llama2_13b.chat_template import ChatTemplate
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.data import Sample
@@ -33,8 +33,7 @@ def sft(flags: SftFlags) -> int:
         ValueError, OSError: something in flags, data, model or checkpoint is wrong; nothing was trained or removed yet.
         FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
     """
-    if flags.device is not None:
-        paddle.set_device(flags.device)
+    set_device(flags)
     tokenizer = Tokenizer.from_pretrained(flags.model_name_or_path)
     template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None
     train, evaluation = (read_samples(flags, split, tokenizer, template) for split in ("train", "dev"))
@@ -54,16 +53,27 @@ def sft(flags: SftFlags) -> int:
     trainer = Trainer(
         flags, model, optimizer, train, evaluation, tokenizer.pad_token_id, files, state.step if state else 0
     )
+    peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed
     prepare_output(flags)
     tokens = sum(map(len, train))
     print(f"training samples: {len(train)} of {tokens} tokens; evaluation samples: {len(evaluation)}")
     print(f"steps: {trainer.step} to {trainer.num_steps}, {flags.dtype} arithmetic")
-    interrupted = trainer.run()
+    print(f"peak: fused_linear {flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
+    interrupted = trainer.run(peak)
     if interrupted:
         print(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
         return 128 + interrupted
     print(f"model, log.jsonl and loss.png: {flags.output_dir}")
     return 0
+
+
+def set_device(flags: SftFlags) -> None:
+    if flags.device is None:
+        return
+    try:
+        paddle.set_device(flags.device)
+    except ValueError as error:
+        raise ValueError(f"sft: --device must be one that Paddle has here, got {flags.device!r}; {error}") from None
 
 
 def read_samples(flags: SftFlags, split: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Sample]:
@@ -81,20 +91,25 @@ def checkpoint_to_resume(flags: SftFlags) -> Path | None:
     """The folder to go on from; None for a new run.
 
     Raises:
-        ValueError: output_dir holds a run already, or no checkpoint to resume.
+        ValueError: output_dir holds another run or a model already, later steps, or no checkpoint to resume.
     """
-    saved = training_state.checkpoints(Path(flags.output_dir))
+    output = Path(flags.output_dir)
+    saved = training_state.checkpoints(output)
     if flags.resume_from_checkpoint == "last":
         flags.require(bool(saved), "output_dir", "a folder with a checkpoint to resume from")
         return saved[-1]
-    if flags.resume_from_checkpoint is not None:
-        return Path(flags.resume_from_checkpoint)
-    if not flags.overwrite_output_dir and (saved or (Path(flags.output_dir) / "log.jsonl").exists()):
+    start = None if flags.resume_from_checkpoint is None else Path(flags.resume_from_checkpoint)
+    if start and start.resolve().parent == output.resolve():
+        last = not saved or start.resolve() == saved[-1].resolve()
+        flags.require(last, "resume_from_checkpoint", "the last in output_dir, whose steps it would mix with its own")
+        return start
+    used = saved or any((output / name).exists() for name in ("log.jsonl", "config.json"))
+    if used and not flags.overwrite_output_dir:
         raise ValueError(
-            f"sft: --output_dir must hold no run yet, got {flags.output_dir}. Name another folder, go on with "
+            f"sft: --output_dir must hold no run or model yet, got {flags.output_dir}. Name another folder, go on with "
             "--resume_from_checkpoint last, or give it up with --overwrite_output_dir"
         )
-    return None
+    return start
 
 
 def prepare_output(flags: SftFlags) -> None:
@@ -104,6 +119,8 @@ def prepare_output(flags: SftFlags) -> None:
         for checkpoint in training_state.checkpoints(output):
             shutil.rmtree(checkpoint)
         (output / "log.jsonl").unlink(missing_ok=True)
+        if not flags.chat_template:
+            (output / TEMPLATE).unlink(missing_ok=True)  # export would take it for this run's
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class SftFlags:
             self.require(value is None or value >= 1, name, "at least 1")
         for name in ("min_learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed"):
             self.require(getattr(self, name) >= 0, name, "at least 0")
+        self.require(self.seed < 2**32, "seed", f"below {2**32}")
         for name in ("adam_beta1", "adam_beta2"):
             self.require(0 <= getattr(self, name) < 1, name, "in [0, 1)")
         for name in ("learning_rate", "adam_epsilon"):

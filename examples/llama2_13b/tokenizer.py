@@ -64,7 +64,18 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], config: LlamaConfig) -> Tokenizer:
-        """Byte-level BPE of at most vocab_size tokens: every text has an encoding, in any script."""
+        """Byte-level BPE of at most vocab_size tokens: every text has an encoding, in any script.
+
+        Raises:
+            ValueError: the vocabulary has no room for every byte, or the special tokens have other ids.
+        """
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        if config.vocab_size < len(SPECIAL_TOKENS) + len(alphabet):
+            rule = f"at least {len(SPECIAL_TOKENS) + len(alphabet)}, for every byte and {', '.join(SPECIAL_TOKENS)}"
+            raise ValueError(f"create: vocab_size must be {rule}, got {config.vocab_size}")
+        ids = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
+        if ids != (0, 1, 2):
+            raise ValueError(f"create: pad, bos and eos_token_id must be 0, 1 and 2, got {ids}")
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -72,7 +83,7 @@ class Tokenizer:
             vocab_size=config.vocab_size,
             min_frequency=2,
             special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            initial_alphabet=alphabet,
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)

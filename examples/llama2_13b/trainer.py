@@ -58,11 +58,9 @@ class Trainer:
         if self.step >= self.num_steps:
             raise ValueError(f"sft: --max_steps must be above the checkpoint's step {self.step}, got {self.num_steps}")
 
-    def run(self) -> int:
-        """Train to the end, or to a signal, whose number is returned; 0 at the end."""
+    def run(self, peak_flops: float) -> int:
+        """Train to the end, or to a signal, whose number is returned; 0 at the end, whatever came in the last step."""
         output = Path(self.flags.output_dir)
-        peak = metrics.measure_peak_flops(self.flags.dtype)
-        print(f"peak: fused_linear {self.flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
         log = metrics.Log(output / "log.jsonl", self.step)
         remaining = itertools.islice(self._order.steps(), self.step, self.num_steps)
         progress = tqdm(
@@ -73,23 +71,25 @@ class Trainer:
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file keeps every line
         )
+        stopped = 0
         with Interrupt() as interrupt, progress, log:
             for rows in progress:
-                line = self._step(rows, peak)
+                line = self._step(rows, peak_flops)
                 self.step = line["step"]
                 if self.evaluation and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps):
                     line["eval_loss"] = self.evaluate()
                 log.write(line)
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
                 progress.set_postfix(shown, refresh=False)
-                if self._is_due(self.flags.save_steps) or interrupt.signal:
+                stopped = interrupt.signal if self.step < self.num_steps else 0
+                if self._is_due(self.flags.save_steps) or stopped:
                     self._save_checkpoint(output)
-                if interrupt.signal:
+                if stopped:
                     break
         loss_curve.draw(metrics.read_log(output / "log.jsonl"), output / "loss.png", f"fine-tuning {output.name}")
-        if not interrupt.signal:
+        if not stopped:
             self._save_model(output)
-        return interrupt.signal
+        return stopped
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.step % interval == 0

@@ -16,7 +16,7 @@ import numpy as np
 from examples.llama2_13b import atomic
 from examples.llama2_13b.data import Sample
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.optimizer import AdamW
+from examples.llama2_13b.optimizer import POWERS, AdamW
 
 STATE = "trainer_state.json"
 
@@ -66,7 +66,10 @@ def load(folder: Path) -> TrainingState:
         FileNotFoundError, ValueError: not a checkpoint of a run.
     """
     try:
-        return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        state = TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        if type(state.step) is not int or not isinstance(state.flags, dict) or set(state.optimizer) != set(POWERS):
+            raise ValueError(f"step, flags and {', '.join(POWERS)} must be there")
+        return state
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder / STATE}: not found; a run's folders checkpoint-<step> have it") from None
     except (ValueError, TypeError) as error:

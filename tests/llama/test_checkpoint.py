@@ -20,8 +20,10 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from examples.llama2_13b import checkpoint
+from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.tokenizer import Tokenizer
+from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_model import SIZES
 
 SHARD_BYTES = 40_000  # nine shards of the small model
@@ -168,6 +170,7 @@ SAVE_FOREVER = """
 import sys
 import paddle
 from examples.llama2_13b import checkpoint
+from examples.llama2_13b.create import CreateFlags, create
 from tests.llama.test_checkpoint import SHARD_BYTES, make_model
 first, second = make_model(1), make_model(2)
 while True:
@@ -199,6 +202,25 @@ def test_a_trained_tokenizer_encodes_every_script_and_transformers_reads_it(tiny
         if "</s>" not in text:
             assert theirs(text, add_special_tokens=False)["input_ids"] == ids
     assert tokenizer.encode("</s>", special=True) == [tokenizer.eos_token_id] == [theirs.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [({"vocab_size": 258}, "vocab_size must be at least 259"), ({"bos_token_id": 5}, "must be 0, 1 and 2")],
+)
+def test_a_configuration_without_room_for_the_tokenizer_is_refused(tmp_path, change, words):
+    fields = json.loads((EXAMPLE / "configs" / "tiny.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=words):
+        create(CreateFlags(str(tmp_path / "config.json"), str(DATA), str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_new_model_does_not_replace_an_old_one(tiny_folder):
+    before = {path: path.read_bytes() for path in tiny_folder.iterdir()}
+    with pytest.raises(ValueError, match="--output_dir must hold no model yet"):
+        create(CreateFlags(str(EXAMPLE / "configs" / "tiny.json"), str(DATA), str(tiny_folder), seed=1))
+    assert before == {path: path.read_bytes() for path in tiny_folder.iterdir()}
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tiny_folder, tmp_path):

@@ -43,6 +43,7 @@ GOOD = '{"src": "a", "tgt": "b"}'
     [
         ("{", "must be a JSON object"),
         ("[1]", "must be a JSON object, got list"),
+        ("[" * 100_000, "must be a JSON object"),
         ("{}", 'must have "src" and "tgt", got no field'),
         ('{"src": "a"}', 'must have "src" and "tgt", got src'),
         ('{"src": 1, "tgt": "b"}', "src must be a text or a list of texts, got 1"),
@@ -52,6 +53,7 @@ GOOD = '{"src": "a", "tgt": "b"}'
         ('{"src": ["a", "c"], "tgt": ["b"]}', "must have as many turns, got 2 and 1"),
         ('{"src": "a", "tgt": null}', "tgt must be a text or a list of texts, got null"),
         (b'{"src": "\xff", "tgt": "b"}', "must be a JSON object"),
+        (r'{"src": ["a", "\ud800"], "tgt": ["b", "c"]}', r"src must be Unicode text, got '\ud800'"),
     ],
 )
 def test_a_bad_line_is_refused_with_file_and_line(tmp_path, line, words):

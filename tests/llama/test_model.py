@@ -178,6 +178,8 @@ def test_gradients_agree_with_transformers(tmp_path):
         ("tie_word_embeddings", True),
         ("rope_scaling", {"type": "linear", "factor": 2.0}),
         ("rope_parameters", {"rope_type": "llama3", "factor": 8.0}),
+        ("rope_parameters", "linear"),
+        ("rope_theta", float("inf")),
         ("sliding_window", 128),
         ("quantization_config", {"bits": 4}),
         ("num_key_value_heads", 4),

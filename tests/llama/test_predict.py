@@ -15,7 +15,7 @@ import pytest
 from examples.llama2_13b import flags
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.predict import PROGRAM, PredictFlags, Predictor, predict
-from examples.llama2_13b.prompts import DEFAULT, Prompt, from_texts
+from examples.llama2_13b.prompts import DEFAULT, Prompt, from_file, from_texts
 
 ROOT = Path(__file__).parents[2]
 LINES = [
@@ -89,6 +89,19 @@ def test_a_text_file_is_a_prompt_a_line(exported, tmp_path, capsys):
     assert capsys.readouterr().out.count("***********Source**********") == 2
 
 
+def test_words_after_two_dashes_are_prompts():
+    assert parse("--model_name_or_path", "m", "one", "--", "--two", "three").prompts == ("one", "--two", "three")
+
+
+def test_a_line_of_text_ends_at_a_newline_only(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("one\u2028line\fstill\r\n\nsecond".encode())
+    assert [(one.question, one.where) for one in from_file(path)] == [
+        ("one\u2028line\fstill", f"{path}:1"),
+        ("second", f"{path}:3"),
+    ]
+
+
 def test_answers_come_in_the_order_of_the_prompts(exported):
     asked = from_texts([f"prompt {number}" for number in range(7)])
     predictor = Predictor(parse("--model_name_or_path", exported, "--batch_size", 3, "--max_length", 30), asked)
@@ -142,6 +155,7 @@ def test_bad_flags_are_refused(words, text):
         (["--temperature", 0.0], "temperature must be above 0"),
         (["--max_length", 256], "--max_length must be below the model's 256 positions, got 256"),
         (["x" * 400], "prompt 1 must be at most 252 tokens long, got .*; the model has 256 positions"),
+        (["a", "b\udcff"], "prompt 2 must be Unicode text"),
         (["--data_file", "nowhere.json"], "nowhere.json"),
         (["--output_file", "no/such/folder/out.json"], "no/such/folder"),
     ],

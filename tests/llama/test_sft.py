@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import fusionkit as fk
 from examples.llama2_13b import flags as flags_module
-from examples.llama2_13b import training_state
+from examples.llama2_13b import metrics, training_state
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.metrics import model_flops, read_log
 from examples.llama2_13b.model import Llama
@@ -108,6 +108,12 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_resumes_bit_by_bit(sft_flags
     assert sft(sft_flags(output_dir=str(stopped), resume_from_checkpoint="last")) == 0
     assert losses(stopped) == losses(whole)
     assert_same_weights(whole, stopped)
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(sft_flags, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 6, signal.SIGINT)
+    assert sft(sft_flags()) == 0
+    assert weights(tmp_path / "run") and not training_state.checkpoints(tmp_path / "run")
 
 
 def test_a_kill_leaves_the_last_checkpoint_and_its_log(sft_flags, tmp_path, monkeypatch):
@@ -203,6 +209,8 @@ def test_training_runs_without_packing_and_for_whole_epochs(sft_flags, tmp_path)
         ({"learning_rate": 0.0}, "--learning_rate must be above 0"),
         ({"lr_scheduler_type": "polynomial"}, "--lr_scheduler_type must be linear or cosine or constant"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must be at least 1"),
+        ({"seed": 2**32}, "--seed must be below 4294967296"),
+        ({"device": "abacus"}, "--device must be one that Paddle has here, got 'abacus'"),
         ({"max_steps": 0}, "--max_steps must be at least 1, or -1"),
         ({"resume_from_checkpoint": "last"}, "--output_dir must be a folder with a checkpoint"),
     ],
@@ -226,7 +234,7 @@ def test_a_bad_data_line_stops_before_anything_is_written(sft_flags, tmp_path):
 
 def test_a_second_run_does_not_write_over_the_first(sft_flags, tmp_path):
     sft(sft_flags(max_steps=2, save_steps=1))
-    with pytest.raises(ValueError, match="must hold no run yet"):
+    with pytest.raises(ValueError, match="must hold no run or model yet"):
         sft(sft_flags())
     for changes, words in (
         ({"seed": 1}, "--seed must be 42"),
@@ -237,6 +245,43 @@ def test_a_second_run_does_not_write_over_the_first(sft_flags, tmp_path):
             sft(sft_flags(resume_from_checkpoint="last", **changes))
     assert sft(sft_flags(overwrite_output_dir=True, max_steps=3)) == 0
     assert len(losses(tmp_path / "run")) == 3 and not training_state.checkpoints(tmp_path / "run")
+
+
+def test_a_model_is_not_written_over(sft_flags, tiny_folder):
+    with pytest.raises(ValueError, match="must hold no run or model yet"):
+        sft(sft_flags(output_dir=str(tiny_folder)))
+
+
+def test_steps_of_two_runs_are_not_mixed(sft_flags, tmp_path):
+    """Resuming an earlier checkpoint in place would leave the later ones to be taken for its own."""
+    sft(sft_flags(max_steps=2, save_steps=1))
+    first = str(tmp_path / "run" / "checkpoint-1")
+    with pytest.raises(ValueError, match="--resume_from_checkpoint must be the last in output_dir"):
+        sft(sft_flags(max_steps=2, resume_from_checkpoint=first))
+    other = {"output_dir": str(tmp_path / "other"), "max_steps": 2}
+    assert sft(sft_flags(resume_from_checkpoint=first, **other)) == 0
+    with pytest.raises(ValueError, match="must hold no run or model yet"):
+        sft(sft_flags(resume_from_checkpoint=first, **other))
+
+
+def test_overwriting_forgets_the_chat_template(sft_flags, tmp_path):
+    template = str(EXAMPLE / "configs" / "llama2_chat.json")
+    sft(sft_flags(max_steps=1, warmup_steps=0, chat_template=template))
+    assert (tmp_path / "run" / "chat_template.json").exists()
+    sft(sft_flags(max_steps=1, warmup_steps=0, overwrite_output_dir=True))
+    assert not (tmp_path / "run" / "chat_template.json").exists()
+
+
+def test_a_failing_first_op_leaves_the_run_that_was_to_be_overwritten(sft_flags, tmp_path, monkeypatch):
+    sft(sft_flags(max_steps=2, save_steps=2))
+
+    def fail(dtype):
+        raise ValueError("environment: FUSIONKIT_BACKENT is not a setting")
+
+    monkeypatch.setattr(metrics, "measure_peak_flops", fail)
+    with pytest.raises(ValueError, match="FUSIONKIT_BACKENT"):
+        sft(sft_flags(overwrite_output_dir=True))
+    assert len(losses(tmp_path / "run")) == 2 and training_state.checkpoints(tmp_path / "run")
 
 
 def test_other_data_is_refused_when_resuming(sft_flags, tmp_path):
@@ -254,6 +299,15 @@ def test_a_truncated_checkpoint_is_named(sft_flags, tmp_path, file):
     path = tmp_path / "run" / "checkpoint-2" / file
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{file}: truncated"):
+        sft(sft_flags(resume_from_checkpoint="last"))
+
+
+@pytest.mark.parametrize("part", [{"optimizer": {}}, {"step": "two"}, {"flags": None}])
+def test_a_state_that_no_run_wrote_is_named(sft_flags, tmp_path, part):
+    sft(sft_flags(max_steps=1, warmup_steps=0, save_steps=1))
+    path = tmp_path / "run" / "checkpoint-1" / training_state.STATE
+    path.write_text(json.dumps(json.loads(path.read_text()) | part))
+    with pytest.raises(ValueError, match="trainer_state.json: not the state of a run"):
         sft(sft_flags(resume_from_checkpoint="last"))
 
 
