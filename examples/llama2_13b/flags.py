@@ -65,6 +65,9 @@ def main(kind: type[Flags], run: Any, program: str) -> None:
         if "paddle" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts:
             raise
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130  # as a shell says of Ctrl-C
     raise SystemExit(code)
 
 

@@ -84,7 +84,12 @@ class SftFlags:
         return "bfloat16" if self.bf16 else "float32"
 
     def deciding(self) -> dict[str, object]:
-        """The flags that a resumed run must share: they decide which samples a step sees and how it computes."""
+        """The flags that a resumed run must share: they decide which samples a step sees and how it learns from them.
+
+        The number of steps is not among them: a run may be made longer.
+        """
         names = ("seed", "src_length", "max_length", "zero_padding", "greedy_zero_padding",
-                 "per_device_train_batch_size", "gradient_accumulation_steps", "bf16")  # fmt: skip
+                 "per_device_train_batch_size", "gradient_accumulation_steps", "bf16",
+                 "learning_rate", "min_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+                 "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -239,6 +239,8 @@ def test_a_second_run_does_not_write_over_the_first(sft_flags, tmp_path):
     for changes, words in (
         ({"seed": 1}, "--seed must be 42"),
         ({"per_device_train_batch_size": 2}, "--per_device_train_batch_size must be 1"),
+        ({"learning_rate": 0.5}, "--learning_rate must be "),
+        ({"weight_decay": 3.0}, "--weight_decay must be "),
         ({"max_steps": 2}, "--max_steps must be above the checkpoint's step 2"),
     ):
         with pytest.raises(ValueError, match=words):
