@@ -11,6 +11,22 @@ import pytest
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def traced_functions_stay_alive():
+    """Paddle 3.3.1 may crash while it traces after another traced function was freed; see frameworks/paddle.py."""
+    from paddle.jit.dy2static.program_translator import StaticFunction
+
+    kept, make = [], StaticFunction.__init__
+
+    def make_and_keep(self, *args, **kwargs):
+        kept.append(self)
+        make(self, *args, **kwargs)
+
+    StaticFunction.__init__ = make_and_keep
+    yield
+    StaticFunction.__init__ = make
+
+
 @pytest.fixture
 def parity_of(record_property):
     """Names the backend that a parity check proves."""
