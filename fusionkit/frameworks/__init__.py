@@ -13,7 +13,8 @@ NAMES = ("paddle", "numpy", "torch")
 
 
 class Framework(Protocol):
-    """What an adapter module `fusionkit.frameworks.<name>` offers."""
+    """What an adapter module `fusionkit.frameworks.<name>` offers; the last three only where `autocast` may be on or
+    arrays are carried: Paddle's."""
 
     NAME: str
 

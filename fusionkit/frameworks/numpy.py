@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -48,7 +48,3 @@ def autocast() -> None:
 
 def cast_for(state: Any, spec: OpSpec, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return dict(tensors)
-
-
-def carried(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    return function
