@@ -33,7 +33,7 @@ def write_file(path: Path, content: bytes) -> None:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which takes its name when the block ends well and is removed when it does not."""
-    temporary = path.with_name(f".{path.name}.saving")
+    temporary, replaced = (path.with_name(f".{path.name}.{state}") for state in ("saving", "replaced"))
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
     temporary.mkdir(parents=True)
     try:
@@ -41,13 +41,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        replaced = path.with_name(f".{path.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if path.exists():
             os.rename(path, replaced)
         os.rename(temporary, path)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
+        if replaced.exists() and not path.exists():  # the second rename failed
+            os.rename(replaced, path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(path.parent)

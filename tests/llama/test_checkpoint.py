@@ -19,7 +19,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from examples.llama2_13b import checkpoint
+from examples.llama2_13b import atomic, checkpoint
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.tokenizer import Tokenizer
@@ -236,3 +236,20 @@ def test_a_sentencepiece_file_alone_is_refused_with_a_way_out(tiny_folder, tmp_p
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"tokenizer.json: not found.*save_pretrained"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    with atomic.new_folder(folder) as new:
+        (new / "weights").write_text("old")
+    rename = os.rename
+
+    def refuse(source, target):
+        if str(source).endswith(".saving"):
+            raise OSError("no space left")
+        rename(source, target)
+
+    monkeypatch.setattr(atomic.os, "rename", refuse)
+    with pytest.raises(OSError, match="no space left"), atomic.new_folder(folder) as new:
+        (new / "weights").write_text("new")
+    assert (folder / "weights").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
