@@ -12,6 +12,7 @@ Importing this imports no framework and probes no device.
 from fusionkit.backend import Backend, Check, DeviceModel, Kernel
 from fusionkit.errors import FusionkitError, NoBackendError, PluginError, SettingError
 from fusionkit.ledger import ledger
+from fusionkit.memory import keep_freed_memory
 from fusionkit.op import Explanation, Op
 from fusionkit.ops import OP_NAMES
 from fusionkit.packed_weight import PackedWeight, pack_weight
@@ -45,6 +46,7 @@ __all__ = [
     "SettingError",
     "TensorSpec",
     "backends",
+    "keep_freed_memory",
     "ledger",
     "pack_weight",
     "use_backend",
