@@ -145,6 +145,25 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """A call that `fusionkit bench` times, forward and, where the op has gradients, forward with backward.
+
+    Args:
+        case: the call; too large for parity, which has the same sizes in fewer rows.
+        dtypes: of the floating inputs that the case does not keep in float32.
+        dims: what `cost` reads beyond the sizes of the axes.
+        packed: the input that is handed over as a `PackedWeight`; then only the forward is timed.
+        cold: timed with empty caches too.
+    """
+
+    case: Case
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    dims: Mapping[str, float] = field(default_factory=dict)
+    packed: str | None = None
+    cold: bool = False
+
+
+@dataclass(frozen=True)
 class InvalidCase:
     """A call that every backend must refuse, with the words that the error has to contain."""
 
@@ -215,7 +234,8 @@ class OpSpec:
             None: the op is for inference only.
         parameters: the signature's, without annotations.
         value_types: for parameters that are no tensors, from the annotations: the type in words, and its test.
-        cases, invalid_cases, tolerance, cost: as their classes say. `cost(dims, itemsize)`.
+        cases, invalid_cases, tolerance, benchmarks: as their classes say.
+        cost: `cost(dims, itemsize, training)`; training: of the forward and the backward pass together.
         amp: under automatic mixed precision, "low": floating inputs are cast to the low dtype; "float32": to float32;
             "keep": they stay as they are at O1 and go low at O2.
         check: rules beyond dtype and shape: `check(call)` raises `argument_error`.
@@ -233,11 +253,12 @@ class OpSpec:
     cases: Sequence[Case]
     invalid_cases: Sequence[InvalidCase]
     tolerance: Tolerance
-    cost: Callable[[Mapping[str, int], int], Cost]
+    cost: Callable[[Mapping[str, Any], int, bool], Cost]
     amp: AmpClass
     source: str
     check: Callable[[Any], None] | None = None
     mutates: tuple[str, ...] = ()
+    benchmarks: Sequence[Benchmark] = ()
     stored: Mapping[str, str] = field(default_factory=dict)
     parameters: inspect.Signature = field(init=False)
     value_types: Mapping[str, tuple[str, Callable[[Any], bool]]] = field(init=False)

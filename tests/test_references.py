@@ -73,5 +73,6 @@ def test_cost_is_positive_for_the_largest_case(spec):
     bound, adapter = arguments_of.bind(spec, (), parity.arguments_of(spec, case, "float32"))
     call = arguments_of.describe(spec, bound, adapter)
     call.check()
-    cost = spec.cost({**call.dims, **bound}, 4)
-    assert cost.flops > 0 and cost.bytes_read > 0 and cost.bytes_written > 0
+    forward, both = (spec.cost({**call.dims, **bound}, 4, training) for training in (False, True))
+    assert forward.flops > 0 and forward.bytes_read > 0 and forward.bytes_written > 0
+    assert spec.reference_vjp is None or (both.flops > forward.flops and both.bytes_written > forward.bytes_written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fusionkit.spec import (
     FLOATING,
     UNKNOWN,
     Array,
+    Benchmark,
     Case,
     Cost,
     Input,
@@ -237,11 +239,12 @@ def row_indices(*columns: list[int], num_heads: int = 1, batch_size: int = 2) ->
     return lambda rng: {"startend_row_indices": np.tile(indices, (batch_size, num_heads, 1, 1))}
 
 
-def documents(lengths: tuple[int, ...], causal: bool = True) -> Mask:
+def documents(lengths: tuple[int, ...], causal: bool = True, batch_size: int = 2) -> Mask:
     """Packed documents: each key is hidden from the rows after its document, and, not causal, from those before."""
     ends = [int(end) for end in np.repeat(np.cumsum(lengths), lengths)]
     starts = [int(start) for start in np.repeat(np.cumsum(lengths) - lengths, lengths)]
-    return row_indices(ends) if causal else row_indices(ends, starts)
+    columns = [ends] if causal else [ends, starts]
+    return row_indices(*columns, batch_size=batch_size)
 
 
 def per_head_documents(*lengths: tuple[int, ...]) -> Mask:
@@ -395,21 +398,52 @@ def causal_pairs(q_len: int, kv_len: int) -> float:
     return seen * kv_len - seen * (seen - 1) / 2
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
-    """Two products of 2 head_dim operations for each pair that is not above the diagonal.
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
+    """Two products of 2 head_dim operations for each pair that is attended; the backward takes five more.
 
-    `dims` also holds causal. Other masks depend on values and are not subtracted: no case that is timed has one.
-    Source: Dao 2023, arXiv:2307.08691, section 4.1: 4 q_len kv_len head_dim num_heads, half of it when causal.
+    `dims` also holds causal, and pairs where a mask decides (of one head): else they are those of the triangle or all.
+    Source: Dao 2023, arXiv:2307.08691, section 4.1: 4 q_len kv_len head_dim num_heads, half of it when causal, and 2.5
+    times that for the backward.
     """
     q_len, kv_len, head_dim = dims["q_len"], dims["kv_len"], dims["head_dim"]
-    pairs = causal_pairs(q_len, kv_len) if dims.get("causal") else q_len * kv_len
+    pairs = dims.get("pairs") or (causal_pairs(q_len, kv_len) if dims.get("causal") else q_len * kv_len)
     queries = dims["batch_size"] * q_len * dims["num_heads"] * head_dim
     keys = dims["batch_size"] * kv_len * dims["num_key_value_heads"] * head_dim
-    return Cost(
-        4.0 * dims["batch_size"] * dims["num_heads"] * head_dim * pairs,
-        itemsize * (queries + 2 * keys),
-        itemsize * queries,
-    )
+    flops = 4.0 * dims["batch_size"] * dims["num_heads"] * head_dim * pairs
+    if not training:
+        return Cost(flops, itemsize * (queries + 2 * keys), itemsize * queries)
+    return Cost(3.5 * flops, itemsize * (4 * queries + 4 * keys), itemsize * (2 * queries + 2 * keys))
+
+
+def timed(name: str, length: int, pairs: float | None = None, **kwargs: Any) -> Benchmark:
+    sizes = {"num_heads": 40, "num_key_value_heads": 40, "head_dim": 128, "causal": True, **kwargs}
+    made = case(name, batch_size=1, q_len=length, llama=True, **sizes)
+    return Benchmark(made, ("bfloat16",), {} if pairs is None else {"pairs": pairs})
+
+
+def timed_documents(name: str, *lengths: int) -> Benchmark:
+    """Packed causal documents: only the triangle of each is attended."""
+    attended = sum(causal_pairs(length, length) for length in lengths)
+    return timed(name, sum(lengths), attended, mask=documents(lengths, batch_size=1))
+
+
+BENCHMARKS = (
+    *(replace(timed(f"S{length}-causal", length), dtypes=FLOATING[:2]) for length in (1024, 4096)),
+    timed("S1024", 1024, causal=False),
+    timed("S1024-GQA-40:8-causal", 1024, num_key_value_heads=8),
+    *(
+        timed(f"S1024-D{dim}-causal", 1024, head_dim=dim, num_heads=5120 // dim, num_key_value_heads=5120 // dim)
+        for dim in (64, 80, 256)
+    ),
+    timed("S1024-bool-mask", 1024, causal=False, mask=bool_mask(1, 1, 1024, 1024)),
+    timed("S1024-float-mask", 1024, causal=False, mask=float_mask(1, 1, 1024, 1024)),
+    *(timed(f"S{length}-causal", length) for length in (777, 1023)),
+    timed("Sq512-Skv1500-causal", 512, kv_len=1500),
+    timed_documents("S4096-documents-of-256", *[256] * 16),
+    timed_documents("S4096-documents-of-1024", *[1024] * 4),
+    timed_documents("S4096-documents-mixed", 100, 900, 30, 1500, 1, 565, 700, 300),
+    *(timed(f"Sq{length}-Skv1024-causal", length, kv_len=1024) for length in (1, 16, 64)),
+)
 
 
 def check_heads(call: Any) -> None:
@@ -462,6 +496,7 @@ spec = OpSpec(
         backward=TwiceComposition("as forward; dp - sum(out d out) cancels, and the composition cancels alike."),
     ),
     cost=cost,
+    benchmarks=BENCHMARKS,
     amp="low",
     source="Dao 2023, arXiv:2307.08691; Wang et al. 2024, arXiv:2410.01359",
     check=check,

@@ -10,6 +10,7 @@ import numpy as np
 from fusionkit.spec import (
     FLOATING,
     Array,
+    Benchmark,
     Case,
     Cost,
     Epsilons,
@@ -89,11 +90,30 @@ def invalid(name: str, match: str, error: type[Exception] = ValueError, **argume
     return InvalidCase(name, lambda rng: {**valid, **arguments}, error, match)
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
-    """The product alone; the bias counts as if it were there."""
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
+    """The product alone, and with the backward two more; the bias counts as if it were there."""
     rows, k, n = dims["..."], dims["in_features"], dims["out_features"]
-    return Cost(2.0 * rows * k * n, itemsize * (rows * k + k * n + n), itemsize * rows * n)
+    read, written = rows * k + k * n + n, rows * n
+    if not training:
+        return Cost(2.0 * rows * k * n, itemsize * read, itemsize * written)
+    return Cost(6.0 * rows * k * n, itemsize * (2 * read + written), itemsize * (written + read))
 
+
+def timed(rows: int, k: int, n: int) -> list[Benchmark]:
+    """The weight in x's dtype, as a float32 master weight, and packed."""
+    name = f"T{rows}xK{k}xN{n}"
+    plain = case(rows, k=k, n=n, bias=False, name=name)
+    master = case(rows, k=k, n=n, bias=False, name=f"{name}-float32-weight", keep_float32=("weight",))
+    packed = case(rows, k=k, n=n, bias=False, name=f"{name}-packed")
+    return [Benchmark(plain), Benchmark(master, ("bfloat16",)), Benchmark(packed, packed="weight")]
+
+
+BENCHMARKS = (
+    *timed(1024, 5120, 5120),
+    *timed(1024, 5120, 13824),
+    *timed(1024, 13824, 5120),
+    *(benchmark for rows in (1, 8, 64) for benchmark in timed(rows, 5120, 5120)),
+)
 
 spec = OpSpec(
     signature=fused_linear,
@@ -145,6 +165,7 @@ spec = OpSpec(
         ),
     ),
     cost=cost,
+    benchmarks=BENCHMARKS,
     amp="low",
     source="the linear layer of Llama 2, in Paddle's layout [in_features, out_features]",
     stored={"operand": "x"},

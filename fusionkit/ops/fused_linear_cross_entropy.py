@@ -11,6 +11,7 @@ from fusionkit.spec import (
     FLOATING,
     INTEGER,
     Array,
+    Benchmark,
     Case,
     Cost,
     Epsilons,
@@ -151,10 +152,13 @@ def invalid(name: str, match: str, error: type[Exception] = ValueError, **argume
     return InvalidCase(name, lambda rng: {**valid, **arguments}, error, match)
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
-    """The product alone: the logits stay where they are made. Labels are counted as int64."""
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
+    """The product alone, and with the backward two more: the logits stay where they are made. Labels are counted as
+    int64."""
     tokens, hidden, vocab = dims["..."], dims["hidden_size"], dims["vocab_size"]
-    return Cost(2.0 * tokens * hidden * vocab, itemsize * hidden * (tokens + vocab) + 8 * tokens, 12)
+    operands = itemsize * hidden * (tokens + vocab)
+    products = 3 if training else 1
+    return Cost(products * 2.0 * tokens * hidden * vocab, operands + 8 * tokens, (operands if training else 0) + 12)
 
 
 def check(call: Any) -> None:
@@ -216,6 +220,13 @@ spec = OpSpec(
         ),
     ),
     cost=cost,
+    benchmarks=(
+        Benchmark(case(2048, hidden=5120, vocab=32000), ("bfloat16",)),
+        Benchmark(
+            case(2048, hidden=5120, vocab=32000, name="T2048xH5120xV32000-float32-weight", keep_float32=("weight",)),
+            ("bfloat16",),
+        ),
+    ),
     amp="low",
     source="Wijmans et al. 2024, arXiv:2411.09009",
     check=check,

@@ -11,6 +11,7 @@ from fusionkit.ops import fusion_rms_norm as rms_norm
 from fusionkit.spec import (
     FLOATING,
     Array,
+    Benchmark,
     Case,
     Cost,
     Epsilons,
@@ -99,10 +100,13 @@ def invalid(name: str, match: str, error: type[Exception] = ValueError, **argume
     return InvalidCase(name, lambda rng: {**valid, **arguments}, error, match)
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
-    """Five operations an element: add, square, add, two products."""
-    elements = dims["..."] * dims["hidden_size"]
-    return Cost(5.0 * elements, itemsize * (2 * elements + dims["hidden_size"]), itemsize * 2 * elements)
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
+    """Five operations an element: add, square, add, two products. The backward takes ten more; it reads the saved sum
+    and two gradients, and writes two."""
+    elements, hidden = dims["..."] * dims["hidden_size"], dims["hidden_size"]
+    if not training:
+        return Cost(5.0 * elements, itemsize * (2 * elements + hidden), itemsize * 2 * elements)
+    return Cost(15.0 * elements, itemsize * (5 * elements + 2 * hidden), itemsize * (4 * elements + hidden))
 
 
 spec = OpSpec(
@@ -155,6 +159,7 @@ spec = OpSpec(
         ),
     ),
     cost=cost,
+    benchmarks=(Benchmark(case(2048, 5120), cold=True), *(Benchmark(case(rows, 5120)) for rows in (1, 8, 64))),
     amp="keep",
     source="Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4",
     check=rms_norm.check,

@@ -10,6 +10,7 @@ import numpy as np
 from fusionkit.spec import (
     FLOATING,
     Array,
+    Benchmark,
     Case,
     Cost,
     Epsilons,
@@ -75,10 +76,12 @@ def invalid(name: str, match: str, error: type[Exception] = ValueError, **argume
     return InvalidCase(name, lambda rng: {**valid, **arguments}, error, match)
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
-    """Four operations an element: square, add, two products."""
-    elements = dims["..."] * dims["hidden_size"]
-    return Cost(4.0 * elements, itemsize * (elements + dims["hidden_size"]), itemsize * elements)
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
+    """Four operations an element: square, add, two products. The backward takes nine more, reads x again and dy."""
+    elements, hidden = dims["..."] * dims["hidden_size"], dims["hidden_size"]
+    if not training:
+        return Cost(4.0 * elements, itemsize * (elements + hidden), itemsize * elements)
+    return Cost(13.0 * elements, itemsize * (3 * elements + 2 * hidden), itemsize * (2 * elements + hidden))
 
 
 def check(call: Any) -> None:
@@ -125,6 +128,7 @@ spec = OpSpec(
         ),
     ),
     cost=cost,
+    benchmarks=(Benchmark(case(2048, 5120), cold=True), *(Benchmark(case(rows, 5120)) for rows in (1, 8, 64))),
     amp="keep",
     source="Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4",
     check=check,

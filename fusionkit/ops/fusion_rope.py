@@ -12,6 +12,7 @@ from fusionkit.spec import (
     INTEGER,
     UNKNOWN,
     Array,
+    Benchmark,
     Case,
     Cost,
     Epsilons,
@@ -186,12 +187,14 @@ INVALID_CASES = (
 )
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
-    """Four products and two sums a pair of elements; a table row is read once a position, not once a head."""
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
+    """Four products and two sums a pair of elements; a table row is read once a position, not once a head. The backward
+    is the inverse rotation of the gradients."""
     tokens = dims["batch_size"] * dims["seq_len"]
     elements = tokens * (dims["num_heads"] + dims["num_key_value_heads"]) * dims["head_dim"]
     tables = 2 * 4 * min(tokens, dims["max_position"]) * dims["half_dim"]
-    return Cost(3.0 * elements, itemsize * elements + tables, itemsize * elements)
+    passes = 2 if training else 1
+    return Cost(passes * 3.0 * elements, passes * (itemsize * elements + tables), passes * itemsize * elements)
 
 
 def check(call: Any) -> None:
@@ -228,6 +231,19 @@ spec = OpSpec(
     reference=reference,
     reference_vjp=reference_vjp,
     cases=CASES,
+    benchmarks=(
+        Benchmark(
+            case(
+                "B1xS2048xH40xD128",
+                batch_size=1,
+                seq_len=2048,
+                num_heads=40,
+                num_key_value_heads=40,
+                head_dim=128,
+                max_position=4096,
+            )
+        ),
+    ),
     invalid_cases=INVALID_CASES,
     tolerance=Tolerance(
         forward=ROTATION,

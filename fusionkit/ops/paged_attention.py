@@ -13,6 +13,7 @@ from fusionkit.ops import flash_attention
 from fusionkit.spec import (
     FLOATING,
     Array,
+    Benchmark,
     Case,
     Cost,
     Input,
@@ -283,7 +284,7 @@ INVALID_CASES = (
 )
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
     """As flash_attention, for rows of equal length whose blocks are full after the step; the timed cases are such.
 
     The cache is read once and the step's tokens are written to it.
@@ -307,6 +308,25 @@ def check(call: Any) -> None:
     call.require(call.value("block_size") != 0, "key_cache", "of block_size at least 1", 0)
 
 
+def timed(batch_size: int, num_key_value_heads: int) -> Benchmark:
+    """One new token a row, the 4096th."""
+    heads = f"H40:{num_key_value_heads}" if num_key_value_heads != 40 else "H40"
+    return Benchmark(
+        case(
+            f"B{batch_size}xS4096x{heads}xD128-decode",
+            [0] * batch_size,
+            [4095] * batch_size,
+            num_heads=40,
+            num_key_value_heads=num_key_value_heads,
+            head_dim=128,
+            block_size=64,
+        ),
+        ("bfloat16",),
+    )
+
+
+BENCHMARKS = tuple(timed(batch_size, kv_heads) for batch_size in (1, 8) for kv_heads in (40, 8))
+
 CACHE = "num_blocks num_key_value_heads block_size head_dim"
 
 spec = OpSpec(
@@ -329,6 +349,7 @@ spec = OpSpec(
     invalid_cases=INVALID_CASES,
     tolerance=Tolerance(forward=TwiceComposition("the arithmetic of flash_attention, and its rule."), backward=None),
     cost=cost,
+    benchmarks=BENCHMARKS,
     amp="keep",
     source="Kwon et al. 2023, arXiv:2309.06180",
     check=check,

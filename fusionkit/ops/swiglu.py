@@ -10,6 +10,7 @@ import numpy as np
 from fusionkit.spec import (
     FLOATING,
     Array,
+    Benchmark,
     Case,
     Cost,
     Epsilons,
@@ -80,10 +81,13 @@ def invalid(name: str, match: str, error: type[Exception] = ValueError, **argume
     return InvalidCase(name, lambda rng: {**valid, **arguments}, error, match)
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
-    """Five operations an element: exp, add, divide, two products."""
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
+    """Five operations an element: exp, add, divide, two products. The backward takes eight more, and reads gate and up
+    again."""
     elements = dims["..."] * dims["intermediate_size"]
-    return Cost(5.0 * elements, itemsize * 2 * elements, itemsize * elements)
+    if not training:
+        return Cost(5.0 * elements, itemsize * 2 * elements, itemsize * elements)
+    return Cost(13.0 * elements, itemsize * 5 * elements, itemsize * 3 * elements)
 
 
 spec = OpSpec(
@@ -127,6 +131,11 @@ spec = OpSpec(
         ),
     ),
     cost=cost,
+    benchmarks=(
+        Benchmark(case(2048, 13824), cold=True),
+        Benchmark(case(2048, 5120), cold=True),
+        *(Benchmark(case(rows, 13824)) for rows in (1, 8, 64)),
+    ),
     amp="keep",
     source="Shazeer 2020, arXiv:2002.05202, section 2",
 )
