@@ -1,5 +1,5 @@
 // The CPU kernel library: fused LLM ops over host memory. It knows no framework, allocates no result and keeps no
-// state but the thread count and the instruction set.
+// state but the thread count, the instruction set and what flush_caches reads.
 //
 // Every function checks its arguments and throws std::invalid_argument whose text reads
 // "<op>: <argument> must be <rule>, got <value>". Storage is float32, bfloat16 or float16; arithmetic and accumulation
@@ -57,6 +57,16 @@ FUSIONKIT_API void set_num_threads(int n);
 // Matrix products: "onednn" after load_onednn(path of libdnnl.so.3) returned true, else "blocked" (our own loop).
 FUSIONKIT_API bool load_onednn(const std::string& path);
 FUSIONKIT_API const char* matmul_library();
+
+// For benchmarks: the bandwidth of a read:write mix, on num_threads() threads. Reads every byte of `source` once while
+// it sets every byte of `target` to 1, in proportion to their sizes; both contiguous, of any dtype, either may be
+// empty. non_temporal writes past the caches and asks for a target aligned to 64 bytes. Which way is the faster depends
+// on the sizes and on what the caches hold: the ceiling is the better of the two.
+FUSIONKIT_API void stream(const Tensor& source, const Tensor& target, bool non_temporal);
+
+// For benchmarks of cold data: reads four times the last-level cache, from memory that it keeps, so that no cache of
+// the threads' cores holds what was used before.
+FUSIONKIT_API void flush_caches();
 
 // ---- Normalisation -------------------------------------------------------------------------------------------------
 // x [..., H]; weight [H], dtype of x or float32; rstd [rows] float32, optional output saved for the backward.

@@ -48,6 +48,25 @@ inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 #endif
 
+// Stores past the caches, for results larger than they are: no line is read before it is written, and nothing that is
+// still needed is evicted. The address is aligned to the vector. Where there are none, plain stores.
+#if defined(__AVX512F__)
+inline void store_non_temporal(float* p, Vec a) { _mm512_stream_ps(p, a); }
+#elif defined(__AVX2__)
+inline void store_non_temporal(float* p, Vec a) { _mm256_stream_ps(p, a); }
+#elif defined(__SSE2__)
+inline void store_non_temporal(float* p, Vec a) { _mm_stream_ps(p, a); }
+#else
+inline void store_non_temporal(float* p, Vec a) { *reinterpret_cast<Vec*>(p) = a; }
+#endif
+
+// Before another thread may read what was stored past the caches.
+inline void fence_non_temporal() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // Over the lanes, as a tree: the order does not depend on the data.
 inline float sum(Vec a) {
   float lanes[kLanes];

@@ -4,6 +4,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "result_arena.h"
+
 namespace py = pybind11;
 
 namespace fusionkit_cpu {
@@ -81,6 +83,7 @@ Tensor writable_view(const char* op, const char* argument, const Array& array) {
 Array empty(const std::vector<int64_t>& shape, const py::dtype& dtype) {
   size_t num_bytes = static_cast<size_t>(dtype.itemsize());
   for (int64_t size : shape) num_bytes *= static_cast<size_t>(size);
+  if (ResultArena* arena = ResultArena::active()) return Array(dtype, shape, arena->take(num_bytes), py::cast(arena));
   void* data = std::aligned_alloc(kAlignment, (num_bytes + kAlignment) / kAlignment * kAlignment);
   if (data == nullptr) throw std::bad_alloc();
   const py::capsule owner(data, [](void* memory) { std::free(memory); });

@@ -1,11 +1,33 @@
 #include <pybind11/stl.h>
 
+#include "arrays.h"
 #include "bind.h"
-#include "fusionkit_cpu.h"
+#include "result_arena.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace fusionkit_cpu {
+namespace {
+
+void stream_arrays(const Array& source, const Array& target, bool non_temporal) {
+  Call{stream, view("stream", "source", source), writable_view("stream", "target", target), non_temporal};
+}
+
+void bind_result_arena(py::module_& module) {
+  py::class_<ResultArena>(module, "ResultArena",
+                          "For benchmarks: `with arena:` puts this thread's results into memory made before, each time "
+                          "from its beginning. An array is valid until the arena is entered again.")
+      .def(py::init<size_t>(), "num_bytes"_a, "Each result takes its size, rounded up to 64 bytes.")
+      .def("__enter__",
+           [](const py::object& self) {
+             self.cast<ResultArena&>().enter();
+             return self;
+           })
+      .def("__exit__", [](ResultArena& self, const py::args&) { self.leave(); });
+}
+
+}  // namespace
 
 void bind_machine(py::module_& module) {
   module.def("isa", &isa, "Instruction set in use: avx512, avx2 or portable.");
@@ -15,6 +37,10 @@ void bind_machine(py::module_& module) {
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
   module.def("load_onednn", &load_onednn, py::arg("path"), "True if products now run on this libdnnl.");
   module.def("matmul_library", &matmul_library, "onednn or blocked.");
+  module.def("stream", &stream_arrays, "source"_a, "target"_a, "non_temporal"_a,
+             "For benchmarks: reads source while it sets the bytes of target to 1. The ceiling is the faster way.");
+  module.def("flush_caches", &flush_caches, "For benchmarks: no cache holds what was used before.");
+  bind_result_arena(module);
 }
 
 }  // namespace fusionkit_cpu
