@@ -1,7 +1,7 @@
 // Memory traffic without arithmetic: the ceiling of the memory-bound kernels.
 #include "kernels/stream.h"
 
-#include "kernels/vec.h"
+#include "kernels/simd.h"
 #include "parallel.h"
 
 namespace fusionkit_cpu {
@@ -15,12 +15,9 @@ constexpr int64_t kTurn = 4 * kLine;
 constexpr int64_t kAhead = 4096;
 
 UintVec read(const char* begin, const char* end, UintVec seen) {
-  constexpr int kVectors = kLine / sizeof(UintVec);
   for (; begin + kLine <= end; begin += kLine) {
     __builtin_prefetch(begin + kAhead);
-    UintVec part[kVectors];
-    __builtin_memcpy(part, begin, kLine);
-    for (int i = 0; i < kVectors; ++i) seen |= part[i];
+    for (int64_t i = 0; i < kLine; i += sizeof seen) seen |= (UintVec)load(reinterpret_cast<const float*>(begin + i));
   }
   for (; begin < end; ++begin) seen |= static_cast<unsigned char>(*begin);
   return seen;
@@ -34,7 +31,7 @@ void write(char* begin, char* end, bool non_temporal) {
       if (non_temporal)
         store_non_temporal(to, ones);
       else
-        __builtin_memcpy(to, &ones, sizeof ones);
+        store(to, ones);
     }
   for (; begin < end; ++begin) *begin = 1;
 }
