@@ -21,12 +21,13 @@ help:
 demo: build $(STAMPS)/examples
 	@$(PYTHON) -m examples.llama2_13b.demo
 
-test: build $(STAMPS)/examples $(STAMPS)/test
+test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/test
 	@echo "== tests, $(WORKERS) at a time"
 	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
-bench: build $(STAMPS)/test
-	@$(VENV)/bin/fusionkit bench
+bench: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers
+	@$(VENV)/bin/fusionkit bench --table output/bench/table.md --chart output/bench/roofline.png \
+	  --json output/bench/results.json
 
 lint: $(STAMPS)/run $(STAMPS)/lint
 	@echo "== ruff"

@@ -89,6 +89,10 @@ class Backend:
         environment_aliases: a vendor's variable -> the FUSIONKIT_* name that it stands for.
         device_models: by name.
         passes: names of the graph rewrites that lower neutral ops to this backend's, in their order.
+        benchmark: "module" with what `fusionkit bench` needs of the device: `stream(bytes_read, bytes_written)`, the
+            variants of a call that moves so much; `product(op, dims, dtype)`, a product at the device's best
+            rate and its FLOPs; `prepared(op, arguments, training, cost)`, the kernel into memory made before; and
+            `TARGETS`, the ratios that the backend promises.
         neutral_ops: "module:function" that registers the custom ops `fusionkit_<op>` with Paddle. For the backend whose
             Paddle functions record these, and nothing else, in a static program.
     """
@@ -103,6 +107,7 @@ class Backend:
     environment_aliases: Mapping[str, str] = field(default_factory=dict)
     device_models: Mapping[str, DeviceModel] = field(default_factory=dict)
     passes: tuple[str, ...] = ()
+    benchmark: str | None = None
     neutral_ops: str | None = None
 
     def owns(self, device_type: str) -> bool:

@@ -39,5 +39,6 @@ backend = Backend(
     available=health.unavailable,
     doctor=health.checks,
     settings={"FUSIONKIT_CPU_ISA": ("avx512", "avx2", "portable")},
+    benchmark="fusionkit_backends.cpu.benchmark",
     neutral_ops="fusionkit_backends.cpu.paddle_ops:load",
 )

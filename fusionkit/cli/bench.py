@@ -1,63 +1,89 @@
-"""`fusionkit bench`: what dispatch costs. The kernels' own benchmarks come with their tuning."""
+"""`fusionkit bench`: each op beside the machine's ceiling and its peers, and what dispatch costs."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import platform
-import statistics
-import time
-import timeit
-from collections.abc import Callable
+import importlib.util
+import re
+from pathlib import Path
+
+from fusionkit import registry
+from fusionkit.ops import OP_NAMES
 
 NAME = "bench"
-HELP = "measure what dispatch costs over a bound kernel"
-
-# Rule 4 of docs/design.md: microseconds over bind()'s callable.
-LIMITS_US = {"two tensors": 1.0, "three tensors": 2.0}
+HELP = "measure the ops beside the machine's ceiling and their peers"
+DISPATCH = "dispatch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds (default: 30)")
+    parser.add_argument("what", nargs="*", metavar="OP", help=f"ops, or {DISPATCH!r} (default: all of them)")
+    parser.add_argument("--backend", default="cpu", help="whose kernels (default: cpu)")
+    parser.add_argument("--case", default=".*", metavar="REGEX", help="only the calls whose name it matches whole")
+    parser.add_argument("--dtype", help="only this dtype")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
+    parser.add_argument("--threads", type=int, help="of every contestant (default: the physical cores)")
+    parser.add_argument("--no-peers", action="store_true", help="kernels and ceilings alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every timing, for `pytest-benchmark compare`")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="a roofline, and shares of the ceiling, as PNG")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="the tables as Markdown")
 
 
 def run(options: argparse.Namespace) -> int:
-    import paddle
+    known = [*OP_NAMES, DISPATCH]
+    for what in options.what:
+        if what not in known:
+            raise ValueError(f"bench: OP must be one of {', '.join(known)}, got {what!r}")
+    if options.rounds < 1:
+        raise ValueError(f"bench: --rounds must be at least 1, got {options.rounds}")
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise ValueError("bench: pytest-benchmark is not installed. Run: pip install 'fusionkit[bench]'")
+    what = options.what or known
+    passed = True
+    if DISPATCH in what:
+        from fusionkit.benchmark import dispatch
 
-    import fusionkit as fk
-
-    x, weight = paddle.ones([2, 64]), paddle.ones([64])
-    pairs = {
-        "two tensors": (fk.fusion_rms_norm, (x, weight)),
-        "three tensors": (fk.fusion_add_rms_norm, (x, x.clone(), weight)),
-    }
-    print(
-        f"{platform.processor() or platform.machine()}, Paddle {paddle.__version__}, {options.rounds} rounds, us a call"
-    )
-    print(f"{'':<14} {'bound':>7} {'op':>7} {'dispatch':>9} {'limit':>6}")
-    slow = 0
-    for name, (op, tensors) in pairs.items():
-        op(*tensors)
-        direct, dispatched = _interleaved(op.bind(*tensors), op, tensors, options.rounds)
-        extra = statistics.median(d - b for d, b in zip(dispatched, direct, strict=True))
-        slow += extra > LIMITS_US[name]
-        print(
-            f"{name:<14} {statistics.median(direct):7.2f} {statistics.median(dispatched):7.2f} {extra:9.2f} "
-            f"{LIMITS_US[name]:6.1f}"
-        )
-    print("within the limits" if not slow else "over the limit")
-    return int(slow > 0)
+        passed = dispatch.measure(max(options.rounds, 15))
+    ops = [op for op in what if op != DISPATCH]
+    return int(not (_measure_ops(options, ops) if ops else True) or not passed)
 
 
-def _interleaved(
-    first: Callable[..., object], second: Callable[..., object], tensors: tuple[object, ...], rounds: int
-) -> tuple[list[float], list[float]]:
-    """Processor microseconds a call of each, one after the other in every round: a busy machine slows both alike."""
-    number = 2000
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for run, seen in zip((first, second), times, strict=True):
-            seen.append(
-                timeit.timeit(functools.partial(run, *tensors), timer=time.thread_time, number=number) / number * 1e6
-            )
-    return times
+def _measure_ops(options: argparse.Namespace, ops: list[str]) -> bool:
+    """Whether every promised ratio was reached."""
+    from tqdm import tqdm
+
+    from fusionkit.benchmark import chart, contestants, record, rounds, table, target
+    from fusionkit.benchmark.result import Result
+    from fusionkit.benchmark.subject import subjects
+    from fusionkit.benchmark.worker import KINDS, Worker
+
+    registry.require_name(options.backend, "--backend")
+    device = contestants.device_of(options.backend)
+    chosen = [each for each in subjects(ops) if re.fullmatch(options.case, each.case_name)]
+    chosen = [each for each in chosen if options.dtype in (None, each.dtype)]
+    if not chosen:
+        raise ValueError(f"bench: no call of {', '.join(ops)} has a name like --case {options.case!r} and that --dtype")
+    num_threads = options.threads or device.num_threads()
+    wanted = [kind for kind in KINDS if kind.name == "tuned" or not options.no_peers]
+    if importlib.util.find_spec("torch") is None:
+        wanted = [kind for kind in wanted if kind.contestants != "torch"]
+    workers = [Worker(kind, options.backend, num_threads) for kind in wanted]
+    results: list[Result] = []
+    try:
+        for subject in tqdm(chosen, unit="call"):
+            results += rounds.measure(workers, subject, options.rounds)
+    finally:
+        for worker in workers:
+            worker.close()
+    judged = list(target.judge(device.TARGETS, results))
+    info = record.machine()
+    title = record.title(info, num_threads, options.rounds)
+    text = f"{title}\n\n{table.table(results)}\n\n{table.targets(judged)}"
+    print(text)
+    if options.table:
+        options.table.parent.mkdir(parents=True, exist_ok=True)
+        options.table.write_text(text + "\n")
+    if options.json:
+        record.write(options.json, results, info)
+    if options.chart:
+        chart.draw(options.chart, results, judged, title)
+    return all(each.reached for each in judged)

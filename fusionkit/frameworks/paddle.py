@@ -116,7 +116,7 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     return array.view(DTYPES["bfloat16"]) if tensor.dtype == paddle.bfloat16 else array
 
 
-def _over_tensors(value: Any, device: str) -> Any:
+def over_tensors(value: Any, device: str) -> Any:
     return from_numpy(value, device) if isinstance(value, np.ndarray) else value
 
 
@@ -125,7 +125,7 @@ def carried(function: Callable[..., Any], device: str) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         arrays = [*args, *kwargs.values()]
-        tensors = [_over_tensors(value, device) for value in arrays]
+        tensors = [over_tensors(value, device) for value in arrays]
         with paddle.no_grad():
             result = function(*tensors[: len(args)], **dict(zip(kwargs, tensors[len(args) :], strict=True)))
         for array, tensor in zip(arrays, tensors, strict=True):
@@ -140,12 +140,12 @@ def vjp(
     function: Callable[..., Any], spec: OpSpec, grad_outputs: Any, device: str, arguments: Mapping[str, Any]
 ) -> dict[str, np.ndarray[Any, Any] | None]:
     """Gradients of `function` through Paddle's autograd, NumPy arrays in and out."""
-    tensors = {name: _over_tensors(value, device) for name, value in arguments.items()}
+    tensors = {name: over_tensors(value, device) for name, value in arguments.items()}
     wanted = [i.name for i in spec.inputs if i.differentiable and tensors.get(i.name) is not None]
     for name in wanted:
         tensors[name].stop_gradient = False
     outputs = _listed(function(**tensors))
-    grads = [_over_tensors(grad, device) for grad in _listed(grad_outputs)]
+    grads = [over_tensors(grad, device) for grad in _listed(grad_outputs)]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and not o.stop_gradient]
     gradients = paddle.grad(
         [o for o, _ in pairs], [tensors[n] for n in wanted], [g for _, g in pairs], allow_unused=True

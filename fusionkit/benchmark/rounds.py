@@ -1,0 +1,49 @@
+"""Interleaved rounds: in each, every contestant of every worker is timed once, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from pytest_benchmark.stats import Stats
+
+from fusionkit.benchmark.result import Result
+from fusionkit.benchmark.subject import Subject
+from fusionkit.benchmark.worker import Key, Worker
+
+SETTLE_S = 0.25  # until threads that a runtime left spinning are asleep
+BURST_S = 0.02  # a timing repeats its call for this long
+SLOW_S, VERY_SLOW_S = 0.5, 2.0  # from here on 3 rounds, and 1, are enough
+
+
+def measure(workers: Sequence[Worker], subject: Subject, rounds: int) -> Iterator[Result]:
+    """A result for each state of the caches: warm, and cold where the subject asks for it."""
+    keys = {worker: list(worker.prepare(subject)) for worker in workers}
+    for cold in (False, True) if subject.benchmark.cold else (False,):
+        first = timed_once(keys, {}, cold)  # lets lazy work happen, and tells how often to repeat
+        first = timed_once(keys, {}, cold)
+        numbers = {key: 1 if cold else max(1, round(BURST_S / seconds)) for key, seconds in first.items()}
+        stats = {key: Stats() for key in first}
+        for turn in range(rounds):
+            wanted = {w: [key for key in own if turn < rounds_of(first[key], rounds)] for w, own in keys.items()}
+            for key, seconds in timed_once(wanted, numbers, cold).items():
+                stats[key].update(seconds)
+        yield Result(subject, cold, stats)
+
+
+def rounds_of(seconds: float, rounds: int) -> int:
+    if seconds > VERY_SLOW_S:
+        return 1
+    return min(rounds, 3) if seconds > SLOW_S else rounds
+
+
+def timed_once(keys: dict[Worker, list[Key]], numbers: dict[Key, int], cold: bool) -> dict[Key, float]:
+    seen = {}
+    for worker, own in keys.items():
+        for key in own:
+            if key in numbers and not cold:
+                worker.time(key, 1, False)  # back into the caches
+            seen[key] = worker.time(key, numbers.get(key, 1), cold)
+        if own and worker.kind.leaves_threads_spinning:
+            time.sleep(SETTLE_S)
+    return seen

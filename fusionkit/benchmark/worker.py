@@ -1,0 +1,134 @@
+"""A process that holds the contestants of one subject at a time, and the handle by which the benchmark asks it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from fusionkit.benchmark.subject import Subject
+
+CACHE_BYTES = 128 << 20  # written through to empty the caches: four times the largest last-level cache met so far
+Key = tuple[str, str]  # contestant, direction
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a worker is: whose functions it times, and whether its process keeps freed memory."""
+
+    name: str
+    contestants: str  # "tuned", "stock" or "torch"
+    keeps_memory: bool
+    leaves_threads_spinning: bool
+
+
+# Intel's OpenMP runtime, which Paddle brings, keeps idle threads spinning for 200 ms (KMP_BLOCKTIME).
+KINDS = (
+    Kind("tuned", "tuned", True, True),
+    Kind("stock", "stock", False, True),
+    Kind("torch", "torch", False, False),
+    Kind("torch-tuned", "torch", True, False),
+)
+
+
+class Worker:
+    """Starts the process; `prepare`, `time` and `close` talk to it."""
+
+    def __init__(self, kind: Kind, backend: str, num_threads: int) -> None:
+        self.kind = kind
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read by the child's runtimes when they are loaded
+        self._process = context.Process(target=serve, args=(theirs, kind, backend), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def prepare(self, subject: Subject) -> Sequence[Key]:
+        keys: Sequence[Key] = self._ask("prepare", subject)
+        return keys
+
+    def time(self, key: Key, number: int, cold: bool) -> float:
+        """Seconds a call, over `number` calls; each after the caches were emptied when `cold`."""
+        seconds: float = self._ask("time", key, number, cold)
+        return seconds
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._connection.send(("close",))
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.terminate()
+
+    def _ask(self, *request: Any) -> Any:
+        self._connection.send(request)
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(
+                f"bench: the {self.kind.name} worker ended with status {self._process.exitcode} on {request}"
+            ) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def serve(connection: Connection, kind: Kind, backend: str) -> None:
+    """The worker's loop."""
+    if kind.keeps_memory:
+        from fusionkit import keep_freed_memory
+
+        keep_freed_memory()
+    caches = np.zeros(CACHE_BYTES // 8)
+    calls: dict[Key, Any] = {}
+    while True:
+        try:
+            request, *arguments = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if request == "close":
+            return
+        try:
+            if request == "prepare":
+                calls = {}
+                calls = contestants(kind, backend, *arguments)
+                connection.send(list(calls))
+            else:
+                key, number, cold = arguments
+                seconds = timed_cold(calls[key], number, caches) if cold else timed(calls[key], number)
+                connection.send(seconds * getattr(calls[key], "factor", 1.0))
+        except Exception as error:  # the parent raises it
+            connection.send(error)
+
+
+def contestants(kind: Kind, backend: str, subject: Subject) -> dict[Key, Any]:
+    if kind.contestants == "torch":
+        from fusionkit.benchmark import torch_peers
+
+        return torch_peers.contestants(subject, " (tuned)" if kind.keeps_memory else "")
+    from fusionkit.benchmark import contestants
+
+    return getattr(contestants, kind.contestants)(backend, subject)  # type: ignore[no-any-return]
+
+
+def timed(call: Any, number: int) -> float:
+    start = time.perf_counter()
+    for _ in range(number):
+        call()
+    return (time.perf_counter() - start) / number
+
+
+def timed_cold(call: Any, number: int, caches: Any) -> float:
+    total = 0.0
+    for _ in range(number):
+        np.add(caches, 1.0, out=caches)
+        start = time.perf_counter()
+        call()
+        total += time.perf_counter() - start
+    return total / number

@@ -1,0 +1,111 @@
+"""`fusionkit bench`: it times what it says, beside the ceiling, and judges ratios rightly. No figure is asserted."""
+
+import json
+import re
+
+import pytest
+from pytest_benchmark.stats import Stats
+
+import fusionkit
+from fusionkit import cli
+from fusionkit.backend import Backend
+from fusionkit.benchmark import contestants, target
+from fusionkit.benchmark.result import Result
+from fusionkit.benchmark.subject import FORWARD, TRAINING, Subject, subjects
+from fusionkit.benchmark.target import Target
+from fusionkit.ops import OP_NAMES, load_spec
+
+SMALL = Subject("fusion_rms_norm", "T8xH5120", "bfloat16")
+
+
+def seconds(*values):
+    stats = Stats()
+    for value in values:
+        stats.update(value)
+    return stats
+
+
+def result(case="T8xH5120", **medians):
+    """A result whose contestants took so many seconds forward."""
+    named = {name.replace("_", " "): value for name, value in medians.items()}
+    return Result(
+        Subject("fusion_rms_norm", case, "bfloat16"), False, {(k, FORWARD): seconds(v) for k, v in named.items()}
+    )
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_every_op_is_timed_at_the_sizes_of_llama(op):
+    benchmarks = load_spec(op).benchmarks
+    assert len({each.case.name for each in benchmarks}) == len(benchmarks) > 0
+
+
+def test_one_command_prints_the_table_and_writes_picture_and_record(tmp_path, capsys):
+    options = ["--case", "T8xH5120", "--dtype", "bfloat16", "--rounds", "2", "--threads", "1"]
+    files = {name: tmp_path / f"{name}.out" for name in ("table", "chart", "json")}
+    written = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    assert cli.main(["bench", "fusion_rms_norm", *options, *written]) in (0, 1)
+    printed = capsys.readouterr().out
+    assert re.search(r"\| fusion_rms_norm \| T8xH5120 \| bfloat16 \| forward \+ backward +\| warm", printed)
+    assert "not measured" not in printed
+    assert files["table"].read_text() == printed
+    assert files["chart"].read_bytes().startswith(b"\x89PNG")
+    timed = {each["name"] for each in json.loads(files["json"].read_text())["benchmarks"]}
+    assert timed >= {"kernel", "op", "stream", "paddle", "paddle (tuned)", "torch", "torch (tuned)"}
+
+
+def test_contestants_do_run_the_kernel_and_the_op():
+    fusionkit.ledger().reset()
+    calls = contestants.tuned("cpu", SMALL)
+    for key in (("kernel", TRAINING), ("op", TRAINING), ("paddle (tuned)", TRAINING)):
+        calls[key]()
+    counted = {key: number for key, number in fusionkit.ledger().items() if key[1] == "cpu"}
+    assert sum(counted.values()) >= 2  # once to learn the outputs, once timed
+
+
+def test_a_peer_computes_the_same():
+    torch_peers = pytest.importorskip("fusionkit.benchmark.torch_peers")
+    for subject in subjects():
+        if not re.match(r"T8x|Sq16|B1xS4096xH40:8", subject.case_name) or subject.dtype != "bfloat16":
+            continue
+        ours = contestants.tuned("cpu", subject)["op", FORWARD]()
+        for (name, direction), call in torch_peers.contestants(subject, "").items():
+            theirs = call()
+            if direction == FORWARD:
+                first, second = (each[0] if isinstance(each, tuple) else each for each in (ours, theirs))
+                got, want = second.float().flatten(), first.astype("float32").flatten().numpy()
+                if "[B,H,S,D]" in name:
+                    got = second.transpose(1, 2).float().flatten()
+                assert abs(got.numpy() - want).max() <= 0.05 * abs(want).max(), (subject, name)
+
+
+def test_the_floor_is_the_slower_ceiling_by_its_better_way():
+    measured = result(stream=2.0, stream__non_temporal=1.0, product=1.5, kernel=3.0, op=4.0)
+    assert measured.bound_by(FORWARD) == "product" and measured.share_of_ceiling(FORWARD) == 0.5
+    assert measured.share_of_kernel(FORWARD) == 0.75
+
+
+def test_targets_are_held_against_ceiling_kernel_peers_and_other_calls():
+    results = [result(stream=1.0, kernel=2.0, op=2.5, paddle=5.0), result("T64xH5120", stream=1.0, kernel=4.0, op=4.0)]
+    against = ("ceiling", "kernel", "paddle", "torch", "case T64xH5120")
+    promised = [Target(".*", "T8x.*", FORWARD, name, 0.6) for name in against]
+    judged = list(target.judge(promised, results))
+    assert [each.ratio for each in judged] == [0.5, 0.8, 2.0, None, 0.25]
+    assert [each.reached for each in judged] == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["fusion_rmsnorm"], "OP must be one of fusion_rms_norm"),
+        (["swiglu", "--case", "nothing"], "no call of swiglu has a name like --case 'nothing'"),
+        (["swiglu", "--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["swiglu", "--backend", "eager"], "eager declares no benchmark"),
+    ],
+)
+def test_mistakes_are_named(options, message, capsys):
+    assert cli.main(["bench", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_backend_without_benchmark_is_fine():
+    assert Backend("toy", ("toy",), {}).benchmark is None
