@@ -16,4 +16,6 @@ size_t last_level_cache_size() {
   return size;
 }
 
+bool exceeds_caches(int64_t num_bytes) { return num_bytes > static_cast<int64_t>(last_level_cache_size()); }
+
 }  // namespace fusionkit_cpu

@@ -41,8 +41,8 @@ class FloatRow {
 
 // Sum of f(i, lanes) in float32. Several accumulators hide the latency of the addition; short blocks keep the error
 // small: of 5120 elements each goes through at most 40 additions with 4 lanes, 26 with 16.
-template <class F>
-[[gnu::always_inline]] inline float sum_of(int64_t size, F f) {
+template <class Way, class F>
+[[gnu::always_inline]] inline float sum_of(Way way, int64_t size, F f) {
   constexpr int kAccumulators = 4;
   constexpr int64_t kStep = kAccumulators * kLanes, kBlock = 16 * kStep;
   Vec total{};
@@ -51,21 +51,18 @@ template <class F>
     const int64_t end = size - i < kBlock ? size : i + kBlock;
     Vec part[kAccumulators] = {};
     for (; i + kStep <= end; i += kStep)
-      for (int j = 0; j < kAccumulators; ++j) part[j] += f(i + j * kLanes, Whole{});
+      for (int j = 0; j < kAccumulators; ++j) part[j] += f(i + j * kLanes, way);
     total += (part[0] + part[1]) + (part[2] + part[3]);
   }
-  for (; i + kLanes <= size; i += kLanes) total += f(i, Whole{});
+  for (; i + kLanes <= size; i += kLanes) total += f(i, way);
   if (i < size) total += f(i, Partial{size - i});
   return sum(total);
 }
 
 // 1 / sqrt(mean(h^2) + epsilon). Squares outside of float32's range are summed again in float64.
 template <class T>
-float inverse_rms(const T* h, int64_t size, float epsilon) {
-  double squares = sum_of(size, [&](int64_t i, auto lanes) {
-    const Vec a = lanes.load(h + i);
-    return a * a;
-  });
+float inverse_rms(float float_squares, const T* h, int64_t size, float epsilon) {
+  double squares = float_squares;
   const bool in_range = squares < 1e37 && (squares > 1e-30 || epsilon > 1e-20f);
   if (!in_range) {
     squares = 0;
@@ -74,44 +71,122 @@ float inverse_rms(const T* h, int64_t size, float epsilon) {
   return static_cast<float>(1.0 / __builtin_sqrt(squares / static_cast<double>(size) + epsilon));
 }
 
-template <class T, class Out>
-void normalise_row(const T* h, const float* weight, float rstd, int64_t size, Out* y) {
-  for_each_vec(size, [&](int64_t i, auto lanes) {
-    lanes.store(y + i, lanes.load(h + i) * broadcast(rstd) * lanes.load(weight + i));
-  });
+// Each row is read twice: for a sum over it, then for its result. One loop finishes a row, by then in the caches, while
+// it sums the next, so that memory is read and written all the time. A row has
+//   Vec term(i, lanes, weight)     what it adds to the sum
+//   void settle(sum)               what follows from the whole sum
+//   void finish(i, lanes, weight)  the result
+template <class Way, class RowOf>
+[[gnu::always_inline]] inline void run_rows(Way way, int64_t begin, int64_t end, int64_t size, const float* weight,
+                                            RowOf row_of) {
+  if (begin == end) return;
+  auto row = row_of(begin);
+  row.settle(sum_of(way, size, [&](int64_t i, auto lanes) { return row.term(i, lanes, lanes.load(weight + i)); }));
+  for (int64_t index = begin + 1; index < end; ++index) {
+    auto next = row_of(index);
+    next.settle(sum_of(way, size, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+      const Vec w = lanes.load(weight + i);
+      row.finish(i, lanes, w);
+      return next.term(i, lanes, w);
+    }));
+    row = next;
+  }
+  for_each_vec(way, size, [&](int64_t i, auto lanes) { row.finish(i, lanes, lanes.load(weight + i)); });
+  way.finish();
 }
+
+// What the rows of one forward call share.
+struct Forward {
+  int64_t size;
+  float epsilon;
+  float* rstd_out;  // or null
+};
 
 template <class T>
-void forward(const Tensor& x, const float* weight, float epsilon, const Tensor& y, float* rstd_out) {
+struct ForwardRow {
+  const Forward* call;
+  int64_t index;
+  const T* x;
+  T* y;
+  float rstd = 0;
+
+  template <class Lanes>
+  [[gnu::always_inline]] Vec term(int64_t i, Lanes lanes, Vec) const {
+    const Vec h = lanes.fetch(x + i);
+    return h * h;
+  }
+  void settle(float squares) {
+    rstd = inverse_rms(squares, x, call->size, call->epsilon);
+    if (call->rstd_out) call->rstd_out[index] = rstd;
+  }
+  template <class Lanes>
+  [[gnu::always_inline]] void finish(int64_t i, Lanes lanes, Vec weight) const {
+    lanes.store(y + i, lanes.load(x + i) * broadcast(rstd) * weight);
+  }
+};
+
+template <class T>
+void forward(const Tensor& x, const float* weight, const Forward& call, const Tensor& y) {
   const Rows rows = rows_of(x);
-  parallel_for(rows.count, row_grain(rows.size), [&](int64_t begin, int64_t end, int) {
-    const RowReader<T> read_x(rows);
-    for (int64_t row = begin; row < end; ++row) {
-      const T* h = read_x(row);
-      const float rstd = inverse_rms(h, rows.size, epsilon);
-      normalise_row(h, weight, rstd, rows.size, static_cast<T*>(y.data) + row * rows.size);
-      if (rstd_out) rstd_out[row] = rstd;
-    }
+  const int64_t size = call.size;
+  visit_way(2 * rows.count * size * sizeof(T), begins_lines(y), [&](auto way) {
+    parallel_for(rows.count, row_grain(size), [&](int64_t begin, int64_t end, int) {
+      const RowReader<T> read_x(rows);
+      run_rows(way, begin, end, size, weight, [&](int64_t index) {
+        return ForwardRow<T>{&call, index, read_x(index), static_cast<T*>(y.data) + index * size};
+      });
+    });
   });
 }
 
+// h = x + residual, rounded, is kept where finish() can read it: in residual_out itself, or beside it when that goes
+// past the caches.
 template <class T, class Residual>
-void add_forward(const Tensor& x, const Tensor& residual, const float* weight, float epsilon, const Tensor& y,
-                 const Tensor& residual_out, float* rstd_out) {
+struct AddRow {
+  const Forward* call;
+  int64_t index;
+  const T* x;
+  const Residual* residual;
+  Residual* residual_out;
+  Residual* kept;
+  T* y;
+  float rstd = 0;
+
+  template <class Lanes>
+  [[gnu::always_inline]] Vec term(int64_t i, Lanes lanes, Vec) const {
+    const Vec sum = lanes.fetch(x + i) + lanes.fetch(residual + i);
+    lanes.store(residual_out + i, sum);
+    if (kept != residual_out) lanes.keep(kept + i, sum);
+    const Vec h = lanes.load(kept + i);
+    return h * h;
+  }
+  void settle(float squares) {
+    rstd = inverse_rms(squares, kept, call->size, call->epsilon);
+    if (call->rstd_out) call->rstd_out[index] = rstd;
+  }
+  template <class Lanes>
+  [[gnu::always_inline]] void finish(int64_t i, Lanes lanes, Vec weight) const {
+    lanes.store(y + i, lanes.load(kept + i) * broadcast(rstd) * weight);
+  }
+};
+
+template <class T, class Residual>
+void add_forward(const Tensor& x, const Tensor& residual, const float* weight, const Forward& call, const Tensor& y,
+                 const Tensor& residual_out) {
   const Rows rows = rows_of(x), residual_rows = rows_of(residual);
-  const int64_t size = rows.size;
-  parallel_for(rows.count, row_grain(size), [&](int64_t begin, int64_t end, int) {
-    const RowReader<T> read_x(rows);
-    const RowReader<Residual> read_residual(residual_rows);
-    for (int64_t row = begin; row < end; ++row) {
-      const T* a = read_x(row);
-      const Residual* b = read_residual(row);
-      Residual* h = static_cast<Residual*>(residual_out.data) + row * size;
-      for_each_vec(size, [&](int64_t i, auto lanes) { lanes.store(h + i, lanes.load(a + i) + lanes.load(b + i)); });
-      const float rstd = inverse_rms(h, size, epsilon);
-      normalise_row(h, weight, rstd, size, static_cast<T*>(y.data) + row * size);
-      if (rstd_out) rstd_out[row] = rstd;
-    }
+  const int64_t size = call.size, num_bytes = 2 * rows.count * size * (sizeof(T) + sizeof(Residual));
+  visit_way(num_bytes, begins_lines(y) && begins_lines(residual_out), [&](auto way) {
+    parallel_for(rows.count, row_grain(size), [&](int64_t begin, int64_t end, int) {
+      const RowReader<T> read_x(rows);
+      const RowReader<Residual> read_residual(residual_rows);
+      const Buffer beside(way.kKeepsResults ? 0 : 2 * size * sizeof(Residual));
+      run_rows(way, begin, end, size, weight, [&](int64_t index) {
+        Residual* out = static_cast<Residual*>(residual_out.data) + index * size;
+        Residual* kept = way.kKeepsResults ? out : beside.as<Residual>() + index % 2 * size;
+        T* result = static_cast<T*>(y.data) + index * size;
+        return AddRow<T, Residual>{&call, index, read_x(index), read_residual(index), out, kept, result};
+      });
+    });
   });
 }
 
@@ -121,37 +196,27 @@ struct GradRow {
   const Residual* h;
   const T* dy;
   const Residual* dresidual_out;  // or null
-  const float* weight;
   float rstd;
   int64_t size;
   T* dx;                // or null
   Residual* dresidual;  // or null
   float* dweight;       // this thread's sum, or null
+  float mean = 0;
 
   template <class Lanes>
-  Vec normalised(int64_t i, Lanes lanes) const {
-    return lanes.load(h + i) * broadcast(rstd);
+  [[gnu::always_inline]] Vec term(int64_t i, Lanes lanes, Vec weight) const {
+    const Vec n = lanes.fetch(h + i) * broadcast(rstd), d = lanes.fetch(dy + i);
+    if (dweight) lanes.keep(dweight + i, fma(d, n, lanes.load(dweight + i)));
+    return d * weight * n;
   }
-
-  float mean_product() const {
-    const float products = sum_of(size, [&](int64_t i, auto lanes) {
-      const Vec n = normalised(i, lanes), d = lanes.load(dy + i);
-      if (dweight) lanes.store(dweight + i, fma(d, n, lanes.load(dweight + i)));
-      return d * lanes.load(weight + i) * n;
-    });
-    return products / static_cast<float>(size);
-  }
-
-  void run() const {
-    const float mean = mean_product();
-    if (!dx && !dresidual) return;
-    for_each_vec(size, [&](int64_t i, auto lanes) {
-      const Vec g = lanes.load(dy + i) * lanes.load(weight + i);
-      Vec dh = (g - normalised(i, lanes) * broadcast(mean)) * broadcast(rstd);
-      if (dresidual_out) dh += lanes.load(dresidual_out + i);
-      if (dx) lanes.store(dx + i, dh);
-      if (dresidual) lanes.store(dresidual + i, dh);
-    });
+  void settle(float products) { mean = products / static_cast<float>(size); }
+  template <class Lanes>
+  [[gnu::always_inline]] void finish(int64_t i, Lanes lanes, Vec weight) const {
+    const Vec g = lanes.load(dy + i) * weight, n = lanes.load(h + i) * broadcast(rstd);
+    Vec dh = (g - n * broadcast(mean)) * broadcast(rstd);
+    if (dresidual_out) dh += lanes.fetch(dresidual_out + i);
+    if (dx) lanes.store(dx + i, dh);
+    if (dresidual) lanes.store(dresidual + i, dh);
   }
 };
 
@@ -160,25 +225,27 @@ void backward(const Tensor& h, const float* weight, const Tensor& rstd, const Te
               const Tensor& dx, const Tensor& dresidual, float* dweight_parts) {
   const Rows rows = rows_of(h), dy_rows = rows_of(dy), dout_rows = rows_of(dresidual_out);
   const int64_t size = rows.size;
-  parallel_for(rows.count, row_grain(size), [&](int64_t begin, int64_t end, int thread) {
-    const RowReader<Residual> read_h(rows), read_dout(dout_rows);
-    const RowReader<T> read_dy(dy_rows);
-    float* dweight = dweight_parts ? dweight_parts + thread * size : nullptr;
-    if (dweight) __builtin_memset(dweight, 0, size * sizeof(float));
-    for (int64_t row = begin; row < end; ++row) {
-      const GradRow<T, Residual> grad{
-          read_h(row),
-          read_dy(row),
-          dresidual_out ? read_dout(row) : nullptr,
-          weight,
-          static_cast<const float*>(rstd.data)[row * rstd.strides[0]],
-          size,
-          dx ? static_cast<T*>(dx.data) + row * size : nullptr,
-          dresidual ? static_cast<Residual*>(dresidual.data) + row * size : nullptr,
-          dweight,
-      };
-      grad.run();
-    }
+  const int num_rows_of_t = 1 + dx.present, num_rows_of_residual = 1 + dresidual_out.present + dresidual.present;
+  const int64_t num_bytes = rows.count * size * (num_rows_of_t * sizeof(T) + num_rows_of_residual * sizeof(Residual));
+  visit_way(num_bytes, begins_lines(dx) && begins_lines(dresidual), [&](auto way) {
+    parallel_for(rows.count, row_grain(size), [&](int64_t begin, int64_t end, int thread) {
+      const RowReader<Residual> read_h(rows), read_dout(dout_rows);
+      const RowReader<T> read_dy(dy_rows);
+      float* dweight = dweight_parts ? dweight_parts + thread * size : nullptr;
+      if (dweight) __builtin_memset(dweight, 0, size * sizeof(float));
+      run_rows(way, begin, end, size, weight, [&](int64_t index) {
+        return GradRow<T, Residual>{
+            read_h(index),
+            read_dy(index),
+            dresidual_out ? read_dout(index) : nullptr,
+            static_cast<const float*>(rstd.data)[index * rstd.strides[0]],
+            size,
+            dx ? static_cast<T*>(dx.data) + index * size : nullptr,
+            dresidual ? static_cast<Residual*>(dresidual.data) + index * size : nullptr,
+            dweight,
+        };
+      });
+    });
   });
 }
 
@@ -203,7 +270,7 @@ void rms_norm(const Tensor& x, const Tensor& weight, float epsilon, const Tensor
   const FloatRow weights(weight);
   visit_floating(x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    forward<T>(x, weights.values(), epsilon, y, float_data(rstd));
+    forward<T>(x, weights.values(), {weight.shape[0], epsilon, float_data(rstd)}, y);
   });
 }
 
@@ -214,7 +281,8 @@ void add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
     using T = std::remove_pointer_t<decltype(type)>;
     visit_floating(residual.dtype, [&](auto* residual_type) {
       using Residual = std::remove_pointer_t<decltype(residual_type)>;
-      add_forward<T, Residual>(x, residual, weights.values(), epsilon, y, residual_out, float_data(rstd));
+      add_forward<T, Residual>(x, residual, weights.values(), {weight.shape[0], epsilon, float_data(rstd)}, y,
+                               residual_out);
     });
   });
 }

@@ -20,19 +20,19 @@ struct Rotation {
 };
 
 // Pairs (x[i], x[i + half]).
-template <class T>
-void rotate_halves(const Rotation& r, const T* x, T* y) {
-  for_each_vec(r.half, [&](int64_t i, auto lanes) {
+template <class T, class Way>
+void rotate_halves(Way way, const Rotation& r, const T* x, T* y) {
+  for_each_vec(way, r.half, [&](int64_t i, auto lanes) {
     const Vec c = lanes.load(r.cos + i), s = lanes.load(r.sin + i) * broadcast(r.sign);
-    const Vec a = lanes.load(x + i), b = lanes.load(x + r.half + i);
+    const Vec a = lanes.fetch(x + i), b = lanes.fetch(x + r.half + i);
     lanes.store(y + i, a * c - b * s);
     lanes.store(y + r.half + i, b * c + a * s);
   });
 }
 
 // Pairs (x[2 i], x[2 i + 1]): two vectors are parted into even and odd elements and joined again.
-template <class T>
-void rotate_pairs(const Rotation& r, const T* x, T* y) {
+template <class T, class Way>
+void rotate_pairs(Way way, const Rotation& r, const T* x, T* y) {
   IntVec even, odd, low, high;  // constants after unrolling
   for (int i = 0; i < kLanes; ++i) {
     even[i] = 2 * i;
@@ -43,11 +43,11 @@ void rotate_pairs(const Rotation& r, const T* x, T* y) {
   int64_t i = 0;
   for (; i + kLanes <= r.half; i += kLanes) {
     const Vec c = load(r.cos + i), s = load(r.sin + i) * broadcast(r.sign);
-    const Vec x0 = load(x + 2 * i), x1 = load(x + 2 * i + kLanes);
+    const Vec x0 = way.fetch(x + 2 * i), x1 = way.fetch(x + 2 * i + kLanes);
     const Vec a = __builtin_shuffle(x0, x1, even), b = __builtin_shuffle(x0, x1, odd);
     const Vec turned_a = a * c - b * s, turned_b = b * c + a * s;
-    store(y + 2 * i, __builtin_shuffle(turned_a, turned_b, low));
-    store(y + 2 * i + kLanes, __builtin_shuffle(turned_a, turned_b, high));
+    way.store(y + 2 * i, __builtin_shuffle(turned_a, turned_b, low));
+    way.store(y + 2 * i + kLanes, __builtin_shuffle(turned_a, turned_b, high));
   }
   for (; i < r.half; ++i) {
     const float c = r.cos[i], s = r.sin[i] * r.sign, a = to_float(x[2 * i]), b = to_float(x[2 * i + 1]);
@@ -74,17 +74,22 @@ void rotate_tokens(const Tensor& x, const Tensor& cos, const Tensor& sin, const 
                    bool inverse, const Tensor& y) {
   const int64_t seq_len = x.shape[1], num_heads = x.shape[2], head_dim = x.shape[3];
   const Rows cos_rows = rows_of(cos), sin_rows = rows_of(sin);
-  const int64_t grain = kElementsPerShare / (num_heads * head_dim + 1) + 1;
-  parallel_for(x.shape[0] * seq_len, grain, [&](int64_t begin, int64_t end, int) {
-    const RowReader<float> read_cos(cos_rows), read_sin(sin_rows);
-    for (int64_t token = begin; token < end; ++token) {
-      const Rotation r{read_cos(positions[token]), read_sin(positions[token]), inverse ? -1.0f : 1.0f, head_dim / 2};
-      const Rows heads = heads_of<T>(x, token / seq_len, token % seq_len);
-      const RowReader<T> read_head(heads);
-      T* target = static_cast<T*>(y.data) + token * num_heads * head_dim;
-      for (int64_t head = 0; head < num_heads; ++head, target += head_dim)
-        interleaved ? rotate_pairs(r, read_head(head), target) : rotate_halves(r, read_head(head), target);
-    }
+  const int64_t num_tokens = x.shape[0] * seq_len, grain = kElementsPerShare / (num_heads * head_dim + 1) + 1;
+  // Each half of a head begins at a vector.
+  const bool on_lines = begins_lines(y) && head_dim / 2 % kLanes == 0;
+  visit_way(2 * num_tokens * num_heads * head_dim * sizeof(T), on_lines, [&](auto way) {
+    parallel_for(num_tokens, grain, [&](int64_t begin, int64_t end, int) {
+      const RowReader<float> read_cos(cos_rows), read_sin(sin_rows);
+      for (int64_t token = begin; token < end; ++token) {
+        const Rotation r{read_cos(positions[token]), read_sin(positions[token]), inverse ? -1.0f : 1.0f, head_dim / 2};
+        const Rows heads = heads_of<T>(x, token / seq_len, token % seq_len);
+        const RowReader<T> read_head(heads);
+        T* target = static_cast<T*>(y.data) + token * num_heads * head_dim;
+        for (int64_t head = 0; head < num_heads; ++head, target += head_dim)
+          interleaved ? rotate_pairs(way, r, read_head(head), target) : rotate_halves(way, r, read_head(head), target);
+      }
+      way.finish();
+    });
   });
 }
 

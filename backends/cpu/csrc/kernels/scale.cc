@@ -12,8 +12,9 @@ void scale(const Tensor& x, float factor) {
   visit_floating(x.dtype, [&](auto* type) {
     parallel_for(rows.count * rows.size, kElementsPerShare, [&](int64_t begin, int64_t end, int) {
       auto* values = static_cast<decltype(type)>(x.data) + begin;
-      for_each_vec(end - begin,
-                   [&](int64_t i, auto lanes) { lanes.store(values + i, lanes.load(values + i) * broadcast(factor)); });
+      for_each_vec(end - begin, [&](int64_t i, auto lanes) {
+        lanes.store(values + i, lanes.fetch(values + i) * broadcast(factor));
+      });
     });
   });
 }

@@ -94,6 +94,14 @@ inline void store(Float16* p, Vec a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
+// Past the caches, at a multiple of the vector's size; see vec.h.
+inline void store_non_temporal(BFloat16* p, Vec a) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a));
+}
+inline void store_non_temporal(Float16* p, Vec a) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
 #else
 
 template <class T>
@@ -114,15 +122,17 @@ inline Vec load(const BFloat16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 inline Vec load(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-inline void store(BFloat16* p, Vec a) {
+inline __m128i to_bfloat16(Vec a) {
   const UintVec bits = (UintVec)a;
   const UintVec rounded = a == a ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
   const __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // within each half
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
 }
-inline void store(Float16* p, Vec a) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
-}
+inline __m128i to_float16(Vec a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
+inline void store(BFloat16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bfloat16(a)); }
+inline void store(Float16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_float16(a)); }
+inline void store_non_temporal(BFloat16* p, Vec a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bfloat16(a)); }
+inline void store_non_temporal(Float16* p, Vec a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_float16(a)); }
 
 #else
 
@@ -130,6 +140,8 @@ inline Vec load(const BFloat16* p) { return load_each(p); }
 inline Vec load(const Float16* p) { return load_each(p); }
 inline void store(BFloat16* p, Vec a) { store_each(p, a); }
 inline void store(Float16* p, Vec a) { store_each(p, a); }
+inline void store_non_temporal(BFloat16* p, Vec a) { store_each(p, a); }
+inline void store_non_temporal(Float16* p, Vec a) { store_each(p, a); }
 
 #endif
 #endif

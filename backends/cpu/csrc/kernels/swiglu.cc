@@ -22,29 +22,33 @@ struct Sigmoid {
   }
 };
 
-template <class T>
-void forward_row(const T* gate, const T* up, int64_t size, T* y) {
-  for_each_vec(size, [&](int64_t i, auto lanes) {
-    const Vec g = lanes.load(gate + i);
-    lanes.store(y + i, g * Sigmoid(g).value * lanes.load(up + i));
+template <class T, class Way>
+void forward_row(Way way, const T* gate, const T* up, int64_t size, T* y) {
+  for_each_vec(way, size, [&](int64_t i, auto lanes) {
+    const Vec g = lanes.fetch(gate + i);
+    lanes.store(y + i, g * Sigmoid(g).value * lanes.fetch(up + i));
   });
 }
 
-template <class T>
-void backward_row(const T* gate, const T* up, const T* dy, int64_t size, T* dgate, T* dup) {
-  for_each_vec(size, [&](int64_t i, auto lanes) {
-    const Vec g = lanes.load(gate + i), d = lanes.load(dy + i);
+template <class T, class Way>
+void backward_row(Way way, const T* gate, const T* up, const T* dy, int64_t size, T* dgate, T* dup) {
+  for_each_vec(way, size, [&](int64_t i, auto lanes) {
+    const Vec g = lanes.fetch(gate + i), d = lanes.fetch(dy + i);
     const Sigmoid s(g);
     lanes.store(dup + i, d * (g * s.value));
-    lanes.store(dgate + i, d * lanes.load(up + i) * (s.value * fma(g, s.complement, broadcast(1.0f))));
+    lanes.store(dgate + i, d * lanes.fetch(up + i) * (s.value * fma(g, s.complement, broadcast(1.0f))));
   });
 }
 
-// run(first_row, last_row, begin, end): elements [begin, end) of those rows. A single row is shared by its elements.
+// run(first_row, last_row, begin, end): elements [begin, end) of those rows. A single row is shared by its elements, in
+// units that begin at cache lines where the row does.
 template <class F>
 void for_each_share(const Rows& rows, F run) {
+  constexpr int64_t kUnit = 64;
   if (rows.count == 1)
-    parallel_for(rows.size, kElementsPerShare, [&](int64_t begin, int64_t end, int) { run(0, 1, begin, end); });
+    parallel_for((rows.size + kUnit - 1) / kUnit, kElementsPerShare / kUnit, [&](int64_t begin, int64_t end, int) {
+      run(0, 1, begin * kUnit, end * kUnit < rows.size ? end * kUnit : rows.size);
+    });
   else
     parallel_for(rows.count, kElementsPerShare / (rows.size + 1) + 1,
                  [&](int64_t begin, int64_t end, int) { run(begin, end, 0, rows.size); });
@@ -53,27 +57,33 @@ void for_each_share(const Rows& rows, F run) {
 template <class T>
 void forward(const Tensor& gate, const Tensor& up, const Tensor& y) {
   const Rows gate_rows = rows_of(gate), up_rows = rows_of(up);
-  const auto run = [&](int64_t first_row, int64_t last_row, int64_t begin, int64_t end) {
-    const RowReader<T> read_gate(gate_rows), read_up(up_rows);
-    for (int64_t row = first_row; row < last_row; ++row)
-      forward_row(read_gate(row) + begin, read_up(row) + begin, end - begin,
-                  static_cast<T*>(y.data) + row * gate_rows.size + begin);
-  };
-  for_each_share(gate_rows, run);
+  const int64_t size = gate_rows.size, num_bytes = 3 * gate_rows.count * size * sizeof(T);
+  visit_way(num_bytes, begins_lines(y), [&](auto way) {
+    for_each_share(gate_rows, [&](int64_t first_row, int64_t last_row, int64_t begin, int64_t end) {
+      const RowReader<T> read_gate(gate_rows), read_up(up_rows);
+      for (int64_t row = first_row; row < last_row; ++row)
+        forward_row(way, read_gate(row) + begin, read_up(row) + begin, end - begin,
+                    static_cast<T*>(y.data) + row * size + begin);
+      way.finish();
+    });
+  });
 }
 
 template <class T>
 void backward(const Tensor& gate, const Tensor& up, const Tensor& dy, const Tensor& dgate, const Tensor& dup) {
   const Rows gate_rows = rows_of(gate), up_rows = rows_of(up), dy_rows = rows_of(dy);
-  const auto run = [&](int64_t first_row, int64_t last_row, int64_t begin, int64_t end) {
-    const RowReader<T> read_gate(gate_rows), read_up(up_rows), read_dy(dy_rows);
-    for (int64_t row = first_row; row < last_row; ++row) {
-      const int64_t offset = row * gate_rows.size + begin;
-      backward_row(read_gate(row) + begin, read_up(row) + begin, read_dy(row) + begin, end - begin,
-                   static_cast<T*>(dgate.data) + offset, static_cast<T*>(dup.data) + offset);
-    }
-  };
-  for_each_share(gate_rows, run);
+  const int64_t size = gate_rows.size, num_bytes = 5 * gate_rows.count * size * sizeof(T);
+  visit_way(num_bytes, begins_lines(dgate) && begins_lines(dup), [&](auto way) {
+    for_each_share(gate_rows, [&](int64_t first_row, int64_t last_row, int64_t begin, int64_t end) {
+      const RowReader<T> read_gate(gate_rows), read_up(up_rows), read_dy(dy_rows);
+      for (int64_t row = first_row; row < last_row; ++row) {
+        const int64_t offset = row * size + begin;
+        backward_row(way, read_gate(row) + begin, read_up(row) + begin, read_dy(row) + begin, end - begin,
+                     static_cast<T*>(dgate.data) + offset, static_cast<T*>(dup.data) + offset);
+      }
+      way.finish();
+    });
+  });
 }
 
 }  // namespace

@@ -67,30 +67,36 @@ inline void fence_non_temporal() {
 #endif
 }
 
-// Over the lanes, as a tree: the order does not depend on the data.
+// Over the lanes as a tree, in registers: the order does not depend on the data.
+template <int kWidth, class Combine>
+[[gnu::always_inline]] inline Vec combine_halves(Vec a, const Combine& combine) {
+  IntVec other{};
+  for (int lane = 0; lane < kLanes; ++lane) other[lane] = lane ^ kWidth;
+  return combine(a, __builtin_shuffle(a, other));
+}
+
+template <class Combine>
+[[gnu::always_inline]] inline float reduce(Vec a, const Combine& combine) {
+  if constexpr (kLanes > 8) a = combine_halves<8>(a, combine);
+  if constexpr (kLanes > 4) a = combine_halves<4>(a, combine);
+  a = combine_halves<2>(a, combine);
+  return combine_halves<1>(a, combine)[0];
+}
+
 inline float sum(Vec a) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &a, sizeof a);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  return reduce(a, [](Vec x, Vec y) { return x + y; });
 }
 
 inline float maximum(Vec a) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &a, sizeof a);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
+  return reduce(a, [](Vec x, Vec y) { return max(x, y); });
 }
 
 // e^x: below 1.1 ULP, subnormal results included; 0 for -inf, inf for overflow, NaN for NaN.
 // x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts, the first with 9 bits, so that n times it is exact.
 inline Vec exp(Vec x) {
   const Vec low = broadcast(-104.0f), high = broadcast(89.0f);  // past both ends of float32
-  x = x < low ? low : x;
-  x = x > high ? high : x;
-  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  x = min(high, max(low, x));                                   // NaN stays
+  const Vec magic = broadcast(12582912.0f);                     // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = fma(x, broadcast(1.44269504f), magic);
   const Vec n = shifted - magic;
   const Vec r = fma(n, broadcast(2.12194440e-4f), fma(n, broadcast(-0.693359375f), x));
