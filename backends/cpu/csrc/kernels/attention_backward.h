@@ -106,16 +106,14 @@ void measure_rows(QueryRange queries, const HeadMask& mask, float scale, const P
   for (int64_t row = 0; row < queries.size(); ++row) scratch.maximum[row] = -kInfinity, scratch.sum[row] = 0;
   KeyRange keys = {0, 0};
   while (mask.next_block(queries.begin, queries.end, keys)) {
-    const BlockView view = {mask, queries, keys};
+    const BlockView view(mask, queries, keys);
     multiply_scores(scratch.queries, head.keys, depth, view, scratch.scores);
-    const bool touched = mask.touches(queries.begin, queries.end, keys);
-    for (int64_t row = 0; row < queries.size(); ++row) {
-      const int64_t width = view.seen_by_tile(row);
-      if (width == 0) continue;
-      float* scores = scratch.scores + row * kScoreStride;
-      const float factor = finish_scores(view, row, touched, scale, scores);
-      soften_row<FloatOperand>(scores, width, factor, scratch.maximum[row], scratch.sum[row], scores);
-    }
+    for_each_soft_row(view, scale, scratch.scores, [&](const SoftRow& soft) {
+      const KeySpan& span = view.span_of(soft.row);
+      float* scores = scratch.scores + soft.row * kScoreStride + span.begin;
+      soften_row<FloatOperand>(scores, span.padded_end() - span.begin, soft.factor, soft.highest,
+                               scratch.maximum[soft.row], scratch.sum[soft.row], scores);
+    });
   }
 }
 
@@ -165,39 +163,54 @@ void stage_queries(const GradRows<T>& rows, QueryRange queries, const Depth<Oper
   for (int64_t i = 0; i < queries.size() * depth.columns; ++i) scratch.dqueries[i] = 0;
 }
 
-// One group of rows of P and dS from their scores and dP, zeros in the margin after them.
+// One group of rows of P and dS from their scores and dP over the keys [begin, end).
 template <class Operand>
-void differentiate_rows(int64_t row, int64_t num_rows, int64_t width, float factor,
+void differentiate_rows(int64_t row, int64_t num_rows, int64_t begin, int64_t end, float factor,
                         const BackwardScratch<Operand>& scratch) {
   auto* probabilities = scratch.probabilities + row / Operand::kGroup * kPairStride;
   auto* dscores = scratch.dscores + row / Operand::kGroup * kPairStride;
-  for (int64_t i = 0; i < width; i += kLanes) {
+  for (int64_t i = begin; i < end; i += kLanes) {
     Vec p[Operand::kGroup], ds[Operand::kGroup];
     for (int m = 0; m < Operand::kGroup; ++m) {
       p[m] = ds[m] = Vec{};
       if (m >= num_rows) continue;
       const int64_t at = (row + m) * kScoreStride + i;
-      const Vec shifted = fma(load(scratch.scores + at), broadcast(factor), broadcast(-scratch.shift[row + m]));
-      p[m] = Operand::exp(shifted) * broadcast(scratch.inverse_sum[row + m]);
+      const Vec shift = broadcast(-scratch.shift[row + m] * Operand::kUnit);
+      const Vec shifted = fma(load(scratch.scores + at), broadcast(factor * Operand::kUnit), shift);
+      p[m] = Operand::power(shifted) * broadcast(scratch.inverse_sum[row + m]);
       ds[m] = p[m] * (load(scratch.dprobabilities + at) - broadcast(scratch.delta[row + m]));
       store(scratch.dscores_left + at, ds[m]);
     }
     Operand::store_groups(probabilities + i, p);
     Operand::store_groups(dscores + i, ds);
   }
-  for (int64_t i = width; i < width + kTileMargin; ++i) probabilities[i] = dscores[i] = 0;
 }
 
+template <class Group>
+void fill_zeros(Group* groups, int64_t begin, int64_t end) {
+  if (begin < end) __builtin_memset(groups + begin, 0, (end - begin) * sizeof(Group));
+}
+
+// P and dS are zero where a row of tiles has no keys: the transposed products read on to their own tiles' ends.
 template <class Operand>
 void differentiate_block(const BlockView& view, float scale, const BackwardScratch<Operand>& scratch) {
-  const bool touched = view.mask.touches(view.queries.begin, view.queries.end, view.keys);
+  const int64_t end = round_up(view.keys.end - view.keys.begin, kLanes) + kTileMargin;
   for (int64_t row = 0; row < view.queries.size(); row += Operand::kGroup) {
+    const KeySpan& span = view.span_of(row);
     const int64_t left = view.queries.size() - row, num_rows = left < Operand::kGroup ? left : Operand::kGroup;
-    float factor = scale;
-    for (int64_t m = 0; m < num_rows; ++m) {
-      factor = finish_scores(view, row + m, touched, scale, scratch.scores + (row + m) * kScoreStride);
+    const int64_t begin = span.empty() ? end : span.begin;
+    if (!span.empty()) {
+      float factor = scale;
+      for (int64_t m = 0; m < num_rows; ++m) {
+        factor = finish_scores(view, row + m, scale, scratch.scores + (row + m) * kScoreStride);
+      }
+      differentiate_rows(row, num_rows, span.begin, span.padded_end(), factor, scratch);
     }
-    differentiate_rows(row, num_rows, view.seen_by_tile(row), factor, scratch);
+    const int64_t at = row / Operand::kGroup * kPairStride, last = span.empty() ? end : span.padded_end();
+    fill_zeros(scratch.probabilities + at, 0, begin);
+    fill_zeros(scratch.dscores + at, 0, begin);
+    fill_zeros(scratch.probabilities + at, last, end);
+    fill_zeros(scratch.dscores + at, last, end);
   }
 }
 
@@ -205,11 +218,14 @@ void differentiate_block(const BlockView& view, float scale, const BackwardScrat
 template <class Operand>
 void accumulate_keys(const BlockView& view, const PackedGradHead<Operand>& head, const Depth<Operand>& depth,
                      const BackwardScratch<Operand>& scratch) {
-  const int64_t num_groups = round_up(view.queries.size(), Operand::kGroup) / Operand::kGroup;
-  const auto work_of = [&](int64_t row, int64_t) {
-    return TileWork{view.first_to_see(row) / Operand::kGroup, num_groups, kPanel};
-  };
   const int64_t num_keys = view.keys.end - view.keys.begin, offset = view.keys.begin * depth.columns;
+  TileWork works[kKeyBlock / kTileRows + 1];
+  for (int64_t key = 0; key < num_keys; key += kTileRows) {
+    const QueryRange rows = view.rows_that_see(key);
+    const GroupRange groups = {rows.begin / Operand::kGroup, round_up(rows.end, Operand::kGroup) / Operand::kGroup};
+    works[key / kTileRows] = {groups, 0, depth.size};
+  }
+  const auto work_of = [&](int64_t key) { return works[key / kTileRows]; };
   multiply(Left<Operand>{scratch.probabilities, 1, kPairStride}, num_keys,
            Right<Operand>{scratch.straight_douts, scratch.kStraightStride}, depth.size, head.dvalues + offset,
            depth.columns, true, work_of);
@@ -227,16 +243,13 @@ void differentiate_queries(const GradRows<T>& rows, QueryRange queries, const He
   normalise_rows(rows, queries, mask, scale, head, depth, scratch);
   KeyRange keys = {0, 0};
   while (mask.next_block(queries.begin, queries.end, keys)) {
-    const BlockView view = {mask, queries, keys};
+    const BlockView view(mask, queries, keys);
+    if (view.empty()) continue;
     multiply_scores(scratch.queries, head.keys, depth, view, scratch.scores);
     multiply_scores(scratch.douts, head.values, depth, view, scratch.dprobabilities);
     differentiate_block(view, scale, scratch);
     accumulate_keys(view, head, depth, scratch);
-    const auto* left = reinterpret_cast<const typename Operand::Group*>(scratch.dscores_left);
-    const auto* right = head.straight_keys + keys.begin / Operand::kGroup * kPanel;
-    multiply(Left<Operand>{left, kScoreStride / Operand::kGroup, 1}, queries.size(),
-             Right<Operand>{right, head.straight_panel_stride}, depth.size, scratch.dqueries, depth.columns, true,
-             [&](int64_t row, int64_t) { return TileWork{0, view.seen_by_tile(row) / Operand::kGroup, kPanel}; });
+    add_weighted(scratch.dscores_left, head.straight_keys, head.straight_panel_stride, depth, view, scratch.dqueries);
   }
   for (int64_t row = 0; row < queries.size(); ++row) {
     store_products(scratch.dqueries + row * depth.columns, depth.size, scale,

@@ -131,7 +131,8 @@ void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t 
   const int64_t width = round_up(num_keys, kLanes);
   for (int64_t key = num_keys; key < width; ++key) scores[key] = -kInfinity;
   const float rescale =
-      soften_row<FloatOperand>(scores, width, 1, scratch.maximum[row], scratch.sum[row], probabilities);
+      soften_row<FloatOperand>(scores, width, 1, row_maximum(scores, width), scratch.maximum[row], scratch.sum[row],
+                               probabilities);
   if (rescale != 1) scale_row(output, scratch.columns, rescale);
   add_all_values(probabilities, rows.values, num_keys, head_dim, output);
 }

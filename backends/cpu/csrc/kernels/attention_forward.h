@@ -2,16 +2,15 @@
 // for each query (Dao et al. 2022, arXiv:2205.14135, algorithm 1).
 #pragma once
 
-#include "kernels/attention_mask.h"
 #include "kernels/attention_pack.h"
 #include "kernels/attention_schedule.h"
 #include "kernels/attention_softmax.h"
+#include "kernels/attention_span.h"
 
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
 namespace {
 
-constexpr int64_t kQueryBlock = 96;                   // a multiple of kTileRows
 constexpr int64_t kScoreStride = kKeyBlock + kLanes;  // off a power of two: rows would share cache sets
 
 // The keys and values of one head as right operands.
@@ -46,48 +45,42 @@ struct ForwardScratch {
   }
 };
 
-// Queries [begin, end) of one head. Row i of a block belongs to query begin + i.
-struct QueryRange {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
-// Keys of the block that the queries of a row of tiles may see, and that one of them does.
-struct BlockView {
-  const HeadMask& mask;
-  QueryRange queries;
-  KeyRange keys;
-  int64_t seen_by(int64_t row) const {
-    return clamp(mask.visible(queries.begin + row) - keys.begin, 0, keys.end - keys.begin);
-  }
-  int64_t seen_by_tile(int64_t row) const {
-    const int64_t last = row / kTileRows * kTileRows + kTileRows - 1;
-    return round_up(seen_by(last < queries.size() ? last : queries.size() - 1), kLanes);
-  }
-  // The first row that sees this key of the block, as far as causal tells.
-  int64_t first_to_see(int64_t key) const {
-    if (!mask.causal) return 0;
-    return clamp(keys.begin + key + mask.num_queries - mask.num_keys - queries.begin, 0, queries.size());
-  }
-};
-
-// scores[row][key] = q . k for every tile that some query sees a key of.
+// scores[row][key] = q . k for the span of keys of every row of tiles.
 template <class Operand>
 void multiply_scores(const typename Operand::Group* queries, const typename Operand::Group* keys,
                      const Depth<Operand>& depth, const BlockView& view, float* scores) {
   const int64_t panel_stride = depth.groups * kPanel;
   const Right<Operand> right = {keys + view.keys.begin / kPanel * panel_stride, panel_stride};
   multiply(Left<Operand>{queries, depth.staged_groups, 1}, view.queries.size(), right, view.keys.end - view.keys.begin,
-           scores, kScoreStride, false,
-           [&](int64_t row, int64_t column) { return TileWork{0, depth.groups, view.seen_by_tile(row) - column}; });
+           scores, kScoreStride, false, [&](int64_t row) {
+             return TileWork{{0, depth.groups}, view.span_of(row).begin, view.span_of(row).end};
+           });
 }
 
-// Scales and masks a row of raw scores as far as its tile goes. Returns the factor that is still to be applied.
-inline float finish_scores(const BlockView& view, int64_t row, bool touched, float scale, float* scores) {
-  const int64_t seen = view.seen_by(row), width = view.seen_by_tile(row);
-  const bool finished = touched || !(scale > 0);  // the factor must not turn the -inf below
-  if (finished) mask_row(view.mask, view.queries.begin + row, view.keys.begin, seen, scale, scores);
-  for (int64_t i = seen; i < width; ++i) scores[i] = -kInfinity;
+// sums[row] += the rows of the right operand, one for each key, weighted by the row's span of left.
+template <class Operand>
+void add_weighted(const typename Operand::Element* left, const typename Operand::Group* right, int64_t panel_stride,
+                  const Depth<Operand>& depth, const BlockView& view, float* sums) {
+  const auto* groups = reinterpret_cast<const typename Operand::Group*>(left);
+  const auto* from = right + view.keys.begin / Operand::kGroup * kPanel;
+  multiply(Left<Operand>{groups, kScoreStride / Operand::kGroup, 1}, view.queries.size(),
+           Right<Operand>{from, panel_stride}, depth.size, sums, depth.columns, true, [&](int64_t row) {
+             const KeySpan& span = view.span_of(row);
+             const GroupRange keys = {span.begin / Operand::kGroup, span.padded_end() / Operand::kGroup};
+             return TileWork{keys, 0, depth.size};
+           });
+}
+
+// Scales and masks a row of raw scores as far as its span goes. Returns the factor that is still to be applied.
+inline float finish_scores(const BlockView& view, int64_t row, float scale, float* scores) {
+  const KeySpan& span = view.span_of(row);
+  const int64_t seen = clamp(view.seen_by(row), span.begin, span.end);
+  const bool finished = span.masked || !(scale > 0);  // the factor must not turn the -inf below
+  if (finished) {
+    mask_row(view.mask, view.queries.begin + row, view.keys.begin + span.begin, seen - span.begin, scale,
+             scores + span.begin);
+  }
+  for (int64_t i = seen; i < span.padded_end(); ++i) scores[i] = -kInfinity;
   return finished ? 1.0f : scale;
 }
 
@@ -115,7 +108,32 @@ void store_block(const HeadRows<T>& rows, QueryRange queries, const Depth<Operan
     const float total = scratch.sum[row];
     store_quotients(scratch.output + row * depth.columns, depth.size, total == 0 ? 1 : total,
                     rows.out + query * rows.out_stride);
-    if (rows.lse != nullptr) rows.lse[query] = scratch.maximum[row] + __builtin_logf(total);
+    if (rows.lse != nullptr) rows.lse[query] = scratch.maximum[row] / Operand::kUnit + __builtin_logf(total);
+  }
+}
+
+// A row of scores on its way to probabilities.
+struct SoftRow {
+  int64_t row;
+  float factor, highest;
+};
+
+inline SoftRow start_row(const BlockView& view, int64_t row, float scale, float* scores) {
+  const KeySpan& span = view.span_of(row);
+  if (span.empty()) return {row, 0, 0};
+  const float factor = finish_scores(view, row, scale, scores + row * kScoreStride);
+  return {row, factor, row_maximum(scores + row * kScoreStride + span.begin, span.padded_end() - span.begin)};
+}
+
+// f(row, scores, width, factor, highest) for every row that has a span. Each row is started before the one ahead of it
+// is given to f: its maximum is then known in time.
+template <class F>
+void for_each_soft_row(const BlockView& view, float scale, float* scores, const F& f) {
+  SoftRow next = start_row(view, 0, scale, scores);
+  for (int64_t row = 0; row < view.queries.size(); ++row) {
+    const SoftRow current = next;
+    if (row + 1 < view.queries.size()) next = start_row(view, row + 1, scale, scores);
+    if (!view.span_of(row).empty()) f(current);
   }
 }
 
@@ -123,16 +141,14 @@ void store_block(const HeadRows<T>& rows, QueryRange queries, const Depth<Operan
 template <class Operand>
 void soften_block(const BlockView& view, float scale, const Depth<Operand>& depth,
                   const ForwardScratch<Operand>& scratch) {
-  const bool touched = view.mask.touches(view.queries.begin, view.queries.end, view.keys);
-  for (int64_t row = 0; row < view.queries.size(); ++row) {
-    const int64_t width = view.seen_by_tile(row);
-    if (width == 0) continue;
-    float* scores = scratch.scores + row * kScoreStride;
-    const float factor = finish_scores(view, row, touched, scale, scores);
-    const float rescale = soften_row<Operand>(scores, width, factor, scratch.maximum[row], scratch.sum[row],
-                                              scratch.probabilities + row * kScoreStride);
-    if (rescale != 1) scale_row(scratch.output + row * depth.columns, depth.columns, rescale);
-  }
+  for_each_soft_row(view, scale, scratch.scores, [&](const SoftRow& soft) {
+    const KeySpan& span = view.span_of(soft.row);
+    const int64_t first = soft.row * kScoreStride + span.begin;
+    const float rescale = soften_row<Operand>(scratch.scores + first, span.padded_end() - span.begin,
+                                              soft.factor * Operand::kUnit, soft.highest, scratch.maximum[soft.row],
+                                              scratch.sum[soft.row], scratch.probabilities + first);
+    if (rescale != 1) scale_row(scratch.output + soft.row * depth.columns, depth.columns, rescale);
+  });
 }
 
 // out and lse of at most kQueryBlock queries.
@@ -146,14 +162,11 @@ void attend_block(const HeadRows<T>& rows, QueryRange queries, const HeadMask& m
   for (int64_t i = 0; i < size; ++i) scratch.maximum[i] = -kInfinity, scratch.sum[i] = 0;
   KeyRange keys = {0, 0};
   while (mask.next_block(queries.begin, queries.end, keys)) {
-    const BlockView view = {mask, queries, keys};
+    const BlockView view(mask, queries, keys);
+    if (view.empty()) continue;
     multiply_scores(scratch.queries, packed.keys, depth, view, scratch.scores);
     soften_block(view, scale, depth, scratch);
-    const auto* left = reinterpret_cast<const typename Operand::Group*>(scratch.probabilities);
-    const auto* right = packed.values + keys.begin / Operand::kGroup * kPanel;
-    multiply(Left<Operand>{left, kScoreStride / Operand::kGroup, 1}, size,
-             Right<Operand>{right, packed.values_panel_stride}, depth.size, scratch.output, depth.columns, true,
-             [&](int64_t row, int64_t) { return TileWork{0, view.seen_by_tile(row) / Operand::kGroup, kPanel}; });
+    add_weighted(scratch.probabilities, packed.values, packed.values_panel_stride, depth, view, scratch.output);
   }
   store_block(rows, queries, depth, scratch);
 }

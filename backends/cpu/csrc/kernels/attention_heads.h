@@ -42,14 +42,16 @@ inline KeyIntervals lay_out_intervals(Layout& layout, const AttentionMask& mask,
   KeyIntervals intervals;
   if (!mask.startend_row_indices) return intervals;
   intervals.count = mask.causal ? 1 : 2;
-  const int64_t panels = round_up(num_keys, kPanel) / kPanel;
+  const auto bounds = [&](int64_t chunk) {
+    const int64_t chunks = round_up(num_keys, chunk) / chunk;
+    const auto take = [&] { return layout.take<int32_t>(chunks); };
+    return IntervalBounds{take(), take(), take(), take()};
+  };
   for (int i = 0; i < intervals.count; ++i) {
     intervals.begin[i] = layout.take<int32_t>(num_keys);
     intervals.end[i] = layout.take<int32_t>(num_keys);
-    intervals.min_begin[i] = layout.take<int32_t>(panels);
-    intervals.max_begin[i] = layout.take<int32_t>(panels);
-    intervals.min_end[i] = layout.take<int32_t>(panels);
-    intervals.max_end[i] = layout.take<int32_t>(panels);
+    intervals.panels[i] = bounds(kPanel);
+    intervals.vectors[i] = bounds(kLanes);
   }
   return intervals;
 }

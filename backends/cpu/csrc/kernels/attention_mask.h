@@ -24,24 +24,61 @@ struct DenseMask {
   int64_t query_stride = 0, key_stride = 0;
 };
 
+// The smallest and largest begin and end of each chunk of keys.
+struct IntervalBounds {
+  int32_t *min_begin = nullptr, *max_begin = nullptr, *min_end = nullptr, *max_end = nullptr;
+
+  bool hide(int64_t chunk, int64_t query_begin, int64_t query_end) const {
+    return max_begin[chunk] <= query_begin && min_end[chunk] >= query_end;
+  }
+  bool touch(int64_t chunk, int64_t query_begin, int64_t query_end) const {
+    return min_begin[chunk] < query_end && max_end[chunk] > query_begin;
+  }
+};
+
 // startend_row_indices of one head: key j is hidden from the queries [begin[i][j], end[i][j]) for each interval i. The
-// bounds of a panel of keys tell whether it is hidden wholly, or at all.
+// bounds of a panel and of a vector of keys tell whether it is hidden wholly, or at all.
 struct KeyIntervals {
   int count = 0;
   int32_t *begin[2] = {}, *end[2] = {};
-  int32_t *min_begin[2] = {}, *max_begin[2] = {}, *min_end[2] = {}, *max_end[2] = {};
+  IntervalBounds panels[2] = {}, vectors[2] = {};
 
   bool hide_panel(int64_t panel, int64_t query_begin, int64_t query_end) const {
     for (int i = 0; i < count; ++i)
-      if (max_begin[i][panel] <= query_begin && min_end[i][panel] >= query_end) return true;
+      if (panels[i].hide(panel, query_begin, query_end)) return true;
     return false;
   }
-  bool touch_panel(int64_t panel, int64_t query_begin, int64_t query_end) const {
+  bool hide_vector(int64_t vector, int64_t query_begin, int64_t query_end) const {
     for (int i = 0; i < count; ++i)
-      if (min_begin[i][panel] < query_end && max_end[i][panel] > query_begin) return true;
+      if (vectors[i].hide(vector, query_begin, query_end)) return true;
+    return false;
+  }
+  bool touch_vector(int64_t vector, int64_t query_begin, int64_t query_end) const {
+    for (int i = 0; i < count; ++i)
+      if (vectors[i].touch(vector, query_begin, query_end)) return true;
     return false;
   }
 };
+
+struct Extremes {
+  int32_t smallest = INT32_MAX, largest = INT32_MIN;
+  void add(int32_t x, int32_t y) {
+    smallest = x < smallest ? x : smallest;
+    largest = y > largest ? y : largest;
+  }
+};
+
+// bounds[chunk] of chunks of `size` of the num_items items that have these smallest and largest values.
+inline void fill_bounds(const int32_t* small, const int32_t* large, int64_t num_items, int64_t size,
+                        int32_t* min_of_chunk, int32_t* max_of_chunk) {
+  for (int64_t first = 0, chunk = 0; first < num_items; first += size, ++chunk) {
+    Extremes extremes;
+    const int64_t end = first + size < num_items ? first + size : num_items;
+    for (int64_t item = first; item < end; ++item) extremes.add(small[item], large[item]);
+    min_of_chunk[chunk] = extremes.smallest;
+    max_of_chunk[chunk] = extremes.largest;
+  }
+}
 
 // columns is [num_keys, 1 | 2 | 4] with the given strides; the arrays were laid out by the caller.
 inline void fill_intervals(const int32_t* columns, int64_t num_columns, int64_t key_stride, int64_t column_stride,
@@ -55,21 +92,13 @@ inline void fill_intervals(const int32_t* columns, int64_t num_columns, int64_t 
     intervals.begin[1][key] = has_end ? at[2 * column_stride] : INT32_MIN;
     intervals.end[1][key] = has_end ? at[3 * column_stride] : at[column_stride];
   }
+  const int64_t num_vectors = round_up(num_keys, kLanes) / kLanes;
   for (int i = 0; i < intervals.count; ++i) {
-    for (int64_t first = 0, panel = 0; first < num_keys; first += kPanel, ++panel) {
-      int32_t min_begin = INT32_MAX, max_begin = INT32_MIN, min_end = INT32_MAX, max_end = INT32_MIN;
-      for (int64_t key = first; key < num_keys && key < first + kPanel; ++key) {
-        const int32_t begin = intervals.begin[i][key], end = intervals.end[i][key];
-        min_begin = begin < min_begin ? begin : min_begin;
-        max_begin = begin > max_begin ? begin : max_begin;
-        min_end = end < min_end ? end : min_end;
-        max_end = end > max_end ? end : max_end;
-      }
-      intervals.min_begin[i][panel] = min_begin;
-      intervals.max_begin[i][panel] = max_begin;
-      intervals.min_end[i][panel] = min_end;
-      intervals.max_end[i][panel] = max_end;
-    }
+    const IntervalBounds &vectors = intervals.vectors[i], &panels = intervals.panels[i];
+    fill_bounds(intervals.begin[i], intervals.begin[i], num_keys, kLanes, vectors.min_begin, vectors.max_begin);
+    fill_bounds(intervals.end[i], intervals.end[i], num_keys, kLanes, vectors.min_end, vectors.max_end);
+    fill_bounds(vectors.min_begin, vectors.max_begin, num_vectors, kTileVectors, panels.min_begin, panels.max_begin);
+    fill_bounds(vectors.min_end, vectors.max_end, num_vectors, kTileVectors, panels.min_end, panels.max_end);
   }
 }
 
@@ -96,14 +125,6 @@ struct HeadMask {
     block = {begin, end < limit ? end : limit};
     return true;
   }
-
-  // Whether the scores of this block need mask_row.
-  bool touches(int64_t query_begin, int64_t query_end, KeyRange block) const {
-    if (dense.data != nullptr) return true;
-    for (int64_t key = block.begin; key < block.end; key += kPanel)
-      if (intervals->touch_panel(key / kPanel, query_begin, query_end)) return true;
-    return false;
-  }
 };
 
 template <class T>
@@ -120,7 +141,15 @@ void add_mask(const T* mask, int64_t stride, int64_t count, float scale, float* 
 }
 
 inline void select_mask(const uint8_t* mask, int64_t stride, int64_t count, float scale, float* scores) {
-  for (int64_t i = 0; i < count; ++i) scores[i] = mask[i * stride] != 0 ? scores[i] * scale : -__builtin_inff();
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  int64_t i = 0;
+  for (; stride == 1 && i + kLanes <= count; i += kLanes) {
+    Bytes bytes;
+    __builtin_memcpy(&bytes, mask + i, sizeof bytes);
+    const UintVec attend = __builtin_convertvector(bytes, UintVec);
+    store(scores + i, attend != 0 ? load(scores + i) * broadcast(scale) : broadcast(-__builtin_inff()));
+  }
+  for (; i < count; ++i) scores[i] = mask[i * stride] != 0 ? scores[i] * scale : -__builtin_inff();
 }
 
 inline void add_dense(const DenseMask& mask, int64_t query, int64_t key, int64_t count, float scale, float* scores) {

@@ -35,28 +35,29 @@ inline float row_maximum(const float* scores, int64_t width) {
   return reduce(highest, [](Vec x, Vec y) { return max(x, y); });
 }
 
-// The factor that brings sums under the old maximum under the new one. A row that has seen nothing keeps -inf, but is
-// shifted by 0: exp(-inf - 0) is 0, exp(-inf + inf) would be NaN.
+// The factor that brings sums under the old maximum under the new one, both in units of the operand's power. A row that
+// has seen nothing keeps -inf, but is shifted by 0: power(-inf - 0) is 0, power(-inf + inf) would be NaN.
 struct Shift {
   float maximum, amount, rescale;
 };
 
-inline Shift raise_maximum(float old_maximum, float row_maximum) {
+template <class Operand>
+Shift raise_maximum(float old_maximum, float row_maximum) {
   const float highest = row_maximum > old_maximum ? row_maximum : old_maximum;
   const float amount = highest == -kInfinity ? 0.0f : highest;
-  const float rescale = old_maximum == highest ? 1.0f : exp(broadcast(old_maximum - amount))[0];
+  const float rescale = old_maximum == highest ? 1.0f : Operand::power(broadcast(old_maximum - amount))[0];
   return {highest, amount, rescale};
 }
 
-// Adds a row of scores, times `factor`, to its maximum and sum, and gives its probabilities under the new maximum.
-// Returns the factor for what was accumulated before.
+// Adds the row's scores, times `factor`, to its maximum and sum, and gives their probabilities under the new maximum.
+// highest is their row_maximum. Returns the factor for what was accumulated before.
 template <class Operand>
-float soften_row(const float* scores, int64_t width, float factor, float& maximum, float& sum,
+float soften_row(const float* scores, int64_t width, float factor, float highest, float& maximum, float& sum,
                  typename Operand::Element* probabilities) {
-  const Shift shift = raise_maximum(maximum, row_maximum(scores, width) * factor);
+  const Shift shift = raise_maximum<Operand>(maximum, highest * factor);
   Vec sums{};
   for (int64_t i = 0; i < width; i += kLanes) {
-    const Vec p = Operand::exp(fma(load(scores + i), broadcast(factor), broadcast(-shift.amount)));
+    const Vec p = Operand::power(fma(load(scores + i), broadcast(factor), broadcast(-shift.amount)));
     sums += p;
     store(probabilities + i, p);
   }
