@@ -111,7 +111,7 @@ struct DecodeRows {
 
 // Into the first level: asked into the second, bfloat16 took twice as long (Zen 5).
 template <class T>
-void prefetch_row(const T* row, int64_t head_dim) {
+void prefetch_values(const T* row, int64_t head_dim) {
   for (int64_t i = 0; i < head_dim; i += 64 / sizeof(T)) __builtin_prefetch(row + i, 0, 3);
 }
 
@@ -123,8 +123,8 @@ void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t 
   float* output = scratch.output + row * scratch.columns;
   for (int64_t key = 0; key < num_keys; key += kDecodeKeys) {
     for (int64_t i = key; row == 0 && i < key + kDecodeKeys; ++i) {
-      prefetch_row(rows.values[i], head_dim);
-      prefetch_row(next.keys[i], head_dim);
+      prefetch_values(rows.values[i], head_dim);
+      prefetch_values(next.keys[i], head_dim);
     }
     score_keys(scratch.queries + row * scratch.columns, rows.keys + key, head_dim, scale, scores + key);
   }

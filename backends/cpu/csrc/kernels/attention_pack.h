@@ -55,6 +55,16 @@ void convert_element(T from, float* to) {
   *to = to_float(from);
 }
 
+// Rows are a whole token apart: no processor guesses the next one.
+constexpr int64_t kPrefetchRows = 16;
+
+template <class Rows>
+void prefetch_row(const Rows& rows, int64_t row, int64_t size) {
+  const auto* from = rows[row];
+  constexpr int64_t kLine = 64 / sizeof *from;
+  for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + i * rows.column_stride);
+}
+
 // Rows from `begin` on as a left operand, row i at staged + i * staged_groups: padded_rows of them, zero from `end` on.
 template <class Operand, class Rows>
 void stage_rows(const Rows& rows, int64_t begin, int64_t end, int64_t padded_rows, const Depth<Operand>& depth,
@@ -64,6 +74,7 @@ void stage_rows(const Rows& rows, int64_t begin, int64_t end, int64_t padded_row
   for (int64_t row = begin; row < begin + padded_rows; ++row) {
     Element* to = reinterpret_cast<Element*>(staged + (row - begin) * depth.staged_groups);
     int64_t filled = 0;
+    if (row + kPrefetchRows < end) prefetch_row(rows, row + kPrefetchRows, depth.size);
     if (row < end) {
       const auto* from = rows[row];
       filled = depth.size;
