@@ -4,6 +4,7 @@
 
 #include "buffer.h"
 #include "kernels/products.h"
+#include "panels.h"
 #include "parallel.h"
 
 namespace fusionkit_cpu {
@@ -15,41 +16,26 @@ constexpr int64_t kTileCols = 512;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-struct Panels {
-  DType compute;
-  int64_t width;
-  int64_t bytes;
-
-  Panels(DType arithmetic, int64_t depth)
-      : compute(FUSIONKIT_DISPATCH(compute_dtype, arithmetic)),
-        width(FUSIONKIT_DISPATCH(panel_cols)),
-        bytes(FUSIONKIT_DISPATCH(panel_bytes, compute, depth)) {}
-
-  int64_t count(int64_t cols) const { return ceil_div(cols, width); }
-};
+PanelFormat panels_for(DType arithmetic, int64_t depth) {
+  return FUSIONKIT_DISPATCH(own_panels, compute_dtype(arithmetic), depth);
+}
 
 const float* offset(const float* bias, int64_t cols) { return bias == nullptr ? nullptr : bias + cols; }
 
-void pack(const Matrix& b, DType arithmetic, const Panels& panels, void* packed) {
-  parallel_for(panels.count(b.cols), 1, [&](int64_t begin, int64_t end, int) {
-    FUSIONKIT_DISPATCH(pack_panels, b, arithmetic, panels.compute, begin, end, packed);
-  });
-}
-
-void multiply(const Matrix& a, const Panels& panels, const void* packed, const Matrix& c,
+void multiply(const Matrix& a, const PanelFormat& panels, const void* packed, const Matrix& c,
               const ProductOptions& options) {
   const int64_t row_tiles = ceil_div(a.rows, FUSIONKIT_DISPATCH(tile_rows));
   const int64_t tile_rows = ceil_div(a.rows, row_tiles);
   // Two tiles a thread at the least, of whole panels. The sums do not depend on the tiles.
   const int64_t wanted_tiles = ceil_div(2 * num_threads(), row_tiles);
-  const int64_t tile_panels = std::min(kTileCols / panels.width, ceil_div(panels.count(c.cols), wanted_tiles));
-  const int64_t tile_cols = tile_panels * panels.width;
+  const int64_t tile_panels = std::min(kTileCols / panels.cols, ceil_div(panels.count(c.cols), wanted_tiles));
+  const int64_t tile_cols = tile_panels * panels.cols;
   parallel_for(row_tiles * ceil_div(c.cols, tile_cols), 1, [&](int64_t begin, int64_t end, int) {
     const Buffer scratch(FUSIONKIT_DISPATCH(tile_scratch_bytes, tile_cols));
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t row = tile % row_tiles * tile_rows, col = tile / row_tiles * tile_cols;
       const int64_t row_end = std::min(row + tile_rows, a.rows), col_end = std::min(col + tile_cols, c.cols);
-      const char* tile_panels_at = static_cast<const char*>(packed) + col / panels.width * panels.bytes;
+      const char* tile_panels_at = static_cast<const char*>(packed) + col / panels.cols * panels.panel_bytes();
       FUSIONKIT_DISPATCH(multiply_tile, slice_rows(a, row, row_end), panels.compute, tile_panels_at,
                          slice_cols(slice_rows(c, row, row_end), col, col_end), offset(options.bias, col),
                          options.accumulate, scratch.as<void>());
@@ -58,13 +44,14 @@ void multiply(const Matrix& a, const Panels& panels, const void* packed, const M
 }
 
 // Few rows: each thread packs a panel and multiplies it while it is in its own cache.
-void multiply_panel_by_panel(const Matrix& a, const Matrix& b, DType arithmetic, const Panels& panels, const Matrix& c,
-                             const ProductOptions& options) {
+void multiply_panel_by_panel(const Matrix& a, const Matrix& b, DType arithmetic, const PanelFormat& panels,
+                             const Matrix& c, const ProductOptions& options) {
+  const int64_t num_strips = FUSIONKIT_DISPATCH(num_strips, panels);
   parallel_for(panels.count(b.cols), 1, [&](int64_t begin, int64_t end, int) {
-    const Buffer panel(panels.bytes), scratch(FUSIONKIT_DISPATCH(tile_scratch_bytes, panels.width));
+    const Buffer panel(panels.panel_bytes()), scratch(FUSIONKIT_DISPATCH(tile_scratch_bytes, panels.cols));
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t col = i * panels.width, col_end = std::min(col + panels.width, b.cols);
-      FUSIONKIT_DISPATCH(pack_panels, slice_cols(b, col, col_end), arithmetic, panels.compute, 0, 1, panel.as<void>());
+      const int64_t col = i * panels.cols, col_end = std::min(col + panels.cols, b.cols);
+      FUSIONKIT_DISPATCH(pack_strips, slice_cols(b, col, col_end), arithmetic, panels, 0, num_strips, panel.as<void>());
       FUSIONKIT_DISPATCH(multiply_tile, a, panels.compute, panel.as<void>(), slice_cols(c, col, col_end),
                          offset(options.bias, col), options.accumulate, scratch.as<void>());
     }
@@ -89,29 +76,29 @@ void multiply_few_rows(const Matrix& a, const Matrix& b, DType arithmetic, const
 void blocked_matmul(const Matrix& a, const Matrix& b, DType arithmetic, const Matrix& c,
                     const ProductOptions& options) {
   if (FUSIONKIT_DISPATCH(few_rows, a, b)) return multiply_few_rows(a, b, arithmetic, c, options);
-  const Panels panels(arithmetic, b.rows);
+  const PanelFormat panels = panels_for(arithmetic, b.rows);
   if (a.rows <= FUSIONKIT_DISPATCH(tile_rows)) return multiply_panel_by_panel(a, b, arithmetic, panels, c, options);
-  const int64_t step = std::max<int64_t>(1, kPanelsBytes / panels.bytes) * panels.width;
-  const Buffer packed(std::min(panels.count(b.cols), step / panels.width) * panels.bytes);
+  const int64_t step = std::max<int64_t>(1, kPanelsBytes / panels.panel_bytes()) * panels.cols;
+  const Buffer packed(std::min(panels.count(b.cols), step / panels.cols) * panels.panel_bytes());
   for (int64_t col = 0; col < b.cols; col += step) {
     const int64_t end = std::min(col + step, b.cols);
-    pack(slice_cols(b, col, end), arithmetic, panels, packed.as<void>());
+    pack_panels(slice_cols(b, col, end), arithmetic, panels, packed.as<void>());
     multiply(a, panels, packed.as<void>(), slice_cols(c, col, end), {offset(options.bias, col), options.accumulate});
   }
 }
 
 size_t blocked_packed_size(DType arithmetic, int64_t rows, int64_t cols) {
-  const Panels panels(arithmetic, rows);
-  return panels.count(cols) * panels.bytes;
+  const PanelFormat panels = panels_for(arithmetic, rows);
+  return panels.count(cols) * panels.panel_bytes();
 }
 
 void blocked_pack(const Matrix& b, DType arithmetic, void* packed) {
-  pack(b, arithmetic, Panels(arithmetic, b.rows), packed);
+  pack_panels(b, arithmetic, panels_for(arithmetic, b.rows), packed);
 }
 
 void blocked_matmul_packed(const Matrix& a, DType arithmetic, const void* packed, const Matrix& c,
                            const ProductOptions& options) {
-  multiply(a, Panels(arithmetic, a.cols), packed, c, options);
+  multiply(a, panels_for(arithmetic, a.cols), packed, c, options);
 }
 
 }  // namespace fusionkit_cpu

@@ -29,15 +29,15 @@ bool resolve_all(void* handle, Api& api) {
          FUSIONKIT_RESOLVE(stream_create) && FUSIONKIT_RESOLVE(memory_desc_create_with_strides) &&
          FUSIONKIT_RESOLVE(memory_desc_create_with_tag) && FUSIONKIT_RESOLVE(memory_desc_create_with_blob) &&
          FUSIONKIT_RESOLVE(memory_desc_get_blob) && FUSIONKIT_RESOLVE(memory_desc_get_size) &&
-         FUSIONKIT_RESOLVE(memory_desc_destroy) && FUSIONKIT_RESOLVE(memory_create) &&
-         FUSIONKIT_RESOLVE(memory_destroy) && FUSIONKIT_RESOLVE(primitive_attr_create) &&
-         FUSIONKIT_RESOLVE(primitive_attr_set_scratchpad_mode) && FUSIONKIT_RESOLVE(primitive_attr_set_post_ops) &&
-         FUSIONKIT_RESOLVE(primitive_attr_destroy) && FUSIONKIT_RESOLVE(post_ops_create) &&
-         FUSIONKIT_RESOLVE(post_ops_append_sum) && FUSIONKIT_RESOLVE(post_ops_destroy) &&
-         FUSIONKIT_RESOLVE(matmul_primitive_desc_create) && FUSIONKIT_RESOLVE(reorder_primitive_desc_create) &&
-         FUSIONKIT_RESOLVE(primitive_desc_query_md) && FUSIONKIT_RESOLVE(primitive_desc_destroy) &&
-         FUSIONKIT_RESOLVE(primitive_create) && FUSIONKIT_RESOLVE(primitive_execute) &&
-         FUSIONKIT_RESOLVE(primitive_destroy);
+         FUSIONKIT_RESOLVE(memory_desc_query) && FUSIONKIT_RESOLVE(memory_desc_destroy) &&
+         FUSIONKIT_RESOLVE(memory_create) && FUSIONKIT_RESOLVE(memory_destroy) &&
+         FUSIONKIT_RESOLVE(primitive_attr_create) && FUSIONKIT_RESOLVE(primitive_attr_set_scratchpad_mode) &&
+         FUSIONKIT_RESOLVE(primitive_attr_set_post_ops) && FUSIONKIT_RESOLVE(primitive_attr_destroy) &&
+         FUSIONKIT_RESOLVE(post_ops_create) && FUSIONKIT_RESOLVE(post_ops_append_sum) &&
+         FUSIONKIT_RESOLVE(post_ops_destroy) && FUSIONKIT_RESOLVE(matmul_primitive_desc_create) &&
+         FUSIONKIT_RESOLVE(reorder_primitive_desc_create) && FUSIONKIT_RESOLVE(primitive_desc_query_md) &&
+         FUSIONKIT_RESOLVE(primitive_desc_destroy) && FUSIONKIT_RESOLVE(primitive_create) &&
+         FUSIONKIT_RESOLVE(primitive_execute) && FUSIONKIT_RESOLVE(primitive_destroy);
 #undef FUSIONKIT_RESOLVE
 }
 

@@ -14,11 +14,7 @@ bool onednn_takes(const Matrix& m);
 // c = a b + bias, or c += a b. bias (float32, b.cols elements) may be null.
 void onednn_matmul(const Matrix& a, const Matrix& b, const Matrix& c, const float* bias, bool accumulate);
 
-// The layout that oneDNN prefers for b as a weight: its own description, as bytes.
-std::vector<uint8_t> onednn_weight_layout(DType dtype, int64_t rows, int64_t cols);
-size_t onednn_layout_size(const std::vector<uint8_t>& layout);
-// Writes b, float32 or bfloat16, in that layout.
-void onednn_pack(const Matrix& b, const std::vector<uint8_t>& layout, void* packed);
+// The same with b in the layout that oneDNN describes as `layout`; see onednn_layout.h.
 void onednn_matmul_packed(const Matrix& a, const std::vector<uint8_t>& layout, const void* packed, const Matrix& c,
                           const float* bias, bool accumulate);
 

@@ -6,6 +6,7 @@
 
 #include "blocked_matmul.h"
 #include "check.h"
+#include "onednn_layout.h"
 #include "onednn_matmul.h"
 
 namespace fusionkit_cpu {
@@ -33,12 +34,13 @@ std::string current_maker() {
          std::to_string(identity[2]) + " isa " + std::to_string(identity[3]);
 }
 
-std::vector<uint8_t> layout_of(const Matrix& weight, DType arithmetic) {
-  if (!uses_onednn() || weight.rows == 0 || weight.cols == 0) return {};
+// Null when the own loop multiplies it.
+std::shared_ptr<const WeightLayout> layout_of(const Matrix& weight, DType arithmetic) {
+  if (!uses_onednn() || weight.rows == 0 || weight.cols == 0) return nullptr;
   return onednn_weight_layout(compute_dtype(arithmetic), weight.rows, weight.cols);
 }
 
-Header describe(const Matrix& weight, DType arithmetic, const std::vector<uint8_t>& layout) {
+Header describe(const Matrix& weight, DType arithmetic, const WeightLayout* layout) {
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
   header.format = kFormat;
@@ -47,10 +49,10 @@ Header describe(const Matrix& weight, DType arithmetic, const std::vector<uint8_
   std::memcpy(header.maker, maker.data(), std::min(maker.size(), sizeof header.maker - 1));
   header.in_features = weight.rows;
   header.out_features = weight.cols;
-  header.layout_bytes = layout.size();
-  header.data_offset = (sizeof header + layout.size() + kAlignment - 1) / kAlignment * kAlignment;
+  header.layout_bytes = layout == nullptr ? 0 : layout->blob.size();
+  header.data_offset = (sizeof header + header.layout_bytes + kAlignment - 1) / kAlignment * kAlignment;
   const size_t data_bytes =
-      layout.empty() ? blocked_packed_size(arithmetic, weight.rows, weight.cols) : onednn_layout_size(layout);
+      layout == nullptr ? blocked_packed_size(arithmetic, weight.rows, weight.cols) : layout->num_bytes;
   header.num_bytes = header.data_offset + data_bytes;
   return header;
 }
@@ -66,22 +68,18 @@ const uint8_t* bytes_at(const void* packed, uint64_t offset) { return static_cas
 }  // namespace
 
 size_t packed_size(const Matrix& weight, DType arithmetic) {
-  return describe(weight, arithmetic, layout_of(weight, arithmetic)).num_bytes;
+  return describe(weight, arithmetic, layout_of(weight, arithmetic).get()).num_bytes;
 }
 
 void pack(const Matrix& weight, DType arithmetic, void* packed) {
-  const std::vector<uint8_t> layout = layout_of(weight, arithmetic);
-  const Header header = describe(weight, arithmetic, layout);
+  const auto layout = layout_of(weight, arithmetic);
+  const Header header = describe(weight, arithmetic, layout.get());
   auto* bytes = static_cast<uint8_t*>(packed);
   std::memset(bytes, 0, header.data_offset);
   std::memcpy(bytes, &header, sizeof header);
-  std::copy(layout.begin(), layout.end(), bytes + sizeof header);
-  if (layout.empty()) return blocked_pack(weight, arithmetic, bytes + header.data_offset);
-  const DType compute = compute_dtype(arithmetic);
-  if (weight.dtype == compute && arithmetic == compute && onednn_takes(weight))
-    return onednn_pack(weight, layout, bytes + header.data_offset);
-  const Buffer rounded(weight.rows * weight.cols * element_size(compute));
-  onednn_pack(converted(weight, arithmetic, compute, rounded.as<void>()), layout, bytes + header.data_offset);
+  if (!layout) return blocked_pack(weight, arithmetic, bytes + header.data_offset);
+  std::copy(layout->blob.begin(), layout->blob.end(), bytes + sizeof header);
+  onednn_pack(weight, arithmetic, *layout, compute_dtype(arithmetic), bytes + header.data_offset);
 }
 
 void require_packed(const char* op, const void* packed, size_t packed_size, DType arithmetic, int64_t in_features,

@@ -1,14 +1,16 @@
 #include "product.h"
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "blocked_matmul.h"
 #include "kernels/products.h"
 #include "onednn.h"
+#include "onednn_layout.h"
 #include "onednn_matmul.h"
+#include "panels.h"
 #include "parallel.h"
 
 namespace fusionkit_cpu {
@@ -31,59 +33,74 @@ void fill(const Matrix& c, const float* bias) {
   convert({zeros.as<void>(), DType::kFloat32, c.rows, c.cols, 0, 1}, DType::kFloat32, bias, c);
 }
 
-// From this many rows on, float32 gains from packing a row-major B into oneDNN's own layout inside the call: 1024 x
-// 5120 x 5120 took 470 ms instead of 965, x 13824 1,256 instead of 1,844 (v3.6, interleaved). bfloat16 gains nothing.
-constexpr int64_t kPackingRows = 128;
+// From this many rows on, packing B inside the call costs less than it gains.
+constexpr int64_t kPackingRows = 64;
+// A packed piece of B stays in the third-level cache until it is multiplied.
+constexpr int64_t kPackedBytes = int64_t{8} << 20;
+constexpr int64_t kPackedMultiple = 64;  // columns: oneDNN's panels
 
 // B, or some of its columns, as oneDNN takes it.
 class Operand {
  public:
   Operand(const Matrix& b, bool ready, bool packs, DType arithmetic, DType compute)
-      : converted_(ready ? 0 : b.rows * b.cols * element_size(compute)),
-        matrix_(ready ? b : converted(b, arithmetic, compute, converted_.as<void>())) {
-    if (!packs) return;
-    layout_ = onednn_weight_layout(compute, b.rows, b.cols);
-    packed_.emplace(onednn_layout_size(layout_));
-    onednn_pack(matrix_, layout_, packed_->as<void>());
+      : matrix_(b), layout_(packs ? onednn_weight_layout(compute, b.rows, b.cols) : nullptr) {
+    if (ready && !packs) return;
+    memory_.emplace(packs ? layout_->num_bytes : b.rows * b.cols * element_size(compute));
+    if (packs)
+      onednn_pack(b, arithmetic, *layout_, compute, memory_->as<void>());
+    else
+      matrix_ = converted(b, arithmetic, compute, memory_->as<void>());
   }
 
   void multiply(const Matrix& a, const Matrix& c, const ProductOptions& options) const {
-    if (packed_)
-      onednn_matmul_packed(a, layout_, packed_->as<void>(), c, options.bias, options.accumulate);
+    if (layout_)
+      onednn_matmul_packed(a, layout_->blob, memory_->as<void>(), c, options.bias, options.accumulate);
     else
       onednn_matmul(a, matrix_, c, options.bias, options.accumulate);
   }
 
  private:
-  Buffer converted_;
   Matrix matrix_;
-  std::vector<uint8_t> layout_;
-  std::optional<Buffer> packed_;
+  std::shared_ptr<const WeightLayout> layout_;
+  std::optional<Buffer> memory_;
 };
+
+// Equal pieces of B's columns that fit the cache once packed.
+int64_t packed_piece(int64_t depth, int64_t cols, DType compute) {
+  const int64_t column_bytes = depth * element_size(compute);
+  const int64_t pieces = std::max<int64_t>(1, (cols * column_bytes + kPackedBytes - 1) / kPackedBytes);
+  return ((cols + pieces - 1) / pieces + kPackedMultiple - 1) / kPackedMultiple * kPackedMultiple;
+}
 
 void product_by_onednn(const Matrix& a, const Matrix& b, DType arithmetic, const Matrix& c,
                        const ProductOptions& options) {
   const DType compute = compute_dtype(arithmetic);
-  const bool a_ready = a.dtype == compute && onednn_takes(a);
+  const bool packs = a.rows >= kPackingRows;
+  // A transposed operand costs a packed product 6 to 9%, its copy one.
+  const bool a_ready = a.dtype == compute && onednn_takes(a) && (!packs || a.col_stride == 1);
   const bool b_ready = b.dtype == compute && arithmetic == compute && onednn_takes(b);
-  const bool b_packs = compute == DType::kFloat32 && b.col_stride == 1 && a.rows >= kPackingRows;
   const bool c_ready = c.dtype == DType::kFloat32 || c.dtype == compute;
-  const int64_t cols_step = b_ready && !b_packs && c_ready ? b.cols : std::min(b.cols, piece(b.rows));
+  const int64_t cols_step = packs                ? std::min(b.cols, packed_piece(b.rows, b.cols, compute))
+                            : b_ready && c_ready ? b.cols
+                                                 : std::min(b.cols, piece(b.rows));
   const int64_t rows_step = a_ready && c_ready ? a.rows : std::min(a.rows, piece(std::max(a.cols, cols_step)));
   const Buffer a_memory(a_ready ? 0 : rows_step * a.cols * element_size(compute));
   const Buffer c_memory(c_ready ? 0 : rows_step * cols_step * sizeof(float));
-  for (int64_t col = 0; col < b.cols; col += cols_step) {
-    const int64_t col_end = std::min(col + cols_step, b.cols);
-    const Operand b_piece(slice_cols(b, col, col_end), b_ready, b_packs, arithmetic, compute);
-    const ProductOptions piece_options{options.bias == nullptr ? nullptr : options.bias + col, options.accumulate};
-    for (int64_t row = 0; row < a.rows; row += rows_step) {
-      const int64_t row_end = std::min(row + rows_step, a.rows);
-      const Matrix a_rows = slice_rows(a, row, row_end);
+  for (int64_t row = 0; row < a.rows; row += rows_step) {
+    const int64_t row_end = std::min(row + rows_step, a.rows);
+    Matrix a_rows = slice_rows(a, row, row_end);
+    if (!a_ready) {
+      const Matrix from = a_rows;
+      a_rows = contiguous(a_memory.as<void>(), compute, from.rows, from.cols);
+      make_row_major(from, a_rows);
+    }
+    for (int64_t col = 0; col < b.cols; col += cols_step) {
+      const int64_t col_end = std::min(col + cols_step, b.cols);
+      const Operand b_piece(slice_cols(b, col, col_end), b_ready, packs, arithmetic, compute);
       const Matrix c_piece = slice_cols(slice_rows(c, row, row_end), col, col_end);
       const Matrix sums =
           c_ready ? c_piece : contiguous(c_memory.as<void>(), DType::kFloat32, c_piece.rows, c_piece.cols);
-      b_piece.multiply(a_ready ? a_rows : converted(a_rows, DType::kFloat32, compute, a_memory.as<void>()), sums,
-                       piece_options);
+      b_piece.multiply(a_rows, sums, {options.bias == nullptr ? nullptr : options.bias + col, options.accumulate});
       if (!c_ready) convert(sums, DType::kFloat32, nullptr, c_piece);
     }
   }

@@ -96,6 +96,18 @@ void multiply_block(MicroKernel kernel, const char* a_panels, int64_t a_panel_by
              add);
 }
 
+// Rows of A in panels of kPanelRows.
+void pack_rows(const Matrix& a, DType compute, uint32_t* panels) {
+  const Matrix columns = transposed(a);
+  const int64_t num_steps = in_pairs(compute) ? (columns.rows + 1) / 2 : columns.rows;
+  visit_entries(a.dtype, a.dtype, compute, [&](auto entries) {
+    for (int64_t col = 0; col < columns.cols; col += kPanelRows, panels += num_steps * kPanelRows)
+      for (int64_t step = 0; step < num_steps; step += kLanes)
+        pack_strip<kPanelRows>(entries, columns, step * entries.kStep, col, num_steps - step,
+                               panels + step * kPanelRows);
+  });
+}
+
 constexpr int64_t kBlockBytes = int64_t{kTileRows} * kDepthBlock * sizeof(float);
 
 }  // namespace
@@ -108,18 +120,6 @@ DType compute_dtype(DType storage) {
   return DType::kFloat32;
 }
 
-int64_t panel_cols() { return kPanelCols; }
-
-int64_t panel_bytes(DType compute, int64_t depth) {
-  return padded_depth(compute, depth) * kPanelCols * element_size(compute);
-}
-
-void pack_panels(const Matrix& b, DType round_to, DType compute, int64_t begin, int64_t end, void* panels) {
-  const int64_t bytes = panel_bytes(compute, b.rows);
-  for (int64_t panel = begin; panel < end; ++panel)
-    pack_panel(b, panel * kPanelCols, kPanelCols, round_to, compute, static_cast<char*>(panels) + panel * bytes);
-}
-
 int64_t tile_rows() { return kTileRows; }
 
 int64_t tile_scratch_bytes(int64_t cols) { return kBlockBytes + kTileRows * cols * int64_t{sizeof(float)}; }
@@ -129,17 +129,15 @@ void multiply_tile(const Matrix& a, DType compute, const void* panels, const Mat
   const MicroKernel kernel = micro_kernel(compute);
   const int64_t depth_block = in_pairs(compute) ? kDepthBlockPairs : kDepthBlock;
   const int64_t step = in_pairs(compute) ? 2 : 1;
-  const int64_t b_bytes = panel_bytes(compute, a.cols);
+  const int64_t b_bytes = own_panels(compute, a.cols).panel_bytes();
   const bool direct = c.dtype == DType::kFloat32 && bias == nullptr;
   float* out =
       direct ? static_cast<float*>(c.data) : reinterpret_cast<float*>(static_cast<char*>(scratch) + kBlockBytes);
   const int64_t out_stride = direct ? c.row_stride : c.cols;
   for (int64_t k = 0; k < a.cols; k += depth_block) {
     const int64_t depth = a.cols - k < depth_block ? a.cols - k : depth_block;
-    const Matrix block = transposed(slice_cols(a, k, k + depth));
     const int64_t a_bytes = padded_depth(compute, depth) * kPanelRows * element_size(compute);
-    for (int64_t row = 0; row < a.rows; row += kPanelRows)
-      pack_panel(block, row, kPanelRows, a.dtype, compute, static_cast<char*>(scratch) + row / kPanelRows * a_bytes);
+    pack_rows(slice_cols(a, k, k + depth), compute, static_cast<uint32_t*>(scratch));
     multiply_block(kernel, static_cast<const char*>(scratch), a_bytes,
                    static_cast<const char*>(panels) + k * kPanelCols * element_size(compute), b_bytes,
                    (depth + step - 1) / step, out, out_stride, a.rows, c.cols, accumulate || k > 0);

@@ -1,10 +1,11 @@
-// Panels: strips of an operand, rounded and laid out for the micro-kernel. Elements pass through a small block of
-// float32, so that any storage and strides meet any layout.
+// Panels: strips of an operand, rounded and laid out for a micro-kernel. A step is one k of float32, or the pair of k
+// that a bfloat16 unit takes; a panel holds its columns side by side for each step, 32 bits an entry.
 #pragma once
 
 #include <cstring>
 
-#include "kernels/simd.h"
+#include "kernels/lanes.h"
+#include "kernels/transpose.h"
 #include "matrix.h"
 
 namespace fusionkit_cpu {
@@ -13,96 +14,108 @@ namespace FUSIONKIT_ISA {
 // 24 of 32 registers hold sums with AVX-512, 12 of 16 otherwise.
 constexpr int kPanelRows = kLanes == 16 ? 12 : 6;
 constexpr int kPanelCols = 2 * kLanes;
-constexpr int kStageRows = 16;
 
 inline bool in_pairs(DType compute) { return compute == DType::kBFloat16; }
 
 inline int64_t padded_depth(DType compute, int64_t depth) { return in_pairs(compute) ? (depth + 1) / 2 * 2 : depth; }
 
+// float32 entries of any storage, rounded on the way.
 template <class T>
-inline void stage(const Matrix& m, int64_t row, int64_t col, int rows, int cols, int width, float* out) {
+struct FloatEntries {
+  using Element = T;
+  static constexpr int kStep = 1;
+  DType round_to;
+
+  // One step of `cols` columns.
+  UintVec across(const T* row, int64_t, int64_t cols) const {
+    return (UintVec)round_vector(round_to, load_lanes(row, 1, cols));
+  }
+  // kLanes steps of one column.
+  UintVec along(const T* column) const { return (UintVec)round_vector(round_to, load(column)); }
+};
+
+#ifdef __AVX512BF16__
+// Pairs of bfloat16: k in the low half of each entry, k + 1 in the high half.
+template <class T>
+struct PairEntries {
+  using Element = T;
+  static constexpr int kStep = 2;
+  DType round_to;  // bfloat16, or what a shorter storage has been rounded to already
+
+  UintVec across(const T* row, int64_t row_stride, int64_t cols) const {
+    const Vec low = load_lanes(row, 1, cols), high = load_lanes(row + row_stride, 1, cols);
+    const auto widen = [](Vec a) { return (UintVec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)); };
+    return widen(low) | widen(high) << 16;
+  }
+  UintVec along(const T* column) const {
+    return (UintVec)(__m512i)_mm512_cvtne2ps_pbh(load(column + kLanes), load(column));
+  }
+};
+
+template <>
+inline UintVec PairEntries<BFloat16>::across(const BFloat16* row, int64_t row_stride, int64_t cols) const {
+  const UintVec low = (UintVec)load_lanes(row, 1, cols), high = (UintVec)load_lanes(row + row_stride, 1, cols);
+  return low >> 16 | high;
+}
+template <>
+inline UintVec PairEntries<BFloat16>::along(const BFloat16* column) const {
+  return (UintVec)_mm512_loadu_si512(column);
+}
+#endif
+
+// Entries for storage T that multiply as `compute`: f(entries).
+template <class F>
+inline void visit_entries(DType storage, DType round_to, DType compute, F f) {
+  if (round_to == storage) round_to = DType::kFloat32;
+  visit_floating(storage, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+#ifdef __AVX512BF16__
+    if (in_pairs(compute)) return f(PairEntries<T>{round_to});
+#endif
+    (void)compute;
+    f(FloatEntries<T>{round_to});
+  });
+}
+
+// kLanes steps of up to kLanes columns from (row, col) on. What lies outside m is zero.
+template <class Entries>
+inline void load_tile(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t cols,
+                      UintVec (&tile)[kLanes]) {
+  using T = typename Entries::Element;
+  constexpr int kRows = kLanes * Entries::kStep;
   const T* from = static_cast<const T*>(m.data) + row * m.row_stride + col * m.col_stride;
-  if (rows < kStageRows || cols < width) std::memset(out, 0, sizeof(float) * kStageRows * width);
-  if (m.row_stride == 1) {
-    for (int j = 0; j < cols; ++j)
-      for (int i = 0; i < rows; ++i) out[i * width + j] = to_float(from[j * m.col_stride + i]);
+  if (m.rows - row >= kRows && m.col_stride == 1) {
+    for (int i = 0; i < kLanes; ++i)
+      tile[i] = entries.across(from + i * Entries::kStep * m.row_stride, m.row_stride, cols);
     return;
   }
-  for (int i = 0; i < rows; ++i) {
-    const T* row_i = from + i * m.row_stride;
-    if (m.col_stride == 1 && cols == kPanelCols) {
-      for (int j = 0; j < kPanelCols; j += kLanes) store(out + i * width + j, load(row_i + j));
-    } else {
-      for (int j = 0; j < cols; ++j) out[i * width + j] = to_float(row_i[j * m.col_stride]);
-    }
+  if (m.rows - row >= kRows && m.row_stride == 1) {
+    for (int j = 0; j < kLanes; ++j) tile[j] = j < cols ? entries.along(from + j * m.col_stride) : UintVec{};
+    return transpose(tile);
   }
+  T staged[kRows * kLanes] = {};
+  const int64_t rows = m.rows - row < kRows ? m.rows - row : kRows;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) staged[i * kLanes + j] = from[i * m.row_stride + j * m.col_stride];
+  for (int i = 0; i < kLanes; ++i) tile[i] = entries.across(staged + i * Entries::kStep * kLanes, kLanes, kLanes);
 }
 
-inline void stage_any(const Matrix& m, int64_t row, int64_t col, int rows, int cols, int width, float* out) {
-  switch (m.dtype) {
-    case DType::kBFloat16:
-      return stage<BFloat16>(m, row, col, rows, cols, width, out);
-    case DType::kFloat16:
-      return stage<Float16>(m, row, col, rows, cols, width, out);
-    default:
-      return stage<float>(m, row, col, rows, cols, width, out);
-  }
+template <int Width, int Cols, class Entries>
+inline void pack_tile(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t steps,
+                      uint32_t* panel) {
+  const int64_t left = m.cols - col;
+  UintVec tile[kLanes];
+  load_tile(entries, m, row, col, left < Cols ? (left < 0 ? 0 : left) : Cols, tile);
+  for (int64_t i = 0; i < kLanes && i < steps; ++i) std::memcpy(panel + i * Width, &tile[i], sizeof(uint32_t) * Cols);
 }
 
-template <class T>
-inline void round_stage(float* values, int n) {
-  for (int i = 0; i < n; ++i) values[i] = to_float(from_float<T>(values[i]));
-}
-
-inline void round_stage_to(DType round_to, float* values, int n) {
-  if (round_to == DType::kBFloat16) round_stage<BFloat16>(values, n);
-  if (round_to == DType::kFloat16) round_stage<Float16>(values, n);
-}
-
-#ifdef __AVX512BF16__
-// Two rows interleaved: k in the low half of each pair, k + 1 in the high half.
-inline UintVec pair(const float* low, const float* high) {
-  const auto widen = [](const float* p) {
-    return (UintVec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(p)));
-  };
-  return widen(low) | widen(high) << 16;
-}
-
-inline void emit_pairs(const float* staged, int rows, int width, BFloat16* panel) {
-  for (int i = 0; i < rows; i += 2) {
-    const float* low = staged + i * width;
-    int j = 0;
-    for (; j + kLanes <= width; j += kLanes) {
-      const UintVec pairs = pair(low + j, low + width + j);
-      std::memcpy(panel + i * width + 2 * j, &pairs, sizeof pairs);
-    }
-    for (; j < width; ++j) {
-      panel[i * width + 2 * j] = from_float<BFloat16>(low[j]);
-      panel[i * width + 2 * j + 1] = from_float<BFloat16>(low[width + j]);
-    }
-  }
-}
-#endif
-
-inline void emit(const float* staged, int rows, int width, DType compute, void* panel) {
-#ifdef __AVX512BF16__
-  if (in_pairs(compute)) return emit_pairs(staged, rows, width, static_cast<BFloat16*>(panel));
-#endif
-  (void)compute;
-  std::memcpy(panel, staged, sizeof(float) * rows * width);
-}
-
-// Columns [col, col + width) of m as one panel.
-inline void pack_panel(const Matrix& m, int64_t col, int width, DType round_to, DType compute, void* panel) {
-  const int cols = static_cast<int>(m.cols - col < width ? m.cols - col : width);
-  const bool round = round_to != m.dtype && round_to != compute;
-  alignas(64) float staged[kStageRows * kPanelCols];
-  for (int64_t row = 0; row < m.rows; row += kStageRows) {
-    const int rows = static_cast<int>(m.rows - row < kStageRows ? m.rows - row : kStageRows);
-    stage_any(m, row, col, rows, cols, width, staged);
-    if (round) round_stage_to(round_to, staged, rows * width);
-    emit(staged, rows, width, compute, static_cast<char*>(panel) + row * width * element_size(compute));
-  }
+// Columns [col, col + Width) of m from `row` on: at most kLanes steps, to their place in a panel.
+template <int Width, class Entries>
+inline void pack_strip(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t steps,
+                       uint32_t* panel) {
+  constexpr int kWhole = Width / kLanes * kLanes;
+  for (int j = 0; j < kWhole; j += kLanes) pack_tile<Width, kLanes>(entries, m, row, col + j, steps, panel + j);
+  if constexpr (kWhole < Width) pack_tile<Width, Width - kWhole>(entries, m, row, col + kWhole, steps, panel + kWhole);
 }
 
 }  // namespace FUSIONKIT_ISA

@@ -1,21 +1,40 @@
 // The own matrix product, one thread's share at a time, and the row kernels around products.
 //
-// A panel is a strip of an operand laid out for the micro-kernel: for each k (each pair of k for bfloat16 units) its
-// columns side by side, padded with zeros to the panel's width. B is cut into panels of panel_cols() columns.
+// A panel is some columns of B laid out for the micro-kernel: for each k (each pair of k for bfloat16 units) its
+// columns side by side. oneDNN's preferred layout of a weight is such panels too, 64 columns wide where it has AVX-512.
 #pragma once
 
 #include "kernels/table.h"
 #include "matrix.h"
 
+namespace fusionkit_cpu {
+
+// How B lies in panels: each `cols` wide and `depth` deep, what lies outside B being zero.
+struct PanelFormat {
+  DType compute;
+  int64_t cols, depth;
+
+  int64_t panel_bytes() const { return cols * depth * element_size(compute); }
+  int64_t count(int64_t num_cols) const { return (num_cols + cols - 1) / cols; }
+};
+
+}  // namespace fusionkit_cpu
+
 FUSIONKIT_FOR_EACH_ISA(
     // The dtype that products of this storage multiply in: bfloat16 only where the processor has units for it.
     DType compute_dtype(DType storage);
 
-    int64_t panel_cols();
-    // Bytes of one panel of B with `depth` rows.
-    int64_t panel_bytes(DType compute, int64_t depth);
-    // b's elements, rounded to `round_to` first. Panels [begin, end) of b are written at their place in `panels`.
-    void pack_panels(const Matrix& b, DType round_to, DType compute, int64_t begin, int64_t end, void* panels);
+    // The panels that multiply_tile takes.
+    PanelFormat own_panels(DType compute, int64_t depth);
+    // Whether pack_strips writes panels of this width.
+    bool packs_panels(const PanelFormat& format);
+    // Panels are packed in strips, a whole number of vectors deep: this many to a panel.
+    int64_t num_strips(const PanelFormat& format);
+    // b's elements, rounded to `round_to` first. Strips [begin, end) of all panels of b are written at their place.
+    void pack_strips(const Matrix& b, DType round_to, const PanelFormat& format, int64_t begin, int64_t end,
+                     void* panels);
+    // to = the transpose of from, in to's dtype, rounded to it. Both are row-major. Rows [begin, end) of `to`.
+    void transpose_rows(const Matrix& from, const Matrix& to, int64_t begin, int64_t end);
 
     int64_t tile_rows(); int64_t tile_scratch_bytes(int64_t cols);
     // c = a B + bias, or c += a B, for a tile of at most tile_rows() rows. c.col_stride is 1. bias may be null.
