@@ -1,0 +1,95 @@
+// Runs every public function of the kernel library on small cases and holds the results against plain double loops, for
+// each instruction set, with faulting pages at either end of every tensor, and on 1 and 3 threads. No framework.
+//
+//   kernel_tests [--isa NAME] [--threads N] [--plant NAME]
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <thread>
+
+#include "judge.h"
+
+namespace kernel_tests {
+namespace {
+
+void on_fault(int) {
+  const std::string text = "kernel_tests: a kernel left its memory in " + current_case() + "\n";
+  (void)!write(STDOUT_FILENO, text.data(), text.size());
+  _exit(1);
+}
+
+void run_cases() {
+  for (DType dtype : kFloating) {
+    check_norms(dtype);
+    check_rope(dtype);
+    check_swiglu(dtype);
+    check_attention(dtype);
+    check_paged_attention(dtype);
+    check_linear(dtype);
+    check_cross_entropy(dtype);
+  }
+  check_refusals();
+}
+
+void run_on_edges() {
+  for (Edge each : {Edge::kEnd, Edge::kBegin}) {
+    edge = each;
+    run_cases();
+  }
+}
+
+// Calls from two threads at once, each with threads of its own.
+void run_concurrently() {
+  std::thread other(run_cases);
+  run_cases();
+  other.join();
+}
+
+int run_isa(const std::string& isa, const std::string& threads) {
+  fusionkit_cpu::set_isa(isa);
+  const Counts before = counts();
+  for (int each : {1, 3}) {
+    if (!threads.empty() && std::stoi(threads) != each) continue;
+    fusionkit_cpu::set_num_threads(each);
+    run_on_edges();
+  }
+  fusionkit_cpu::set_num_threads(2);
+  if (threads.empty()) run_concurrently();
+  const Counts after = counts();
+  std::printf("kernel_tests: %s: %ld cases, %ld results, %ld wrong\n", isa.c_str(),
+              static_cast<long>(after.cases - before.cases), static_cast<long>(after.comparisons - before.comparisons),
+              static_cast<long>(after.failures - before.failures));
+  return after.failures > before.failures;
+}
+
+int run(std::map<std::string, std::string> options) {
+  if (options.count("--plant")) {
+    if (options.count("--isa")) fusionkit_cpu::set_isa(options["--isa"]);
+    return plant(options["--plant"]);
+  }
+  int status = 0;
+  for (const std::string& isa : fusionkit_cpu::available_isas())
+    if (!options.count("--isa") || options["--isa"] == isa) status |= run_isa(isa, options["--threads"]);
+  return status;
+}
+
+}  // namespace
+}  // namespace kernel_tests
+
+int main(int count, char** arguments) {
+  std::signal(SIGSEGV, kernel_tests::on_fault);
+  std::signal(SIGBUS, kernel_tests::on_fault);
+  std::map<std::string, std::string> options;
+  for (int i = 1; i + 1 < count; i += 2) options[arguments[i]] = arguments[i + 1];
+  try {
+    return kernel_tests::run(options);
+  } catch (const std::exception& error) {
+    std::printf("kernel_tests: %s: %s\n", kernel_tests::current_case().c_str(), error.what());
+    return 1;
+  }
+}
