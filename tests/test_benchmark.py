@@ -28,9 +28,9 @@ def seconds(*values):
 def result(case="T8xH5120", **medians):
     """A result whose contestants took so many seconds forward."""
     named = {name.replace("_", " "): value for name, value in medians.items()}
-    return Result(
-        Subject("fusion_rms_norm", case, "bfloat16"), False, {(k, FORWARD): seconds(v) for k, v in named.items()}
-    )
+    subject = Subject("fusion_rms_norm", case, "bfloat16")
+    dims = subject.dims(subject.arguments())
+    return Result(subject, dims, False, {(k, FORWARD): seconds(v) for k, v in named.items()})
 
 
 @pytest.mark.parametrize("op", OP_NAMES)
@@ -55,7 +55,7 @@ def test_one_command_prints_the_table_and_writes_picture_and_record(tmp_path, ca
 
 def test_contestants_do_run_the_kernel_and_the_op():
     fusionkit.ledger().reset()
-    calls = contestants.tuned("cpu", SMALL)
+    calls = contestants.tuned("cpu", SMALL, SMALL.arguments())
     for key in (("kernel", TRAINING), ("op", TRAINING), ("paddle (tuned)", TRAINING)):
         calls[key]()
     counted = {key: number for key, number in fusionkit.ledger().items() if key[1] == "cpu"}
@@ -67,9 +67,9 @@ def test_a_peer_computes_the_same():
     for subject in subjects():
         if not re.match(r"T8x|Sq16|B1xS4096xH40:8", subject.case_name) or subject.dtype != "bfloat16":
             continue
-        made = contestants.packed(subject, subject.arguments(), "cpu")
-        ours = contestants.public(subject, made, "cpu", FORWARD)()
-        for (name, direction), call in torch_peers.contestants(subject, "").items():
+        made = subject.arguments()
+        ours = contestants.public(subject, contestants.packed(subject, made, "cpu"), "cpu", FORWARD)()
+        for (name, direction), call in torch_peers.contestants(subject, made, "").items():
             theirs = call()
             if direction == FORWARD:
                 first, second = (each[0] if isinstance(each, tuple) else each for each in (ours, theirs))

@@ -35,9 +35,8 @@ NEGLIGIBLE = 0.25
 BANDWIDTH_GUESS, RATE_GUESS = 50e9, 400e9
 
 
-def tuned(backend_name: str, subject: Subject) -> Contestants:
+def tuned(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
     """The backend's ceilings, its kernel, the public op, and the composition, in a process that keeps its memory."""
-    made = subject.arguments()
     dims = subject.dims(made)
     device = device_of(backend_name)
     found: Contestants = {}
@@ -51,9 +50,8 @@ def tuned(backend_name: str, subject: Subject) -> Contestants:
     return found
 
 
-def stock(backend_name: str, subject: Subject) -> Contestants:
+def stock(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
     """The composition of Paddle's own functions, in a process as it comes."""
-    made = subject.arguments()
     return {(COMPOSITION, direction): composed(subject, made, direction) for direction in subject.directions}
 
 

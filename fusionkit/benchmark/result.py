@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from pytest_benchmark.stats import Stats
 
@@ -18,17 +19,18 @@ class Result:
     """One subject with warm or cold caches.
 
     Args:
+        dims: the sizes that the spec's cost reads.
         stats: (contestant, direction) -> seconds a call in each round, as pytest-benchmark keeps them.
     """
 
     subject: Subject
+    dims: Mapping[str, Any]
     cold: bool
     stats: Mapping[tuple[str, str], Stats]
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
-        dims = self.subject.dims(self.subject.arguments())
-        return {direction: self.subject.cost(dims, direction) for direction in self.subject.directions}
+        return {direction: self.subject.cost(self.dims, direction) for direction in self.subject.directions}
 
     @property
     def state(self) -> str:

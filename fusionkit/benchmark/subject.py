@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +46,10 @@ class Subject:
         bound, adapter = arguments.bind(self.op.spec, (), made)
         call = arguments.describe(self.op.spec, bound, adapter, training=False)
         call.check()
-        return {**call.values, **call.dims, **self.benchmark.dims}
+        scalars = {name: value for name, value in call.values.items() if isinstance(value, bool | int | float)}
+        return {**scalars, **call.dims, **self.benchmark.dims}
 
-    def cost(self, dims: dict[str, Any], direction: str) -> Cost:
+    def cost(self, dims: Mapping[str, Any], direction: str) -> Cost:
         return self.op.spec.cost(dims, DTYPES[self.dtype].itemsize, direction == TRAINING)
 
 

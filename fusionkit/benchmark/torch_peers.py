@@ -20,8 +20,7 @@ from fusionkit.ops.flash_attention import hidden_by_rows
 Variants = dict[str, tuple[Callable[[], Any], list[Any]]]
 
 
-def contestants(subject: Subject, suffix: str) -> Contestants:
-    made = subject.arguments()
+def contestants(subject: Subject, made: dict[str, Any], suffix: str) -> Contestants:
     tensors = {name: to_torch(value) for name, value in made.items()}
     found: Contestants = {}
     for variant, (call, wanted) in PEERS[subject.op_name](**tensors).items():

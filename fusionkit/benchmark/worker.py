@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -49,9 +48,10 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def prepare(self, subject: Subject) -> Sequence[Key]:
-        keys: Sequence[Key] = self._ask("prepare", subject)
-        return keys
+    def prepare(self, subject: Subject) -> tuple[list[Key], dict[str, Any]]:
+        """The contestants, and the subject's sizes."""
+        keys, dims = self._ask("prepare", subject)
+        return keys, dims
 
     def time(self, key: Key, number: int, cold: bool) -> float:
         """Seconds a call, over `number` calls; each after the caches were emptied when `cold`."""
@@ -96,9 +96,11 @@ def serve(connection: Connection, kind: Kind, backend: str) -> None:
             return
         try:
             if request == "prepare":
+                (subject,) = arguments
+                made = subject.arguments()
                 calls = {}
-                calls = contestants(kind, backend, *arguments)
-                connection.send(list(calls))
+                calls = contestants(kind, backend, subject, made)
+                connection.send((list(calls), subject.dims(made)))
             else:
                 key, number, cold = arguments
                 seconds = timed_cold(calls[key], number, caches) if cold else timed(calls[key], number)
@@ -107,14 +109,14 @@ def serve(connection: Connection, kind: Kind, backend: str) -> None:
             connection.send(error)
 
 
-def contestants(kind: Kind, backend: str, subject: Subject) -> dict[Key, Any]:
+def contestants(kind: Kind, backend: str, subject: Subject, made: dict[str, Any]) -> dict[Key, Any]:
     if kind.contestants == "torch":
         from fusionkit.benchmark import torch_peers
 
-        return torch_peers.contestants(subject, " (tuned)" if kind.keeps_memory else "")
+        return torch_peers.contestants(subject, made, " (tuned)" if kind.keeps_memory else "")
     from fusionkit.benchmark import contestants
 
-    return getattr(contestants, kind.contestants)(backend, subject)  # type: ignore[no-any-return]
+    return getattr(contestants, kind.contestants)(backend, subject, made)  # type: ignore[no-any-return]
 
 
 def timed(call: Any, number: int) -> float:
