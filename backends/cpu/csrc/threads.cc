@@ -125,8 +125,9 @@ void run_shares(int64_t n, int shares, ShareBody body, void* context) {
 }
 
 Buffer::Buffer(size_t num_bytes)
-    : data_(std::aligned_alloc(kAlignment, (num_bytes + kAlignment) / kAlignment * kAlignment)) {
-  if (data_ == nullptr) throw std::bad_alloc();
+    : data_(num_bytes == 0 ? nullptr
+                           : std::aligned_alloc(kAlignment, (num_bytes + kAlignment) / kAlignment * kAlignment)) {
+  if (data_ == nullptr && num_bytes > 0) throw std::bad_alloc();
 }
 
 Buffer::~Buffer() { std::free(data_); }
