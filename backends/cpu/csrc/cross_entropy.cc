@@ -15,9 +15,12 @@ namespace {
 
 constexpr const char* kOp = "fused_linear_cross_entropy";
 
-// Logits held at a time. Longer chunks read the weight and its gradient fewer times.
-constexpr int64_t kChunkBytes = int64_t{64} << 20;
-constexpr int64_t kMinChunkRows = 64;
+// Logits held at a time: 1024 rows of 32000. Longer chunks pack the weight and add to its gradient fewer times.
+constexpr int64_t kChunkBytes = int64_t{128} << 20;
+// Chunks have whole multiples of rows, the last ones zeros, so that few sizes of products are ever prepared.
+constexpr int64_t kRowMultiple = 64;
+// dx is summed over slices of the vocabulary, which stay in the third-level cache.
+constexpr int64_t kVocabSlice = 4096;
 
 struct Token {
   int64_t row;
@@ -66,33 +69,13 @@ void set_zero(const Tensor& tensor) { std::memset(tensor.data, 0, num_elements(t
 
 Matrix row_of(const Matrix& m, int64_t row) { return slice_rows(m, row, row + 1); }
 
-// The weight as the products take it: rounded once for all chunks where oneDNN would round at every product. The own
-// loop rounds while it packs.
-class RoundedWeight {
- public:
-  RoundedWeight(const Tensor& weight, DType dtype) : matrix_(matrix_of(weight)), arithmetic_(dtype) {
-    const DType compute = compute_dtype(dtype);
-    if (!uses_onednn() || (weight.dtype == compute && dtype == compute)) return;
-    memory_.emplace(num_elements(weight) * element_size(compute));
-    matrix_ = converted(matrix_, dtype, compute, memory_->as<void>());
-    arithmetic_ = compute;
-  }
-  const Matrix& matrix() const { return matrix_; }
-  DType arithmetic() const { return arithmetic_; }
-
- private:
-  std::optional<Buffer> memory_;
-  Matrix matrix_;
-  DType arithmetic_;
-};
-
-// dweight in float32, whatever its dtype, while chunks are added.
+// dweight; in float32, whatever its dtype, while several chunks are added.
 class WeightGradient {
  public:
-  explicit WeightGradient(const Tensor& dweight) : present_(dweight) {
+  WeightGradient(const Tensor& dweight, int64_t num_chunks) : present_(dweight) {
     if (!present_) return;
     result_ = sums_ = matrix_of(dweight);
-    if (dweight.dtype == DType::kFloat32) return;
+    if (dweight.dtype == DType::kFloat32 || num_chunks == 1) return;
     memory_.emplace(num_elements(dweight) * sizeof(float));
     sums_ = contiguous(memory_->as<void>(), DType::kFloat32, result_.rows, result_.cols);
   }
@@ -112,64 +95,81 @@ class WeightGradient {
   Matrix sums_{}, result_{};
 };
 
-// rows[i] = x[tokens[i].row]
-void gather(const Matrix& x, const Token* tokens, const Matrix& rows) {
-  parallel_for(rows.rows, 16, [&](int64_t begin, int64_t end, int) {
+void set_zero(const Matrix& m) {
+  for (int64_t row = 0; row < m.rows; ++row) std::memset(element(m, row, 0), 0, m.cols * element_size(m.dtype));
+}
+
+// rows[i] = x[tokens[i].row], and zeros after `count` of them.
+void gather(const Matrix& x, const Token* tokens, int64_t count, const Matrix& rows) {
+  parallel_for(count, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)
       FUSIONKIT_DISPATCH(convert_rows, row_of(x, tokens[i].row), x.dtype, nullptr, row_of(rows, i));
   });
+  set_zero(slice_rows(rows, count, rows.rows));
 }
 
 // x[tokens[i].row] = rows[i]
-void scatter(const Matrix& rows, const Token* tokens, const Matrix& x) {
-  parallel_for(rows.rows, 16, [&](int64_t begin, int64_t end, int) {
+void scatter(const Matrix& rows, const Token* tokens, int64_t count, const Matrix& x) {
+  parallel_for(count, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)
       FUSIONKIT_DISPATCH(convert_rows, row_of(rows, i), x.dtype, nullptr, row_of(x, tokens[i].row));
   });
 }
 
-// The sum of the rows' losses, in row order. gradient may be the logits; its data is null when not wanted.
-double row_losses(const Matrix& logits, const Token* tokens, const Matrix& gradient) {
-  std::vector<double> losses(logits.rows);
-  parallel_for(logits.rows, 1, [&](int64_t begin, int64_t end, int) {
+// The sum of the first `count` rows' losses, in row order. Unless wanted is false, their gradients take the place of
+// the logits, and zeros that of the rows after them.
+double row_losses(const Matrix& logits, const Token* tokens, int64_t count, const Matrix& gradient, bool wanted) {
+  std::vector<double> losses(count);
+  parallel_for(count, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)
       losses[i] = FUSIONKIT_DISPATCH(cross_entropy_row, static_cast<float*>(element(logits, i, 0)), logits.cols,
-                                     tokens[i].label, gradient.dtype,
-                                     gradient.data == nullptr ? nullptr : element(gradient, i, 0));
+                                     tokens[i].label, gradient.dtype, wanted ? element(gradient, i, 0) : nullptr);
   });
+  if (wanted) set_zero(slice_rows(gradient, count, gradient.rows));
   return std::accumulate(losses.begin(), losses.end(), 0.0);
 }
+
+// sums = gradient W^T
+void input_gradient(const Matrix& gradient, const Matrix& weight, DType arithmetic, const Matrix& sums) {
+  for (int64_t begin = 0; begin < weight.cols; begin += kVocabSlice) {
+    const int64_t end = std::min(begin + kVocabSlice, weight.cols);
+    product(slice_cols(gradient, begin, end), transposed(slice_cols(weight, begin, end)), arithmetic, sums,
+            {nullptr, begin > 0});
+  }
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 double chunked_loss(const Tensor& x, const Tensor& weight, const std::vector<Token>& tokens, const Tensor& dx,
                     const Tensor& dweight) {
   const int64_t num_tokens = tokens.size(), hidden_size = x.shape[1], vocab_size = weight.shape[1];
-  const int64_t fitting = kChunkBytes / (vocab_size * static_cast<int64_t>(sizeof(float)));
-  const int64_t chunk_rows = std::min(std::max(fitting, kMinChunkRows), num_tokens);
+  const int64_t fitting = kChunkBytes / (vocab_size * static_cast<int64_t>(sizeof(float)) * kRowMultiple);
+  const int64_t num_chunks = ceil_div(num_tokens, std::max<int64_t>(fitting, 1) * kRowMultiple);
+  const int64_t chunk_rows = ceil_div(ceil_div(num_tokens, num_chunks), kRowMultiple) * kRowMultiple;
   const DType compute = compute_dtype(x.dtype);
-  const bool wants_gradient = dx || dweight;
-  const bool in_place = compute == DType::kFloat32;
-  const RoundedWeight rounded(weight, x.dtype);
-  WeightGradient weight_gradient(dweight);
+  const Matrix weight_matrix = matrix_of(weight);
+  WeightGradient weight_gradient(dweight, num_chunks);
   const Buffer x_memory(chunk_rows * hidden_size * element_size(x.dtype));
-  const Buffer dx_memory(dx ? chunk_rows * hidden_size * element_size(x.dtype) : 0);
+  const Buffer dx_memory(dx ? chunk_rows * hidden_size * sizeof(float) : 0);
   const Buffer logits_memory(chunk_rows * vocab_size * sizeof(float));
-  const Buffer gradient_memory(wants_gradient && !in_place ? chunk_rows * vocab_size * element_size(compute) : 0);
-  void* gradient_data = in_place ? logits_memory.as<void>() : gradient_memory.as<void>();
   double loss = 0;
   for (int64_t begin = 0; begin < num_tokens; begin += chunk_rows) {
     const Token* chunk = tokens.data() + begin;
     const int64_t count = std::min(chunk_rows, num_tokens - begin);
-    const Matrix rows = contiguous(x_memory.as<void>(), x.dtype, count, hidden_size);
-    const Matrix logits = contiguous(logits_memory.as<void>(), DType::kFloat32, count, vocab_size);
-    const Matrix gradient = contiguous(wants_gradient ? gradient_data : nullptr, compute, count, vocab_size);
-    gather(matrix_of(x), chunk, rows);
-    product(rows, rounded.matrix(), rounded.arithmetic(), logits);
-    loss += row_losses(logits, chunk, gradient);
+    const int64_t num_rows = ceil_div(count, kRowMultiple) * kRowMultiple;
+    const Matrix rows = contiguous(x_memory.as<void>(), x.dtype, num_rows, hidden_size);
+    const Matrix logits = contiguous(logits_memory.as<void>(), DType::kFloat32, num_rows, vocab_size);
+    // A row's gradient begins where its logits did, and is no longer than they were.
+    const int64_t gradient_stride = vocab_size * static_cast<int64_t>(sizeof(float)) / element_size(compute);
+    const Matrix gradient{logits.data, compute, num_rows, vocab_size, gradient_stride, 1};
+    gather(matrix_of(x), chunk, count, rows);
+    product(rows, weight_matrix, x.dtype, logits);
+    loss += row_losses(logits, chunk, count, gradient, dx || dweight);
     weight_gradient.add(rows, gradient);
     if (!dx) continue;
-    const Matrix dx_rows = contiguous(dx_memory.as<void>(), x.dtype, count, hidden_size);
-    product(gradient, transposed(rounded.matrix()), rounded.arithmetic(), dx_rows);
-    scatter(dx_rows, chunk, matrix_of(dx));
+    const Matrix sums = contiguous(dx_memory.as<void>(), DType::kFloat32, num_rows, hidden_size);
+    input_gradient(gradient, weight_matrix, x.dtype, sums);
+    scatter(sums, chunk, count, matrix_of(dx));
   }
   weight_gradient.finish();
   return loss;
@@ -182,7 +182,7 @@ void linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& l
   check_arguments(x, weight, labels, loss_sum, num_tokens, dx, dweight);
   const std::vector<Token> tokens = labelled_tokens(labels, ignore_index, weight.shape[1]);
   if (dx) set_zero(dx);
-  if (dweight) set_zero(dweight);
+  if (dweight && tokens.empty()) set_zero(dweight);
   const double loss = tokens.empty() ? 0.0 : chunked_loss(x, weight, tokens, dx, dweight);
   *static_cast<float*>(loss_sum.data) = static_cast<float>(loss);
   *static_cast<int64_t*>(num_tokens.data) = static_cast<int64_t>(tokens.size());

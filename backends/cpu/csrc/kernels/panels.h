@@ -83,14 +83,19 @@ inline void load_tile(const Entries& entries, const Matrix& m, int64_t row, int6
                       UintVec (&tile)[kLanes]) {
   using T = typename Entries::Element;
   constexpr int kRows = kLanes * Entries::kStep;
+  constexpr int kAhead = 512 / static_cast<int>(sizeof(T));
   const T* from = static_cast<const T*>(m.data) + row * m.row_stride + col * m.col_stride;
   if (m.rows - row >= kRows && m.col_stride == 1) {
+    for (int i = 0; i < kRows; ++i) __builtin_prefetch(from + (kRows + i) * m.row_stride);
     for (int i = 0; i < kLanes; ++i)
       tile[i] = entries.across(from + i * Entries::kStep * m.row_stride, m.row_stride, cols);
     return;
   }
   if (m.rows - row >= kRows && m.row_stride == 1) {
-    for (int j = 0; j < kLanes; ++j) tile[j] = j < cols ? entries.along(from + j * m.col_stride) : UintVec{};
+    for (int j = 0; j < kLanes; ++j) {
+      if (j < cols) __builtin_prefetch(from + j * m.col_stride + kAhead);
+      tile[j] = j < cols ? entries.along(from + j * m.col_stride) : UintVec{};
+    }
     return transpose(tile);
   }
   T staged[kRows * kLanes] = {};
