@@ -10,7 +10,7 @@ import fusionkit as fk
 
 paddle = pytest.importorskip("paddle")
 
-ROWS, IN_FEATURES, HIDDEN, OUT_FEATURES = 128, 160, 192, 96  # rows enough for a weight to be packed
+ROWS, IN_FEATURES, HIDDEN, OUT_FEATURES = 256, 160, 192, 96  # rows enough for a weight to be packed
 BOUND = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
@@ -47,7 +47,7 @@ def expected(x, weights, target, dtype):
 
 def assert_close(got, want, dtype):
     error = np.abs(got - want).max() / np.sqrt(np.mean(want**2))
-    assert error < BOUND[dtype] * 6, error  # the largest of 15,000 to 31,000 elements, in units of their RMS
+    assert error < BOUND[dtype] * 6, error  # the largest of 18,000 to 31,000 elements, in units of their RMS
 
 
 def step_and_check(x, weights, target, dtype):

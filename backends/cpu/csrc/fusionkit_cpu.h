@@ -152,5 +152,6 @@ FUSIONKIT_API void linear_cross_entropy(const Tensor& x, const Tensor& weight, c
 
 // y = x * factor[0] in place: the chain rule for the gradients above. x floating; factor [1] float32.
 FUSIONKIT_API void scale(const Tensor& x, const Tensor& factor);
+FUSIONKIT_API void scale(const Tensor& x, const Tensor& factor, const Tensor& y);  // y = x * factor
 
 }  // namespace fusionkit_cpu

@@ -3,5 +3,5 @@
 #include "kernels/table.h"
 
 FUSIONKIT_FOR_EACH_ISA(
-    // x is contiguous.
-    void scale(const Tensor& x, float factor);)
+    // y = x * factor; both are contiguous, and may be one.
+    void scale(const Tensor& x, float factor, const Tensor& y);)

@@ -1,7 +1,6 @@
 // fusionkit_fused_linear_cross_entropy: x, weight, labels -> loss_sum, num_tokens, x_gradient, weight_gradient.
 // The last two are d(loss_sum), taken in the forward pass when x_grad or weight_grad asks for them, else [0].
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -43,10 +42,7 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, const pad
 // A copy: the saved gradient is needed again when the graph is retained.
 paddle::Tensor scaled(const HostView& view, const paddle::Tensor& gradient, const fusionkit_cpu::Tensor& factor) {
   paddle::Tensor result = empty_like(gradient);
-  const auto result_view = view("gradient", result);
-  if (result_view.data == nullptr) return result;
-  std::memcpy(result_view.data, gradient.data(), gradient.numel() * fusionkit_cpu::dtype_size(result_view.dtype));
-  fusionkit_cpu::scale(result_view, factor);
+  if (gradient.numel() > 0) fusionkit_cpu::scale(view("gradient", gradient), factor, view("gradient", result));
   return result;
 }
 

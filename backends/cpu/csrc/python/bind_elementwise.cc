@@ -84,7 +84,8 @@ auto swiglu_grad_arrays(const Array& gate, const Array& up, const Array& dy) {
 }
 
 void scale_array(const Array& x, const Array& factor) {
-  Call{scale, writable_view("scale", "x", x), view("scale", "factor", factor)};
+  Call{static_cast<void (*)(const Tensor&, const Tensor&)>(scale), writable_view("scale", "x", x),
+       view("scale", "factor", factor)};
 }
 
 }  // namespace
