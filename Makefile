@@ -1,4 +1,4 @@
-# make demo | test | bench | lint: each sets up what it needs in .venv, once, and says what it is doing.
+# make demo | test | sanitize | bench | lint: each sets up what it needs in .venv, once, and says what it is doing.
 # A stamp in .venv/stamps says which file of requirements is installed.
 PYTHON3 ?= python3
 VENV := .venv
@@ -8,11 +8,12 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench lint build native clean
+.PHONY: help demo test sanitize bench lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, predict"
 	@echo "make test   run every test"
+	@echo "make sanitize  run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make bench  measure each op beside the machine's ceiling and its peers"
 	@echo "make lint   ruff, mypy, clang-format"
 	@echo "make build  compile what changed and install fusionkit in $(VENV), editable"
@@ -24,6 +25,9 @@ demo: build $(STAMPS)/examples
 test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/test
 	@echo "== tests, $(WORKERS) at a time"
 	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+sanitize: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/test
+	@$(PYTHON) -m tests.sanitize
 
 bench: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers
 	@$(VENV)/bin/fusionkit bench --table output/bench/table.md --chart output/bench/roofline.png \

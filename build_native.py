@@ -8,7 +8,6 @@ lib/build_info.json          the Paddle version, compiler and flags of the above
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import platform
@@ -19,16 +18,17 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from incremental_build import BUILD_DIR, BuildError, CompileStep, compile_all, compiler, link
+from incremental_build import BUILD_DIR, BuildError, CompileStep, compile_all, compiler, link_library, locked
 
 SOURCE_DIR = Path("backends/cpu/csrc")
 # Never -ffast-math: infinities and NaN carry meaning in masks. Paddle's wheel uses the C++11 ABI of libstdc++.
-FLAGS = (
+FLAGS = tuple(
     "-std=c++17 -O3 -fopenmp -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
-    " -Wall -Wextra -D_GLIBCXX_USE_CXX11_ABI=1"
-).split()
+    " -Wall -Wextra -D_GLIBCXX_USE_CXX11_ABI=1".split()
+)
 ISA_FLAGS = {
     "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx2 -mfma -mf16c"
     " -mprefer-vector-width=512".split(),
@@ -37,44 +37,73 @@ ISA_FLAGS = {
 }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One way to compile the sources; its objects are in a folder of its own."""
+
+    name: str
+    flags: tuple[str, ...] = FLAGS
+    compiler: tuple[str, ...] = field(default_factory=compiler)
+    machine: str = platform.machine()
+
+    @property
+    def folder(self) -> Path:
+        return BUILD_DIR / self.name
+
+    @property
+    def isas(self) -> list[str]:
+        return list(ISA_FLAGS) if self.machine == "x86_64" else ["portable"]
+
+    def steps(self, sources: Iterable[Path], flags: Iterable[str] = (), isa: str = "") -> list[CompileStep]:
+        all_flags = (*self.flags, *flags, f"-I{SOURCE_DIR}")
+        return [CompileStep(self.compiler, source, all_flags, self.folder, isa) for source in sorted(sources)]
+
+    def kernel_library(self) -> list[CompileStep]:
+        library = self.steps(SOURCE_DIR.glob("*.cc"))
+        for isa in self.isas:
+            flags = [*ISA_FLAGS[isa], f"-DFUSIONKIT_ISA={isa}"]
+            library += self.steps(SOURCE_DIR.glob("kernels/*.cc"), flags, isa)
+        return library
+
+    def python_module(self) -> list[CompileStep]:
+        return self.steps(SOURCE_DIR.glob("python/*.cc"), python_flags())
+
+
 def build(package_dir: Path) -> None:
     """Brings the native files of fusionkit_backends.cpu in `package_dir` up to date."""
     check_toolchain()
-    BUILD_DIR.mkdir(parents=True, exist_ok=True)
-    with open(BUILD_DIR / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        build_locked(package_dir)
+    variant = Variant("native")
+    with locked(variant.folder):
+        build_locked(package_dir, variant)
 
 
-def build_locked(package_dir: Path) -> None:
+def build_locked(package_dir: Path, variant: Variant) -> None:
     lib = package_dir / "lib"
     paddle = find_paddle()
-    isas = list(ISA_FLAGS) if platform.machine() == "x86_64" else ["portable"]
-    cpu = steps("*.cc")
-    for isa in isas:
-        cpu += steps("kernels/*.cc", [*ISA_FLAGS[isa], f"-DFUSIONKIT_ISA={isa}"], isa)
-    python = steps("python/*.cc", python_flags())
-    custom_ops = steps("paddle/*.cc", paddle_flags(*paddle)) if paddle else []
+    cpu, python = variant.kernel_library(), variant.python_module()
+    custom_ops = variant.steps(SOURCE_DIR.glob("paddle/*.cc"), paddle_flags(*paddle)) if paddle else []
     num_done = compile_all(cpu + python + custom_ops)
 
-    use_cpu = [f"-L{lib}", "-lfusionkit_cpu"]
-    num_done += link(lib / "libfusionkit_cpu.so", cpu, ["-ldl"])
-    num_done += link(package_dir / native_module(), python, [*use_cpu, "-Wl,-rpath,$ORIGIN/lib"])
+    num_done += link_for_numpy(package_dir, cpu, python)
     if paddle:
         # No rpath to Paddle: it is imported first, and a build environment's folder is gone by then.
-        use_paddle = [f"-L{paddle[0] / 'base'}", "-Wl,--no-as-needed", "-l:libpaddle.so"]
-        num_done += link(lib / "libfusionkit_paddle.so", custom_ops, [*use_cpu, *use_paddle, "-Wl,-rpath,$ORIGIN"])
+        flags = [f"-L{lib}", "-lfusionkit_cpu", f"-L{paddle[0] / 'base'}", "-Wl,--no-as-needed", "-l:libpaddle.so"]
+        num_done += link_library(lib / "libfusionkit_paddle.so", custom_ops, [*flags, "-Wl,-rpath,$ORIGIN"])
     else:
         (lib / "libfusionkit_paddle.so").unlink(missing_ok=True)
         print("fusionkit: no Paddle in this environment, so no custom ops for it are built", flush=True)
-    write_build_info(lib / "build_info.json", paddle[1] if paddle and custom_ops else None, isas)
+    write_build_info(lib / "build_info.json", paddle[1] if paddle and custom_ops else None, variant)
     if not num_done:
         print("fusionkit: native code is up to date", flush=True)
 
 
-def steps(pattern: str, flags: Iterable[str] = (), variant: str = "") -> list[CompileStep]:
-    all_flags = (*FLAGS, *flags, f"-I{SOURCE_DIR}")
-    return [CompileStep(source, all_flags, variant) for source in sorted(SOURCE_DIR.glob(pattern))]
+def link_for_numpy(
+    folder: Path, kernel_library: list[CompileStep], python: list[CompileStep], flags: Iterable[str] = ()
+) -> int:
+    lib = folder / "lib"
+    use_cpu = [f"-L{lib}", "-lfusionkit_cpu", "-Wl,-rpath,$ORIGIN/lib"]
+    num_done = link_library(lib / "libfusionkit_cpu.so", kernel_library, [*flags, "-ldl"])
+    return num_done + link_library(folder / native_module(), python, [*flags, *use_cpu])
 
 
 def native_module() -> str:
@@ -129,13 +158,13 @@ def paddle_flags(folder: Path, version: str) -> list[str]:
     return [*isystem, "-DPADDLE_WITH_CUSTOM_KERNEL", f'-DFUSIONKIT_PADDLE_VERSION="{version}"']
 
 
-def write_build_info(path: Path, paddle_version: str | None, isas: list[str]) -> None:
-    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+def write_build_info(path: Path, paddle_version: str | None, variant: Variant) -> None:
+    version = subprocess.run([*variant.compiler, "--version"], capture_output=True, text=True, check=True).stdout
     info = {
         "paddle_version": paddle_version,
         "compiler": version.splitlines()[0],
-        "flags": shlex.join(FLAGS),
-        "isas": isas,
+        "flags": shlex.join(variant.flags),
+        "isas": variant.isas,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(info, indent=2) + "\n")

@@ -5,15 +5,18 @@ A file is made again when its command, its source or a header that the source in
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-BUILD_DIR = Path("build/native")
+BUILD_DIR = Path("build")
 
 
 class BuildError(Exception):
@@ -22,26 +25,43 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class CompileStep:
-    """One source, compiled with these flags; `variant` keeps the objects of several instruction sets apart."""
+    """One source, compiled into `folder`; `isa` keeps the objects of several instruction sets apart."""
 
+    compiler: tuple[str, ...]
     source: Path
     flags: tuple[str, ...]
-    variant: str = ""
+    folder: Path
+    isa: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.source} for {self.variant}" if self.variant else str(self.source)
+        return f"{self.source} for {self.isa}" if self.isa else str(self.source)
 
     @property
     def object(self) -> Path:
-        return BUILD_DIR / self.source.parent / self.variant / f"{self.source.stem}.o"
+        return self.folder / self.source.parent / self.isa / f"{self.source.stem}.o"
 
     @property
     def depfile(self) -> Path:
         return self.object.with_suffix(".d")
 
+    @property
+    def record(self) -> Path:
+        """Where the command that made the object is kept."""
+        return self.object.with_suffix(".cmd")
+
     def command(self, output: Path) -> list[str]:
-        return [*compiler(), *self.flags, "-MMD", "-MF", str(self.depfile), "-c", str(self.source), "-o", str(output)]
+        return [
+            *self.compiler,
+            *self.flags,
+            "-MMD",
+            "-MF",
+            str(self.depfile),
+            "-c",
+            str(self.source),
+            "-o",
+            str(output),
+        ]
 
     def inputs(self) -> list[Path]:
         """The source and the project's headers that the last compilation read."""
@@ -50,13 +70,24 @@ class CompileStep:
         return [Path(name) for name in shlex.split(self.depfile.read_text().replace("\\\n", " ").partition(":")[2])]
 
 
-def compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX", "g++"))
+def compiler() -> tuple[str, ...]:
+    return tuple(shlex.split(os.environ.get("CXX", "g++")))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def compile_all(steps: list[CompileStep]) -> int:
     """Compiles what is not current and returns how many that were; every failure is shown before it raises."""
-    todo = [step for step in steps if not is_current(step.object, step.command(step.object), step.inputs())]
+    todo = [
+        step for step in steps if not is_current(step.object, step.record, step.command(step.object), step.inputs())
+    ]
     failures = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for number, (step, seconds, result) in enumerate(pool.map(compile_one, todo), 1):
@@ -77,15 +108,23 @@ def compile_one(step: CompileStep) -> tuple[CompileStep, float, subprocess.Compl
         # Dated at the start: a source edited while it compiles is newer than its object.
         os.utime(partial, ns=(start_ns, start_ns))
         partial.replace(step.object)
-        record_path(step.object).write_text(shlex.join(step.command(step.object)))
+        step.record.write_text(shlex.join(step.command(step.object)))
     return step, (time.time_ns() - start_ns) / 1e9, result
 
 
+def link_library(output: Path, steps: list[CompileStep], flags: list[str]) -> int:
+    return link(output, steps, ["-shared", f"-Wl,-soname,{output.name}", *flags])
+
+
 def link(output: Path, steps: list[CompileStep], flags: list[str]) -> int:
-    """Links a shared library; 1 when it did, 0 when there was nothing to do. Running processes keep the old file."""
+    """Links a file; 1 when it did, 0 when there was nothing to do. Running processes keep the old file."""
     objects = [step.object for step in steps]
-    command = [*compiler(), "-shared", f"-Wl,-soname,{output.name}", *map(str, objects), *flags, "-o"]
-    if not objects or is_current(output, [*command, str(output)], objects):
+    if not steps:
+        return 0
+    # Never beside a library, where a wheel would pick it up.
+    record = steps[0].folder / f"{output.name}.cmd"
+    command = [*steps[0].compiler, *map(str, objects), *flags, "-o"]
+    if is_current(output, record, [*command, str(output)], objects):
         return 0
     print(f"fusionkit: link {output.name}", flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -94,18 +133,13 @@ def link(output: Path, steps: list[CompileStep], flags: list[str]) -> int:
     if result.returncode != 0:
         raise BuildError(f"{output.name} could not be linked:\n{result.stderr}")
     partial.replace(output)
-    record_path(output).write_text(shlex.join([*command, str(output)]))
+    record.write_text(shlex.join([*command, str(output)]))
     return 1
 
 
-def record_path(output: Path) -> Path:
-    """Where the command that made `output` is kept: never beside a library, where a wheel would pick it up."""
-    return output.with_suffix(".cmd") if output.is_relative_to(BUILD_DIR) else BUILD_DIR / f"{output.name}.cmd"
-
-
-def is_current(output: Path, command: list[str], inputs: list[Path]) -> bool:
-    if not (output.exists() and record_path(output).exists() and all(path.exists() for path in inputs)):
+def is_current(output: Path, record: Path, command: list[str], inputs: list[Path]) -> bool:
+    if not (output.exists() and record.exists() and all(path.exists() for path in inputs)):
         return False
-    if record_path(output).read_text() != shlex.join(command):
+    if record.read_text() != shlex.join(command):
         return False
     return all(path.stat().st_mtime_ns <= output.stat().st_mtime_ns for path in inputs)

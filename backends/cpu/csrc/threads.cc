@@ -13,6 +13,10 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#ifdef FUSIONKIT_STD_THREADS
+#include <thread>
+#include <vector>
+#endif
 
 #include "buffer.h"
 #include "parallel.h"
@@ -70,6 +74,24 @@ void watch_forks() {
   });
 }
 
+// member(thread, number of threads) on up to `size` threads at once.
+#ifdef FUSIONKIT_STD_THREADS
+// For ThreadSanitizer, which cannot see how an OpenMP runtime synchronises.
+template <class Member>
+void run_team(int size, Member member) {
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < size; ++thread) others.emplace_back(member, thread, size);
+  member(0, size);
+  for (std::thread& other : others) other.join();
+}
+#else
+template <class Member>
+void run_team(int size, Member member) {
+#pragma omp parallel num_threads(size)
+  member(omp_get_thread_num(), omp_get_num_threads());
+}
+#endif
+
 void run_share(int64_t n, int shares, int share, ShareBody body, void* context) {
   const int64_t whole = n / shares, rest = n % shares;  // the first `rest` shares get one more
   const int64_t begin = share * whole + (share < rest ? share : rest);
@@ -109,10 +131,8 @@ void run_shares(int64_t n, int shares, ShareBody body, void* context) {
   pool_started = true;
   std::exception_ptr error;
   std::mutex error_mutex;
-#pragma omp parallel num_threads(shares)
-  {
-    const int team = omp_get_num_threads();
-    for (int share = omp_get_thread_num(); share < shares; share += team) {
+  run_team(shares, [&](int thread, int team) {
+    for (int share = thread; share < shares; share += team) {
       try {
         run_share(n, shares, share, body, context);
       } catch (...) {
@@ -120,14 +140,13 @@ void run_shares(int64_t n, int shares, ShareBody body, void* context) {
         if (!error) error = std::current_exception();
       }
     }
-  }
+  });
   if (error) std::rethrow_exception(error);
 }
 
-Buffer::Buffer(size_t num_bytes)
-    : data_(num_bytes == 0 ? nullptr
-                           : std::aligned_alloc(kAlignment, (num_bytes + kAlignment) / kAlignment * kAlignment)) {
-  if (data_ == nullptr && num_bytes > 0) throw std::bad_alloc();
+// Not rounded up: a sanitizer then sees what lies past the last byte.
+Buffer::Buffer(size_t num_bytes) {
+  if (num_bytes > 0 && posix_memalign(&data_, kAlignment, num_bytes) != 0) throw std::bad_alloc();
 }
 
 Buffer::~Buffer() { std::free(data_); }

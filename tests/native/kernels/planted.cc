@@ -1,7 +1,5 @@
-// Mistakes made on purpose, to see that they are caught: each hands a kernel a tensor that claims memory it lacks, or
-// two that overlap.
-#include <stdexcept>
-
+// Mistakes made on purpose, to see that they are caught: a tensor that claims memory it lacks, two that overlap, one
+// that is not aligned.
 #include "judge.h"
 
 namespace kernel_tests {
@@ -33,13 +31,23 @@ void claim(DType dtype, bool reads, int64_t before) {
 // y is x moved by one row: the last row that a share writes is the first one that the next share reads.
 void overlap() {
   begin_case("planted overlap");
-  constexpr int64_t kSize = 8192;
+  constexpr int64_t kSize = 40000;  // more than one share's worth
   fusionkit_cpu::set_num_threads(kRows);
   const Guarded memory = random(DType::kFloat32, {kRows + 1, kSize}), weight = random(DType::kFloat32, {kSize});
   Tensor x = memory, y = memory;
   x.shape[0] = y.shape[0] = kRows;
   y.data = static_cast<float*>(y.data) + kSize;
   fusionkit_cpu::rms_norm(x, weight, 1e-5f, y, {});
+}
+
+// A float at an odd address.
+void misalign() {
+  begin_case("planted undefined behaviour");
+  const Guarded x = random(DType::kFloat32, {2}), memory = random(DType::kFloat32, {2});
+  Tensor factor = memory;
+  factor.shape[0] = 1;
+  factor.data = static_cast<char*>(factor.data) + 1;
+  fusionkit_cpu::scale(x, factor);
 }
 
 void wrong_result() {
@@ -50,10 +58,11 @@ void wrong_result() {
 
 }  // namespace
 
-// "read end float16", "write begin float32", "overlap" or "result"
+// "read end float16", "write begin float32", "overlap", "undefined" or "result"
 int plant(const std::string& name) {
   const auto has = [&](const char* word) { return name.find(word) != std::string::npos; };
   if (has("overlap")) overlap();
+  if (has("undefined")) misalign();
   if (has("result")) wrong_result();
   edge = has("begin") ? Edge::kBegin : Edge::kEnd;
   for (DType dtype : kFloating)

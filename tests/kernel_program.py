@@ -1,0 +1,45 @@
+"""The ways to compile the native code for tests, and the program of tests/native/kernels.
+
+Each variant has a folder of its own in build/; the ordinary build is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from build_native import FLAGS, Variant, link_for_numpy
+from incremental_build import compile_all, link, locked
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = Path("tests/native/kernels")
+
+# -O1: the stack of a report names the functions of the source.
+ADDRESS_FLAGS = (
+    "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all".split()
+)
+THREAD_FLAGS = "-O1 -g -fsanitize=thread".split()
+
+NATIVE = Variant("native")
+ADDRESS = Variant("address", (*FLAGS, *ADDRESS_FLAGS))
+THREAD = Variant("thread", (*FLAGS, *THREAD_FLAGS, "-DFUSIONKIT_STD_THREADS"))
+ARM64 = Variant("arm64", compiler=("aarch64-linux-gnu-g++",), machine="aarch64")
+
+
+def build_program(variant: Variant) -> Path:
+    """The kernel library and its checks in one executable."""
+    with contextlib.chdir(ROOT), locked(variant.folder):
+        objects = variant.kernel_library() + variant.steps(SOURCES.glob("*.cc"), ["-O2", "-fno-sanitize=all"])
+        compile_all(objects)
+        program = variant.folder / "kernel_tests"
+        link(program, objects, [*variant.flags, "-ldl"])
+        return program.resolve()
+
+
+def build_for_numpy(variant: Variant, flags: list[str]) -> Path:
+    """The folder of a `_native` of this variant, beside the ordinary one."""
+    with contextlib.chdir(ROOT), locked(variant.folder):
+        library, python = variant.kernel_library(), variant.python_module()
+        compile_all(library + python)
+        link_for_numpy(variant.folder, library, python, flags)
+        return variant.folder.resolve()

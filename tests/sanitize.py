@@ -1,0 +1,77 @@
+"""`make sanitize`: the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+
+Each sanitizer first has to catch mistakes made on purpose; a build that finds nothing there proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests import kernel_program
+from tests.guard_pages import MISTAKES
+from tests.kernel_program import ADDRESS, ADDRESS_FLAGS, ROOT, THREAD
+
+
+def library(name: str) -> str:
+    command = ["g++", f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def address_environment() -> Mapping[str, str]:
+    """libstdc++ comes first too, so that AddressSanitizer finds the real __cxa_throw. Python and NumPy never free some
+    memory, so leaks are looked for in the stand-alone program alone; Python's own pools would hide a block's end."""
+    return os.environ | {
+        "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so')}",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",
+    }
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def require_clean(title: str, *command: str | Path, env: Mapping[str, str] | None = None) -> None:
+    start = time.monotonic()
+    result = run(*command, env=env)
+    print(f"{title} ({time.monotonic() - start:.0f} s)\n{result.stdout}", end="", flush=True)
+    if result.returncode != 0:
+        sys.exit(f"{result.stderr[-8000:]}\n{title}: failed with status {result.returncode}")
+
+
+def require_caught(report: str, *command: str | Path, env: Mapping[str, str] | None = None) -> None:
+    """The command ends with --plant MISTAKE."""
+    result = run(*command, env=env)
+    if result.returncode == 0 or report not in result.stderr:
+        sys.exit(f"{result.stdout}{result.stderr}\n{report}: the planted mistake {command[-1]!r} was not caught")
+
+
+def check_addresses() -> None:
+    folder = kernel_program.build_for_numpy(ADDRESS, ADDRESS_FLAGS)
+    program = kernel_program.build_program(ADDRESS)
+    parity = [sys.executable, "-W", "ignore", "-m", "tests.parity_process", "--native", str(folder)]
+    env = address_environment()
+    for mistake in MISTAKES:
+        require_caught("AddressSanitizer: heap-buffer-overflow", *parity, "--plant", mistake, env=env)
+    require_caught("runtime error: load of misaligned address", program, "--plant", "undefined")
+    print(f"AddressSanitizer caught {len(MISTAKES)} planted mistakes, UndefinedBehaviorSanitizer 1", flush=True)
+    require_clean("Parity cases under AddressSanitizer and UndefinedBehaviorSanitizer", *parity, env=env)
+    require_clean("The stand-alone checks under both, leaks included", program)
+
+
+def check_threads() -> None:
+    program = kernel_program.build_program(THREAD)
+    require_caught("ThreadSanitizer: data race", program, "--plant", "overlap")
+    print("ThreadSanitizer caught 1 planted race", flush=True)
+    require_clean("The stand-alone checks under ThreadSanitizer, on threads of the C++ library", program)
+
+
+if __name__ == "__main__":
+    check_addresses()
+    check_threads()
