@@ -20,7 +20,7 @@ class Buffer {
   }
 
  private:
-  void* data_;
+  void* data_ = nullptr;
 };
 
 }  // namespace fusionkit_cpu
