@@ -30,6 +30,7 @@ paged_attention = Op("paged_attention")
 swiglu = Op("swiglu")
 fused_linear = Op("fused_linear")
 fused_linear_cross_entropy = Op("fused_linear_cross_entropy")
+fused_adamw = Op("fused_adamw")
 
 __all__ = [
     *OP_NAMES,

@@ -29,9 +29,13 @@ def model_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
     """
     sizes = {name: sum(_product(part.shape) for part in parts) for name, parts in layout(config).items()}
     weights = sum(sizes.values()) - sizes["embed_tokens.weight"]
+    return 6.0 * weights * sum(document_lengths) + attention_flops(config, document_lengths)
+
+
+def attention_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
+    """The second term of `model_flops`."""
     pairs = sum(length * length for length in document_lengths)
-    attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
-    return 6.0 * weights * sum(document_lengths) + attention
+    return 6.0 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
 
 
 def _product(shape: tuple[int, ...]) -> int:

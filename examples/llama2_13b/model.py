@@ -161,7 +161,8 @@ class Llama(nn.Layer):
         """
         config = LlamaConfig.from_json(Path(folder) / "config.json")
         weights = checkpoint.Reader(folder, config)
-        model = cls(config, dtype, recompute)
+        with paddle.LazyGuard():  # random first values would take 17 ns each
+            model = cls(config, dtype, recompute)
         for name, parameter in model.named_parameters():
             parameter.set_value(weights.read(name))
         return model

@@ -9,13 +9,14 @@ from typing import Any
 import paddle
 
 from examples.llama2_13b import checkpoint, safetensors_folder
+from fusionkit import optimizer
 
 MOMENTS = ("moment1", "moment2")
 POWERS = ("beta1_pow_acc", "beta2_pow_acc")  # beta^step, the same for all parameters
 
 
 class AdamW:
-    """Paddle's AdamW; norms are not decayed.
+    """AdamW in one pass over memory a parameter, clipping included; norms are not decayed.
 
     Args:
         model: whose parameters are updated.
@@ -29,7 +30,7 @@ class AdamW:
         self._model, self._max_grad_norm = model, max_grad_norm
         self._parameters = dict(model.named_parameters())
         matrices = {parameter.name for parameter in self._parameters.values() if parameter.ndim > 1}
-        self._adamw = paddle.optimizer.AdamW(
+        self._adamw = optimizer.AdamW(
             learning_rate=0.0,
             beta1=beta1,
             beta2=beta2,
@@ -41,10 +42,11 @@ class AdamW:
 
     def step(self, learning_rate: float) -> float:
         """Update every parameter, forget the gradients, and return their norm before clipping."""
-        norm = clip_global_norm(list(self._parameters.values()), self._max_grad_norm)
+        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        norm = optimizer.global_norm(gradients)
         self._adamw.set_lr(learning_rate)
-        self._adamw.step()
-        self._adamw.clear_grad()
+        self._adamw.step(clipping_scale(norm, self._max_grad_norm))
+        self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it
         return norm
 
     def save(self, folder: Path) -> dict[str, float]:
@@ -74,18 +76,12 @@ class AdamW:
         self._adamw.set_state_dict(state)
 
 
-@paddle.no_grad()
-def clip_global_norm(parameters: list[Any], max_norm: float) -> float:
-    """Scale the gradients down to a joint norm of max_norm, and return the norm that they had.
+def clipping_scale(norm: float, max_norm: float) -> float:
+    """The factor that brings gradients of this joint norm down to max_norm; 0 is no limit.
 
     Raises:
         FloatingPointError: the norm is not finite.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
     if not math.isfinite(norm):
         raise FloatingPointError(f"sft: the gradient's norm must be finite, got {norm}. Lower the learning rate")
-    if 0 < max_norm < norm:
-        for gradient in gradients:
-            gradient.scale_(max_norm / norm)
-    return norm
+    return max_norm / norm if 0 < max_norm < norm else 1.0

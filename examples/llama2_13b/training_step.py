@@ -152,7 +152,9 @@ def product_rate(config: LlamaConfig, seq_len: int, seconds: float = 2.0) -> flo
     return float(2.0 * seq_len * shape[0] * shape[1] / np.median(times))
 
 
-def run(contestant: str, config: LlamaConfig, seq_len: int, warmup: int, steps: int, keeps_memory: bool) -> dict[str, Any]:
+def run(
+    contestant: str, config: LlamaConfig, seq_len: int, warmup: int, steps: int, keeps_memory: bool
+) -> dict[str, Any]:
     """Steps after the warm-up, the loss of the very first, and the peak of resident memory in bytes."""
     if keeps_memory:
         from fusionkit import keep_freed_memory

@@ -16,6 +16,7 @@ OP_NAMES = (
     "swiglu",
     "fused_linear",
     "fused_linear_cross_entropy",
+    "fused_adamw",
 )
 
 

@@ -150,6 +150,20 @@ FUSIONKIT_API void linear_cross_entropy(const Tensor& x, const Tensor& weight, c
                                         int64_t ignore_index, const Tensor& loss_sum, const Tensor& num_tokens,
                                         const Tensor& dx, const Tensor& dweight);
 
+// ---- AdamW ---------------------------------------------------------------------------------------------------------
+// In place, contiguous float32 param, moment1 and moment2; grad [like param] floating. With g = grad_scale * grad:
+//   moment1 = beta1 * moment1 + one_minus_beta1 * g;  moment2 = beta2 * moment2 + one_minus_beta2 * g^2
+//   param = decay * param - step_size * moment1 / (sqrt(moment2) * root_factor + epsilon)
+
+struct AdamWFactors {
+  float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, root_factor, epsilon, decay, step_size;
+};
+
+FUSIONKIT_API void adamw(const Tensor& param, const Tensor& grad, const Tensor& moment1, const Tensor& moment2,
+                         const AdamWFactors& factors);
+
+// ---- Chain rule ----------------------------------------------------------------------------------------------------
+
 // y = x * factor[0] in place: the chain rule for the gradients above. x floating; factor [1] float32.
 FUSIONKIT_API void scale(const Tensor& x, const Tensor& factor);
 FUSIONKIT_API void scale(const Tensor& x, const Tensor& factor, const Tensor& y);  // y = x * factor

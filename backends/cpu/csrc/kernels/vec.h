@@ -46,6 +46,10 @@ inline Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }
 #else
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec sqrt(Vec a) {
+  for (int i = 0; i < kLanes; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
 #endif
 
 // Stores past the caches, for results larger than they are: no line is read before it is written, and nothing that is

@@ -9,5 +9,6 @@ void bind_machine(pybind11::module_& module);
 void bind_elementwise(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);
 void bind_products(pybind11::module_& module);
+void bind_optimizer(pybind11::module_& module);
 
 }  // namespace fusionkit_cpu

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_native, module) {
   bind_elementwise(module);
   bind_attention(module);
   bind_products(module);
+  bind_optimizer(module);
 }
 
 }  // namespace fusionkit_cpu
