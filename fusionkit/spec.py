@@ -105,8 +105,8 @@ class Input:
 class Output:
     """A result: its shape in the same words, and the input whose dtype it has (or a dtype).
 
-    One with the name of an input that the op writes is that input, held to the tolerance; an input that is written but not
-    returned must be exact.
+    One with the name of an input that the op writes is that input, held to the tolerance; an input that is written
+    but not returned must be exact.
 
     `when` names the argument that must be true for it to be returned.
     """

@@ -43,7 +43,7 @@ def test_one_command_prints_the_table_and_writes_picture_and_record(tmp_path, ca
     options = ["--case", "T8xH5120", "--dtype", "bfloat16", "--rounds", "2", "--threads", "1"]
     files = {name: tmp_path / f"{name}.out" for name in ("table", "chart", "json")}
     written = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    assert cli.main(["bench", "fusion_rms_norm", *options, *written]) in (0, 1)
+    assert cli.main(["bench", "fusion_rms_norm", *options, *written]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"\| fusion_rms_norm \| T8xH5120 \| bfloat16 \| forward \+ backward +\| warm", printed)
     assert "not measured" not in printed

@@ -44,7 +44,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in {**sizes, "vocab_size": 32000, "seq_len": 1024}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="every contestant runs once in each (default: 2)")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before timing (default: 1)")
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="steps before timing, while memory still grows (default: 2)"
+    )
     parser.add_argument("--steps", type=int, default=2, help="timed steps a round (default: 2)")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="default: all")
     parser.add_argument("--json", type=Path, help="write every step to this file")

@@ -13,8 +13,8 @@ LIMITS_US = {"two tensors": 1.0, "three tensors": 2.0}
 CALLS = 2000
 
 
-def measure(rounds: int) -> bool:
-    """Prints a table; whether both are within their limits."""
+def measure(rounds: int) -> None:
+    """Prints a table, and whether both are within their limits."""
     import paddle
 
     import fusionkit as fk
@@ -37,7 +37,6 @@ def measure(rounds: int) -> bool:
             f"{LIMITS_US[name]:6.1f}"
         )
     print("within the limits" if within else "over the limit")
-    return within
 
 
 def interleaved(

