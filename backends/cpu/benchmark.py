@@ -53,6 +53,7 @@ TARGETS = (
     Target(LOSS, r"T2048x\w+", FORWARD, "ceiling", 1 / 1.1),
     Target(LOSS, r"T2048x\w+", TRAINING, "ceiling", 1 / 1.15),
     Target("paged_attention", ".*", FORWARD, "ceiling", 0.80),
+    Target("fused_adamw", ".*", FORWARD, "ceiling", 0.85),
     *(Target(f"{NORMS}|{LINEAR}|{LOSS}", WHOLE, direction, "kernel", 0.9) for direction in (FORWARD, TRAINING)),
     *(Target(f"{ATTENTION}|fusion_rope", r"S\d+.*|B.*", way, "kernel", 0.9) for way in (FORWARD, TRAINING)),
     *(Target(f"{NORMS}|{LINEAR}", FEW, direction, "paddle", 1.0) for direction in (FORWARD, TRAINING)),

@@ -141,6 +141,14 @@ def paged_attention(
     return {"": (lambda: F.scaled_dot_product_attention(query, keys, values, enable_gqa=gqa), [])}
 
 
+def fused_adamw(param: Any, grad: Any, learning_rate: float, **others: Any) -> Variants:
+    """torch.optim's fused step, on one parameter that holds its gradient; float32 gradients alone."""
+    held = torch.nn.Parameter(param)
+    held.grad = grad.float()
+    optimizer = torch.optim.AdamW([held], learning_rate, weight_decay=0.01, fused=True)
+    return {"": (lambda: optimizer.step(), [])}
+
+
 PEERS: dict[str, Callable[..., Variants]] = {
     peer.__name__: peer
     for peer in (
@@ -152,5 +160,6 @@ PEERS: dict[str, Callable[..., Variants]] = {
         fused_linear_cross_entropy,
         flash_attention,
         paged_attention,
+        fused_adamw,
     )
 }

@@ -12,6 +12,7 @@ from fusionkit.errors import argument_error
 from fusionkit.spec import (
     FLOATING,
     Array,
+    Benchmark,
     Case,
     Cost,
     Epsilons,
@@ -174,7 +175,7 @@ INVALID_CASES = (
 )
 
 
-def cost(dims: Mapping[str, int], itemsize: int) -> Cost:
+def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
     """Four reads and three writes; the states are float32, the gradient has the dtype under test."""
     elements = dims["..."]
     return Cost(16.0 * elements, (12 + itemsize) * elements, 12.0 * elements)
@@ -204,6 +205,7 @@ spec = OpSpec(
         backward=None,
     ),
     cost=cost,
+    benchmarks=(Benchmark(case("5120x5120", 5120, 5120)),),
     amp="keep",
     source="Loshchilov and Hutter 2019, arXiv:1711.05101",
     check=lambda call: check_scalars(call.values),
