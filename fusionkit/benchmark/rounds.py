@@ -18,7 +18,9 @@ SLOW_S, VERY_SLOW_S = 0.5, 2.0  # from here on 3 rounds are enough, and the firs
 
 def measure(workers: Sequence[Worker], subject: Subject, rounds: int) -> Iterator[Result]:
     """A result for each state of the caches: warm, and cold where the subject asks for it."""
-    prepared = {worker: worker.prepare(subject) for worker in workers}
+    for worker in workers:
+        worker.prepare(subject)
+    prepared = {worker: worker.prepared() for worker in workers}
     keys = {worker: own for worker, (own, _) in prepared.items()}
     dims = prepared[workers[0]][1]
     for cold in (False, True) if subject.benchmark.cold else (False,):

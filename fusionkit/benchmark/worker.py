@@ -37,7 +37,7 @@ KINDS = (
 
 
 class Worker:
-    """Starts the process; `prepare`, `time` and `close` talk to it."""
+    """Starts the process; its methods talk to it."""
 
     def __init__(self, kind: Kind, backend: str, num_threads: int) -> None:
         self.kind = kind
@@ -48,14 +48,19 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def prepare(self, subject: Subject) -> tuple[list[Key], dict[str, Any]]:
+    def prepare(self, subject: Subject) -> None:
+        """Begins to; workers may do so at the same time."""
+        self._send("prepare", subject)
+
+    def prepared(self) -> tuple[list[Key], dict[str, Any]]:
         """The contestants, and the subject's sizes."""
-        keys, dims = self._ask("prepare", subject)
+        keys, dims = self._receive()
         return keys, dims
 
     def time(self, key: Key, number: int, cold: bool) -> float:
         """Seconds a call, over `number` calls; each after the caches were emptied when `cold`."""
-        seconds: float = self._ask("time", key, number, cold)
+        self._send("time", key, number, cold)
+        seconds: float = self._receive()
         return seconds
 
     def close(self) -> None:
@@ -65,15 +70,17 @@ class Worker:
         if self._process.is_alive():
             self._process.terminate()
 
-    def _ask(self, *request: Any) -> Any:
+    def _send(self, *request: Any) -> None:
+        self._asked = request
         self._connection.send(request)
+
+    def _receive(self) -> Any:
         try:
             answer = self._connection.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError(
-                f"bench: the {self.kind.name} worker ended with status {self._process.exitcode} on {request}"
-            ) from None
+            status = self._process.exitcode
+            raise RuntimeError(f"bench: the {self.kind.name} worker ended with {status} on {self._asked}") from None
         if isinstance(answer, Exception):
             raise answer
         return answer
