@@ -104,29 +104,27 @@ inline void store_non_temporal(Float16* p, Vec a) {
 
 #else
 
-template <class T>
-inline Vec load_each(const T* p) {
-  Vec a;
-  for (int i = 0; i < kLanes; ++i) a[i] = to_float(p[i]);
-  return a;
-}
-template <class T>
-inline void store_each(T* p, Vec a) {
-  for (int i = 0; i < kLanes; ++i) p[i] = from_float<T>(a[i]);
+// The float's high half is its bfloat16. NaN becomes all ones: no blend, and no shift, to save instructions.
+inline UintVec round_high_half(Vec a) {
+  const UintVec bits = (UintVec)a, odd = (UintVec)((bits & 0x10000) == 0x10000);  // -1 where the last bit kept is set
+  return (bits + 0x7fff - odd) | (UintVec)(a != a);
 }
 
 #if defined(__AVX2__)
 
+// The loading unit copies to both halves; one shuffle then widens and shifts, where shuffles are what runs out.
 inline Vec load(const BFloat16* p) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i places = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,  //
+                                          -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(twice, places));
 }
 inline Vec load(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline __m128i to_bfloat16(Vec a) {
-  const UintVec bits = (UintVec)a;
-  const UintVec rounded = a == a ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
-  const __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // within each half
-  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+  const __m256i rounded = (__m256i)round_high_half(a);
+  const __m256i places = _mm256_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                          -1, -1, -1, -1, -1, -1, -1, -1, 2, 3, 6, 7, 10, 11, 14, 15);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_shuffle_epi8(rounded, places), 0x0c));
 }
 inline __m128i to_float16(Vec a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
 inline void store(BFloat16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bfloat16(a)); }
@@ -136,12 +134,42 @@ inline void store_non_temporal(Float16* p, Vec a) { _mm_stream_si128(reinterpret
 
 #else
 
-inline Vec load(const BFloat16* p) { return load_each(p); }
-inline Vec load(const Float16* p) { return load_each(p); }
-inline void store(BFloat16* p, Vec a) { store_each(p, a); }
-inline void store(Float16* p, Vec a) { store_each(p, a); }
-inline void store_non_temporal(BFloat16* p, Vec a) { store_each(p, a); }
-inline void store_non_temporal(Float16* p, Vec a) { store_each(p, a); }
+typedef uint16_t ShortVec __attribute__((vector_size(2 * kLanes)));
+
+inline UintVec load_bits(const void* p) {
+  ShortVec bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return __builtin_convertvector(bits, UintVec);
+}
+inline void store_bits(void* p, UintVec wide) {
+#if defined(__SSE2__)
+  // Narrowing saturates signed values: those of 16 bits pass.
+  _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packs_epi32((__m128i)((IntVec)(wide << 16) >> 16), __m128i{}));
+#else
+  const ShortVec bits = __builtin_convertvector(wide, ShortVec);
+  __builtin_memcpy(p, &bits, sizeof bits);
+#endif
+}
+
+// The scalar conversions above, in vectors.
+inline Vec load(const BFloat16* p) { return (Vec)(load_bits(p) << 16); }
+inline Vec load(const Float16* p) {
+  const UintVec x = load_bits(p);
+  const Vec scaled = (Vec)((x & 0x7fff) << 13) * bits_to_float(0x77800000);
+  const UintVec special = (UintVec)((IntVec)scaled >= 0x47800000) & 0x7f800000;
+  return (Vec)((UintVec)scaled | special | (x & 0x8000) << 16);
+}
+inline void store(BFloat16* p, Vec a) { store_bits(p, round_high_half(a) >> 16); }
+inline void store(Float16* p, Vec a) {
+  const UintVec bits = (UintVec)a, magnitude = bits & 0x7fffffff;
+  const UintVec small = (UintVec)((Vec)magnitude + 0.5f) - 0x3f000000;
+  const UintVec normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
+  const UintVec special = (IntVec)magnitude > 0x7f800000 ? UintVec{} + 0x7e00 : UintVec{} + 0x7c00;
+  const UintVec finite = (IntVec)magnitude < 0x38800000 ? small : normal;
+  store_bits(p, (bits >> 16 & 0x8000) | ((IntVec)magnitude >= 0x477ff000 ? special : finite));
+}
+inline void store_non_temporal(BFloat16* p, Vec a) { store(p, a); }
+inline void store_non_temporal(Float16* p, Vec a) { store(p, a); }
 
 #endif
 #endif

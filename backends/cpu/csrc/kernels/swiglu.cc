@@ -34,8 +34,9 @@ struct Sigmoid {
   template <class Storage>
   Sigmoid(Vec g, const Storage* storage) {
     const Vec e = exp_of_minus_abs(g, storage), one = broadcast(1.0f), inverse = one / (one + e), other = e * inverse;
-    value = g < 0.0f ? other : inverse;
-    complement = g < 0.0f ? inverse : other;
+    const IntVec sign = (IntVec)g;  // which alone steers a blend, without a comparison
+    value = sign < 0 ? other : inverse;
+    complement = sign < 0 ? inverse : other;
   }
 };
 
