@@ -21,6 +21,8 @@ void add_rows(const float* a, int64_t a_stride, const T* b, int64_t b_stride, DT
     Vec sum[Rows];
     for (int row = 0; row < Rows; ++row) sum[row] = load(sums + row * padded(cols) + col);
     for (int k = 0; k < Depth; ++k) {
+      // A stream for each k, whose columns here are short: more than the hardware's prefetchers follow.
+      __builtin_prefetch(b + (k + Depth) * b_stride + col);
       const Vec b_k = round_vector(round_to, load_lanes(b + k * b_stride + col, 1, cols - col));
       for (int row = 0; row < Rows; ++row) sum[row] = fma(broadcast(a[row * a_stride + k]), b_k, sum[row]);
     }
