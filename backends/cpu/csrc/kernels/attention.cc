@@ -1,7 +1,7 @@
 #include "kernels/attention.h"
 
 #include "buffer.h"
-#include "kernels/attention_forward.h"
+#include "kernels/attention_decode.h"
 #include "kernels/attention_heads.h"
 
 namespace fusionkit_cpu {
@@ -62,12 +62,68 @@ void attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionMa
   });
 }
 
+// Whether a group's queries are few enough to read the keys where they lie.
+bool decodes(const AttentionShape& shape, const Tensor& k, const Tensor& v, const AttentionMask& mask) {
+  return shape.num_queries * shape.group_size() <= kMostDecodeQueries && !mask.attn_mask &&
+         !mask.startend_row_indices && k.strides[3] == 1 && v.strides[3] == 1;
+}
+
+template <class T>
+DecodeQueries<T> group_queries(const AttentionShape& shape, const Tensor& q, bool causal, const Tensor& out,
+                               const Tensor& lse, int64_t batch, int64_t kv_head) {
+  const KeyIntervals no_intervals;
+  const HeadMask mask = {shape.num_queries, shape.num_keys, causal, {}, &no_intervals};
+  DecodeQueries<T> queries;
+  for (int64_t i = 0; i < shape.group_size(); ++i) {
+    const int64_t head = kv_head * shape.group_size() + i;
+    float* statistics = row_statistics(lse, batch, head);
+    for (int64_t query = 0; query < shape.num_queries; ++query) {
+      queries.add({head_rows<T>(q, batch, head)[query], head_data<T>(out, batch, head) + query * out.strides[1],
+                   statistics == nullptr ? nullptr : statistics + query, mask.visible(query)});
+    }
+  }
+  return queries;
+}
+
+template <class T>
+void attend_few(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, float scale, const Tensor& out,
+                const Tensor& lse) {
+  using Operand = typename OperandOf<T>::Type;
+  const AttentionShape shape(q, k);
+  const Depth<Operand> depth(shape.head_dim);
+  const DecodeParts parts(shape.units(), shape.num_keys, depth.columns);
+  const auto queries_of = [&](int64_t unit) {
+    return group_queries<T>(shape, q, causal, out, lse, unit / shape.kv_heads, unit % shape.kv_heads);
+  };
+  Layout counted(nullptr);
+  DecodeScratch<Operand>(counted, depth);
+  const Buffer buffer(counted.size() * num_shares(shape.units() * parts.count(), 1));
+  for_each_item(shape.units() * parts.count(), [&](int64_t item, int share) {
+    Layout layout(buffer.as<char>() + share * counted.size());
+    const DecodeScratch<Operand> scratch(layout, depth);
+    const int64_t unit = item / parts.count(), part = item % parts.count();
+    const int64_t batch = unit / shape.kv_heads, kv_head = unit % shape.kv_heads;
+    decode(queries_of(unit), q.strides[3], head_rows<T>(k, batch, kv_head), head_rows<T>(v, batch, kv_head),
+           parts.keys_of(part, shape.num_keys), depth, scale, scratch, parts.state(unit, part));
+  });
+  for_each_item(shape.units(), [&](int64_t unit, int) {
+    finish_decode<T, Operand>(queries_of(unit), parts, unit, depth.size);
+  });
+}
+
 }  // namespace
 
 void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionMask& mask, float scale,
                      const Tensor& out, const Tensor& lse) {
-  visit_floating(q.dtype,
-                 [&](auto* type) { attend<std::remove_pointer_t<decltype(type)>>(q, k, v, mask, scale, out, lse); });
+  const bool few = decodes(AttentionShape(q, k), k, v, mask);
+  visit_floating(q.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (few) {
+      attend_few<T>(q, k, v, mask.causal, scale, out, lse);
+    } else {
+      attend<T>(q, k, v, mask, scale, out, lse);
+    }
+  });
 }
 
 }  // namespace FUSIONKIT_ISA

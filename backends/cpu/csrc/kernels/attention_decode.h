@@ -1,174 +1,256 @@
-// Attention of a few queries on a long cache: reads every key and value once, where it lies. Packing them for the
-// register tiles of attention_forward.h would cost more than the products.
+// Attention of a few queries on many keys: every key and value is read once, where it lies. Packing them for the register
+// tiles of attention_forward.h would cost more than the products.
 #pragma once
 
+#include "buffer.h"
+#include "kernels/attention_decode_rows.h"
 #include "kernels/attention_forward.h"
 
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
 namespace {
 
-constexpr int64_t kDecodeBlock = 64;  // keys; three times their rows, 48 KiB of bfloat16 at head_dim 128, are in flight
 constexpr int64_t kMostDecodeQueries = 8;  // above it packing pays
-constexpr int kDecodeKeys = 4;             // keys at a time, for independent sums
-constexpr int kDecodeVectors = 8;          // of the output in registers
+constexpr int64_t kFewestDecodeKeys = 256;  // of a part
 
 template <class T>
 struct DecodeQuery {
   const T* query;
   T* out;
+  float* lse;        // may be null
   int64_t num_keys;  // visible to it: the first ones
 };
 
-struct DecodeScratch {
-  float *queries, *output, *scores, *probabilities;
-  float maximum[kMostDecodeQueries], sum[kMostDecodeQueries];
+// The queries of one head group.
+template <class T>
+struct DecodeQueries {
+  DecodeQuery<T> at[kMostDecodeQueries];
+  int64_t count = 0;
+  void add(const DecodeQuery<T>& query) { at[count++] = query; }
+};
+
+// What the queries of a group have from some keys.
+struct DecodeState {
+  float *output, *maximum, *sum;
   int64_t columns;
 
-  DecodeScratch(Layout& layout, int64_t head_dim) : columns(round_up(head_dim, kLanes)) {
-    queries = layout.take<float>(kMostDecodeQueries * columns);
+  DecodeState(Layout& layout, int64_t columns) : columns(columns) {
     output = layout.take<float>(kMostDecodeQueries * columns);
-    scores = layout.take<float>(kMostDecodeQueries * kDecodeBlock);
-    probabilities = layout.take<float>(kMostDecodeQueries * kDecodeBlock);
+    maximum = layout.take<float>(kMostDecodeQueries);
+    sum = layout.take<float>(kMostDecodeQueries);
+  }
+  float* output_of(int64_t row) const { return output + row * columns; }
+  void clear() const {
+    for (int64_t i = 0; i < kMostDecodeQueries * columns; ++i) output[i] = 0;
+    for (int64_t i = 0; i < kMostDecodeQueries; ++i) maximum[i] = -kInfinity, sum[i] = 0;
   }
 };
 
-template <class T>
-void score_keys(const float* query, const T* const* keys, int64_t head_dim, float scale, float* scores) {
-  Vec sums[kDecodeKeys] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= head_dim; i += kLanes) {
-    const Vec q = load(query + i);
+template <class Operand>
+struct DecodeScratch {
+  typename Operand::Group* queries;
+  float* scores;                           // [query][key]
+  typename Operand::Element* probabilities;  // [query][key]
+
+  DecodeScratch(Layout& layout, const Depth<Operand>& depth) {
+    queries = layout.take<typename Operand::Group>(kMostDecodeQueries * depth.staged_groups);
+    scores = layout.take<float>(kMostDecodeQueries * kDecodeBlock);
+    probabilities = layout.take<typename Operand::Element>(kMostDecodeQueries * kDecodeBlock);
+  }
+};
+
+// One step of sum_each: pairs of vectors become one that holds the sums of lanes kWidth apart.
+template <int kWidth>
+[[gnu::always_inline]] inline void fold(Vec* sums) {
+  UintVec near{}, far{};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    near[lane] = (lane & kWidth) == 0 ? lane : kLanes + lane - kWidth;
+    far[lane] = near[lane] + kWidth;
+  }
 #pragma GCC unroll 8
-    for (int n = 0; n < kDecodeKeys; ++n) sums[n] = fma(q, load(keys[n] + i), sums[n]);
+  for (int n = 0; n < kWidth; ++n) {
+    const Vec a = sums[n], b = sums[n + kWidth];
+    sums[n] = __builtin_shuffle(a, b, near) + __builtin_shuffle(a, b, far);
+  }
+}
+
+// The sum of the lanes of sums[n] in lane n.
+[[gnu::always_inline]] inline Vec sum_each(Vec* sums) {
+  if constexpr (kLanes > 8) fold<8>(sums);
+  if constexpr (kLanes > 4) fold<4>(sums);
+  fold<2>(sums);
+  fold<1>(sums);
+  return sums[0];
+}
+
+// Scores of one query against kLanes keys.
+template <class T, class Operand>
+Vec score_keys(const typename Operand::Group* query, const T* const* keys, int64_t head_dim) {
+  constexpr int64_t kStep = kLanes * Operand::kGroup;
+  Vec sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kStep <= head_dim; i += kStep) {
+    const auto q = Operand::load_groups(query + i / Operand::kGroup);
+#pragma GCC unroll 16
+    for (int n = 0; n < kLanes; ++n) {
+      sums[n] = Operand::multiply_add(q, RowGroups<T, Operand>::load_some(keys[n] + i, kStep), sums[n]);
+    }
   }
   if (i < head_dim) {
-    const Vec q = load(query + i);
-    for (int n = 0; n < kDecodeKeys; ++n) sums[n] = fma(q, load_partial(keys[n] + i, head_dim - i), sums[n]);
-  }
-#pragma GCC unroll 8
-  for (int n = 0; n < kDecodeKeys; ++n) scores[n] = sum_lanes(sums[n]) * scale;
-}
-
-// output += sum over the keys of their probability times kVectors vectors of their value, from `column` on.
-template <int kVectors, class T>
-void add_values(const float* probabilities, const T* const* values, int64_t num_keys, int64_t column, float* output) {
-  Vec sums[kVectors] = {};
-  for (int64_t key = 0; key < num_keys; ++key) {
-    const Vec p = broadcast(probabilities[key]);
-    const T* value = values[key] + column;
-#pragma GCC unroll 8
-    for (int n = 0; n < kVectors; ++n) sums[n] = fma(p, load(value + n * kLanes), sums[n]);
-  }
-#pragma GCC unroll 8
-  for (int n = 0; n < kVectors; ++n) {
-    float* to = output + column + n * kLanes;
-    store(to, load(to) + sums[n]);
-  }
-}
-
-template <class T>
-void add_all_values(const float* probabilities, const T* const* values, int64_t num_keys, int64_t head_dim,
-                    float* output) {
-  int64_t i = 0;
-  for (; i + kDecodeVectors * kLanes <= head_dim; i += kDecodeVectors * kLanes) {
-    add_values<kDecodeVectors>(probabilities, values, num_keys, i, output);
-  }
-  for (; i + kLanes <= head_dim; i += kLanes) add_values<1>(probabilities, values, num_keys, i, output);
-  if (i == head_dim) return;
-  Vec sums{};
-  for (int64_t key = 0; key < num_keys; ++key) {
-    sums = fma(broadcast(probabilities[key]), load_partial(values[key] + i, head_dim - i), sums);
-  }
-  store(output + i, load(output + i) + sums);
-}
-
-// Where the keys and values of a block lie; past the end, the last one again.
-template <class T>
-struct DecodeRows {
-  const T *keys[kDecodeBlock], *values[kDecodeBlock];
-
-  void locate(const PagedRows<T>& key_rows, const PagedRows<T>& value_rows, int64_t first, int64_t num_keys) {
-    int64_t key = first < num_keys ? first : num_keys - 1;
-    keys[0] = key_rows[key];
-    values[0] = value_rows[key];
-    for (int64_t i = 1, left = key_rows.left_in_block(key); i < kDecodeBlock; ++i) {
-      keys[i] = keys[i - 1];
-      values[i] = values[i - 1];
-      if (key + 1 >= num_keys) continue;
-      ++key;
-      if (--left > 0) {
-        keys[i] += key_rows.row_stride;
-        values[i] += value_rows.row_stride;
-      } else {
-        keys[i] = key_rows[key];
-        values[i] = value_rows[key];
-        left = key_rows.left_in_block(key);
-      }
+    const auto q = Operand::load_groups(query + i / Operand::kGroup);
+#pragma GCC unroll 16
+    for (int n = 0; n < kLanes; ++n) {
+      sums[n] = Operand::multiply_add(q, RowGroups<T, Operand>::load_some(keys[n] + i, head_dim - i), sums[n]);
     }
   }
+  return sum_each(sums);
+}
+
+// Columns [column, column + kColumns) of the output of kQueries queries: += probability times value over the keys.
+template <int kQueries, bool kWhole, class T, class Operand>
+void add_values(const typename Operand::Element* probabilities, const T* const* values, int64_t num_keys,
+                int64_t column, int64_t head_dim, float* output, int64_t output_stride) {
+  constexpr int kVectors = RowGroups<T, Operand>::kVectors;
+  Vec sums[kQueries][kVectors] = {};
+  for (int64_t key = 0; key < num_keys; key += Operand::kGroup) {
+    typename Operand::Register v[kVectors];
+    RowGroups<T, Operand>::template interleave<kWhole>(values + key, column, head_dim, v);
+#pragma GCC unroll 8
+    for (int q = 0; q < kQueries; ++q) {
+      const auto* at = probabilities + q * kDecodeBlock + key;
+      const auto p = Operand::broadcast_group(reinterpret_cast<const typename Operand::Group*>(at));
+#pragma GCC unroll 8
+      for (int n = 0; n < kVectors; ++n) sums[q][n] = Operand::multiply_add(p, v[n], sums[q][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < kQueries; ++q)
+#pragma GCC unroll 8
+    for (int n = 0; n < kVectors; ++n) {
+      float* to = output + q * output_stride + column + n * kLanes;
+      store(to, load(to) + sums[q][n]);
+    }
+}
+
+template <int kQueries, class T, class Operand>
+void add_all_values(const typename Operand::Element* probabilities, const T* const* values, int64_t num_keys,
+                    int64_t head_dim, float* output, int64_t output_stride) {
+  int64_t column = 0;
+  for (; column + RowGroups<T, Operand>::kColumns <= head_dim; column += RowGroups<T, Operand>::kColumns) {
+    add_values<kQueries, true, T, Operand>(probabilities, values, num_keys, column, head_dim, output, output_stride);
+  }
+  if (column == head_dim) return;
+  add_values<kQueries, false, T, Operand>(probabilities, values, num_keys, column, head_dim, output, output_stride);
+}
+
+// The keys of a block against every query.
+template <class T, class Operand>
+void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t first_key,
+                  const DecodeQueries<T>& queries, const Depth<Operand>& depth, float factor,
+                  const DecodeScratch<Operand>& scratch, const DecodeState& state) {
+  const int64_t width = round_up(rows.count, kLanes), size = depth.size;
+  for (int64_t key = 0; key < width; key += kLanes) {
+    for (int64_t i = key; i < key + kLanes; ++i) prefetch_values(next.keys[i], size);
+    for (int64_t row = 0; row < queries.count; ++row) {
+      const auto* query = scratch.queries + row * depth.staged_groups;
+      store(scratch.scores + row * kDecodeBlock + key, score_keys<T, Operand>(query, rows.keys + key, size));
+    }
+  }
+  for (int64_t row = 0; row < queries.count; ++row) {
+    float* scores = scratch.scores + row * kDecodeBlock;
+    for (int64_t i = 0; i < width; i += kLanes) store(scores + i, load(scores + i) * broadcast(factor));
+    for (int64_t i = clamp(queries.at[row].num_keys - first_key, 0, rows.count); i < width; ++i) scores[i] = -kInfinity;
+    const float rescale = soften_row<Operand>(scores, width, Operand::kUnit, row_maximum(scores, width),
+                                              state.maximum[row], state.sum[row],
+                                              scratch.probabilities + row * kDecodeBlock);
+    if (rescale != 1) scale_row(state.output_of(row), state.columns, rescale);
+  }
+  for (int64_t i = 0; i < width; ++i) prefetch_values(next.values[i], size);
+  const int64_t num_keys = round_up(rows.count, Operand::kGroup);
+  for (int64_t row = 0; row < queries.count;) {
+    const auto* probabilities = scratch.probabilities + row * kDecodeBlock;
+    float* output = state.output_of(row);
+    const int64_t left = queries.count - row;
+    if (left >= kDecodeQueriesAtOnce) {
+      add_all_values<kDecodeQueriesAtOnce, T, Operand>(probabilities, rows.values, num_keys, size, output,
+                                                       state.columns);
+      row += kDecodeQueriesAtOnce;
+    } else {
+      add_all_values<1, T, Operand>(probabilities, rows.values, num_keys, size, output, state.columns);
+      row += 1;
+    }
+  }
+}
+
+// The state of the queries of a group after the keys [begin, end).
+template <class T, class Operand, class Rows>
+void decode(const DecodeQueries<T>& queries, int64_t query_stride, const Rows& keys, const Rows& values, KeyRange range,
+            const Depth<Operand>& depth, float scale, const DecodeScratch<Operand>& scratch, const DecodeState& state) {
+  state.clear();
+  for (int64_t row = 0; row < queries.count; ++row) {
+    const StridedRows<T> query = {queries.at[row].query, 0, query_stride};
+    stage_rows(query, 0, 1, 1, depth, scratch.queries + row * depth.staged_groups);
+  }
+  if (range.begin >= range.end) return;
+  DecodeRows<T> blocks[2];
+  DecodeRows<T>*current = &blocks[0], *next = &blocks[1];
+  current->locate(keys, values, range.begin, range.end);
+  for (int64_t first = range.begin; first < range.end; first += kDecodeBlock) {
+    next->locate(keys, values, first + kDecodeBlock, range.end);
+    decode_block(*current, *next, first, queries, depth, scale, scratch, state);
+    DecodeRows<T>* done = current;
+    current = next;
+    next = done;
+  }
+}
+
+// The states of every unit, (batch, kv_head), whose keys are split where there are too few units for the threads.
+class DecodeParts {
+ public:
+  DecodeParts(int64_t units, int64_t most_keys, int64_t columns)
+      : count_(units == 0 ? 1 : clamp(4 * num_threads() / units, 1, clamp(most_keys / kFewestDecodeKeys, 1, INT64_MAX))),
+        columns_(columns),
+        buffer_(units * count_ * size()) {}
+
+  int64_t count() const { return count_; }
+  KeyRange keys_of(int64_t part, int64_t num_keys) const {
+    const int64_t size = round_up((num_keys + count_ - 1) / count_, kLanes);
+    return {clamp(part * size, 0, num_keys), clamp((part + 1) * size, 0, num_keys)};
+  }
+  DecodeState state(int64_t unit, int64_t part) const {
+    Layout layout(buffer_.as<char>() + (unit * count_ + part) * size());
+    return DecodeState(layout, columns_);
+  }
+
+ private:
+  size_t size() const {
+    Layout counted(nullptr);
+    DecodeState(counted, columns_);
+    return counted.size();
+  }
+  const int64_t count_, columns_;
+  const Buffer buffer_;
 };
 
-// Into the first level: asked into the second, bfloat16 took twice as long (Zen 5).
-template <class T>
-void prefetch_values(const T* row, int64_t head_dim) {
-  for (int64_t i = 0; i < head_dim; i += 64 / sizeof(T)) __builtin_prefetch(row + i, 0, 3);
-}
-
-template <class T>
-void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t num_keys, int64_t head_dim, float scale,
-                  int64_t row, DecodeScratch& scratch) {
-  float* scores = scratch.scores + row * kDecodeBlock;
-  float* probabilities = scratch.probabilities + row * kDecodeBlock;
-  float* output = scratch.output + row * scratch.columns;
-  for (int64_t key = 0; key < num_keys; key += kDecodeKeys) {
-    for (int64_t i = key; row == 0 && i < key + kDecodeKeys; ++i) {
-      prefetch_values(rows.values[i], head_dim);
-      prefetch_values(next.keys[i], head_dim);
+// Adds the states of a unit's parts to the first, in their order, and stores the results.
+template <class T, class Operand>
+void finish_decode(const DecodeQueries<T>& queries, const DecodeParts& parts, int64_t unit, int64_t head_dim) {
+  const DecodeState total = parts.state(unit, 0);
+  for (int64_t row = 0; row < queries.count; ++row) {
+    for (int64_t part = 1; part < parts.count(); ++part) {
+      const DecodeState other = parts.state(unit, part);
+      const Shift shift = raise_maximum<Operand>(total.maximum[row], other.maximum[row]);
+      const float factor = Operand::power(broadcast(other.maximum[row] - shift.amount))[0];
+      for (int64_t i = 0; i < total.columns; i += kLanes) {
+        const Vec scaled = load(total.output_of(row) + i) * broadcast(shift.rescale);
+        store(total.output_of(row) + i, fma(load(other.output_of(row) + i), broadcast(factor), scaled));
+      }
+      total.maximum[row] = shift.maximum;
+      total.sum[row] = total.sum[row] * shift.rescale + other.sum[row] * factor;
     }
-    score_keys(scratch.queries + row * scratch.columns, rows.keys + key, head_dim, scale, scores + key);
-  }
-  const int64_t width = round_up(num_keys, kLanes);
-  for (int64_t key = num_keys; key < width; ++key) scores[key] = -kInfinity;
-  const float rescale =
-      soften_row<FloatOperand>(scores, width, 1, row_maximum(scores, width), scratch.maximum[row], scratch.sum[row],
-                               probabilities);
-  if (rescale != 1) scale_row(output, scratch.columns, rescale);
-  add_all_values(probabilities, rows.values, num_keys, head_dim, output);
-}
-
-template <class T>
-void start_query(const DecodeQuery<T>& query, int64_t stride, int64_t head_dim, int64_t row, DecodeScratch& scratch) {
-  for (int64_t i = 0; i < scratch.columns; ++i) {
-    scratch.queries[row * scratch.columns + i] = i < head_dim ? to_float(query.query[i * stride]) : 0;
-    scratch.output[row * scratch.columns + i] = 0;
-  }
-  scratch.maximum[row] = -kInfinity;
-  scratch.sum[row] = 0;
-}
-
-// The queries of one head group, each of which sees at least one key.
-template <class T>
-void decode(const DecodeQuery<T>* queries, int64_t num_queries, const PagedRows<T>& keys, const PagedRows<T>& values,
-            int64_t query_stride, int64_t head_dim, float scale, DecodeScratch& scratch) {
-  int64_t num_keys = 0;
-  for (int64_t row = 0; row < num_queries; ++row) {
-    start_query(queries[row], query_stride, head_dim, row, scratch);
-    num_keys = queries[row].num_keys > num_keys ? queries[row].num_keys : num_keys;
-  }
-  DecodeRows<T> blocks[2];
-  blocks[0].locate(keys, values, 0, num_keys);
-  for (int64_t first = 0; first < num_keys; first += kDecodeBlock) {
-    const DecodeRows<T>& block = blocks[first / kDecodeBlock % 2];
-    DecodeRows<T>& next = blocks[(first / kDecodeBlock + 1) % 2];
-    next.locate(keys, values, first + kDecodeBlock, num_keys);
-    for (int64_t row = 0; row < num_queries; ++row) {
-      const int64_t seen = clamp(queries[row].num_keys - first, 0, kDecodeBlock);
-      if (seen > 0) decode_block(block, next, seen, head_dim, scale, row, scratch);
-    }
-  }
-  for (int64_t row = 0; row < num_queries; ++row) {
-    store_quotients(scratch.output + row * scratch.columns, head_dim, scratch.sum[row], queries[row].out);
+    const DecodeQuery<T>& query = queries.at[row];
+    store_quotients(total.output_of(row), head_dim, total.sum[row] == 0 ? 1 : total.sum[row], query.out);
+    if (query.lse != nullptr) *query.lse = total.maximum[row] / Operand::kUnit + __builtin_logf(total.sum[row]);
   }
 }
 

@@ -13,6 +13,7 @@ struct StridedRows {
   const T* data;
   int64_t row_stride, column_stride;
   const T* operator[](int64_t row) const { return data + row * row_stride; }
+  static int64_t left_in_block(int64_t) { return INT64_MAX; }
 };
 
 template <class T>

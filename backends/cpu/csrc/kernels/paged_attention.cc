@@ -28,9 +28,9 @@ class PagedAttention {
   struct ThreadScratch {
     PackedHead<Operand> packed;
     ForwardScratch<Operand> block;
-    DecodeScratch decode;
+    DecodeScratch<Operand> decode;
     ThreadScratch(Layout& layout, int64_t num_keys, const Depth<Operand>& depth)
-        : packed(layout, num_keys, depth), block(layout, depth), decode(layout, depth.size) {}
+        : packed(layout, num_keys, depth), block(layout, depth), decode(layout, depth) {}
   };
 
  public:
@@ -48,30 +48,35 @@ class PagedAttention {
       token += rows[b].num_tokens;
       if (rows[b].num_tokens > 0 && rows[b].num_keys() > longest) longest = rows[b].num_keys();
     }
-    Layout counted(nullptr);
-    ThreadScratch(counted, longest, depth_);
     const int64_t items = batch_size * kv_heads;
-    const Buffer buffer(counted.size() * num_shares(items, 1));
-    for_each_item(items, [&](int64_t item, int share) {
+    for_each_item(items, [&](int64_t item, int) {
+      const StepRow& row = rows[item / kv_heads];
+      append(tensors_.k, row, item % kv_heads, cached_rows(tensors_.key_cache, item / kv_heads, item % kv_heads));
+      append(tensors_.v, row, item % kv_heads, cached_rows(tensors_.value_cache, item / kv_heads, item % kv_heads));
+    });
+    DecodeParts parts(items, longest, depth_.columns);
+    Layout counted(nullptr);
+    ThreadScratch(counted, packs(rows, batch_size) ? longest : 0, depth_);
+    const Buffer buffer(counted.size() * num_shares(items * parts.count(), 1));
+    for_each_item(items * parts.count(), [&](int64_t item, int share) {
       Layout layout(buffer.as<char>() + share * counted.size());
-      ThreadScratch scratch(layout, longest, depth_);
-      const int64_t b = item / kv_heads, kv_head = item % kv_heads;
-      if (rows[b].num_tokens == 0) return;
-      const auto keys = cached_rows(tensors_.key_cache, b, kv_head);
-      const auto values = cached_rows(tensors_.value_cache, b, kv_head);
-      append(tensors_.k, rows[b], kv_head, keys);
-      append(tensors_.v, rows[b], kv_head, values);
-      if (rows[b].num_tokens * group_size() <= kMostDecodeQueries && keys.column_stride == 1 &&
-          values.column_stride == 1) {
-        decode_row(rows[b], kv_head, keys, values, scratch.decode);
-        return;
+      ThreadScratch scratch(layout, packs(rows, batch_size) ? longest : 0, depth_);
+      const int64_t unit = item / parts.count(), part = item % parts.count();
+      const StepRow& row = rows[unit / kv_heads];
+      if (row.num_tokens == 0) return;
+      const auto keys = cached_rows(tensors_.key_cache, unit / kv_heads, unit % kv_heads);
+      const auto values = cached_rows(tensors_.value_cache, unit / kv_heads, unit % kv_heads);
+      if (decodes(row)) {
+        decode(queries_of(row, unit % kv_heads), tensors_.q.strides[2], keys, values,
+               parts.keys_of(part, row.num_keys()), depth_, scale_, scratch.decode, parts.state(unit, part));
+      } else if (part == 0) {
+        prefill(row, unit % kv_heads, keys, values, scratch);
       }
-      pack_rows(keys, rows[b].num_keys(), depth_, scratch.block.staged, scratch.packed.keys,
-                static_cast<typename Operand::Group*>(nullptr), 0);
-      pack_rows(values, rows[b].num_keys(), depth_, scratch.block.staged,
-                static_cast<typename Operand::Group*>(nullptr), scratch.packed.values,
-                scratch.packed.values_panel_stride);
-      attend(rows[b], kv_head, scratch);
+    });
+    for_each_item(items, [&](int64_t item, int) {
+      const StepRow& row = rows[item / kv_heads];
+      if (row.num_tokens == 0 || !decodes(row)) return;
+      finish_decode<T, Operand>(queries_of(row, item % kv_heads), parts, item, depth_.size);
     });
   }
 
@@ -104,17 +109,34 @@ class PagedAttention {
     return static_cast<T*>(tensors_.out.data) + token * tensors_.out.strides[0] + head * tensors_.out.strides[1];
   }
 
-  void decode_row(const StepRow& row, int64_t kv_head, const PagedRows<T>& keys, const PagedRows<T>& values,
-                  DecodeScratch& scratch) const {
-    DecodeQuery<T> queries[kMostDecodeQueries];
-    int64_t count = 0;
+  bool decodes(const StepRow& row) const {
+    return row.num_tokens * group_size() <= kMostDecodeQueries && tensors_.key_cache.strides[3] == 1 &&
+           tensors_.value_cache.strides[3] == 1;
+  }
+  bool packs(const StepRow* rows, int64_t batch_size) const {
+    for (int64_t b = 0; b < batch_size; ++b)
+      if (!decodes(rows[b])) return true;
+    return false;
+  }
+
+  DecodeQueries<T> queries_of(const StepRow& row, int64_t kv_head) const {
+    DecodeQueries<T> queries;
     for (int64_t i = 0; i < row.num_tokens; ++i) {
       for (int64_t head = kv_head * group_size(); head < (kv_head + 1) * group_size(); ++head) {
         const int64_t token = row.first_token + i;
-        queries[count++] = {query_at(token, head), out_at(token, head), row.first_position + i + 1};
+        queries.add({query_at(token, head), out_at(token, head), nullptr, row.first_position + i + 1});
       }
     }
-    decode(queries, count, keys, values, tensors_.q.strides[2], depth_.size, scale_, scratch);
+    return queries;
+  }
+
+  void prefill(const StepRow& row, int64_t kv_head, const PagedRows<T>& keys, const PagedRows<T>& values,
+               const ThreadScratch& scratch) const {
+    typename Operand::Group* none = nullptr;
+    pack_rows(keys, row.num_keys(), depth_, scratch.block.staged, scratch.packed.keys, none, 0);
+    pack_rows(values, row.num_keys(), depth_, scratch.block.staged, none, scratch.packed.values,
+              scratch.packed.values_panel_stride);
+    attend(row, kv_head, scratch);
   }
 
   void attend(const StepRow& row, int64_t kv_head, const ThreadScratch& scratch) const {
