@@ -106,9 +106,8 @@ void attend_few(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, 
     decode(queries_of(unit), q.strides[3], head_rows<T>(k, batch, kv_head), head_rows<T>(v, batch, kv_head),
            parts.keys_of(part, shape.num_keys), depth, scale, scratch, parts.state(unit, part));
   });
-  for_each_item(shape.units(), [&](int64_t unit, int) {
-    finish_decode<T, Operand>(queries_of(unit), parts, unit, depth.size);
-  });
+  for_each_item(shape.units(),
+                [&](int64_t unit, int) { finish_decode<T, Operand>(queries_of(unit), parts, unit, depth.size); });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Attention of a few queries on many keys: every key and value is read once, where it lies. Packing them for the register
-// tiles of attention_forward.h would cost more than the products.
+// Attention of a few queries on many keys: every key and value is read once, where it lies. Packing them for the
+// register tiles of attention_forward.h would cost more than the products.
 #pragma once
 
 #include "buffer.h"
@@ -10,7 +10,7 @@ namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
 namespace {
 
-constexpr int64_t kMostDecodeQueries = 8;  // above it packing pays
+constexpr int64_t kMostDecodeQueries = 8;   // above it packing pays
 constexpr int64_t kFewestDecodeKeys = 256;  // of a part
 
 template <class T>
@@ -49,7 +49,7 @@ struct DecodeState {
 template <class Operand>
 struct DecodeScratch {
   typename Operand::Group* queries;
-  float* scores;                           // [query][key]
+  float* scores;                             // [query][key]
   typename Operand::Element* probabilities;  // [query][key]
 
   DecodeScratch(Layout& layout, const Depth<Operand>& depth) {
@@ -160,9 +160,9 @@ void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t 
     float* scores = scratch.scores + row * kDecodeBlock;
     for (int64_t i = 0; i < width; i += kLanes) store(scores + i, load(scores + i) * broadcast(factor));
     for (int64_t i = clamp(queries.at[row].num_keys - first_key, 0, rows.count); i < width; ++i) scores[i] = -kInfinity;
-    const float rescale = soften_row<Operand>(scores, width, Operand::kUnit, row_maximum(scores, width),
-                                              state.maximum[row], state.sum[row],
-                                              scratch.probabilities + row * kDecodeBlock);
+    const float rescale =
+        soften_row<Operand>(scores, width, Operand::kUnit, row_maximum(scores, width), state.maximum[row],
+                            state.sum[row], scratch.probabilities + row * kDecodeBlock);
     if (rescale != 1) scale_row(state.output_of(row), state.columns, rescale);
   }
   for (int64_t i = 0; i < width; ++i) prefetch_values(next.values[i], size);
@@ -208,7 +208,8 @@ void decode(const DecodeQueries<T>& queries, int64_t query_stride, const Rows& k
 class DecodeParts {
  public:
   DecodeParts(int64_t units, int64_t most_keys, int64_t columns)
-      : count_(units == 0 ? 1 : clamp(4 * num_threads() / units, 1, clamp(most_keys / kFewestDecodeKeys, 1, INT64_MAX))),
+      : count_(units == 0 ? 1
+                          : clamp(4 * num_threads() / units, 1, clamp(most_keys / kFewestDecodeKeys, 1, INT64_MAX))),
         columns_(columns),
         buffer_(units * count_ * size()) {}
 

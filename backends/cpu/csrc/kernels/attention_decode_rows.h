@@ -23,7 +23,8 @@ struct RowGroups {
   template <bool kWhole>
   [[gnu::always_inline]] static void interleave(const T* const* rows, int64_t column, int64_t size, Vec* v) {
 #pragma GCC unroll 8
-    for (int n = 0; n < kVectors; ++n) v[n] = load_some(rows[0] + column + n * kLanes, kWhole ? kLanes : size - column - n * kLanes);
+    for (int n = 0; n < kVectors; ++n)
+      v[n] = load_some(rows[0] + column + n * kLanes, kWhole ? kLanes : size - column - n * kLanes);
   }
 };
 

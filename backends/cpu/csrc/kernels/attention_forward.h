@@ -52,9 +52,8 @@ void multiply_scores(const typename Operand::Group* queries, const typename Oper
   const int64_t panel_stride = depth.groups * kPanel;
   const Right<Operand> right = {keys + view.keys.begin / kPanel * panel_stride, panel_stride};
   multiply(Left<Operand>{queries, depth.staged_groups, 1}, view.queries.size(), right, view.keys.end - view.keys.begin,
-           scores, kScoreStride, false, [&](int64_t row) {
-             return TileWork{{0, depth.groups}, view.span_of(row).begin, view.span_of(row).end};
-           });
+           scores, kScoreStride, false,
+           [&](int64_t row) { return TileWork{{0, depth.groups}, view.span_of(row).begin, view.span_of(row).end}; });
 }
 
 // sums[row] += the rows of the right operand, one for each key, weighted by the row's span of left.
