@@ -83,9 +83,9 @@ template <int kWidth>
   return sums[0];
 }
 
-// Scores of one query against kLanes keys.
-template <class T, class Operand>
-Vec score_keys(const typename Operand::Group* query, const T* const* keys, int64_t head_dim) {
+// Scores of one query against kLanes keys. Asks for the rows `ahead` meanwhile where kAhead.
+template <bool kAhead, class T, class Operand>
+Vec score_keys(const typename Operand::Group* query, const T* const* keys, const T* const* ahead, int64_t head_dim) {
   constexpr int64_t kStep = kLanes * Operand::kGroup;
   Vec sums[kLanes] = {};
   int64_t i = 0;
@@ -93,6 +93,7 @@ Vec score_keys(const typename Operand::Group* query, const T* const* keys, int64
     const auto q = Operand::load_groups(query + i / Operand::kGroup);
 #pragma GCC unroll 16
     for (int n = 0; n < kLanes; ++n) {
+      if (kAhead) prefetch_values(ahead[n] + i, kStep);
       sums[n] = Operand::multiply_add(q, RowGroups<T, Operand>::load_some(keys[n] + i, kStep), sums[n]);
     }
   }
@@ -106,15 +107,16 @@ Vec score_keys(const typename Operand::Group* query, const T* const* keys, int64
   return sum_each(sums);
 }
 
-// Columns [column, column + kColumns) of the output of kQueries queries: += probability times value over the keys.
-template <int kQueries, bool kWhole, class T, class Operand>
-void add_values(const typename Operand::Element* probabilities, const T* const* values, int64_t num_keys,
-                int64_t column, int64_t head_dim, float* output, int64_t output_stride) {
-  constexpr int kVectors = RowGroups<T, Operand>::kVectors;
+// Columns [column, column + kVectors * kLanes) of the output of kQueries queries: += probability times value over the
+// keys. Asks for the same columns of the rows `ahead` meanwhile.
+template <int kQueries, int kVectors, bool kWhole, class T, class Operand>
+void add_values(const typename Operand::Element* probabilities, const T* const* values, const T* const* ahead,
+                int64_t num_keys, int64_t column, int64_t head_dim, float* output, int64_t output_stride) {
   Vec sums[kQueries][kVectors] = {};
   for (int64_t key = 0; key < num_keys; key += Operand::kGroup) {
     typename Operand::Register v[kVectors];
-    RowGroups<T, Operand>::template interleave<kWhole>(values + key, column, head_dim, v);
+    for (int n = 0; kWhole && n < Operand::kGroup; ++n) prefetch_values(ahead[key + n] + column, kVectors * kLanes);
+    RowGroups<T, Operand>::template interleave<kVectors, kWhole>(values + key, column, head_dim, v);
 #pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) {
       const auto* at = probabilities + q * kDecodeBlock + key;
@@ -132,15 +134,27 @@ void add_values(const typename Operand::Element* probabilities, const T* const* 
     }
 }
 
+// Of `count` queries, at most kQueries.
 template <int kQueries, class T, class Operand>
-void add_all_values(const typename Operand::Element* probabilities, const T* const* values, int64_t num_keys,
-                    int64_t head_dim, float* output, int64_t output_stride) {
-  int64_t column = 0;
-  for (; column + RowGroups<T, Operand>::kColumns <= head_dim; column += RowGroups<T, Operand>::kColumns) {
-    add_values<kQueries, true, T, Operand>(probabilities, values, num_keys, column, head_dim, output, output_stride);
+void add_all_values(int64_t count, const typename Operand::Element* probabilities, const T* const* values,
+                    const T* const* ahead, int64_t num_keys, int64_t head_dim, float* output, int64_t output_stride) {
+  if constexpr (kQueries > 1) {
+    if (count < kQueries) {
+      add_all_values<kQueries - 1, T, Operand>(count, probabilities, values, ahead, num_keys, head_dim, output,
+                                               output_stride);
+      return;
+    }
   }
-  if (column == head_dim) return;
-  add_values<kQueries, false, T, Operand>(probabilities, values, num_keys, column, head_dim, output, output_stride);
+  constexpr int kMost = kQueries == 1 ? 2 * kDecodeVectors : kDecodeVectors;
+  int64_t column = 0;
+  for (; column + kMost * kLanes <= head_dim; column += kMost * kLanes) {
+    add_values<kQueries, kMost, true, T, Operand>(probabilities, values, ahead, num_keys, column, head_dim, output,
+                                                  output_stride);
+  }
+  for (; column < head_dim; column += kDecodeVectors * kLanes) {
+    add_values<kQueries, kDecodeVectors, false, T, Operand>(probabilities, values, ahead, num_keys, column, head_dim,
+                                                            output, output_stride);
+  }
 }
 
 // The keys of a block against every query.
@@ -150,10 +164,10 @@ void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t 
                   const DecodeScratch<Operand>& scratch, const DecodeState& state) {
   const int64_t width = round_up(rows.count, kLanes), size = depth.size;
   for (int64_t key = 0; key < width; key += kLanes) {
-    for (int64_t i = key; i < key + kLanes; ++i) prefetch_values(next.keys[i], size);
     for (int64_t row = 0; row < queries.count; ++row) {
       const auto* query = scratch.queries + row * depth.staged_groups;
-      store(scratch.scores + row * kDecodeBlock + key, score_keys<T, Operand>(query, rows.keys + key, size));
+      const auto score = row == 0 ? score_keys<true, T, Operand> : score_keys<false, T, Operand>;
+      store(scratch.scores + row * kDecodeBlock + key, score(query, rows.keys + key, rows.values + key, size));
     }
   }
   for (int64_t row = 0; row < queries.count; ++row) {
@@ -165,20 +179,12 @@ void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t 
                             state.sum[row], scratch.probabilities + row * kDecodeBlock);
     if (rescale != 1) scale_row(state.output_of(row), state.columns, rescale);
   }
-  for (int64_t i = 0; i < width; ++i) prefetch_values(next.values[i], size);
   const int64_t num_keys = round_up(rows.count, Operand::kGroup);
-  for (int64_t row = 0; row < queries.count;) {
-    const auto* probabilities = scratch.probabilities + row * kDecodeBlock;
-    float* output = state.output_of(row);
-    const int64_t left = queries.count - row;
-    if (left >= kDecodeQueriesAtOnce) {
-      add_all_values<kDecodeQueriesAtOnce, T, Operand>(probabilities, rows.values, num_keys, size, output,
-                                                       state.columns);
-      row += kDecodeQueriesAtOnce;
-    } else {
-      add_all_values<1, T, Operand>(probabilities, rows.values, num_keys, size, output, state.columns);
-      row += 1;
-    }
+  for (int64_t row = 0, count; row < queries.count; row += count) {
+    count = clamp(queries.count - row, 1, kDecodeQueriesAtOnce);
+    add_all_values<kDecodeQueriesAtOnce, T, Operand>(count, scratch.probabilities + row * kDecodeBlock, rows.values,
+                                                     row == 0 ? next.keys : rows.keys, num_keys, size,
+                                                     state.output_of(row), state.columns);
   }
 }
 

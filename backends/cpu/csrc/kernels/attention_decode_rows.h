@@ -9,18 +9,17 @@ namespace FUSIONKIT_ISA {
 namespace {
 
 constexpr int64_t kDecodeBlock = 64;  // keys; their rows and the next block's are in flight: 64 KiB at head_dim 128
-constexpr int kDecodeQueriesAtOnce = kLanes == 16 ? 4 : 2;  // times kVectors sums in registers
+constexpr int kDecodeVectors = 4;                                // of the output of each of
+constexpr int kDecodeQueriesAtOnce = kLanes == 16 ? 5 : 2;  // queries in registers
 
 // Whole operands of a row in memory; past `left` elements zeros.
 template <class T, class Operand>
 struct RowGroups {
-  static constexpr int kVectors = 4;
-  static constexpr int64_t kColumns = kVectors * kLanes;
   [[gnu::always_inline]] static Vec load_some(const T* row, int64_t left) {
     if (left >= kLanes) return load(row);
     return left > 0 ? load_partial(row, left) : Vec{};
   }
-  template <bool kWhole>
+  template <int kVectors, bool kWhole>
   [[gnu::always_inline]] static void interleave(const T* const* rows, int64_t column, int64_t size, Vec* v) {
 #pragma GCC unroll 8
     for (int n = 0; n < kVectors; ++n)
@@ -31,8 +30,6 @@ struct RowGroups {
 #if defined(__AVX512BF16__)
 template <>
 struct RowGroups<BFloat16, BFloat16Operand> {
-  static constexpr int kVectors = 4;
-  static constexpr int64_t kColumns = kVectors * kLanes;
   [[gnu::always_inline]] static __m512i load_raw(const BFloat16* row, int64_t left) {
     if (left >= 32) return _mm512_loadu_si512(row);
     return left > 0 ? _mm512_maskz_loadu_epi16((__mmask32{1} << left) - 1, row) : _mm512_setzero_si512();
@@ -41,13 +38,13 @@ struct RowGroups<BFloat16, BFloat16Operand> {
     return (__m512bh)load_raw(row, left);
   }
   // Pairs of two rows, column by column.
-  template <bool kWhole>
+  template <int kVectors, bool kWhole>
   [[gnu::always_inline]] static void interleave(const BFloat16* const* rows, int64_t column, int64_t size,
                                                 __m512bh* v) {
     const __m512i order = _mm512_cvtepu8_epi32(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
     const __m512i low = _mm512_or_si512(order, _mm512_slli_epi32(_mm512_add_epi32(order, _mm512_set1_epi32(32)), 16));
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int n = 0; n < kVectors; n += 2) {
       const int64_t left = kWhole ? 2 * kLanes : size - column - n * kLanes;
       const __m512i a = load_raw(rows[0] + column + n * kLanes, left);
