@@ -9,7 +9,7 @@ namespace FUSIONKIT_ISA {
 namespace {
 
 constexpr int64_t kDecodeBlock = 64;  // keys; their rows and the next block's are in flight: 64 KiB at head_dim 128
-constexpr int kDecodeVectors = 4;                                // of the output of each of
+constexpr int kDecodeVectors = 4;     // of the output of each of
 constexpr int kDecodeQueriesAtOnce = kLanes == 16 ? 5 : 2;  // queries in registers
 
 // Whole operands of a row in memory; past `left` elements zeros.
