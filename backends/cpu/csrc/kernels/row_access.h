@@ -33,7 +33,7 @@ class RowReader {
   explicit RowReader(const Rows& rows) : rows_(rows), gathered_(rows.stride == 1 ? 0 : 2 * rows.size * sizeof(T)) {}
 
   // Valid until the next row but one is read.
-  const T* operator()(int64_t row) const {
+  [[gnu::always_inline]] const T* operator()(int64_t row) const {
     const T* source = static_cast<const T*>(rows_.data) + row_offset(rows_, row);
     if (rows_.stride == 1) return source;
     T* target = gathered_.as<T>() + row % 2 * rows_.size;
