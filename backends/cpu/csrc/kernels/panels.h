@@ -15,9 +15,11 @@ namespace FUSIONKIT_ISA {
 constexpr int kPanelRows = kLanes == 16 ? 12 : 6;
 constexpr int kPanelCols = 2 * kLanes;
 
-inline bool in_pairs(DType compute) { return compute == DType::kBFloat16; }
+static inline bool in_pairs(DType compute) { return compute == DType::kBFloat16; }
 
-inline int64_t padded_depth(DType compute, int64_t depth) { return in_pairs(compute) ? (depth + 1) / 2 * 2 : depth; }
+static inline int64_t padded_depth(DType compute, int64_t depth) {
+  return in_pairs(compute) ? (depth + 1) / 2 * 2 : depth;
+}
 
 // float32 entries of any storage, rounded on the way.
 template <class T>
@@ -65,7 +67,7 @@ inline UintVec PairEntries<BFloat16>::along(const BFloat16* column) const {
 
 // Entries for storage T that multiply as `compute`: f(entries).
 template <class F>
-inline void visit_entries(DType storage, DType round_to, DType compute, F f) {
+static inline void visit_entries(DType storage, DType round_to, DType compute, F f) {
   if (round_to == storage) round_to = DType::kFloat32;
   visit_floating(storage, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -79,8 +81,8 @@ inline void visit_entries(DType storage, DType round_to, DType compute, F f) {
 
 // kLanes steps of up to kLanes columns from (row, col) on. What lies outside m is zero.
 template <class Entries>
-inline void load_tile(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t cols,
-                      UintVec (&tile)[kLanes]) {
+static inline void load_tile(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t cols,
+                             UintVec (&tile)[kLanes]) {
   using T = typename Entries::Element;
   constexpr int kRows = kLanes * Entries::kStep;
   constexpr int kAhead = 512 / static_cast<int>(sizeof(T));
@@ -106,8 +108,8 @@ inline void load_tile(const Entries& entries, const Matrix& m, int64_t row, int6
 }
 
 template <int Width, int Cols, class Entries>
-inline void pack_tile(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t steps,
-                      uint32_t* panel) {
+static inline void pack_tile(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t steps,
+                             uint32_t* panel) {
   const int64_t left = m.cols - col;
   UintVec tile[kLanes];
   load_tile(entries, m, row, col, left < Cols ? (left < 0 ? 0 : left) : Cols, tile);
@@ -116,8 +118,8 @@ inline void pack_tile(const Entries& entries, const Matrix& m, int64_t row, int6
 
 // Columns [col, col + Width) of m from `row` on: at most kLanes steps, to their place in a panel.
 template <int Width, class Entries>
-inline void pack_strip(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t steps,
-                       uint32_t* panel) {
+static inline void pack_strip(const Entries& entries, const Matrix& m, int64_t row, int64_t col, int64_t steps,
+                              uint32_t* panel) {
   constexpr int kWhole = Width / kLanes * kLanes;
   for (int j = 0; j < kWhole; j += kLanes) pack_tile<Width, kLanes>(entries, m, row, col + j, steps, panel + j);
   if constexpr (kWhole < Width) pack_tile<Width, Width - kWhole>(entries, m, row, col + kWhole, steps, panel + kWhole);

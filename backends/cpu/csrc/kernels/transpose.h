@@ -10,7 +10,7 @@ namespace FUSIONKIT_ISA {
 
 // Exchanges the upper-right and lower-left Width x Width squares of each 2 Width x 2 Width square.
 template <int Width, int... Lane>
-inline void exchange(UintVec (&rows)[kLanes], std::integer_sequence<int, Lane...>) {
+static inline void exchange(UintVec (&rows)[kLanes], std::integer_sequence<int, Lane...>) {
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) {
     if (i & Width) continue;
@@ -20,7 +20,7 @@ inline void exchange(UintVec (&rows)[kLanes], std::integer_sequence<int, Lane...
   }
 }
 
-inline void transpose(UintVec (&rows)[kLanes]) {
+static inline void transpose(UintVec (&rows)[kLanes]) {
   constexpr std::make_integer_sequence<int, kLanes> lanes{};
   exchange<1>(rows, lanes);
   exchange<2>(rows, lanes);
