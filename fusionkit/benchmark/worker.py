@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -87,7 +88,8 @@ class Worker:
 
 
 def serve(connection: Connection, kind: Kind, backend: str) -> None:
-    """The worker's loop."""
+    """The worker's loop. Ctrl-C is the parent's: it prints what was measured and closes its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if kind.keeps_memory:
         from fusionkit import keep_freed_memory
 
@@ -97,7 +99,7 @@ def serve(connection: Connection, kind: Kind, backend: str) -> None:
     while True:
         try:
             request, *arguments = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         if request == "close":
             return

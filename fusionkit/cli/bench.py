@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusionkit import registry
 from fusionkit.ops import OP_NAMES
+
+if TYPE_CHECKING:  # pytest-benchmark is an extra
+    from fusionkit.benchmark.result import Result
+    from fusionkit.benchmark.target import Judged
 
 NAME = "bench"
 HELP = "measure the ops beside the machine's ceiling and their peers"
@@ -51,8 +58,7 @@ def run(options: argparse.Namespace) -> int:
 def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
     from tqdm import tqdm
 
-    from fusionkit.benchmark import chart, contestants, record, rounds, table, target
-    from fusionkit.benchmark.result import Result
+    from fusionkit.benchmark import contestants, rounds, target
     from fusionkit.benchmark.subject import subjects
     from fusionkit.benchmark.worker import KINDS, Worker
 
@@ -71,10 +77,18 @@ def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
     try:
         for subject in tqdm(chosen, unit="call"):
             results += rounds.measure(workers, subject, options.rounds)
+    except KeyboardInterrupt:
+        print(f"bench: interrupted; {len(results)} results of {len(chosen)} calls follow", file=sys.stderr)
     finally:
         for worker in workers:
             worker.close()
-    judged = list(target.judge(device.TARGETS, results))
+    if results:
+        _report(options, results, list(target.judge(device.TARGETS, results)), num_threads)
+
+
+def _report(options: argparse.Namespace, results: Sequence[Result], judged: Sequence[Judged], num_threads: int) -> None:
+    from fusionkit.benchmark import chart, record, table
+
     info = record.machine()
     title = record.title(info, num_threads, options.rounds)
     text = f"{title}\n\n{table.table(results)}\n\n{table.targets(judged)}"
