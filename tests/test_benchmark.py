@@ -85,6 +85,14 @@ def test_the_floor_is_the_slower_ceiling_by_its_better_way():
     assert measured.share_of_kernel(FORWARD) == 0.75
 
 
+def test_ratios_are_taken_within_a_round():
+    """The machine was ten times slower in the second of three rounds, and the kernel twice as slow as the ceiling."""
+    subject = Subject("fusion_rms_norm", "T8xH5120", "bfloat16")
+    stats = {("stream", FORWARD): seconds(1.0, 10.0, 2.0), ("kernel", FORWARD): seconds(2.0, 20.0, 4.5)}
+    measured = Result(subject, subject.dims(subject.arguments()), False, stats)
+    assert measured.share_of_ceiling(FORWARD) == 0.5
+
+
 def test_targets_are_held_against_ceiling_kernel_peers_and_other_calls():
     results = [result(stream=1.0, kernel=2.0, op=2.5, paddle=5.0), result("T64xH5120", stream=1.0, kernel=4.0, op=4.0)]
     against = ("ceiling", "kernel", "paddle", "torch", "case T64xH5120")

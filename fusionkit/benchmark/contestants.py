@@ -36,7 +36,13 @@ BANDWIDTH_GUESS, RATE_GUESS = 50e9, 400e9
 
 
 def tuned(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
-    """The backend's ceilings, its kernel, the public op, and the composition, in a process that keeps its memory."""
+    """As `alone`, and the composition of Paddle's own functions."""
+    compositions = {(COMPOSITION + TUNED, way): composed(subject, made, way) for way in subject.directions}
+    return alone(backend_name, subject, made) | compositions
+
+
+def alone(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
+    """The backend's ceilings, its kernel and the public op."""
     dims = subject.dims(made)
     device = device_of(backend_name)
     found: Contestants = {}
@@ -46,7 +52,6 @@ def tuned(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contesta
         arguments = packed(subject, made, backend_name)
         found[KERNEL, direction] = device.prepared(subject.op_name, arguments, direction == TRAINING, cost)
         found[OP, direction] = public(subject, arguments, backend_name, direction)
-        found[COMPOSITION + TUNED, direction] = composed(subject, made, direction)
     return found
 
 

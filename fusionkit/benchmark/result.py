@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,16 +45,26 @@ class Result:
         stats = self.stats[contestant, direction]
         return float(stats.iqr / stats.median)
 
+    def ratio(self, contestant: str, other: str, direction: str) -> float:
+        """How many times longer the contestant takes: the median over the rounds, each of which saw one machine."""
+        seconds, others = (self.stats[name, direction].data for name in (contestant, other))
+        if len(seconds) != len(others):  # a slow contestant runs in fewer rounds
+            return self.median(contestant, direction) / self.median(other, direction)
+        return float(statistics.median(a / b for a, b in zip(seconds, others, strict=True)))
+
+    def fastest(self, kind: str, direction: str, tuned: bool = False) -> str | None:
+        """Of the contestants whose name begins so, that with the least median."""
+        names = [name for name, way in self.stats if way == direction and name.startswith(kind)]
+        names = [name for name in names if name.endswith(TUNED) == tuned]
+        return min(names, key=lambda name: self.median(name, direction), default=None)
+
     def ceiling(self, kind: str, direction: str) -> float:
         """Seconds at the ceiling: of the ways to move bytes the better one; 0 where it cannot bound the call."""
-        medians = [self.median(*key) for key in self.stats if key[0].startswith(kind) and key[1] == direction]
-        return min(medians, default=0.0)
+        name = self.fastest(kind, direction)
+        return self.median(name, direction) if name else 0.0
 
     def bound_by(self, direction: str) -> str:
         return max(STREAM, PRODUCT, key=lambda kind: self.ceiling(kind, direction))
-
-    def floor(self, direction: str) -> float:
-        return self.ceiling(self.bound_by(direction), direction)
 
     def rate(self, direction: str, contestant: str = KERNEL) -> tuple[float, str]:
         """GB/s of a call that memory bounds, GFLOP/s of another."""
@@ -63,21 +74,16 @@ class Result:
         return cost.flops / seconds / 1e9, "GFLOP/s"
 
     def share_of_ceiling(self, direction: str) -> float:
-        return self.floor(direction) / self.median(KERNEL, direction)
-
-    def peer(self, framework: str, direction: str, tuned: bool = False) -> float | None:
-        """The best of a framework's variants; None where it was not measured."""
-        names = {name for name, way in self.stats if way == direction and name.startswith(framework)}
-        medians = [self.median(name, direction) for name in names if name.endswith(TUNED) == tuned]
-        return min(medians, default=None)
+        ceiling = self.fastest(self.bound_by(direction), direction)
+        return self.ratio(str(ceiling), KERNEL, direction)
 
     def times_faster(self, framework: str, direction: str, tuned: bool = False) -> float | None:
-        """How many times longer the peer takes than the public op."""
-        peer = self.peer(framework, direction, tuned)
-        return None if peer is None else peer / self.median(OP, direction)
+        """How many times longer the best of a framework's variants takes than the op; None where it was not run."""
+        peer = self.fastest(framework, direction, tuned)
+        return None if peer is None else self.ratio(peer, OP, direction)
 
     def share_of_kernel(self, direction: str) -> float:
-        return self.median(KERNEL, direction) / self.median(OP, direction)
+        return self.ratio(KERNEL, OP, direction)
 
 
 PEERS = (COMPOSITION, "torch")

@@ -27,9 +27,9 @@ HEADER = (
 )
 LEGEND = """\
 kernel: into results made before; op: as users call it. Ceiling: the bytes by a stream with the same reads and writes,
-or the FLOPs at the rate of a packed product, whichever takes longer; measured in the same rounds. spread: interquartile
-range over the median of the kernel. x Paddle, x PyTorch: how many times longer the composition of the framework's own
-functions takes than the op, in a process as it comes and in one that keeps freed memory."""
+or the FLOPs at the rate of a packed product, whichever takes longer. Ratios are medians of each round's ratio. spread:
+interquartile range over the median of the kernel. x Paddle, x PyTorch: how many times longer the composition of the
+framework's own functions takes than the op, in a process as it comes and in one that keeps freed memory."""
 
 
 def rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
@@ -82,10 +82,10 @@ def targets(judged: Sequence[Judged]) -> str:
             each.target.against,
             f"{each.target.at_least:.2f}",
             "not measured" if each.ratio is None else f"{each.ratio:.2f}",
-            "reached" if each.reached else "MISSED",
+            "" if each.ratio is None else "reached" if each.reached else "MISSED",
         )
         for each in judged
     ]
     header = ("op", "call", "dtype", "pass", "caches", "over", "promised", "measured", "")
-    reached = sum(each.reached for each in judged)
-    return f"{markdown(header, lines)}\n\n{reached} of {len(lines)} ratios reached"
+    reached, measured = sum(each.reached for each in judged), sum(each.ratio is not None for each in judged)
+    return f"{markdown(header, lines)}\n\n{reached} of {measured} ratios reached"

@@ -23,12 +23,13 @@ class Kind:
     """What a worker is: whose functions it times, and whether its process keeps freed memory."""
 
     name: str
-    contestants: str  # "tuned", "stock" or "torch"
+    contestants: str  # "alone", "tuned", "stock" or "torch"
     keeps_memory: bool
     leaves_threads_spinning: bool
 
 
 # Intel's OpenMP runtime, which Paddle brings, keeps idle threads spinning for 200 ms (KMP_BLOCKTIME).
+ALONE = Kind("alone", "alone", True, True)
 KINDS = (
     Kind("tuned", "tuned", True, True),
     Kind("stock", "stock", False, True),

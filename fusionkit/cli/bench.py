@@ -60,7 +60,7 @@ def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
 
     from fusionkit.benchmark import contestants, rounds, target
     from fusionkit.benchmark.subject import subjects
-    from fusionkit.benchmark.worker import KINDS, Worker
+    from fusionkit.benchmark.worker import ALONE, KINDS, Worker
 
     registry.require_name(options.backend, "--backend")
     device = contestants.device_of(options.backend)
@@ -69,7 +69,7 @@ def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
     if not chosen:
         raise ValueError(f"bench: no call of {', '.join(ops)} has a name like --case {options.case!r} and that --dtype")
     num_threads = options.threads or device.num_threads()
-    wanted = [kind for kind in KINDS if kind.name == "tuned" or not options.no_peers]
+    wanted = [ALONE] if options.no_peers else list(KINDS)
     if importlib.util.find_spec("torch") is None:
         wanted = [kind for kind in wanted if kind.contestants != "torch"]
     workers = [Worker(kind, options.backend, num_threads) for kind in wanted]
