@@ -21,6 +21,7 @@ from examples.llama2_13b.optimizer import AdamW
 from examples.llama2_13b.sft_flags import SftFlags
 from examples.llama2_13b.tokenizer import Tokenizer
 from examples.llama2_13b.trainer import Trainer
+from fusionkit import keep_freed_memory
 
 PROGRAM = "examples.llama2_13b.sft"
 TEMPLATE = "chat_template.json"
@@ -124,4 +125,5 @@ def prepare_output(flags: SftFlags) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # gradients are allocated anew in each step
     flags.main(SftFlags, sft, PROGRAM)
