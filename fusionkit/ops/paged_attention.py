@@ -204,6 +204,7 @@ CASES = (
     case("decode-3-tokens", [0, 0], [6, 15], [3, 3]),
     case("GQA-4:2", [6, 0], [0, 13], num_heads=4),
     case("MQA-5:1", [6, 0], [0, 13], num_heads=5, num_key_value_heads=1),
+    *(case(f"8-queries-D{dim}", [0, 0], [6, 15], num_heads=8, num_key_value_heads=1, head_dim=dim) for dim in (8, 80)),
     case("block-1", [7, 0], [0, 12], block_size=1),
     case("block-64", [65, 0, 0], [0, 63, 64], block_size=64),
     case("plain-cache", [21, 0], [0, 40], block_size=48),

@@ -216,7 +216,7 @@ class DecodeParts {
   DecodeParts(int64_t units, int64_t most_keys, int64_t columns)
       : count_(units == 0 ? 1
                           : clamp(4 * num_threads() / units, 1, clamp(most_keys / kFewestDecodeKeys, 1, INT64_MAX))),
-        columns_(columns),
+        columns_(round_up(columns, kDecodeVectors * kLanes)),  // whole stores of add_values
         buffer_(units * count_ * size()) {}
 
   int64_t count() const { return count_; }
