@@ -56,6 +56,17 @@ def test_omp_num_threads_that_is_no_number_is_named():
     )
 
 
+@pytest.mark.parametrize(
+    "environment, count", [({}, None), ({"OMP_NUM_THREADS": "1"}, "1"), ({"OMP_NUM_THREADS": "3,1"}, "3")]
+)
+@pytest.mark.parametrize("order", ["import paddle\n" + NUM_THREADS, CALL + "import paddle\n" + NUM_THREADS])
+def test_the_default_is_the_same_whichever_library_is_imported_first(order, environment, count):
+    """`import paddle` sets OMP_NUM_THREADS to 1, unless it is one number already."""
+    if count is None:
+        count = str(len({siblings(cpu) for cpu in os.sched_getaffinity(0)}))
+    assert in_process(order, **environment) == count
+
+
 @pytest.mark.parametrize("start", ["", GNU], ids=["Paddle's OpenMP", "GNU OpenMP"])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_as_many_threads_run_as_are_asked_for(start, count):

@@ -48,14 +48,33 @@ int physical_cores() {
   return cores.empty() ? 1 : static_cast<int>(cores.size());
 }
 
+// What this process was started with, whatever it has set since.
+std::string environment_at_start(const std::string& name) {
+  std::ifstream file("/proc/self/environ");
+  for (std::string entry; std::getline(file, entry, '\0');)
+    if (entry.compare(0, name.size() + 1, name + "=") == 0) return entry.substr(name.size() + 1);
+  return "";
+}
+
+// `import paddle` sets OMP_NUM_THREADS to 1 where it is unset or a list. A 1 beside Paddle is therefore taken from the
+// process's start.
+std::string omp_num_threads() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  if (text == nullptr) return "";
+  void* paddle = std::string(text) == "1" ? dlopen("libpaddle.so", RTLD_LAZY | RTLD_NOLOAD) : nullptr;
+  if (paddle == nullptr) return text;
+  dlclose(paddle);
+  return environment_at_start("OMP_NUM_THREADS");
+}
+
 // OMP_NUM_THREADS may be a list, one entry per nesting level; the first counts here.
 int default_num_threads() {
-  const char* text = std::getenv("OMP_NUM_THREADS");
-  if (text == nullptr || *text == '\0') return physical_cores();
+  const std::string text = omp_num_threads();
+  if (text.empty()) return physical_cores();
   char* end = nullptr;
-  const long count = std::strtol(text, &end, 10);
-  if (end == text || (*end != '\0' && *end != ',') || count < 1 || count > kMaxCpus)
-    throw std::invalid_argument(std::string("num_threads: OMP_NUM_THREADS must be a positive integer, got \"") + text +
+  const long count = std::strtol(text.c_str(), &end, 10);
+  if (end == text.c_str() || (*end != '\0' && *end != ',') || count < 1 || count > kMaxCpus)
+    throw std::invalid_argument("num_threads: OMP_NUM_THREADS must be a positive integer, got \"" + text +
                                 "\". Correct it or unset it");
   return static_cast<int>(count);
 }

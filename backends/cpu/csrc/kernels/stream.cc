@@ -13,6 +13,7 @@ constexpr int64_t kLine = 64;
 // 2-16 KiB ahead adds up to 20%.
 constexpr int64_t kTurn = 4 * kLine;
 constexpr int64_t kAhead = 4096;
+constexpr int64_t kTurnsPerShare = 256;  // 64 KiB: below this, waking a thread costs more than it saves
 
 UintVec read(const char* begin, const char* end, UintVec seen) {
   for (; begin + kLine <= end; begin += kLine) {
@@ -44,7 +45,7 @@ void stream(const char* source, int64_t source_size, char* target, int64_t targe
   const auto before = [&](int64_t turn, int64_t size) {
     return turn == num_turns ? size : size / kLine * turn / num_turns * kLine;
   };
-  parallel_for(num_turns, 64, [&](int64_t begin, int64_t end, int) {
+  parallel_for(num_turns, kTurnsPerShare, [&](int64_t begin, int64_t end, int) {
     UintVec seen{};
     int64_t num_read = before(begin, source_size), num_written = before(begin, target_size);
     for (int64_t turn = begin + 1; turn <= end; ++turn) {
