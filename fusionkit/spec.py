@@ -157,6 +157,7 @@ class Benchmark:
         dims: what `cost` reads beyond the sizes of the axes.
         packed: the input that is handed over as a `PackedWeight`; then only the forward is timed.
         cold: timed with empty caches too.
+        composition_bytes: what a composition of a framework's own functions holds at its peak, where that is much.
     """
 
     case: Case
@@ -164,6 +165,7 @@ class Benchmark:
     dims: Mapping[str, float] = field(default_factory=dict)
     packed: str | None = None
     cold: bool = False
+    composition_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """`fusionkit bench`: it times what it says, beside the ceiling, and judges ratios rightly. No figure is asserted."""
 
 import json
+import os
 import re
+import signal
 
 import pytest
 from pytest_benchmark.stats import Stats
@@ -9,7 +11,7 @@ from pytest_benchmark.stats import Stats
 import fusionkit
 from fusionkit import cli
 from fusionkit.backend import Backend
-from fusionkit.benchmark import contestants, target
+from fusionkit.benchmark import contestants, rounds, target
 from fusionkit.benchmark.result import Result
 from fusionkit.benchmark.subject import FORWARD, TRAINING, Subject, subjects
 from fusionkit.benchmark.target import Target
@@ -102,6 +104,26 @@ def test_targets_are_held_against_ceiling_kernel_peers_and_other_calls():
     rates = (bytes_of_8_rows / 2.0) / (bytes_of_64 / 4.0)
     assert [each.ratio for each in judged] == [0.5, 0.8, 2.0, None, pytest.approx(rates)]
     assert [each.reached for each in judged] == [False, True, True, False, False]
+
+
+def test_a_worker_that_dies_costs_one_call(monkeypatch, capsys):
+    measure = rounds.measure
+
+    def dies_at_first(workers, subject, number):
+        if subject.dtype == "bfloat16":
+            os.kill(workers[0]._process.pid, signal.SIGKILL)
+        return measure(workers, subject, number)
+
+    monkeypatch.setattr(rounds, "measure", dies_at_first)
+    assert cli.main(["bench", "fusion_rms_norm", "--case", "T8xH5120", "--no-peers", "--rounds", "1"]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"the alone worker ended with -9 on .*T8xH5120.*; this call is left out", printed.err)
+    assert re.search(r"T8xH5120 *\| float32", printed.out) and not re.search(r"T8xH5120 *\| bfloat16", printed.out)
+
+
+def test_a_composition_that_fills_the_memory_is_left_out():
+    large = next(each for each in subjects(["flash_attention"]) if each.case_name == "S4096-causal")
+    assert contestants.compositions("paddle", large, {}) == {}
 
 
 @pytest.mark.parametrize(

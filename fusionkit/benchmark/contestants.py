@@ -34,11 +34,12 @@ class Scaled:
 NEGLIGIBLE = 0.25
 BANDWIDTH_GUESS, RATE_GUESS = 50e9, 400e9
 
+COMPOSITION_LIMIT = 4e9  # bytes; two such processes run side by side, and a machine of 24 GB is to stay within 16
+
 
 def tuned(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
     """As `alone`, and the composition of Paddle's own functions."""
-    compositions = {(COMPOSITION + TUNED, way): composed(subject, made, way) for way in subject.directions}
-    return alone(backend_name, subject, made) | compositions
+    return alone(backend_name, subject, made) | compositions(COMPOSITION + TUNED, subject, made)
 
 
 def alone(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
@@ -57,7 +58,13 @@ def alone(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contesta
 
 def stock(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
     """The composition of Paddle's own functions, in a process as it comes."""
-    return {(COMPOSITION, direction): composed(subject, made, direction) for direction in subject.directions}
+    return compositions(COMPOSITION, subject, made)
+
+
+def compositions(name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
+    if subject.benchmark.composition_bytes > COMPOSITION_LIMIT:
+        return {}
+    return {(name, direction): composed(subject, made, direction) for direction in subject.directions}
 
 
 def device_of(backend_name: str) -> Any:

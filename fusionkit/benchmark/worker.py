@@ -38,6 +38,10 @@ KINDS = (
 )
 
 
+class WorkerEnded(RuntimeError):
+    """A worker's process is gone: it was killed for its memory, or crashed."""
+
+
 class Worker:
     """Starts the process; its methods talk to it."""
 
@@ -74,18 +78,23 @@ class Worker:
 
     def _send(self, *request: Any) -> None:
         self._asked = request
-        self._connection.send(request)
+        try:
+            self._connection.send(request)
+        except OSError:
+            raise self._ended() from None
 
     def _receive(self) -> Any:
         try:
             answer = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            status = self._process.exitcode
-            raise RuntimeError(f"bench: the {self.kind.name} worker ended with {status} on {self._asked}") from None
+        except (EOFError, OSError):
+            raise self._ended() from None
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _ended(self) -> WorkerEnded:
+        self._process.join()
+        return WorkerEnded(f"the {self.kind.name} worker ended with {self._process.exitcode} on {self._asked}")
 
 
 def serve(connection: Connection, kind: Kind, backend: str) -> None:

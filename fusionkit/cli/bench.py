@@ -60,7 +60,7 @@ def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
 
     from fusionkit.benchmark import contestants, rounds, target
     from fusionkit.benchmark.subject import subjects
-    from fusionkit.benchmark.worker import ALONE, KINDS, Worker
+    from fusionkit.benchmark.worker import ALONE, KINDS, Worker, WorkerEnded
 
     registry.require_name(options.backend, "--backend")
     device = contestants.device_of(options.backend)
@@ -76,7 +76,13 @@ def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
     results: list[Result] = []
     try:
         for subject in tqdm(chosen, unit="call"):
-            results += rounds.measure(workers, subject, options.rounds)
+            try:
+                results += rounds.measure(workers, subject, options.rounds)
+            except WorkerEnded as error:
+                print(f"bench: {error}; this call is left out", file=sys.stderr)
+                for worker in workers:
+                    worker.close()
+                workers = [Worker(kind, options.backend, num_threads) for kind in wanted]
     except KeyboardInterrupt:
         print(f"bench: interrupted; {len(results)} results of {len(chosen)} calls follow", file=sys.stderr)
     finally:

@@ -418,7 +418,8 @@ def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
 def timed(name: str, length: int, pairs: float | None = None, **kwargs: Any) -> Benchmark:
     sizes = {"num_heads": 40, "num_key_value_heads": 40, "head_dim": 128, "causal": True, **kwargs}
     made = case(name, batch_size=1, q_len=length, llama=True, **sizes)
-    return Benchmark(made, ("bfloat16",), {} if pairs is None else {"pairs": pairs})
+    scores = 4.0 * sizes["num_heads"] * length**2  # float32; six of them with the backward
+    return Benchmark(made, ("bfloat16",), {} if pairs is None else {"pairs": pairs}, composition_bytes=6 * scores)
 
 
 def timed_documents(name: str, *lengths: int) -> Benchmark:
