@@ -7,6 +7,7 @@ A predicate on a dimension that is not known while a graph is traced is unknown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -148,6 +149,25 @@ class SameSize(Predicate):
 
     def __str__(self) -> str:
         return f"{self.first} and {self.second} must be the same size"
+
+
+@dataclass(frozen=True)
+class InverseRoot(Predicate):
+    """The argument is 1 / sqrt(axis), or None, which stands for it."""
+
+    first: str
+    second: str
+
+    def judge(self, call: Call) -> Verdict:
+        got, size = call.value(self.first), call.value(self.second)
+        if got is None:
+            return YES
+        if size == UNKNOWN:
+            return Verdict("unknown", (f"{self}, and {self.second} is not known while tracing",))
+        return self._decide(math.isclose(got, size**-0.5, rel_tol=1e-6), got)  # float32 callers round it
+
+    def __str__(self) -> str:
+        return f"{self.first} must be 1 / sqrt({self.second})"
 
 
 @dataclass(frozen=True)
