@@ -9,7 +9,7 @@ import pytest
 
 import fusionkit as fk
 from fusionkit import cli
-from fusionkit.capability import Absent, Between, MultipleOf, OneOf
+from fusionkit.capability import Absent, Between, MultipleOf, OneOf, Present, When
 from fusionkit.spec import TensorSpec
 from tests.core import toy
 
@@ -138,6 +138,18 @@ def test_what_a_predicate_looked_at_is_looked_at_again(install, op):
     assert op(X, WEIGHT) == "toy ran"
     assert op(X, WEIGHT, epsilon=1e-6).shape == (2, 64)
     assert op(X, WEIGHT, epsilon=1e-5) == "toy ran"
+
+
+def test_an_inputs_own_size_is_looked_at_again(install):
+    """A mask for each head has the shape of no named axis alone: the axis is heads or 1."""
+    one_mask = When(Present("attn_mask"), OneOf("attn_mask.num_heads", (1,)))
+    kernel = fk.Kernel({"numpy": "tests.core.toy:flash_attention"}, when=(one_mask,))
+    install(fk.Backend("a_toy", ("cpu",), {"flash_attention": kernel}))
+    op, q = fk.Op("flash_attention"), np.ones((1, 3, 2, 8), np.float32)
+    shared, per_head = np.ones((1, 1, 3, 3), bool), np.ones((1, 2, 3, 3), bool)
+    assert op(q, q, q, attn_mask=shared) == "toy ran"
+    assert op(q, q, q, attn_mask=per_head).shape == q.shape
+    assert op(q, q, q, attn_mask=shared) == "toy ran"
 
 
 def test_dtype_and_absence_are_judged(install):
