@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-LOWEST = {"bfloat16": -(2.0**128 - 2.0**120), "float16": -65504.0}
-
 
 def flash_attention(
     q: Any,
@@ -33,7 +31,6 @@ def flash_attention(
     if startend_row_indices is not None:
         return functions.flashmask_attention(q, k, v, startend_row_indices, dropout=0.0, causal=causal)
     allowed = masks.allowed(q, k, causal, attn_mask, None)
-    lowest = LOWEST[str(q.dtype).removeprefix("paddle.")]
-    bias, empty = masks.additive(allowed, attn_mask, lowest, q.dtype)
+    bias, empty = masks.additive(allowed, attn_mask, paddle.finfo(q.dtype).min, q.dtype)
     out = paddle.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.0, is_causal=False)
     return masks.zero_rows(out, empty)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-LOWEST = {"bfloat16": -1e37, "float16": -65504.0}  # the vendor uses -1e37, not the dtype's minimum
+LOWEST = -1e37  # the vendor's, where the dtype reaches so far; not the dtype's minimum
 
 
 def flash_attention(
@@ -18,6 +18,7 @@ def flash_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Any:
+    import paddle
     from paddle.nn.functional import scaled_dot_product_attention
 
     from fusionkit.eager import masks
@@ -28,7 +29,6 @@ def flash_attention(
     if attn_mask is None and startend_row_indices is None and (square or not causal):
         return scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=causal)
     allowed = masks.allowed(q, k, causal, attn_mask, startend_row_indices)
-    lowest = LOWEST[str(q.dtype).removeprefix("paddle.")]
-    bias, empty = masks.additive(allowed, attn_mask, lowest, q.dtype)
+    bias, empty = masks.additive(allowed, attn_mask, max(LOWEST, paddle.finfo(q.dtype).min), q.dtype)
     out = scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.0, is_causal=False)
     return masks.zero_rows(out, empty)
