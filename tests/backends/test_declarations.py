@@ -53,6 +53,12 @@ def norm(device, dtype="float32"):
     return fk.fusion_rms_norm, {"x": x, "weight": weight}
 
 
+def add_norm(device, **dtypes):
+    x, residual = (TensorSpec((3, 64), dtypes.get(name, "float16"), device) for name in ("x", "residual"))
+    weight = TensorSpec((64,), dtypes.get("weight", "float16"), device)
+    return fk.fusion_add_rms_norm, {"x": x, "residual": residual, "weight": weight}
+
+
 REFUSALS = [
     ("npu", attention("npu:0", "float32"), {}, "q.dtype must be bfloat16 or float16, got float32"),
     ("npu", attention("npu:0", scale=0.3), {}, "scale must be 1 / sqrt(head_dim), got 0.3"),
@@ -75,6 +81,7 @@ REFUSALS = [
     ("gcu", attention("gcu:0"), {}, "q.dtype must be float16, got bfloat16"),
     ("gcu", norm("gcu:0"), {"training": True}, "forward only: gradients are wanted"),
     ("gcu", rope("gcu:0"), {"training": True}, "forward only: gradients are wanted"),
+    ("gcu", add_norm("gcu:0", weight="float32"), {}, "weight.dtype must be float16, got float32"),
     ("gpu", attention("gpu:0", "float32"), {}, "q.dtype must be bfloat16 or float16, got float32"),
     ("xpu", attention("xpu:0", scale=0.3), {}, "scale must be 1 / sqrt(head_dim), got 0.3"),
 ]
