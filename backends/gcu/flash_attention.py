@@ -24,6 +24,8 @@ def flash_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Any:
+    import paddle
+
     from fusionkit.eager import masks
 
     if 0 in q.shape or 0 in k.shape:
@@ -35,7 +37,7 @@ def flash_attention(
         return _attend(q, keys, values, None, causal)
     allowed = masks.allowed(q, k, causal, attn_mask, startend_row_indices)
     bias, empty = masks.additive(allowed, attn_mask, LOWEST, q.dtype)
-    bias = bias.expand([q.shape[0], -1, -1, -1])
+    bias = bias.expand([paddle.shape(q)[0] if q.shape[0] == -1 else q.shape[0], -1, -1, -1])
     return masks.zero_rows(_attend(q, keys, values, bias, False), empty)
 
 

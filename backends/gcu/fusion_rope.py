@@ -20,4 +20,4 @@ def fusion_rope(q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None,
     positions = paddle.arange(paddle.shape(table)[0], dtype="int64").unsqueeze(0)
     positions = positions.expand([paddle.shape(flat_q)[0], -1])
     new_q, new_k = custom_device.run("fused_rotary_embedding_gcu", (flat_q, flat_k, table, positions), not interleaved)
-    return new_q.reshape(q.shape), new_k.reshape(k.shape)
+    return angles.unfolded(new_q, q, position_ids), angles.unfolded(new_k, k, position_ids)

@@ -22,4 +22,4 @@ def fusion_rope(q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None,
     new_q, new_k, _ = F.fused_rotary_position_embedding(
         flat_q, flat_k, None, sin=sin, cos=cos, position_ids=None, use_neox_rotary_style=interleaved
     )
-    return new_q.astype(q.dtype).reshape(q.shape), new_k.astype(k.dtype).reshape(k.shape)
+    return tuple(angles.unfolded(new.astype(x.dtype), x, position_ids) for new, x in ((new_q, q), (new_k, k)))

@@ -20,6 +20,6 @@ def fusion_rope(q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None,
 
     def rotated(x: Any) -> Any:
         flat = angles.folded(x, position_ids).astype("float32")
-        return custom_device.run("fused_rope", (flat, *tables))[0].astype(x.dtype).reshape(x.shape)
+        return angles.unfolded(custom_device.run("fused_rope", (flat, *tables))[0].astype(x.dtype), x, position_ids)
 
     return rotated(q), rotated(k)

@@ -16,6 +16,14 @@ def folded(x: Any, position_ids: Any) -> Any:
     return x if position_ids is None else x.reshape([1, -1, *x.shape[2:]])
 
 
+def unfolded(y: Any, x: Any, position_ids: Any) -> Any:
+    """y in the shape that x has; sizes may be unknown while a graph is traced."""
+    if position_ids is None:
+        return y
+    sizes = paddle.shape(x)
+    return y.reshape(x.shape if -1 not in x.shape else [sizes[0], sizes[1], *x.shape[2:]])
+
+
 def rows(table: Any, x: Any, position_ids: Any) -> Any:
     """[tokens, head_dim / 2], tokens as in `folded`."""
     table = table.detach()
