@@ -48,6 +48,10 @@ class Predicate:
     def judge(self, call: Call) -> Verdict:
         raise TypeError(f"{type(self).__name__} declares no judge()")
 
+    def given(self) -> str:
+        """The rule as a condition: "causal is True"."""
+        return str(self).replace(" must be ", " is ")
+
     def children(self) -> tuple[Predicate, ...]:
         return ()
 
@@ -188,6 +192,9 @@ class Present(Predicate):
     def judge(self, call: Call) -> Verdict:
         return YES if call.present(self.argument) else Verdict("no", (str(self),))
 
+    def given(self) -> str:
+        return f"{self.argument} is given"
+
     def __str__(self) -> str:
         return f"{self.argument} is required"
 
@@ -243,7 +250,7 @@ class When(Predicate):
         return (self.condition, self.then)
 
     def __str__(self) -> str:
-        return f"{self.then} (when {self.condition})"
+        return f"{self.then} (when {self.condition.given()})"
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,13 @@ def test_verdict(predicate, arguments, answer, reason):
         assert verdict.reasons == (reason,)
 
 
+def test_a_condition_reads_as_one():
+    given = When(Present("attn_mask"), OneOf("attn_mask.dtype", ("bool",)))
+    assert str(given) == "attn_mask.dtype must be bool (when attn_mask is given)"
+    square = When(OneOf("causal", (True,)), SameSize("q_len", "kv_len"))
+    assert str(square) == "q_len and kv_len must be the same size (when causal is True)"
+
+
 def test_boundaries_are_on_both_sides():
     assert MultipleOf("head_dim", 64).boundaries() == ((64, 128), (63, 65))
     assert Between("k", 256, 65535).boundaries() == ((256, 65534), (255, 65535))
