@@ -58,14 +58,16 @@ def describe(
     if training is None:
         wanting = [tensor for name, tensor in live.items() if spec.input(name).differentiable]
         training = adapter is not None and adapter.wants_gradient(wanting)
+    where = device or _device(spec, described, adapter)
     return Call(
         spec=spec,
         tensors=described,
         values={name: value for name, value in arguments.items() if name not in described},
         framework=adapter.NAME if adapter else None,
-        device=device or _device(spec, described, adapter),
+        device=where,
         training=training,
         traced=adapter is not None and any(map(adapter.is_symbolic, live.values())),
+        elsewhere=(device is not None or not live) and _is_elsewhere(where, spec, described, live, adapter),
     )
 
 
@@ -78,6 +80,18 @@ def _describe(packable: bool, value: Any, adapter: Framework | None) -> TensorSp
         packed: TensorSpec = value.describe_packed()
         return packed
     return None
+
+
+def _is_elsewhere(
+    where: str,
+    spec: OpSpec,
+    described: Mapping[str, TensorSpec],
+    live: Mapping[str, Any],
+    adapter: Framework | None,
+) -> bool:
+    """Whether a device is of another type than where the tensors are, or, without tensors, than the current one."""
+    here = _device(spec, {name: described[name] for name in live}, adapter)
+    return where.partition(":")[0] != here.partition(":")[0]
 
 
 def _device(spec: OpSpec, described: Mapping[str, TensorSpec], adapter: Framework | None) -> str:

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fusionkit.capability import Predicate
 
 INTERFACE_VERSION = 1
 ANY_DEVICE = "*"
+
+Proof = Literal["hardware", "emulator", "none"]
+PROOF_IN_WORDS: Mapping[Proof, str] = {"hardware": "", "emulator": "emulated", "none": "not run"}
+
+
+def _nothing_missing() -> str | None:
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +40,7 @@ class Kernel:
             decision runs it at once; else the core holds each call against the spec first, about 50 us.
         notes: (predicate, text): what a caller should know when the predicate holds, such as a copy.
         minimum_versions: the vendor's packages and the version below which the kernel is not to be trusted.
+        available: None, or the reason why this kernel alone cannot run here, such as an op that an older plugin lacks.
     """
 
     functions: Mapping[str, str]
@@ -43,6 +52,7 @@ class Kernel:
     checks_sizes: bool = False
     notes: tuple[tuple[Predicate, str], ...] = ()
     minimum_versions: Mapping[str, str] = field(default_factory=dict)
+    available: Callable[[], str | None] = _nothing_missing
 
 
 @dataclass(frozen=True)
@@ -67,10 +77,6 @@ class DeviceModel:
     source: str
 
 
-def _nothing_missing() -> str | None:
-    return None
-
-
 def _no_checks() -> Sequence[Check]:
     return ()
 
@@ -83,6 +89,9 @@ class Backend:
         name: lower case: "toy". Users write it in `use_backend`.
         device_types: whose tensors it takes, as the framework names them; ("*",) for all.
         kernels: op name -> kernel. An op that is missing is an op that the vendor does not have.
+        gaps: op name -> why the device does not have it, where there is more to say.
+        proven_on: where its results were last proven: "hardware", "emulator", or "none" while nobody ran it. Every
+            table and explanation shows all but the first.
         available: None, or the reason why it cannot run here.
         doctor: the backend's own checks.
         settings: environment variables FUSIONKIT_<NAME>_* that it reads, each with its allowed values; () for any.
@@ -100,6 +109,8 @@ class Backend:
     name: str
     device_types: tuple[str, ...]
     kernels: Mapping[str, Kernel]
+    gaps: Mapping[str, str] = field(default_factory=dict)
+    proven_on: Proof = "hardware"
     interface_version: int = INTERFACE_VERSION
     available: Callable[[], str | None] = _nothing_missing
     doctor: Callable[[], Sequence[Check]] = _no_checks

@@ -26,6 +26,7 @@ class Call:
         device: "cpu", "toy:0", ...
         training: gradients are wanted.
         traced: some tensor is a value of a graph being traced.
+        elsewhere: the question is about a device that no tensor is on, present or not: `explain` alone asks so.
         consulted: subjects whose value decided something; what a cached decision depends on.
     """
 
@@ -36,6 +37,7 @@ class Call:
     device: str
     training: bool
     traced: bool = False
+    elsewhere: bool = False
     dims: dict[str, int] = field(default_factory=dict)
     consulted: set[str] = field(default_factory=set)
     _leading: tuple[int, ...] | None = None
@@ -48,21 +50,27 @@ class Call:
         return name in self.tensors or self.values.get(name) is not None
 
     def value(self, subject: str) -> Any:
-        """The value of an axis ("hidden_size"), a property ("x.dtype", "x.contiguous"), an argument ("causal"),
-        "device_type", "framework" or "traced"."""
+        """The value of an axis ("hidden_size"), a property ("x.dtype", "x.contiguous"), one input's own size where the
+        axis may also be 1 ("attn_mask.num_heads"), an argument ("causal"), "device_type", "framework" or "traced"."""
         if subject in ("device_type", "framework", "traced"):
             return getattr(self, subject)
         name, _, attribute = subject.partition(".")
         if attribute:
-            self.consulted.add(attribute)
-            tensor = self.tensors.get(name)
-            return getattr(tensor, attribute) if tensor is not None else None
+            return self._property(name, attribute)
         self.consulted.add(subject)
         if subject in self.dims:
             return self.dims[subject]
         if subject in self.values:
             return self.values[subject]
         raise KeyError(f"{self.spec.name} has no axis or argument {subject!r}; axes: {', '.join(self.dims)}")
+
+    def _property(self, name: str, attribute: str) -> Any:
+        tensor = self.tensors.get(name)
+        position = axis_position(self.spec.input(name), attribute)
+        self.consulted.add(attribute if position is None else f"{name}.{attribute}")
+        if tensor is None:
+            return None
+        return getattr(tensor, attribute) if position is None else tensor.shape[position]
 
     def require(
         self, condition: bool, argument: str, rule: str, got: object, context: str = "", advice: str = ""
@@ -162,6 +170,14 @@ class Call:
                 return
         wanted = " or ".join(f"{c} = {self.dims[c]}" if c in self.dims else c for c in choices)
         self.require(False, declared.name, f"{rule} with {wanted}", list(self.tensors[declared.name].shape))
+
+
+def axis_position(declared: Input, axis: str) -> int | None:
+    """Where the input has this axis, counted from the end."""
+    words = declared.shape.split()
+    found = (position for position, word in enumerate(words) if axis in word.split("|"))
+    position = next(found, None)
+    return None if position is None else position - len(words)
 
 
 def _axes(shape: str) -> list[str]:

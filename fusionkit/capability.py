@@ -7,6 +7,7 @@ A predicate on a dimension that is not known while a graph is traced is unknown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,6 +47,10 @@ class Predicate:
 
     def judge(self, call: Call) -> Verdict:
         raise TypeError(f"{type(self).__name__} declares no judge()")
+
+    def given(self) -> str:
+        """The rule as a condition: "causal is True"."""
+        return str(self).replace(" must be ", " is ")
 
     def children(self) -> tuple[Predicate, ...]:
         return ()
@@ -151,6 +156,25 @@ class SameSize(Predicate):
 
 
 @dataclass(frozen=True)
+class InverseRoot(Predicate):
+    """The argument is 1 / sqrt(axis), or None, which stands for it."""
+
+    first: str
+    second: str
+
+    def judge(self, call: Call) -> Verdict:
+        got, size = call.value(self.first), call.value(self.second)
+        if got is None:
+            return YES
+        if size == UNKNOWN:
+            return Verdict("unknown", (f"{self}, and {self.second} is not known while tracing",))
+        return self._decide(math.isclose(got, size**-0.5, rel_tol=1e-6), got)  # float32 callers round it
+
+    def __str__(self) -> str:
+        return f"{self.first} must be 1 / sqrt({self.second})"
+
+
+@dataclass(frozen=True)
 class Absent(Predicate):
     argument: str
 
@@ -167,6 +191,9 @@ class Present(Predicate):
 
     def judge(self, call: Call) -> Verdict:
         return YES if call.present(self.argument) else Verdict("no", (str(self),))
+
+    def given(self) -> str:
+        return f"{self.argument} is given"
 
     def __str__(self) -> str:
         return f"{self.argument} is required"
@@ -223,7 +250,7 @@ class When(Predicate):
         return (self.condition, self.then)
 
     def __str__(self) -> str:
-        return f"{self.then} (when {self.condition})"
+        return f"{self.then} (when {self.condition.given()})"
 
 
 @dataclass(frozen=True)

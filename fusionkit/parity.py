@@ -51,8 +51,20 @@ def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdic
     call = arguments.describe(op.spec, bound, adapter, training=False)
     call.check()
     call.framework = "numpy" if route == "numpy" else "paddle"
-    plugin = next(plugin for plugin in registry.plugins() if plugin.name == backend)
-    return select.judge(plugin, call).verdict
+    call.device = device_of(backend, route)
+    return select.judge(_plugin(backend), call).verdict
+
+
+def device_of(backend: str, route: Route) -> str:
+    """Where the backend's cases run: its own device's first. NumPy arrays are in host memory."""
+    declared = _plugin(backend).backend
+    if route == "numpy" or declared is None or declared.owns("cpu"):
+        return "cpu"
+    return f"{declared.device_types[0]}:0"
+
+
+def _plugin(backend: str) -> registry.Plugin:
+    return next(plugin for plugin in registry.plugins() if plugin.name == backend)
 
 
 def arguments_of(spec: OpSpec, case: Case, dtype: str) -> dict[str, Any]:
@@ -77,11 +89,12 @@ def check(op: Op, case: Case, dtype: str, backend: str, route: Route) -> list[Co
     """
     spec = op.spec
     made = arguments_of(spec, case, dtype)
-    forward, backward = _runners(op, route)
+    device = device_of(backend, route)
+    forward, backward = _runners(op, route, device)
     with use_backend(backend):
         got, written = _counted(op, backend, lambda: forward(_copied(made)))
         compared = _compare_outputs(spec, made, got, written, dtype)
-        if spec.reference_vjp is not None and op.explain(**made, training=True).chosen == backend:
+        if spec.reference_vjp is not None and op.explain(**made, device=device, training=True).chosen == backend:
             grads = _grad_outputs(spec, got)
             gradients = _counted(op, backend, lambda: backward(made, grads))
             compared += _compare_gradients(spec, made, grads, gradients, dtype)
@@ -105,18 +118,18 @@ def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
 
 
-def _runners(op: Op, route: Route) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _runners(op: Op, route: Route, device: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     if route == "numpy":
         return _through_numpy(op)
     paddle = frameworks.load("paddle")
     wrapped = paddle.traced(op) if route == "static" else op  # type: ignore[attr-defined]
 
     def forward(arguments: dict[str, Any]) -> tuple[Any, dict[str, Array]]:
-        got = paddle.carried(wrapped, "cpu")(**arguments)
+        got = paddle.carried(wrapped, device)(**arguments)
         return got, {name: arguments[name] for name in op.spec.mutates}
 
     def backward(arguments: Mapping[str, Any], grads: Any) -> Any:
-        return paddle.vjp(wrapped, op.spec, grads, "cpu", arguments)
+        return paddle.vjp(wrapped, op.spec, grads, device, arguments)
 
     return forward, backward
 

@@ -173,7 +173,8 @@ def _consulted_axes(call: Call) -> list[tuple[str, int, int]]:
     for declared in call.spec.inputs:
         axes = declared.shape.split()
         for position, axis in enumerate(axes):
-            if declared.name in call.tensors and axis in call.consulted and axis != "...":
+            own = any(f"{declared.name}.{choice}" in call.consulted for choice in axis.split("|"))
+            if declared.name in call.tensors and (own or axis in call.consulted) and axis != "...":
                 from_end = position - len(axes)
                 found.append((declared.name, from_end, call.tensors[declared.name].shape[from_end]))
     return found

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit import frameworks
-from fusionkit.backend import INTERFACE_VERSION, Backend, Kernel
+from fusionkit.backend import INTERFACE_VERSION, PROOF_IN_WORDS, Backend, Kernel, Proof
 from fusionkit.errors import PluginError, SettingError
 from fusionkit.ops import OP_NAMES, load_spec
 
@@ -47,9 +47,12 @@ class BackendStatus:
     device_types: tuple[str, ...]
     ops: tuple[str, ...]
     distribution: str
+    proven_on: Proof = "hardware"
 
     def __str__(self) -> str:
         state = "available" if self.available else f"not available: {self.reason}"
+        if proof := PROOF_IN_WORDS[self.proven_on]:
+            state = f"{proof}; {state}"
         return f"{self.name} ({self.distribution}): {state}"
 
 
@@ -125,6 +128,9 @@ def check(name: str, loaded: object) -> None:
                 raise PluginError(f"{name}: {op}: no framework is called {framework!r}; {', '.join(frameworks.NAMES)}")
             _check_signature(name, op, reference)
         _check_subjects(name, op, kernel)
+    for op in loaded.gaps:
+        if op not in OP_NAMES or op in loaded.kernels:
+            raise PluginError(f"{name}: gaps must name ops without a kernel, got {op!r}")
 
 
 def _check_subjects(name: str, op: str, kernel: Kernel) -> None:
@@ -208,10 +214,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 @cache
-def unavailable(backend: Backend) -> str | None:
-    """The backend's own reason why it cannot run, asked once."""
+def unavailable(offered: Backend | Kernel) -> str | None:
+    """A backend's or a kernel's own reason why it cannot run, asked once."""
     try:
-        return backend.available()
+        return offered.available()
     except Exception as error:  # a broken plugin is an unavailable one
         return f"{type(error).__name__}: {error}"
 
@@ -241,4 +247,12 @@ def _status(plugin: Plugin) -> BackendStatus:
         return BackendStatus(plugin.name, False, str(plugin.problem), (), (), plugin.distribution)
     reason = unavailable(backend)
     ops = tuple(op for op in OP_NAMES if op in backend.kernels)
-    return BackendStatus(plugin.name, reason is None, reason or "", backend.device_types, ops, plugin.distribution)
+    return BackendStatus(
+        plugin.name,
+        reason is None,
+        reason or "",
+        backend.device_types,
+        ops,
+        plugin.distribution,
+        backend.proven_on,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusionkit import policy, registry
-from fusionkit.backend import ANY_DEVICE, Kernel
+from fusionkit.backend import ANY_DEVICE, PROOF_IN_WORDS, Backend, Kernel
 from fusionkit.call import Call
 from fusionkit.capability import ForwardOnly, OneOf, Verdict, all_of
 from fusionkit.errors import NoBackendError
@@ -24,6 +24,7 @@ class Candidate:
     verdict: Verdict
     kernel: Kernel | None
     offered: bool  # the backend has the op: going past it is then a fallback
+    remarks: tuple[str, ...] = ()  # what to know of the backend although it says yes
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,23 @@ def judge(plugin: registry.Plugin, call: Call) -> Candidate:
         return Candidate(plugin.name, Verdict("no", (f"tensors are on {call.device}",)), None, True)
     kernel = backend.kernels.get(call.spec.name)
     if kernel is None:
-        return Candidate(plugin.name, Verdict("no", (f"{plugin.name} does not have {call.spec.name}",)), None, False)
-    if (reason := registry.unavailable(backend)) is not None:
-        return Candidate(plugin.name, Verdict("no", (f"not available: {reason}",)), kernel, True)
-    if (reason := registry.outdated(kernel)) is not None:
-        return Candidate(plugin.name, Verdict("no", (reason,)), kernel, True)
-    return Candidate(plugin.name, judge_kernel(kernel, call), kernel, True)
+        return Candidate(plugin.name, Verdict("no", (_gap(backend, call.spec.name),)), None, False)
+    missing = _missing(backend, kernel)
+    if missing is not None and not call.elsewhere:
+        return Candidate(plugin.name, Verdict("no", (f"not available: {missing}",)), kernel, True)
+    proof = PROOF_IN_WORDS[backend.proven_on]
+    remarks = tuple(filter(None, (proof, missing and f"not on this machine: {missing}")))
+    return Candidate(plugin.name, judge_kernel(kernel, call), kernel, True, remarks)
+
+
+def _gap(backend: Backend, op: str) -> str:
+    more = backend.gaps.get(op)
+    return f"{backend.name} does not have {op}" + (f": {more}" if more else "")
+
+
+def _missing(backend: Backend, kernel: Kernel) -> str | None:
+    """Why the kernel cannot run on this machine."""
+    return registry.unavailable(backend) or registry.unavailable(kernel) or registry.outdated(kernel)
 
 
 def judge_kernel(kernel: Kernel, call: Call) -> Verdict:
@@ -89,7 +101,11 @@ def notes(candidate: Candidate, call: Call) -> tuple[str, ...]:
         return ()
     said = tuple(text for predicate, text in kernel.notes if predicate.judge(call))
     carried = call.framework is not None and call.framework not in kernel.functions
-    return (*said, f"{call.framework} arrays are carried to paddle and back") if carried else said
+    return (
+        *candidate.remarks,
+        *said,
+        *((f"{call.framework} arrays are carried to paddle and back",) if carried else ()),
+    )
 
 
 def conditions(kernel: Kernel, first_input: str) -> tuple[ForwardOnly | OneOf, ...]:

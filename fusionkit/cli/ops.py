@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fusionkit import registry, select
-from fusionkit.backend import Kernel
+from fusionkit.backend import PROOF_IN_WORDS, Backend, Kernel
 from fusionkit.ops import OP_NAMES, load_spec
 
 NAME = "ops"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     backends = sorted(registry.loaded(), key=lambda backend: (backend.owns("*"), backend.name))
-    header = ["op", *(backend.name for backend in backends)]
+    header = ["op", *map(_title, backends)]
     rows = [[op, *(_cell(op, backend.kernels.get(op)) for backend in backends)] for op in OP_NAMES]
     print(_markdown(header, rows) if options.markdown else _columns(header, rows))
     for status in registry.backends():
@@ -34,6 +34,11 @@ def run(options: argparse.Namespace) -> int:
                 print(f"\n{backend.name} {op}")
                 print("\n".join(f"  {rule}" for rule in select.conditions(kernel, load_spec(op).inputs[0].name)))
     return 0
+
+
+def _title(backend: Backend) -> str:
+    proof = PROOF_IN_WORDS[backend.proven_on]
+    return f"{backend.name} ({proof})" if proof else backend.name
 
 
 def _cell(op: str, kernel: Kernel | None) -> str:

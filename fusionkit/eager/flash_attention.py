@@ -8,6 +8,7 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
+from fusionkit.eager import masks
 from fusionkit.eager.precision import compute_dtype
 from fusionkit.spec import UNKNOWN
 
@@ -31,7 +32,7 @@ def flash_attention(
     scores = _grouped_product(queries, keys.transpose([0, 1, 3, 2])).cast("float32")
     if attn_mask is not None and attn_mask.dtype != paddle.bool:
         scores = scores + attn_mask.cast("float32").detach()
-    allowed = _allowed(q, k, causal, attn_mask, startend_row_indices)
+    allowed = masks.allowed(q, k, causal, attn_mask, startend_row_indices)
     if allowed is not None:
         scores = paddle.where(allowed, scores, paddle.full([], -math.inf, "float32"))
     probabilities, lse = _softmax(scores, allowed is not None or attn_mask is not None, return_lse)
@@ -52,35 +53,6 @@ def _grouped_product(rows: Any, matrices: Any) -> Any:
 def _same(size: int) -> int:
     """What reshape takes for a size that stays: 0 if unknown. Paddle 3.3 misreads that 0 in an empty tensor."""
     return 0 if size == UNKNOWN else size
-
-
-def _allowed(q: Any, k: Any, causal: bool, attn_mask: Any, startend_row_indices: Any) -> Any:
-    """What may be attended to, bool, broadcastable to the scores; None when nothing is dropped."""
-    q_len, kv_len = paddle.shape(q)[1], paddle.shape(k)[1]
-    row = paddle.arange(q_len, dtype="int64").unsqueeze(-1)
-    masks = []
-    if causal:
-        masks.append((paddle.arange(kv_len, dtype="int64") <= row + (kv_len - q_len)).unsqueeze([0, 1]))
-    if attn_mask is not None and attn_mask.dtype == paddle.bool:
-        masks.append(attn_mask)
-    if startend_row_indices is not None:
-        group = q.shape[2] // startend_row_indices.shape[1]
-        hidden = _hidden_by_rows(paddle.repeat_interleave(startend_row_indices, group, axis=1), causal, row)
-        masks.append(~hidden)
-    allowed = None
-    for mask in masks:
-        allowed = mask if allowed is None else paddle.logical_and(allowed, mask)
-    return allowed
-
-
-def _hidden_by_rows(startend_row_indices: Any, causal: bool, row: Any) -> Any:
-    bounds = [bound.unsqueeze(-2) for bound in paddle.unbind(startend_row_indices.cast("int64"), axis=-1)]
-    below = row >= bounds[0]
-    if len(bounds) == 1:
-        return below
-    if len(bounds) == 4:
-        return (below & (row < bounds[1])) | ((row >= bounds[2]) & (row < bounds[3]))
-    return below & (row < bounds[1]) if causal else below | (row < bounds[1])
 
 
 def _softmax(scores: Any, may_be_empty: bool, with_lse: bool) -> tuple[Any, Any]:

@@ -136,6 +136,9 @@ PACKED = np.array([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]], dtype=np.int64)
 CASES = (
     *(case(f"D{dim}", head_dim=dim) for dim in (2, 6, 16, 30, 32, 34, 62, 66, 128)),
     *(case(f"D{dim}-interleaved", head_dim=dim, interleaved=True) for dim in (2, 6, 16, 30, 32, 34, 62, 66, 128)),
+    case("D64", head_dim=64),
+    case("D64-GQA-4:2-positions", head_dim=64, num_heads=4, num_key_value_heads=2, positions=np.int64),
+    case("D64-no-tokens", head_dim=64, seq_len=0),
     case("S1", seq_len=1),
     case("S37-whole-table", seq_len=37),
     case("GQA-4:1", num_heads=4, num_key_value_heads=1),

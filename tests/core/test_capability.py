@@ -10,6 +10,7 @@ from fusionkit.capability import (
     AnyOf,
     Between,
     ForwardOnly,
+    InverseRoot,
     MultipleOf,
     Not,
     OneOf,
@@ -45,6 +46,11 @@ def call(q_len=4, kv_len=4, head_dim=64, training=False, **values):
         (SameSize("q_len", "kv_len"), {"kv_len": 5}, "no", "q_len and kv_len must be the same size, got 4 and 5"),
         (SameSize("q_len", "kv_len"), {"kv_len": -1}, "unknown", None),
         (Present("attn_mask"), {}, "no", "attn_mask is required"),
+        (InverseRoot("scale", "head_dim"), {}, "yes", None),
+        (InverseRoot("scale", "head_dim"), {"scale": 0.125}, "yes", None),
+        (InverseRoot("scale", "head_dim"), {"scale": 0.12}, "no", "scale must be 1 / sqrt(head_dim), got 0.12"),
+        (InverseRoot("scale", "head_dim"), {"scale": 0.125, "head_dim": -1}, "unknown", None),
+        (OneOf("q.num_heads", (1,)), {}, "no", "q.num_heads must be 1, got 2"),
         (ForwardOnly(), {"training": True}, "no", "forward only: gradients are wanted"),
         (Not(OneOf("causal", (True,)), "causal is not offered"), {"causal": True}, "no", "causal is not offered"),
         (Not(MultipleOf("head_dim", 64), "even sizes only"), {"head_dim": -1}, "unknown", None),
@@ -62,6 +68,13 @@ def test_verdict(predicate, arguments, answer, reason):
     assert bool(verdict) == (answer == "yes")
     if reason is not None:
         assert verdict.reasons == (reason,)
+
+
+def test_a_condition_reads_as_one():
+    given = When(Present("attn_mask"), OneOf("attn_mask.dtype", ("bool",)))
+    assert str(given) == "attn_mask.dtype must be bool (when attn_mask is given)"
+    square = When(OneOf("causal", (True,)), SameSize("q_len", "kv_len"))
+    assert str(square) == "q_len and kv_len must be the same size (when causal is True)"
 
 
 def test_boundaries_are_on_both_sides():

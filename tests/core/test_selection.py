@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import fusionkit as fk
-from fusionkit.capability import Absent, Between, MultipleOf, OneOf
+from fusionkit import cli
+from fusionkit.capability import Absent, Between, MultipleOf, OneOf, Present, When
 from fusionkit.spec import TensorSpec
 from tests.core import toy
 
@@ -24,11 +27,8 @@ def test_a_devices_own_backend_comes_before_eager(install, op):
     install(toy.backend())
     explanation = op.explain(*ON_TOY)
     assert explanation.chosen == "toy" and explanation.reason == "chosen"
-    assert dict((name, verdict) for name, verdict, _ in explanation.candidates) == {
-        "cpu": "no",
-        "eager": "yes",
-        "toy": "yes",
-    }
+    verdicts = {name: verdict for name, verdict, _ in explanation.candidates}
+    assert (verdicts["cpu"], verdicts["eager"], verdicts["toy"]) == ("no", "yes", "yes")
     assert "cpu    no       tensors are on toy:0" in str(explanation)
 
 
@@ -85,11 +85,44 @@ def test_unknown_is_chosen_only_on_request(install, op):
 
 
 def test_an_unavailable_backend_says_why(install, op):
-    install(toy.backend(available=lambda: "the driver is missing"))
-    explanation = op.explain(*ON_TOY)
-    assert explanation.reason == "fallback: toy: not available: the driver is missing"
-    status = next(status for status in fk.backends() if status.name == "toy")
+    install(toy.backend(available=lambda: "the driver is missing", device_types=("cpu",), name="a_toy"))
+    op(X, WEIGHT)
+    assert fk.ledger()[("fusion_rms_norm", "cpu", "fallback: a_toy: not available: the driver is missing")] == 1
+    status = next(status for status in fk.backends() if status.name == "a_toy")
     assert not status.available and status.reason == "the driver is missing"
+
+
+def test_a_question_about_a_device_elsewhere_is_answered_by_what_is_declared(install, op):
+    install(toy.backend(available=lambda: "the driver is missing", when=(MultipleOf("hidden_size", 32),)))
+    accepted, refused = (
+        op.explain(*ON_TOY),
+        op.explain(np.ones((2, 48), np.float32), np.ones(48, np.float32), device="toy"),
+    )
+    assert accepted.chosen == "toy" and refused.chosen == "eager"
+    assert ("toy", "yes", ("not on this machine: the driver is missing",)) in accepted.candidates
+    assert ("toy", "no", ("hidden_size must be a multiple of 32, got 48",)) in refused.candidates
+
+
+def test_a_kernel_alone_may_be_unavailable(install, op):
+    kernel = fk.Kernel({"numpy": toy.REFERENCE}, available=lambda: "the driver has no such op")
+    install(fk.Backend("a_toy", ("cpu",), {"fusion_rms_norm": kernel}))
+    op(X, WEIGHT)
+    assert fk.ledger()[("fusion_rms_norm", "cpu", "fallback: a_toy: not available: the driver has no such op")] == 1
+
+
+def test_a_gap_may_say_why(install, op):
+    install(fk.Backend("a_toy", ("cpu",), {}, gaps={"fusion_rms_norm": "beads cannot divide"}))
+    op(X, WEIGHT)
+    reason = "not offered: a_toy: a_toy does not have fusion_rms_norm: beads cannot divide"
+    assert fk.ledger()[("fusion_rms_norm", "cpu", reason)] == 1
+
+
+def test_what_nobody_ran_says_so_wherever_it_is_named(install, op, capsys):
+    install(replace(toy.backend(), proven_on="none"))
+    assert ("toy", "yes", ("not run",)) in op.explain(*ON_TOY).candidates
+    assert any(str(status).startswith("toy (toy-package 1.0): not run; ") for status in fk.backends())
+    cli.main(["ops"])
+    assert "toy (not run)" in capsys.readouterr().out
 
 
 def test_what_a_predicate_looked_at_is_looked_at_again(install, op):
@@ -105,6 +138,18 @@ def test_what_a_predicate_looked_at_is_looked_at_again(install, op):
     assert op(X, WEIGHT) == "toy ran"
     assert op(X, WEIGHT, epsilon=1e-6).shape == (2, 64)
     assert op(X, WEIGHT, epsilon=1e-5) == "toy ran"
+
+
+def test_an_inputs_own_size_is_looked_at_again(install):
+    """A mask for each head has the shape of no named axis alone: the axis is heads or 1."""
+    one_mask = When(Present("attn_mask"), OneOf("attn_mask.num_heads", (1,)))
+    kernel = fk.Kernel({"numpy": "tests.core.toy:flash_attention"}, when=(one_mask,))
+    install(fk.Backend("a_toy", ("cpu",), {"flash_attention": kernel}))
+    op, q = fk.Op("flash_attention"), np.ones((1, 3, 2, 8), np.float32)
+    shared, per_head = np.ones((1, 1, 3, 3), bool), np.ones((1, 2, 3, 3), bool)
+    assert op(q, q, q, attn_mask=shared) == "toy ran"
+    assert op(q, q, q, attn_mask=per_head).shape == q.shape
+    assert op(q, q, q, attn_mask=shared) == "toy ran"
 
 
 def test_dtype_and_absence_are_judged(install):

@@ -1,0 +1,77 @@
+"""The gpu backend: NVIDIA cards, through the fused functions of a Paddle built for CUDA.
+
+Not run on a card: the calls are checked against the signatures of Paddle's own Python functions, and nothing more.
+"""
+
+from __future__ import annotations
+
+from fusionkit_backends.gpu import health
+
+from fusionkit.backend import Backend, DeviceModel, Kernel
+from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present
+
+_SIXTEEN_BITS = ("bfloat16", "float16")
+_MASTER_WEIGHT = AllOf((OneOf("x.dtype", _SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))
+
+
+def _kernel(
+    op: str,
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16"),
+    when: tuple[Predicate, ...] = (),
+    notes: tuple[tuple[Predicate, str], ...] = (),
+) -> Kernel:
+    return Kernel({"paddle": f"fusionkit_backends.gpu.{op}:{op}"}, dtypes=dtypes, when=when, notes=notes)
+
+
+backend = Backend(
+    name="gpu",
+    device_types=("gpu",),
+    proven_on="none",
+    kernels={
+        "fusion_rms_norm": _kernel(
+            "fusion_rms_norm", notes=((_MASTER_WEIGHT, "computed in float32: the weight must not be rounded"),)
+        ),
+        "fusion_rope": _kernel(
+            "fusion_rope",
+            notes=((OneOf("q.dtype", _SIXTEEN_BITS), "computed in float32: cos and sin must not be rounded"),),
+        ),
+        # Paddle's own limits on its flash attention: paddle/nn/functional/sdpa.py, check_head_dim_size_flash.
+        "flash_attention": _kernel(
+            "flash_attention",
+            dtypes=_SIXTEEN_BITS,
+            when=(
+                MultipleOf("head_dim", 8),
+                Between("head_dim", 8, 257),
+                InverseRoot("scale", "head_dim"),
+                Not(OneOf("return_lse", (True,)), "return_lse is not offered: Paddle's has no gradient"),
+            ),
+            notes=((Present("startend_row_indices"), "rows that see no key are what Paddle's kernel makes of them"),),
+        ),
+        "swiglu": _kernel("swiglu"),
+        "fused_linear": _kernel("fused_linear", when=(OneOf("weight.packed_by", (None,)),)),
+    },
+    gaps={
+        "fusion_add_rms_norm": "fused_rms_norm with a residual is for inference, and no adapter is written",
+        "paged_attention": "block_multihead_attention takes the prompt's offsets too, and no adapter is written",
+    },
+    available=health.unavailable,
+    doctor=health.checks,
+    device_models={
+        "A100-SXM4-80GB": DeviceModel(
+            name="A100-SXM4-80GB",
+            flops={"bfloat16": 312e12, "float16": 312e12, "float32": 19.5e12},
+            memory_bytes=80e9,
+            memory_bandwidth=2039e9,
+            link_bandwidth=600e9,
+            source="NVIDIA A100 Tensor Core GPU data sheet, 2021: dense rates; NVLink, both directions together",
+        ),
+        "H100-SXM5-80GB": DeviceModel(
+            name="H100-SXM5-80GB",
+            flops={"bfloat16": 989.4e12, "float16": 989.4e12, "float32": 66.9e12},
+            memory_bytes=80e9,
+            memory_bandwidth=3350e9,
+            link_bandwidth=900e9,
+            source="NVIDIA H100 Tensor Core GPU Architecture, 2022: dense rates; NVLink, both directions together",
+        ),
+    },
+)

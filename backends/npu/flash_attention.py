@@ -1,0 +1,41 @@
+"""flash_attention by flash_attention_npu, whose bool mask says True = drop and whose own causal mask is square."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusionkit.frameworks import custom_device
+
+OP = "flash_attention_npu"
+
+
+def flash_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    causal: bool = False,
+    attn_mask: Any = None,
+    startend_row_indices: Any = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Any:
+    from fusionkit.eager import masks
+
+    if 0 in q.shape or 0 in k.shape:
+        return masks.of_nothing(q, k, v)
+    square = q.shape[1] == k.shape[1] != -1
+    if attn_mask is None and startend_row_indices is None and (square or not causal):
+        return _attend(q, k, v, None, causal)
+    allowed, empty = masks.open_empty_rows(masks.allowed(q, k, causal, attn_mask, startend_row_indices))
+    return masks.zero_rows(_attend(q, k, v, ~allowed, False), empty)
+
+
+def _attend(q: Any, k: Any, v: Any, dropped: Any, causal: bool) -> Any:
+    """dropped: [batch_size or 1, 1, q_len, kv_len]. An older plugin takes 10 arguments, a newer one 13: the last two
+    optional inputs and the last attribute are of no use here."""
+    newer = custom_device.argument_counts(OP) == (7, 6)
+    inputs = (q, k, v, None, dropped, None, None) if newer else (q, k, v, None, dropped)
+    # dropout, causal, return_softmax, is_test, is_triangle_upper_mask: as PaddleNLP 3.0.0b4 passes them.
+    attributes = (0.0, causal, True, False, False, False) if newer else (0.0, causal, True, False, False)
+    return custom_device.run(OP, inputs, *attributes)[0]

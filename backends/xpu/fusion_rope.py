@@ -1,0 +1,7 @@
+"""fusion_rope by the function of Paddle's that its build for CUDA has too."""
+
+from __future__ import annotations
+
+from fusionkit_backends.gpu.fusion_rope import fusion_rope
+
+__all__ = ["fusion_rope"]
