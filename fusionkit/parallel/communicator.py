@@ -59,8 +59,8 @@ def unique_id() -> bytes:
 class Communicator:
     """A group of ranks: one process (or thread) each, on one host.
 
-    All ranks make the same calls in the same order. Every call of all ranks ends after all have begun it. Reductions add
-    in the order of ranks, so all ranks and all runs get the same bits; float16 and bfloat16 are reduced in float32 and
+    All ranks make the same calls in the same order. A call of all ranks ends after all have begun it. Reductions add in
+    the order of ranks, so all ranks and all runs get the same bits; float16 and bfloat16 are reduced in float32 and
     rounded once; integers wrap; bool's sum is "or", its product "and"; NaN wins in min and max.
 
     Args:

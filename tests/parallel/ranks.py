@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -140,7 +141,7 @@ def different(communicator: Communicator, how: str) -> None:
 def segments(communicator: Communicator) -> tuple[list[str], bool]:
     """What is in /dev/shm while a communicator is open, and whether its memory is mapped at all."""
     communicator.all_reduce(np.ones(100_000))
-    mapped = "fusionkit-communicator" in open("/proc/self/maps").read()
+    mapped = "fusionkit-communicator" in Path("/proc/self/maps").read_text()
     return sorted(os.listdir("/dev/shm")), mapped
 
 
@@ -152,7 +153,8 @@ def main() -> None:
         result = globals()[name](communicator, **json.loads(arguments))
     except Exception as error:
         result = error
-    pickle.dump(result, out)
+    with out:
+        pickle.dump(result, out)
 
 
 if __name__ == "__main__":
