@@ -1,9 +1,11 @@
-"""What the native code of the CPU backend is built from. setup.py calls `build`.
+"""What the native code is built from. setup.py calls `build` for the CPU backend and `build_parallel`.
 
 lib/libfusionkit_cpu.so      csrc/*.cc once, csrc/kernels/*.cc once per instruction set; no framework, no libgomp
 _native                      csrc/python/*.cc: the pybind11 module for NumPy
 lib/libfusionkit_paddle.so   csrc/paddle/*.cc: Paddle's custom ops, for the Paddle found in this environment
 lib/build_info.json          the Paddle version, compiler and flags of the above
+
+lib/libfusionkit_parallel.so fusionkit/parallel/csrc/*.cc: the communicator; no framework, no libgomp
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from incremental_build import BUILD_DIR, BuildError, CompileStep, compile_all, compiler, link_library, locked
 
 SOURCE_DIR = Path("backends/cpu/csrc")
+PARALLEL_SOURCE_DIR = Path("fusionkit/parallel/csrc")
 # Never -ffast-math: infinities and NaN carry meaning in masks. Paddle's wheel uses the C++11 ABI of libstdc++.
 FLAGS = tuple(
     "-std=c++17 -O3 -fopenmp -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
@@ -108,6 +111,20 @@ def link_for_numpy(
 
 def native_module() -> str:
     return f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def build_parallel(package_dir: Path) -> None:
+    """Brings the communicator of fusionkit.parallel in `package_dir` up to date."""
+    check_toolchain()
+    variant = Variant("native", tuple(flag for flag in FLAGS if flag != "-fopenmp"))
+    with locked(variant.folder):
+        library = variant.steps(PARALLEL_SOURCE_DIR.glob("*.cc"))
+        compile_all(library)
+        link_library(package_dir / parallel_outputs()[0], library, [])
+
+
+def parallel_outputs() -> list[str]:
+    return ["lib/libfusionkit_parallel.so"]
 
 
 def outputs() -> list[str]:

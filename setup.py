@@ -9,7 +9,11 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, str(Path(__file__).parent))  # an isolated build does not put this folder on the path
 import build_native
 
-NATIVE_PACKAGE = "fusionkit_backends.cpu"
+# Package -> what builds its native files in a folder, and the files' names there.
+NATIVE_PACKAGES = {
+    "fusionkit_backends.cpu": (build_native.build, build_native.outputs),
+    "fusionkit.parallel": (build_native.build_parallel, build_native.parallel_outputs),
+}
 
 
 class BuildNative(build_ext):
@@ -17,28 +21,40 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         try:
-            build_native.build(self._package_dir(self.inplace))
+            for package, (build, _) in NATIVE_PACKAGES.items():
+                build(self._package_dir(package, self.inplace))
         except build_native.BuildError as error:
             sys.exit(f"fusionkit: {error}")
 
-    def _package_dir(self, inplace: bool) -> Path:
+    def _package_dir(self, package: str, inplace: bool) -> Path:
         if inplace:
-            return Path(self.get_finalized_command("build_py").get_package_dir(NATIVE_PACKAGE))
-        return Path(self.build_lib, *NATIVE_PACKAGE.split("."))
+            return Path(self.get_finalized_command("build_py").get_package_dir(package))
+        return Path(self.build_lib, *package.split("."))
+
+    def _files(self, inplace: bool) -> list[str]:
+        return [
+            str(self._package_dir(package, inplace) / name)
+            for package, (_, outputs) in NATIVE_PACKAGES.items()
+            for name in outputs()
+        ]
 
     def get_output_mapping(self) -> dict[str, str]:
         """The file of a wheel -> the file of the source tree that stands for it in an editable install."""
-        built, in_place = self._package_dir(False), self._package_dir(True)
-        return {str(built / name): str(in_place / name) for name in build_native.outputs()} if self.inplace else {}
+        return dict(zip(self._files(False), self._files(True), strict=True)) if self.inplace else {}
 
     def get_outputs(self) -> list[str]:
-        return [str(self._package_dir(False) / name) for name in build_native.outputs()]
+        return self._files(False)
 
 
 backends = {
     f"fusionkit_backends.{init.parent.name}": str(init.parent) for init in Path("backends").glob("*/__init__.py")
 }
-native_sources = [str(path) for path in Path("backends").glob("*/csrc/**/*") if path.suffix in (".cc", ".h")]
+native_sources = [
+    str(path)
+    for folder in ("backends", "fusionkit")
+    for path in Path(folder).glob("*/csrc/**/*")
+    if path.suffix in (".cc", ".h")
+]
 
 setup(
     packages=[
@@ -50,6 +66,6 @@ setup(
         ),
     ],
     package_dir=backends,
-    ext_modules=[Extension(f"{NATIVE_PACKAGE}._native", sources=[], depends=sorted(native_sources))],
+    ext_modules=[Extension("fusionkit_backends.cpu._native", sources=[], depends=sorted(native_sources))],
     cmdclass={"build_ext": BuildNative},
 )

@@ -1,0 +1,166 @@
+#include "shared_memory.h"
+
+#include <linux/futex.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <ctime>
+#include <new>
+#include <stdexcept>
+
+namespace fusionkit_parallel {
+namespace {
+
+// A quarter of a second-level cache of 1 MiB. Other sizes were not compared.
+constexpr size_t kRingBytes = 256 << 10;
+
+std::runtime_error system_error(const std::string& what) {
+  return std::runtime_error("communicator: " + what + " (" + std::strerror(errno) + ")");
+}
+
+}  // namespace
+
+struct SharedMemory::Failure {
+  std::atomic<uint32_t> state;  // 0: none, 1: being written, 2: written
+  char text[1020];
+};
+
+struct alignas(64) SharedMemory::Seat {
+  std::atomic<uint32_t> changes;   // what the rank sleeps on
+  std::atomic<uint32_t> sleepers;  // nobody is woken when it is 0
+  std::atomic<uint32_t> has_left;
+  std::atomic<int32_t> pid;
+};
+
+struct SharedMemory::Ring {
+  alignas(64) std::atomic<uint64_t> written;
+  alignas(64) std::atomic<uint64_t> read;
+  alignas(64) char data[kRingBytes];
+};
+
+static_assert(std::atomic<uint64_t>::is_always_lock_free, "processes share these atomics");
+
+int SharedMemory::create_segment(int world_size) {
+  const int fd = memfd_create("fusionkit-communicator", MFD_CLOEXEC);
+  if (fd < 0) throw system_error("the system refused shared memory");
+  const size_t size = sizeof(Failure) + world_size * sizeof(Seat) + sizeof(Ring) * world_size * world_size;
+  if (ftruncate(fd, static_cast<off_t>(size)) != 0) {
+    close(fd);
+    throw system_error("the system refused " + std::to_string(size) + " bytes of shared memory");
+  }
+  return fd;
+}
+
+SharedMemory::SharedMemory(int fd, int rank, int world_size, uint64_t group)
+    : Transport(rank, world_size, group), processes_(world_size, -1) {
+  const size_t size = sizeof(Failure) + world_size * sizeof(Seat) + sizeof(Ring) * world_size * world_size;
+  void* mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (mapped == MAP_FAILED) throw system_error("shared memory could not be mapped");
+  segment_ = static_cast<char*>(mapped);  // zeros: every atomic's first value
+  seat(rank).pid.store(getpid());
+}
+
+SharedMemory::~SharedMemory() {
+  seat(rank).has_left.store(1);
+  for (int peer = 0; peer < world_size; ++peer) notify(peer);
+  for (const int process : processes_)
+    if (process >= 0) close(process);
+  munmap(segment_, sizeof(Failure) + world_size * sizeof(Seat) + sizeof(Ring) * world_size * world_size);
+}
+
+SharedMemory::Seat& SharedMemory::seat(int rank) const {
+  return *reinterpret_cast<Seat*>(segment_ + sizeof(Failure) + rank * sizeof(Seat));
+}
+
+SharedMemory::Ring& SharedMemory::ring(int source, int destination) const {
+  char* rings = segment_ + sizeof(Failure) + world_size * sizeof(Seat);
+  return *reinterpret_cast<Ring*>(rings + sizeof(Ring) * (source * world_size + destination));
+}
+
+void SharedMemory::watch_peers() {
+  for (int peer = 0; peer < world_size; ++peer) {
+    const int pid = seat(peer).pid.load();
+    if (pid != getpid()) processes_[peer] = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+  }
+}
+
+Bytes SharedMemory::room(int peer) {
+  Ring& to = ring(rank, peer);
+  const uint64_t written = to.written.load(std::memory_order_relaxed);
+  const size_t free = kRingBytes - (written - to.read.load(std::memory_order_acquire));
+  const size_t at = written % kRingBytes;
+  return {to.data + at, std::min(free, kRingBytes - at)};
+}
+
+void SharedMemory::produced(int peer, size_t num_bytes) {
+  Ring& to = ring(rank, peer);
+  to.written.store(to.written.load(std::memory_order_relaxed) + num_bytes, std::memory_order_release);
+  notify(peer);
+}
+
+Bytes SharedMemory::arrived(int peer) {
+  Ring& from = ring(peer, rank);
+  const uint64_t read = from.read.load(std::memory_order_relaxed);
+  const size_t available = from.written.load(std::memory_order_acquire) - read;
+  const size_t at = read % kRingBytes;
+  return {from.data + at, std::min(available, kRingBytes - at)};
+}
+
+void SharedMemory::consumed(int peer, size_t num_bytes) {
+  Ring& from = ring(peer, rank);
+  from.read.store(from.read.load(std::memory_order_relaxed) + num_bytes, std::memory_order_release);
+  notify(peer);
+}
+
+uint32_t SharedMemory::changes() { return seat(rank).changes.load(); }
+
+void SharedMemory::notify(int peer) {
+  Seat& other = seat(peer);
+  other.changes.fetch_add(1);
+  if (other.sleepers.load() != 0) syscall(SYS_futex, &other.changes, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+void SharedMemory::wait(uint32_t seen, int64_t microseconds) {
+  Seat& own = seat(rank);
+  // A peer that runs answers in a few microseconds; a sleep and a wake cost some fifty.
+  for (int spins = 0; spins < 200; ++spins) {
+    if (own.changes.load() != seen) return;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  const timespec limit = {microseconds / 1000000, microseconds % 1000000 * 1000};
+  own.sleepers.fetch_add(1);
+  syscall(SYS_futex, &own.changes, FUTEX_WAIT, seen, &limit, nullptr, 0);
+  own.sleepers.fetch_sub(1);
+}
+
+std::string SharedMemory::lost(int peer) {
+  if (seat(peer).has_left.load() != 0) return "a rank that has left";
+  pollfd process = {processes_[peer], POLLIN, 0};
+  if (processes_[peer] < 0 || poll(&process, 1, 0) != 1) return "";
+  return "a process that has ended (pid " + std::to_string(seat(peer).pid.load()) + ")";
+}
+
+void SharedMemory::fail(const std::string& text) {
+  auto& failure = *reinterpret_cast<Failure*>(segment_);
+  uint32_t none = 0;
+  if (failure.state.compare_exchange_strong(none, 1)) {
+    std::strncpy(failure.text, text.c_str(), sizeof failure.text - 1);
+    failure.state.store(2);
+  }
+  for (int peer = 0; peer < world_size; ++peer) notify(peer);
+}
+
+std::string SharedMemory::failure() {
+  const auto& failure = *reinterpret_cast<const Failure*>(segment_);
+  return failure.state.load() == 2 ? failure.text : "";
+}
+
+}  // namespace fusionkit_parallel

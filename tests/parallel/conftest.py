@@ -1,0 +1,65 @@
+"""Ranks as processes: each runs one function of tests/parallel/ranks.py and sends back what it returns or raises."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusionkit.parallel import unique_id
+
+ROOT = Path(__file__).parents[2]
+
+
+class Ranks:
+    """`world_size` processes that run `tests.parallel.ranks.<name>(communicator, **arguments)`."""
+
+    def __init__(self, name: str, world_size: int, timeout: float, **arguments: object) -> None:
+        identifier = unique_id().hex()
+        # Each rank needs few threads: NumPy's pool would take a second to start eight times.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.parallel.ranks", identifier, str(rank), str(world_size), str(timeout)]
+                + [name, json.dumps(arguments)],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            )
+            for rank in range(world_size)
+        ]
+
+    def results(self, seconds: float = 60) -> list[object]:
+        """What each rank returned; the exception that it raised; or None for one that died."""
+        outputs = [process.communicate(timeout=seconds)[0] for process in self.processes]
+        return [pickle.loads(output) if output else None for output in outputs]
+
+    def kill(self, rank: int) -> None:
+        self.processes[rank].send_signal(signal.SIGKILL)
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+@pytest.fixture
+def start():
+    """Starts ranks and ends them with the test."""
+    started = []
+
+    def start_ranks(name: str, world_size: int, *, timeout: float = 30, **arguments: object) -> Ranks:
+        started.append(Ranks(name, world_size, timeout, **arguments))
+        return started[-1]
+
+    yield start_ranks
+    for ranks in started:
+        ranks.end()

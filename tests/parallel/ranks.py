@@ -1,0 +1,161 @@
+"""What the ranks of the tests do. Run as a module by conftest.Ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fusionkit.parallel import Communicator, group
+from fusionkit.parallel.native import DTYPES
+
+# One element, an odd number, one more than the direct limit of 4 KiB in every dtype, more than a ring of 256 KiB.
+SIZES = (0, 1, 17, 4099, 150001)
+
+
+def sample(dtype: np.dtype, shape, rank: int, seed: int = 0) -> np.ndarray:
+    """Values whose product over 8 ranks stays finite, negative ones and fractions among them."""
+    generator = np.random.default_rng([seed, rank])
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    if dtype.kind in "iu":
+        return generator.integers(0 if dtype.kind == "u" else -9, 9, shape).astype(dtype)
+    values = generator.uniform(0.5, 2, shape) * generator.choice([-1, 1], shape)
+    return (values + 1j * generator.uniform(0.5, 1, shape) if dtype.kind == "c" else values).astype(dtype)
+
+
+def reductions(communicator: Communicator, dtype: str, op: str) -> list[np.ndarray]:
+    """all_reduce, reduce_scatter and reduce of each size."""
+    found = next(each for each in DTYPES if str(each) == dtype)
+    results = []
+    for size in SIZES:
+        x = sample(found, (communicator.world_size, size), communicator.rank)
+        results.append(communicator.all_reduce(x[0], op))
+        results.append(communicator.reduce_scatter(x, op))
+        results.append(communicator.reduce(x[0], communicator.world_size - 1, op))
+    return results
+
+
+def all_reductions(communicator: Communicator, cases: list[list[str]]) -> list[list[np.ndarray]]:
+    return [reductions(communicator, dtype, op) for dtype, op in cases]
+
+
+def movements(communicator: Communicator) -> list[bool]:
+    """Each call that only moves data, in every dtype and size, against what the other ranks have."""
+    rank, world_size = communicator.rank, communicator.world_size
+    passed = []
+    for dtype in DTYPES:
+        for size in SIZES:
+            all_ranks = [sample(dtype, size, each) for each in range(world_size)]
+            root = size % world_size
+            gathered = communicator.all_gather(all_ranks[rank])
+            passed.append(np.array_equal(gathered, np.stack(all_ranks)))
+            passed.append(np.array_equal(communicator.broadcast(all_ranks[rank], root), all_ranks[root]))
+            # Rank i sends i + 1 times what it has of the first elements to rank j, j + size // 8 of them.
+            parts = [all_ranks[rank][: to + size // 8] for to in range(world_size)]
+            expected = [all_ranks[source][: rank + size // 8] for source in range(world_size)]
+            received = communicator.all_to_all(parts, [part.shape for part in expected])
+            passed.append(all(map(np.array_equal, received, expected)))
+            out = np.empty(size, dtype)
+            with group():
+                communicator.send(all_ranks[rank], (rank + 1) % world_size)
+                communicator.recv(out, (rank - 1) % world_size)
+            passed.append(np.array_equal(out, all_ranks[(rank - 1) % world_size]))
+    communicator.barrier()
+    return passed
+
+
+def digest(communicator: Communicator, seed: int, rounds: int) -> str:
+    """Of reductions between which each rank sleeps for random times."""
+    delays, total = np.random.default_rng([seed, communicator.rank]), hashlib.sha256()
+    for number in range(rounds):
+        size = 1 + 977 * number
+        time.sleep(delays.uniform(0, 0.002))
+        for dtype in ("float32", "float16"):
+            x = (sample(np.dtype(dtype), size, communicator.rank, number) * 1e-3).astype(dtype)
+            total.update(communicator.all_reduce(x).tobytes())
+    return total.hexdigest()
+
+
+def crossing(communicator: Communicator) -> float:
+    """All send 2 MB to all, receives last, in one group."""
+    own, others = np.full(500_000, communicator.rank, "f"), np.empty((communicator.world_size, 500_000), "f")
+    with group():
+        for peer in range(communicator.world_size):
+            communicator.send(own, peer)
+        for peer in range(communicator.world_size):
+            communicator.recv(others[peer], peer)
+    return bool((others == np.arange(communicator.world_size)[:, None]).all())
+
+
+def many(communicator: Communicator, identifiers: list[str]) -> list[int]:
+    """Several communicators at once, some of them without this rank, used in one group."""
+    rank, world_size = communicator.rank, communicator.world_size
+    first, last = (
+        Communicator(bytes.fromhex(identifier), rank - begin, world_size - 1, timeout=30)
+        if begin <= rank < begin + world_size - 1
+        else None
+        for begin, identifier in enumerate(identifiers)
+    )
+    x, sums = np.full(100_000, 1 + rank), []
+    with group():
+        sums.append(communicator.all_reduce(x))
+        sums += [each.all_reduce(x) for each in (first, last) if each is not None]
+    return [int(each[-1]) for each in sums]
+
+
+def forever(communicator: Communicator, size: int) -> int:
+    while True:
+        communicator.all_reduce(np.ones(size, "f"))
+
+
+def late(communicator: Communicator, sleeper: int, seconds: float) -> None:
+    if communicator.rank == sleeper:
+        time.sleep(seconds)
+    communicator.all_gather(np.ones(8))
+
+
+def different(communicator: Communicator, how: str) -> None:
+    one, two, odd = np.ones(8, "f"), np.ones(9, "f"), communicator.rank == 1
+    if how == "shape":
+        communicator.all_reduce(two if odd else one)
+    elif how == "dtype":
+        communicator.all_gather(one.astype("int32") if odd else one)
+    elif how == "op":
+        communicator.broadcast(one) if odd else communicator.barrier()
+    elif how == "reduction":
+        communicator.all_reduce(one, "max" if odd else "sum")
+    elif how == "root":
+        communicator.broadcast(one, root=1 if odd else 0)
+    elif how == "pair":
+        communicator.recv(np.ones(3), 0) if odd else communicator.send(one, 1) if communicator.rank == 0 else None
+    communicator.barrier()
+
+
+def segments(communicator: Communicator) -> tuple[list[str], bool]:
+    """What is in /dev/shm while a communicator is open, and whether its memory is mapped at all."""
+    communicator.all_reduce(np.ones(100_000))
+    mapped = "fusionkit-communicator" in Path("/proc/self/maps").read_text()
+    return sorted(os.listdir("/dev/shm")), mapped
+
+
+def main() -> None:
+    identifier, rank, world_size, timeout, name, arguments = sys.argv[1:]
+    out = os.fdopen(os.dup(1), "wb")
+    try:
+        communicator = Communicator(bytes.fromhex(identifier), int(rank), int(world_size), timeout=float(timeout))
+        result = globals()[name](communicator, **json.loads(arguments))
+    except Exception as error:
+        result = error
+    with out:
+        pickle.dump(result, out)
+
+
+if __name__ == "__main__":
+    main()
