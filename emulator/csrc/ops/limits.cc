@@ -4,7 +4,7 @@
 #include "paddle/common/enforce.h"
 #include "paddle/phi/common/data_type.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 
 void Limits::refuse(const char* argument, const std::string& rule, const std::string& got) const {
   const std::string text = std::string(op_) + ": " + argument + " must be " + rule + ", got " + got + " (emulated " +
@@ -54,4 +54,4 @@ std::string shown(const Shape& shape) {
   return "[" + text + "]";
 }
 
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

@@ -6,7 +6,7 @@
 
 #include "ops/operand.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 
 class Limits {
  public:
@@ -29,4 +29,4 @@ class Limits {
 
 std::string shown(const Shape& shape);
 
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

@@ -14,7 +14,7 @@
 #include "paddle/phi/core/dense_tensor.h"
 #include "stream.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 namespace {
 
 // Calls visit with a pointer of the C++ type of a floating dtype.
@@ -91,4 +91,4 @@ void launch(const char* op, const Tensor& on, std::function<void()> work) {
   });
 }
 
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

@@ -7,7 +7,7 @@
 
 #include "paddle/phi/api/ext/op_meta_info.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 
 using paddle::DataType;
 using paddle::Tensor;
@@ -40,4 +40,4 @@ Tensor result(const Tensor& beside, const Shape& shape, DataType dtype);
 // Runs `work` on the stream of the tensor's device, after this call; an exception gets the op's name.
 void launch(const char* op, const Tensor& on, std::function<void()> work);
 
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

@@ -3,7 +3,7 @@
 
 #include "device.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 
 // At static initialisation: Paddle reads what is registered when the plugin's ops are loaded.
 struct Vendor {
@@ -13,4 +13,4 @@ struct Vendor {
   }
 };
 
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

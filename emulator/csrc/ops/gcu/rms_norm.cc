@@ -6,7 +6,7 @@
 #include "ops/operand.h"
 #include "ops/vendor.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 namespace {
 
 void check(const Limits& limits, const Tensor& x, const Tensor& weight) {
@@ -56,7 +56,7 @@ std::vector<DataType> norm_dtypes(const DataType& x, const DataType&) { return {
 std::vector<Shape> add_shapes(const Shape& x, const Shape& residual, const Shape&, float) { return {x, residual}; }
 std::vector<DataType> add_dtypes(const DataType& x, const DataType& residual, const DataType&) { return {x, residual}; }
 
-const Vendor ops("gcu", [] {
+const Vendor registered("gcu", [] {
   paddle::OpMetaInfoBuilder("rms_norm_gcu", 0)
       .Inputs({"x", "weight"})
       .Outputs({"out"})
@@ -75,4 +75,4 @@ const Vendor ops("gcu", [] {
 });
 
 }  // namespace
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

@@ -4,7 +4,7 @@
 #include "ops/operand.h"
 #include "ops/vendor.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 namespace {
 
 constexpr char kOp[] = "fused_rotary_embedding_gcu";
@@ -60,7 +60,7 @@ std::vector<DataType> dtypes(const DataType& query, const DataType& key, const D
   return {query, key};
 }
 
-const Vendor ops("gcu", [] {
+const Vendor registered("gcu", [] {
   paddle::OpMetaInfoBuilder(kOp, 0)
       .Inputs({"query", "key", "cos_sin_table", "positions"})
       .Outputs({"query_out", "key_out"})
@@ -71,4 +71,4 @@ const Vendor ops("gcu", [] {
 });
 
 }  // namespace
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

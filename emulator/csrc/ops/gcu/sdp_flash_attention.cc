@@ -7,7 +7,7 @@
 #include "ops/operand.h"
 #include "ops/vendor.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 namespace {
 
 constexpr char kOp[] = "fused_sdp_flash_attention_gcu";
@@ -61,7 +61,7 @@ std::vector<DataType> dtypes(const DataType& query, const DataType&, const DataT
   return {query};
 }
 
-const Vendor ops("gcu", [] {
+const Vendor registered("gcu", [] {
   paddle::OpMetaInfoBuilder(kOp, 0)
       .Inputs({"query", "key", "value", paddle::Optional("attn_mask")})
       .Outputs({"attention_out"})
@@ -72,4 +72,4 @@ const Vendor ops("gcu", [] {
 });
 
 }  // namespace
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

@@ -6,7 +6,7 @@
 #include "ops/npu/flash_attention_call.h"
 #include "ops/vendor.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 namespace {
 
 constexpr char kOp[] = "flash_attention_npu";
@@ -132,11 +132,11 @@ void register_form(std::vector<std::string> more_inputs, std::vector<std::string
       .SetInferShapeFn(PD_INFER_SHAPE(Form::gradient_shapes));
 }
 
-const Vendor ops("npu", [] {
+const Vendor registered("npu", [] {
   const char* form = std::getenv("FUSIONKIT_EMULATOR_FLASH_ATTENTION_ARGUMENTS");
   if (form != nullptr && std::strcmp(form, "10") == 0) return register_form<Ten>({}, {});
   register_form<Thirteen>({"sixth", "seventh"}, {"last: bool"});
 });
 
 }  // namespace
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

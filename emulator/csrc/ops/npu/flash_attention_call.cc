@@ -5,7 +5,7 @@
 
 #include "ops/limits.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 namespace {
 
 Attention check(const Tensor& q, const Tensor& k, const Tensor& v) {
@@ -97,4 +97,4 @@ void FlashAttentionCall::backward(const Operand& dout, const Operand& dq, const 
   dv.store(dv_values);
 }
 
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

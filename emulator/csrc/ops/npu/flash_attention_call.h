@@ -4,7 +4,7 @@
 #include "contract/attention.h"
 #include "ops/operand.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 
 struct FlashAttentionFlags {
   float dropout;  // the forward pass ignores it; what the backward pass drops is not specified
@@ -29,4 +29,4 @@ struct FlashAttentionCall {
   FlashAttentionFlags flags_;
 };
 
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

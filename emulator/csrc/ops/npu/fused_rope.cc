@@ -4,7 +4,7 @@
 #include "ops/operand.h"
 #include "ops/vendor.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 namespace {
 
 constexpr char kOp[] = "fused_rope";
@@ -49,7 +49,7 @@ std::vector<DataType> dtypes(const DataType& query, const DataType&, const DataT
 std::vector<Shape> gradient_shapes(const Shape&, const Shape&, const Shape& dy) { return {dy}; }
 std::vector<DataType> gradient_dtypes(const DataType&, const DataType&, const DataType& dy) { return {dy}; }
 
-const Vendor ops("npu", [] {
+const Vendor registered("npu", [] {
   paddle::OpMetaInfoBuilder(kOp, 0)
       .Inputs({"query", "cos", "sin"})
       .Outputs({"query_out"})
@@ -65,4 +65,4 @@ const Vendor ops("npu", [] {
 });
 
 }  // namespace
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops

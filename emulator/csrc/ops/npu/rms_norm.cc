@@ -5,7 +5,7 @@
 #include "ops/operand.h"
 #include "ops/vendor.h"
 
-namespace fusionkit_emulator {
+namespace fusionkit_emulator::ops {
 namespace {
 
 constexpr char kOp[] = "rms_norm_npu";
@@ -67,7 +67,7 @@ std::vector<DataType> gradient_dtypes(const DataType& x, const DataType&, const 
   return {x, DataType::FLOAT32};
 }
 
-const Vendor ops("npu", [] {
+const Vendor registered("npu", [] {
   paddle::OpMetaInfoBuilder(kOp, 0)
       .Inputs({"x", "gamma"})
       .Outputs({"y", "rstd"})
@@ -85,4 +85,4 @@ const Vendor ops("npu", [] {
 });
 
 }  // namespace
-}  // namespace fusionkit_emulator
+}  // namespace fusionkit_emulator::ops
