@@ -104,10 +104,10 @@ def _cast(tensor: Any, spec: OpSpec, name: str, dtype: Any) -> Any:
 
 
 def from_numpy(array: np.ndarray[Any, Any], device: str) -> Any:
-    """A tensor with a copy of the array; bfloat16 travels as its bits."""
+    """A tensor with a copy of the array; bfloat16 travels as its bits, which a device may have no kernel to view so."""
     if array.dtype == DTYPES["bfloat16"]:
-        bits = paddle.to_tensor(np.ascontiguousarray(array).view(np.int16), place=device)
-        return bits.view(paddle.bfloat16)
+        bits = paddle.to_tensor(np.ascontiguousarray(array).view(np.int16), place="cpu").view(paddle.bfloat16)
+        return bits if device == "cpu" else paddle.to_tensor(bits, place=device)
     return paddle.to_tensor(array, place=device)
 
 
