@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
-import paddle
 import pytest
 
 from fusionkit.frameworks import custom_device
@@ -36,8 +35,3 @@ def assert_refused(op, inputs, attributes, message):
     with pytest.raises(ValueError) as refusal:
         custom_device.run(op, inputs, *attributes)
     assert f"{op}: {message}" in str(refusal.value)
-
-
-def registered(*ops):
-    paddle.device.synchronize()
-    return {op: custom_device.argument_counts(op) for op in ops}

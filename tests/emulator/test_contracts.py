@@ -8,8 +8,7 @@ import pytest
 
 from tests.emulator.emulated import passed
 
-FORMS = {"13": "13", "10": "10"}
-NO_LLAMA_SIZES = "not 13B and not 1024"
+NO_LLAMA_SIZES = "not 1024 and not 5120"  # float64 takes 20 s for one of them
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ def test_kernels_agree_with_float64_on_the_emulated_device(device, kernels, at_l
             parity_of(f"{device} (emulated)", route)
 
 
-@pytest.mark.parametrize("arguments", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("arguments", ["13", "10"])
 def test_npu_ops_keep_their_contract(arguments):
     setting = {"FUSIONKIT_EMULATOR_FLASH_ATTENTION_ARGUMENTS": arguments}
     count, _ = passed("npu", "tests/emulator/npu_contract.py", **setting)
