@@ -20,10 +20,8 @@ def tensor(*shape, **options):
     return any_tensor("npu", *shape, **options)
 
 
-def attend(
-    q, k, v, mask=None, *, dropout=0.0, causal=False, is_test=False, triangle=False, unnamed=(None, None, False)
-):
-    inputs, attributes = (q, k, v, None, mask), (dropout, causal, True, is_test, triangle)
+def attend(q, k, v, mask=None, *, dropout=0.0, causal=False, triangle=False, unnamed=(None, None, False)):
+    inputs, attributes = (q, k, v, None, mask), (dropout, causal, True, False, triangle)
     if NEWER:
         inputs, attributes = (*inputs, *unnamed[:2]), (*attributes, unnamed[2])
     return custom_device.run("flash_attention_npu", inputs, *attributes)
