@@ -1,4 +1,4 @@
-"""Both sides of every limit that npu and gcu declare, on the emulated device: see boundary_calls.py, which runs there."""
+"""Both sides of every limit that npu and gcu declare, on the emulated device, where boundary_calls.py runs."""
 
 from __future__ import annotations
 
