@@ -104,10 +104,9 @@ def _cast(tensor: Any, spec: OpSpec, name: str, dtype: Any) -> Any:
 
 
 def from_numpy(array: np.ndarray[Any, Any], device: str) -> Any:
-    """A tensor with a copy of the array; bfloat16 travels as its bits."""
+    """A tensor with a copy of the array; Paddle takes uint16 for bfloat16's bits."""
     if array.dtype == DTYPES["bfloat16"]:
-        bits = paddle.to_tensor(np.ascontiguousarray(array).view(np.int16), place=device)
-        return bits.view(paddle.bfloat16)
+        array = np.ascontiguousarray(array).view(np.uint16)
     return paddle.to_tensor(array, place=device)
 
 

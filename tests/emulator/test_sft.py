@@ -1,0 +1,63 @@
+"""The Llama example's fine-tuning on the emulated npu, unchanged, beside its run on the CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.llama2_13b.create import CreateFlags, create
+from tests.emulator.emulated import run
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "llama2_13b"
+# fused_rope takes heads of 64.
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+ATTENTION_IN_FLOAT32 = "fallback: npu: q.dtype must be bfloat16 or float16, got float32"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft")
+    config = folder / "small.json"
+    config.write_text(json.dumps(json.loads((EXAMPLE / "configs" / "demo.json").read_text()) | SMALL))
+    create(CreateFlags(str(config), str(EXAMPLE / "data"), str(folder / "model")))
+    return str(folder / "model")
+
+
+def trained(model, output, dtype, backends, device=None):
+    command = (sys.executable, "-m", "tests.emulator.sft_losses", model, str(output), dtype, backends)
+    result = run(device, *command) if device else subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def reasons(run, op):
+    return {(backend, reason) for name, backend, reason in run["ledger"] if name == op}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fine_tuning_on_the_emulated_npu_agrees_with_the_cpu(model, tmp_path, dtype):
+    npu = trained(model, tmp_path / "npu", dtype, "npu,eager", device="npu")
+    exact = trained(model, tmp_path / "exact", "float32", "eager")["losses"]
+    composed = trained(model, tmp_path / "composed", dtype, "eager")["losses"]
+    assert npu["device"] == "npu:0"
+    assert reasons(npu, "fusion_rms_norm") == {("npu", "chosen")} and reasons(npu, "fusion_rope") == {("npu", "chosen")}
+    wanted = ("npu", "chosen") if dtype == "bfloat16" else ("eager", ATTENTION_IN_FLOAT32)
+    assert reasons(npu, "flash_attention") == {wanted}
+    for op in ("swiglu", "fused_linear", "fused_linear_cross_entropy"):
+        assert reasons(npu, op) == {("eager", f"not offered: npu: npu does not have {op}")}
+    error = np.abs(np.subtract(npu["losses"], exact)).max()
+    # Losses of 6.2: in float32 1e-5 is 13 epsilons; in bfloat16 twice what the composition is off.
+    allowed = 1e-5 if dtype == "float32" else 2 * np.abs(np.subtract(composed, exact)).max()
+    assert error <= allowed, (npu["losses"], composed, exact)
