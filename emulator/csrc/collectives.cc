@@ -46,11 +46,6 @@ struct Pending {
 thread_local int group_depth = 0;
 thread_local std::vector<Pending> grouped;
 
-double timeout_seconds() {
-  const char* value = std::getenv("FUSIONKIT_EMULATOR_TIMEOUT");
-  return value == nullptr ? 300 : std::atof(value);
-}
-
 DType dtype_of(C_DataType dtype) {
   if (dtype == UNDEFINED) throw std::invalid_argument("collectives: dtype must be a type with elements, got UNDEFINED");
   return static_cast<DType>(dtype - 1);
@@ -72,7 +67,6 @@ void let_wait(Stream& waiting, Stream& other) {
   const auto event = std::make_shared<Event>();
   event->record(other);
   event->wait(waiting);
-  for (Stream* each : {&waiting, &other}) each->enqueue([event] {});  // it lives until both have passed it
 }
 
 void run_on_stream(std::vector<Pending> calls) {
@@ -136,9 +130,9 @@ C_Status init_rank(size_t ranks, C_CCLRootId* id, size_t rank, C_CCLComm* comm) 
   return guarded([&] {
     UniqueId own;
     std::memcpy(&own, id->data, sizeof own);
-    auto transport = fusionkit_parallel::join(own, static_cast<int>(rank), static_cast<int>(ranks), timeout_seconds());
+    auto transport = fusionkit_parallel::join(own, static_cast<int>(rank), static_cast<int>(ranks), Settings::get().timeout);
     auto made = std::make_unique<Group>();
-    made->communicator = std::make_shared<Communicator>(std::move(transport), timeout_seconds());
+    made->communicator = std::make_shared<Communicator>(std::move(transport), Settings::get().timeout);
     *comm = reinterpret_cast<C_CCLComm>(made.release());
   });
 }

@@ -1,0 +1,159 @@
+// Arithmetic, activations and comparisons, one element at a time.
+#include "kernels/adopted.h"
+#include "kernels/registration.h"
+#include "paddle/phi/kernels/abs_grad_kernel.h"
+#include "paddle/phi/kernels/abs_kernel.h"
+#include "paddle/phi/kernels/activation_grad_kernel.h"
+#include "paddle/phi/kernels/activation_kernel.h"
+#include "paddle/phi/kernels/add_n_kernel.h"
+#include "paddle/phi/kernels/allclose_kernel.h"
+#include "paddle/phi/kernels/bitwise_kernel.h"
+#include "paddle/phi/kernels/clip_grad_kernel.h"
+#include "paddle/phi/kernels/clip_kernel.h"
+#include "paddle/phi/kernels/compare_kernel.h"
+#include "paddle/phi/kernels/elementwise_add_grad_kernel.h"
+#include "paddle/phi/kernels/elementwise_add_kernel.h"
+#include "paddle/phi/kernels/elementwise_divide_grad_kernel.h"
+#include "paddle/phi/kernels/elementwise_divide_kernel.h"
+#include "paddle/phi/kernels/elementwise_grad_kernel.h"
+#include "paddle/phi/kernels/elementwise_kernel.h"
+#include "paddle/phi/kernels/elementwise_multiply_grad_kernel.h"
+#include "paddle/phi/kernels/elementwise_multiply_kernel.h"
+#include "paddle/phi/kernels/elementwise_subtract_grad_kernel.h"
+#include "paddle/phi/kernels/elementwise_subtract_kernel.h"
+#include "paddle/phi/kernels/erf_grad_kernel.h"
+#include "paddle/phi/kernels/erf_kernel.h"
+#include "paddle/phi/kernels/gelu_grad_kernel.h"
+#include "paddle/phi/kernels/gelu_kernel.h"
+#include "paddle/phi/kernels/isclose_kernel.h"
+#include "paddle/phi/kernels/isfinite_kernel.h"
+#include "paddle/phi/kernels/lerp_grad_kernel.h"
+#include "paddle/phi/kernels/lerp_kernel.h"
+#include "paddle/phi/kernels/logical_kernel.h"
+#include "paddle/phi/kernels/masked_fill_grad_kernel.h"
+#include "paddle/phi/kernels/masked_fill_kernel.h"
+#include "paddle/phi/kernels/scale_kernel.h"
+#include "paddle/phi/kernels/sign_kernel.h"
+#include "paddle/phi/kernels/trunc_kernel.h"
+#include "paddle/phi/kernels/where_grad_kernel.h"
+#include "paddle/phi/kernels/where_kernel.h"
+
+namespace fusionkit_emulator::kernels {
+
+void register_elementwise() {
+  FUSIONKIT_ADOPT(add, AddKernel);
+  FUSIONKIT_ADOPT(add_grad, AddGradKernel);
+  FUSIONKIT_ADOPT(subtract, SubtractKernel);
+  FUSIONKIT_ADOPT(subtract_grad, SubtractGradKernel);
+  FUSIONKIT_ADOPT(multiply, MultiplyKernel);
+  FUSIONKIT_ADOPT(multiply_grad, MultiplyGradKernel);
+  FUSIONKIT_ADOPT(divide, DivideKernel);
+  FUSIONKIT_ADOPT(divide_grad, DivideGradKernel);
+  FUSIONKIT_ADOPT(maximum, MaximumKernel);
+  FUSIONKIT_ADOPT(maximum_grad, MaximumGradKernel);
+  FUSIONKIT_ADOPT(minimum, MinimumKernel);
+  FUSIONKIT_ADOPT(minimum_grad, MinimumGradKernel);
+  FUSIONKIT_ADOPT(floor_divide, FloorDivideKernel);
+  FUSIONKIT_ADOPT(remainder, RemainderKernel);
+  FUSIONKIT_ADOPT(elementwise_pow, ElementwisePowKernel);
+  FUSIONKIT_ADOPT(elementwise_pow_grad, ElementwisePowGradKernel);
+  FUSIONKIT_ADOPT(fmax, FMaxKernel);
+  FUSIONKIT_ADOPT(fmin, FMinKernel);
+  FUSIONKIT_ADOPT(add_n, AddNKernel);
+  FUSIONKIT_ADOPT(scale, ScaleKernel);
+  FUSIONKIT_ADOPT(clip, ClipKernel);
+  FUSIONKIT_ADOPT(clip_grad, ClipGradKernel);
+  FUSIONKIT_ADOPT(pow, PowKernel);
+  FUSIONKIT_ADOPT(pow_grad, PowGradKernel);
+  FUSIONKIT_ADOPT(abs, AbsKernel);
+  FUSIONKIT_ADOPT(abs_grad, AbsGradKernel);
+  FUSIONKIT_ADOPT(exp, ExpKernel);
+  FUSIONKIT_ADOPT(exp_grad, ExpGradKernel);
+  FUSIONKIT_ADOPT(expm1, Expm1Kernel);
+  FUSIONKIT_ADOPT(expm1_grad, Expm1GradKernel);
+  FUSIONKIT_ADOPT(log, LogKernel);
+  FUSIONKIT_ADOPT(log_grad, LogGradKernel);
+  FUSIONKIT_ADOPT(log2, Log2Kernel);
+  FUSIONKIT_ADOPT(log10, Log10Kernel);
+  FUSIONKIT_ADOPT(log1p, Log1pKernel);
+  FUSIONKIT_ADOPT(log1p_grad, Log1pGradKernel);
+  FUSIONKIT_ADOPT(sqrt, SqrtKernel);
+  FUSIONKIT_ADOPT(sqrt_grad, SqrtGradKernel);
+  FUSIONKIT_ADOPT(rsqrt, RsqrtKernel);
+  FUSIONKIT_ADOPT(rsqrt_grad, RsqrtGradKernel);
+  FUSIONKIT_ADOPT(square, SquareKernel);
+  FUSIONKIT_ADOPT(square_grad, SquareGradKernel);
+  FUSIONKIT_ADOPT(reciprocal, ReciprocalKernel);
+  FUSIONKIT_ADOPT(reciprocal_grad, ReciprocalGradKernel);
+  FUSIONKIT_ADOPT(negative, NegativeKernel);
+  FUSIONKIT_ADOPT(sign, SignKernel);
+  FUSIONKIT_ADOPT(sin, SinKernel);
+  FUSIONKIT_ADOPT(sin_grad, SinGradKernel);
+  FUSIONKIT_ADOPT(cos, CosKernel);
+  FUSIONKIT_ADOPT(cos_grad, CosGradKernel);
+  FUSIONKIT_ADOPT(tan, TanKernel);
+  FUSIONKIT_ADOPT(tan_grad, TanGradKernel);
+  FUSIONKIT_ADOPT(atan, AtanKernel);
+  FUSIONKIT_ADOPT(floor, FloorKernel);
+  FUSIONKIT_ADOPT(ceil, CeilKernel);
+  FUSIONKIT_ADOPT(round, RoundKernel);
+  FUSIONKIT_ADOPT(trunc, TruncKernel);
+  FUSIONKIT_ADOPT(erf, ErfKernel);
+  FUSIONKIT_ADOPT(erf_grad, ErfGradKernel);
+  FUSIONKIT_ADOPT(heaviside, HeavisideKernel);
+  FUSIONKIT_ADOPT(lerp, LerpKernel);
+  FUSIONKIT_ADOPT(lerp_grad, LerpGradKernel);
+  FUSIONKIT_ADOPT(tanh, TanhKernel);
+  FUSIONKIT_ADOPT(tanh_grad, TanhGradKernel);
+  FUSIONKIT_ADOPT(sigmoid, SigmoidKernel);
+  FUSIONKIT_ADOPT(sigmoid_grad, SigmoidGradKernel);
+  FUSIONKIT_ADOPT(relu, ReluKernel);
+  FUSIONKIT_ADOPT(relu_grad, ReluGradKernel);
+  FUSIONKIT_ADOPT(relu6, Relu6Kernel);
+  FUSIONKIT_ADOPT(relu6_grad, Relu6GradKernel);
+  FUSIONKIT_ADOPT(silu, SiluKernel);
+  FUSIONKIT_ADOPT(silu_grad, SiluGradKernel);
+  FUSIONKIT_ADOPT(swish, SwishKernel);
+  FUSIONKIT_ADOPT(swish_grad, SwishGradKernel);
+  FUSIONKIT_ADOPT(gelu, GeluKernel);
+  FUSIONKIT_ADOPT(gelu_grad, GeluGradKernel);
+  FUSIONKIT_ADOPT(leaky_relu, LeakyReluKernel);
+  FUSIONKIT_ADOPT(leaky_relu_grad, LeakyReluGradKernel);
+  FUSIONKIT_ADOPT(elu, EluKernel);
+  FUSIONKIT_ADOPT(elu_grad, EluGradKernel);
+  FUSIONKIT_ADOPT(softplus, SoftplusKernel);
+  FUSIONKIT_ADOPT(softplus_grad, SoftplusGradKernel);
+  FUSIONKIT_ADOPT(logsigmoid, LogSigmoidKernel);
+  FUSIONKIT_ADOPT(logsigmoid_grad, LogSigmoidGradKernel);
+  FUSIONKIT_ADOPT(mish, MishKernel);
+  FUSIONKIT_ADOPT(mish_grad, MishGradKernel);
+  FUSIONKIT_ADOPT(hardswish, HardSwishKernel);
+  FUSIONKIT_ADOPT(hardtanh, HardTanhKernel);
+  FUSIONKIT_ADOPT(hardtanh_grad, HardTanhGradKernel);
+  FUSIONKIT_ADOPT(equal, EqualKernel);
+  FUSIONKIT_ADOPT(not_equal, NotEqualKernel);
+  FUSIONKIT_ADOPT(less_than, LessThanKernel);
+  FUSIONKIT_ADOPT(less_equal, LessEqualKernel);
+  FUSIONKIT_ADOPT(greater_than, GreaterThanKernel);
+  FUSIONKIT_ADOPT(greater_equal, GreaterEqualKernel);
+  FUSIONKIT_ADOPT(equal_all, EqualAllKernel);
+  FUSIONKIT_ADOPT(logical_and, LogicalAndKernel);
+  FUSIONKIT_ADOPT(logical_or, LogicalOrKernel);
+  FUSIONKIT_ADOPT(logical_xor, LogicalXorKernel);
+  FUSIONKIT_ADOPT(logical_not, LogicalNotKernel);
+  FUSIONKIT_ADOPT(bitwise_and, BitwiseAndKernel);
+  FUSIONKIT_ADOPT(bitwise_or, BitwiseOrKernel);
+  FUSIONKIT_ADOPT(bitwise_xor, BitwiseXorKernel);
+  FUSIONKIT_ADOPT(bitwise_not, BitwiseNotKernel);
+  FUSIONKIT_ADOPT(isfinite, IsfiniteKernel);
+  FUSIONKIT_ADOPT(isinf, IsinfKernel);
+  FUSIONKIT_ADOPT(isnan, IsnanKernel);
+  FUSIONKIT_ADOPT(isclose, IscloseKernel);
+  FUSIONKIT_ADOPT(allclose, AllCloseKernel);
+  FUSIONKIT_ADOPT(where, WhereKernel);
+  FUSIONKIT_ADOPT(where_grad, WhereGradKernel);
+  FUSIONKIT_ADOPT(masked_fill, MaskedFillKernel);
+  FUSIONKIT_ADOPT(masked_fill_grad, MaskedFillGradKernel);
+}
+
+}  // namespace fusionkit_emulator::kernels

@@ -1,0 +1,187 @@
+// What makes, moves and selects elements.
+#include "kernels/adopted.h"
+#include "kernels/registration.h"
+#include "paddle/phi/kernels/arange_kernel.h"
+#include "paddle/phi/kernels/assign_kernel.h"
+#include "paddle/phi/kernels/broadcast_tensors_grad_kernel.h"
+#include "paddle/phi/kernels/broadcast_tensors_kernel.h"
+#include "paddle/phi/kernels/concat_grad_kernel.h"
+#include "paddle/phi/kernels/concat_kernel.h"
+#include "paddle/phi/kernels/crop_grad_kernel.h"
+#include "paddle/phi/kernels/crop_kernel.h"
+#include "paddle/phi/kernels/diag_grad_kernel.h"
+#include "paddle/phi/kernels/diag_kernel.h"
+#include "paddle/phi/kernels/expand_as_grad_kernel.h"
+#include "paddle/phi/kernels/expand_as_kernel.h"
+#include "paddle/phi/kernels/expand_grad_kernel.h"
+#include "paddle/phi/kernels/expand_kernel.h"
+#include "paddle/phi/kernels/eye_kernel.h"
+#include "paddle/phi/kernels/fill_kernel.h"
+#include "paddle/phi/kernels/flip_kernel.h"
+#include "paddle/phi/kernels/full_kernel.h"
+#include "paddle/phi/kernels/gather_grad_kernel.h"
+#include "paddle/phi/kernels/gather_kernel.h"
+#include "paddle/phi/kernels/gather_nd_grad_kernel.h"
+#include "paddle/phi/kernels/gather_nd_kernel.h"
+#include "paddle/phi/kernels/increment_kernel.h"
+#include "paddle/phi/kernels/index_add_grad_kernel.h"
+#include "paddle/phi/kernels/index_add_kernel.h"
+#include "paddle/phi/kernels/index_elementwise_get_grad_kernel.h"
+#include "paddle/phi/kernels/index_elementwise_get_kernel.h"
+#include "paddle/phi/kernels/index_elementwise_put_grad_kernel.h"
+#include "paddle/phi/kernels/index_elementwise_put_kernel.h"
+#include "paddle/phi/kernels/index_put_grad_kernel.h"
+#include "paddle/phi/kernels/index_put_kernel.h"
+#include "paddle/phi/kernels/index_sample_grad_kernel.h"
+#include "paddle/phi/kernels/index_sample_kernel.h"
+#include "paddle/phi/kernels/index_select_grad_kernel.h"
+#include "paddle/phi/kernels/index_select_kernel.h"
+#include "paddle/phi/kernels/linspace_kernel.h"
+#include "paddle/phi/kernels/meshgrid_kernel.h"
+#include "paddle/phi/kernels/multiplex_kernel.h"
+#include "paddle/phi/kernels/one_hot_kernel.h"
+#include "paddle/phi/kernels/pad3d_grad_kernel.h"
+#include "paddle/phi/kernels/pad3d_kernel.h"
+#include "paddle/phi/kernels/pad_grad_kernel.h"
+#include "paddle/phi/kernels/pad_kernel.h"
+#include "paddle/phi/kernels/put_along_axis_grad_kernel.h"
+#include "paddle/phi/kernels/put_along_axis_kernel.h"
+#include "paddle/phi/kernels/repeat_interleave_grad_kernel.h"
+#include "paddle/phi/kernels/repeat_interleave_kernel.h"
+#include "paddle/phi/kernels/reverse_kernel.h"
+#include "paddle/phi/kernels/roll_grad_kernel.h"
+#include "paddle/phi/kernels/roll_kernel.h"
+#include "paddle/phi/kernels/scatter_grad_kernel.h"
+#include "paddle/phi/kernels/scatter_kernel.h"
+#include "paddle/phi/kernels/scatter_nd_add_grad_kernel.h"
+#include "paddle/phi/kernels/scatter_nd_add_kernel.h"
+#include "paddle/phi/kernels/set_value_grad_kernel.h"
+#include "paddle/phi/kernels/set_value_kernel.h"
+#include "paddle/phi/kernels/shard_index_kernel.h"
+#include "paddle/phi/kernels/slice_grad_kernel.h"
+#include "paddle/phi/kernels/slice_kernel.h"
+#include "paddle/phi/kernels/split_kernel.h"
+#include "paddle/phi/kernels/squeeze_grad_kernel.h"
+#include "paddle/phi/kernels/squeeze_kernel.h"
+#include "paddle/phi/kernels/stack_grad_kernel.h"
+#include "paddle/phi/kernels/stack_kernel.h"
+#include "paddle/phi/kernels/strided_slice_grad_kernel.h"
+#include "paddle/phi/kernels/strided_slice_kernel.h"
+#include "paddle/phi/kernels/take_along_axis_grad_kernel.h"
+#include "paddle/phi/kernels/take_along_axis_kernel.h"
+#include "paddle/phi/kernels/tile_grad_kernel.h"
+#include "paddle/phi/kernels/tile_kernel.h"
+#include "paddle/phi/kernels/transpose_grad_kernel.h"
+#include "paddle/phi/kernels/transpose_kernel.h"
+#include "paddle/phi/kernels/tril_indices_kernel.h"
+#include "paddle/phi/kernels/tril_triu_grad_kernel.h"
+#include "paddle/phi/kernels/tril_triu_kernel.h"
+#include "paddle/phi/kernels/triu_indices_kernel.h"
+#include "paddle/phi/kernels/unbind_kernel.h"
+#include "paddle/phi/kernels/unsqueeze_grad_kernel.h"
+#include "paddle/phi/kernels/unsqueeze_kernel.h"
+#include "paddle/phi/kernels/unstack_grad_kernel.h"
+#include "paddle/phi/kernels/unstack_kernel.h"
+
+namespace fusionkit_emulator::kernels {
+
+void register_movement() {
+  FUSIONKIT_ADOPT(full, FullKernel);
+  FUSIONKIT_ADOPT(full_like, FullLikeKernel);
+  FUSIONKIT_ADOPT(full_int_array, FullIntArrayKernel);
+  FUSIONKIT_ADOPT(full_with_tensor, FullWithTensorKernel);
+  FUSIONKIT_ADOPT(full_batch_size_like, FullBatchSizeLikeKernel);
+  FUSIONKIT_ADOPT(fill, FillKernel);
+  FUSIONKIT_ADOPT(arange, ArangeKernel);
+  FUSIONKIT_ADOPT(arange_tensor, ArangeTensorKernel);
+  FUSIONKIT_ADOPT(linspace, LinspaceKernel);
+  FUSIONKIT_ADOPT(eye, EyeKernel);
+  FUSIONKIT_ADOPT(one_hot, OneHotKernel);
+  FUSIONKIT_ADOPT(tril, TrilKernel);
+  FUSIONKIT_ADOPT(tril_grad, TrilGradKernel);
+  FUSIONKIT_ADOPT(triu, TriuKernel);
+  FUSIONKIT_ADOPT(triu_grad, TriuGradKernel);
+  FUSIONKIT_ADOPT(tril_triu, TrilTriuKernel);
+  FUSIONKIT_ADOPT(tril_triu_grad, TrilTriuGradKernel);
+  FUSIONKIT_ADOPT(tril_indices, TrilIndicesKernel);
+  FUSIONKIT_ADOPT(triu_indices, TriuIndicesKernel);
+  FUSIONKIT_ADOPT(meshgrid, MeshgridKernel);
+  FUSIONKIT_ADOPT(diag, DiagKernel);
+  FUSIONKIT_ADOPT(diag_grad, DiagGradKernel);
+  FUSIONKIT_ADOPT(assign_value, AssignValueKernel);
+  adopt<&phi::AssignKernel<phi::CPUContext>>("assign");
+  FUSIONKIT_ADOPT(concat, ConcatKernel);
+  FUSIONKIT_ADOPT(concat_grad, ConcatGradKernel);
+  FUSIONKIT_ADOPT(split, SplitKernel);
+  FUSIONKIT_ADOPT(split_with_num, SplitWithNumKernel);
+  FUSIONKIT_ADOPT(stack, StackKernel);
+  FUSIONKIT_ADOPT(stack_grad, StackGradKernel);
+  FUSIONKIT_ADOPT(unstack, UnStackKernel);
+  FUSIONKIT_ADOPT(unstack_grad, UnStackGradKernel);
+  FUSIONKIT_ADOPT(unbind, UnbindKernel);
+  FUSIONKIT_ADOPT(slice, SliceKernel);
+  FUSIONKIT_ADOPT(slice_grad, SliceGradKernel);
+  FUSIONKIT_ADOPT(strided_slice, StridedSliceKernel);
+  FUSIONKIT_ADOPT(strided_slice_grad, StridedSliceGradKernel);
+  FUSIONKIT_ADOPT(transpose, TransposeKernel);
+  FUSIONKIT_ADOPT(transpose_grad, TransposeGradKernel);
+  FUSIONKIT_ADOPT(expand, ExpandKernel);
+  FUSIONKIT_ADOPT(expand_grad, ExpandGradKernel);
+  FUSIONKIT_ADOPT(expand_as, ExpandAsKernel);
+  FUSIONKIT_ADOPT(expand_as_grad, ExpandAsGradKernel);
+  FUSIONKIT_ADOPT(tile, TileKernel);
+  FUSIONKIT_ADOPT(tile_grad, TileGradKernel);
+  FUSIONKIT_ADOPT(gather, GatherKernel);
+  FUSIONKIT_ADOPT(gather_grad, GatherGradKernel);
+  FUSIONKIT_ADOPT(gather_nd, GatherNdKernel);
+  FUSIONKIT_ADOPT(gather_nd_grad, GatherNdGradKernel);
+  FUSIONKIT_ADOPT(scatter, ScatterKernel);
+  FUSIONKIT_ADOPT(scatter_grad, ScatterGradKernel);
+  FUSIONKIT_ADOPT(scatter_nd_add, ScatterNdAddKernel);
+  FUSIONKIT_ADOPT(scatter_nd_add_grad, ScatterNdAddGradKernel);
+  FUSIONKIT_ADOPT(index_select, IndexSelectKernel);
+  FUSIONKIT_ADOPT(index_select_grad, IndexSelectGradKernel);
+  FUSIONKIT_ADOPT(index_sample, IndexSampleKernel);
+  FUSIONKIT_ADOPT(index_sample_grad, IndexSampleGradKernel);
+  FUSIONKIT_ADOPT(index_add, IndexAddKernel);
+  FUSIONKIT_ADOPT(index_add_grad, IndexAddGradKernel);
+  FUSIONKIT_ADOPT(index_put, IndexPutKernel);
+  FUSIONKIT_ADOPT(index_put_grad, IndexPutGradKernel);
+  FUSIONKIT_ADOPT(take_along_axis, TakeAlongAxisKernel);
+  FUSIONKIT_ADOPT(take_along_axis_grad, TakeAlongAxisGradKernel);
+  FUSIONKIT_ADOPT(put_along_axis, PutAlongAxisKernel);
+  FUSIONKIT_ADOPT(put_along_axis_grad, PutAlongAxisGradKernel);
+  FUSIONKIT_ADOPT(flip, FlipKernel);
+  FUSIONKIT_ADOPT(roll, RollKernel);
+  FUSIONKIT_ADOPT(roll_grad, RollGradKernel);
+  FUSIONKIT_ADOPT(pad, PadKernel);
+  FUSIONKIT_ADOPT(pad_grad, PadGradKernel);
+  FUSIONKIT_ADOPT(pad3d, Pad3dKernel);
+  FUSIONKIT_ADOPT(pad3d_grad, Pad3dGradKernel);
+  FUSIONKIT_ADOPT(set_value, SetValueKernel);
+  FUSIONKIT_ADOPT(set_value_grad, SetValueGradKernel);
+  FUSIONKIT_ADOPT(set_value_with_tensor, SetTensorValueKernel);
+  FUSIONKIT_ADOPT(set_value_with_scalar_grad, SetValueWithScalarGradKernel);
+  FUSIONKIT_ADOPT(repeat_interleave, RepeatInterleaveKernel);
+  FUSIONKIT_ADOPT(repeat_interleave_grad, RepeatInterleaveGradKernel);
+  FUSIONKIT_ADOPT(repeat_interleave_with_tensor_index, RepeatInterleaveWithTensorIndexKernel);
+  FUSIONKIT_ADOPT(repeat_interleave_with_tensor_index_grad, RepeatInterleaveWithTensorIndexGradKernel);
+  FUSIONKIT_ADOPT(increment, IncrementKernel);
+  FUSIONKIT_ADOPT(shard_index, ShardIndexKernel);
+  FUSIONKIT_ADOPT(reverse, ReverseKernel);
+  FUSIONKIT_ADOPT(broadcast_tensors, BroadcastTensorsKernel);
+  FUSIONKIT_ADOPT(broadcast_tensors_grad, BroadcastTensorsGradKernel);
+  FUSIONKIT_ADOPT(crop, CropKernel);
+  FUSIONKIT_ADOPT(crop_grad, CropGradKernel);
+  FUSIONKIT_ADOPT(squeeze, SqueezeKernel);
+  FUSIONKIT_ADOPT(squeeze_grad, SqueezeGradKernel);
+  FUSIONKIT_ADOPT(unsqueeze, UnsqueezeKernel);
+  FUSIONKIT_ADOPT(unsqueeze_grad, UnsqueezeGradKernel);
+  FUSIONKIT_ADOPT(index_elementwise_get, IndexElementwiseGetKernel);
+  FUSIONKIT_ADOPT(index_elementwise_get_grad, IndexElementwiseGetGradKernel);
+  FUSIONKIT_ADOPT(index_elementwise_put, IndexElementwisePutKernel);
+  FUSIONKIT_ADOPT(index_elementwise_put_grad, IndexElementwisePutGradKernel);
+  FUSIONKIT_ADOPT(multiplex, MultiplexKernel);
+}
+
+}  // namespace fusionkit_emulator::kernels

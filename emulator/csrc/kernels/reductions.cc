@@ -1,0 +1,100 @@
+// Sums, norms, extremes, sorting.
+#include "kernels/adopted.h"
+#include "kernels/registration.h"
+#include "paddle/phi/kernels/accuracy_kernel.h"
+#include "paddle/phi/kernels/arg_min_max_kernel.h"
+#include "paddle/phi/kernels/argsort_grad_kernel.h"
+#include "paddle/phi/kernels/argsort_kernel.h"
+#include "paddle/phi/kernels/cum_grad_kernel.h"
+#include "paddle/phi/kernels/cum_kernel.h"
+#include "paddle/phi/kernels/cum_maxmin_kernel.h"
+#include "paddle/phi/kernels/cumprod_grad_kernel.h"
+#include "paddle/phi/kernels/cumprod_kernel.h"
+#include "paddle/phi/kernels/dot_grad_kernel.h"
+#include "paddle/phi/kernels/dot_kernel.h"
+#include "paddle/phi/kernels/frobenius_norm_grad_kernel.h"
+#include "paddle/phi/kernels/frobenius_norm_kernel.h"
+#include "paddle/phi/kernels/histogram_kernel.h"
+#include "paddle/phi/kernels/kthvalue_kernel.h"
+#include "paddle/phi/kernels/logsumexp_grad_kernel.h"
+#include "paddle/phi/kernels/logsumexp_kernel.h"
+#include "paddle/phi/kernels/mean_all_grad_kernel.h"
+#include "paddle/phi/kernels/mean_all_kernel.h"
+#include "paddle/phi/kernels/norm_grad_kernel.h"
+#include "paddle/phi/kernels/norm_kernel.h"
+#include "paddle/phi/kernels/p_norm_grad_kernel.h"
+#include "paddle/phi/kernels/p_norm_kernel.h"
+#include "paddle/phi/kernels/prod_grad_kernel.h"
+#include "paddle/phi/kernels/prod_kernel.h"
+#include "paddle/phi/kernels/reduce_all_kernel.h"
+#include "paddle/phi/kernels/reduce_amax_grad_kernel.h"
+#include "paddle/phi/kernels/reduce_amax_kernel.h"
+#include "paddle/phi/kernels/reduce_amin_grad_kernel.h"
+#include "paddle/phi/kernels/reduce_amin_kernel.h"
+#include "paddle/phi/kernels/reduce_any_kernel.h"
+#include "paddle/phi/kernels/reduce_max_grad_kernel.h"
+#include "paddle/phi/kernels/reduce_max_kernel.h"
+#include "paddle/phi/kernels/reduce_mean_grad_kernel.h"
+#include "paddle/phi/kernels/reduce_mean_kernel.h"
+#include "paddle/phi/kernels/reduce_min_grad_kernel.h"
+#include "paddle/phi/kernels/reduce_min_kernel.h"
+#include "paddle/phi/kernels/reduce_sum_grad_kernel.h"
+#include "paddle/phi/kernels/reduce_sum_kernel.h"
+#include "paddle/phi/kernels/searchsorted_kernel.h"
+#include "paddle/phi/kernels/squared_l2_norm_grad_kernel.h"
+#include "paddle/phi/kernels/squared_l2_norm_kernel.h"
+#include "paddle/phi/kernels/top_k_grad_kernel.h"
+#include "paddle/phi/kernels/top_k_kernel.h"
+
+namespace fusionkit_emulator::kernels {
+
+void register_reductions() {
+  FUSIONKIT_ADOPT(sum, SumKernel);
+  FUSIONKIT_ADOPT(sum_grad, ReduceSumGradKernel);
+  FUSIONKIT_ADOPT(mean, MeanKernel);
+  FUSIONKIT_ADOPT(mean_grad, ReduceMeanGradKernel);
+  FUSIONKIT_ADOPT(mean_all, MeanAllKernel);
+  FUSIONKIT_ADOPT(mean_all_grad, MeanAllGradKernel);
+  FUSIONKIT_ADOPT(max, MaxKernel);
+  FUSIONKIT_ADOPT(max_grad, ReduceMaxGradKernel);
+  FUSIONKIT_ADOPT(min, MinKernel);
+  FUSIONKIT_ADOPT(min_grad, ReduceMinGradKernel);
+  FUSIONKIT_ADOPT(amax, AMaxKernel);
+  FUSIONKIT_ADOPT(amax_grad, ReduceAMaxGradKernel);
+  FUSIONKIT_ADOPT(amin, AMinKernel);
+  FUSIONKIT_ADOPT(amin_grad, ReduceAMinGradKernel);
+  FUSIONKIT_ADOPT(prod, ProdKernel);
+  FUSIONKIT_ADOPT(prod_grad, ProdGradKernel);
+  FUSIONKIT_ADOPT(any, AnyKernel);
+  FUSIONKIT_ADOPT(all, AllKernel);
+  FUSIONKIT_ADOPT(logsumexp, LogsumexpKernel);
+  FUSIONKIT_ADOPT(logsumexp_grad, LogsumexpGradKernel);
+  FUSIONKIT_ADOPT(norm, NormKernel);
+  FUSIONKIT_ADOPT(norm_grad, NormGradKernel);
+  FUSIONKIT_ADOPT(p_norm, PNormKernel);
+  FUSIONKIT_ADOPT(p_norm_grad, PNormGradKernel);
+  FUSIONKIT_ADOPT(frobenius_norm, FrobeniusNormKernel);
+  FUSIONKIT_ADOPT(frobenius_norm_grad, FrobeniusNormGradKernel);
+  FUSIONKIT_ADOPT(squared_l2_norm, SquaredL2NormKernel);
+  FUSIONKIT_ADOPT(squared_l2_norm_grad, SquaredL2NormGradKernel);
+  FUSIONKIT_ADOPT(argmax, ArgMaxKernel);
+  FUSIONKIT_ADOPT(argmin, ArgMinKernel);
+  FUSIONKIT_ADOPT(argsort, ArgsortKernel);
+  FUSIONKIT_ADOPT(argsort_grad, ArgsortGradKernel);
+  FUSIONKIT_ADOPT(topk, TopkKernel);
+  FUSIONKIT_ADOPT(topk_grad, TopkGradKernel);
+  FUSIONKIT_ADOPT(cumsum, CumsumKernel);
+  FUSIONKIT_ADOPT(cumsum_grad, CumsumGradKernel);
+  FUSIONKIT_ADOPT(cumprod, CumprodKernel);
+  FUSIONKIT_ADOPT(cumprod_grad, CumprodGradKernel);
+  FUSIONKIT_ADOPT(cummax, CummaxKernel);
+  FUSIONKIT_ADOPT(cummin, CumminKernel);
+  FUSIONKIT_ADOPT(accuracy, AccuracyKernel);
+  FUSIONKIT_ADOPT(histogram, HistogramKernel);
+  FUSIONKIT_ADOPT(kthvalue, KthvalueKernel);
+  FUSIONKIT_ADOPT(searchsorted, SearchsortedKernel);
+  FUSIONKIT_ADOPT(dot, DotKernel);
+  FUSIONKIT_ADOPT(dot_grad, DotGradKernel);
+}
+
+}  // namespace fusionkit_emulator::kernels
