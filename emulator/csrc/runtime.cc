@@ -177,6 +177,12 @@ C_Status copy_on_stream(C_Device on, C_Stream stream, void* to, const void* from
   });
 }
 
+// Into pageable memory a copy returns when it is done, as on hardware; Paddle frees such buffers at once.
+C_Status copy_to_host_on_stream(C_Device on, C_Stream stream, void* to, const void* from, size_t size) {
+  const C_Status status = copy_on_stream(on, stream, to, from, size);
+  return status == C_SUCCESS ? synchronize_stream(on, stream) : status;
+}
+
 C_Status copy_between_on_stream(C_Device, C_Device from_device, C_Stream stream, void* to, const void* from,
                                 size_t size) {
   return copy_on_stream(from_device, stream, to, from, size);
@@ -240,7 +246,7 @@ void fill_memory(C_DeviceInterface* interface) {
   interface->memory_copy_d2d = copy;
   interface->memory_copy_p2p = copy_between;
   interface->async_memory_copy_h2d = copy_to_device_on_stream;
-  interface->async_memory_copy_d2h = copy_on_stream;
+  interface->async_memory_copy_d2h = copy_to_host_on_stream;
   interface->async_memory_copy_d2d = copy_on_stream;
   interface->async_memory_copy_p2p = copy_between_on_stream;
 }

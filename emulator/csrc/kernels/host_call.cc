@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "device.h"
+#include "error.h"
 #include "kernels/dtype.h"
 #include "paddle/phi/backends/context_pool.h"
 #include "paddle/phi/backends/custom/custom_context.h"
@@ -19,11 +20,21 @@ const phi::CPUContext& shared_cpu_context() {
 
 // A gradient's input whose buffer it does not need has a shape and no data.
 bool holds_data(const phi::DenseTensor& tensor) {
-  return tensor.has_allocation() && tensor.Holder()->size() >= tensor.numel() * phi::SizeOf(tensor.dtype());
+  return tensor.has_allocation() && tensor.Holder()->size() > tensor.meta().offset;
 }
 
 bool on_host(const phi::DenseTensor& tensor) {
   return tensor.has_allocation() && tensor.place().GetType() == phi::AllocationType::CPU;
+}
+
+const phi::DenseTensor& dense(const phi::TensorBase& tensor) {
+  if (!phi::DenseTensor::classof(&tensor))
+    invalid_argument("emulator: a device kernel takes and gives dense tensors only, not sparse ones or lists");
+  return static_cast<const phi::DenseTensor&>(tensor);
+}
+
+Strided strided(const phi::DenseTensor& tensor, void* storage) {
+  return {static_cast<char*>(storage), common::vectorize(tensor.dims()), common::vectorize(tensor.strides())};
 }
 
 }  // namespace
@@ -74,17 +85,14 @@ phi::DenseTensor* HostCall::new_tensor(const phi::DenseTensor& like, phi::DataTy
   phi::DenseTensorMeta meta = like.meta();
   meta.dtype = dtype;
   meta.offset = 0;
+  meta.strides = phi::DenseTensorMeta::calc_strides(meta.dims);
   tensors_.back()->set_meta(meta);
   return tensors_.back().get();
 }
 
 phi::TensorBase* HostCall::stage_input(const phi::TensorBase* input) {
   if (input == nullptr) return nullptr;
-  if (!phi::DenseTensor::classof(input))
-    throw std::logic_error(std::string("emulator: ") + adopted_.name + " takes dense tensors only");
-  const auto& tensor = *static_cast<const phi::DenseTensor*>(input);
-  if (!tensor.meta().is_contiguous())
-    throw std::logic_error(std::string("emulator: ") + adopted_.name + " was given a strided view");
+  const auto& tensor = dense(*input);
   const bool narrow = is_16_bit(tensor.dtype());
   must_wait_ = must_wait_ || on_host(tensor);
   phi::DenseTensor* made = new_tensor(tensor, narrow ? phi::DataType::FLOAT32 : tensor.dtype());
@@ -92,8 +100,8 @@ phi::TensorBase* HostCall::stage_input(const phi::TensorBase* input) {
     cpu_.Alloc(made, made->dtype());
   } else if (holds_data(tensor)) {
     void* storage = storage_of(tensor.data());
-    if (narrow)
-      widened_.push_back({storage, tensor.dtype(), made});
+    if (narrow || !tensor.meta().is_contiguous())
+      copied_.push_back({strided(tensor, storage), tensor.dtype(), made});
     else
       made->ResetHolder(alias(storage, tensor.numel() * phi::SizeOf(tensor.dtype())));
   }
@@ -102,59 +110,67 @@ phi::TensorBase* HostCall::stage_input(const phi::TensorBase* input) {
 
 phi::TensorBase* HostCall::stage_output(phi::TensorBase* output) {
   if (output == nullptr) return nullptr;
-  if (!phi::DenseTensor::classof(output))
-    throw std::logic_error(std::string("emulator: ") + adopted_.name + " gives dense tensors only");
-  auto* tensor = static_cast<phi::DenseTensor*>(output);
-  const phi::DataType dtype = tensor->dtype() == phi::DataType::UNDEFINED ? adopted_.dtype : tensor->dtype();
-  const bool narrow = is_16_bit(dtype), late = !tensor->meta().valid() || tensor->numel() < 0;
-  phi::DenseTensor* made = new_tensor(*tensor, narrow ? phi::DataType::FLOAT32 : dtype);
-  void* storage = nullptr;
-  if (late) {
+  auto& tensor = const_cast<phi::DenseTensor&>(dense(*output));
+  const phi::DataType dtype = tensor.dtype() == phi::DataType::UNDEFINED ? adopted_.dtype : tensor.dtype();
+  const bool narrow = is_16_bit(dtype);
+  phi::DenseTensor* made = new_tensor(tensor, narrow ? phi::DataType::FLOAT32 : dtype);
+  if (!tensor.meta().valid() || tensor.numel() < 0) {
     must_wait_ = true;
-  } else {
-    must_wait_ = must_wait_ || on_host(*tensor);
-    if (on_host(*tensor)) {
-      storage = shared_cpu_context().Alloc(tensor, dtype);
-    } else {
-      storage = device_.Alloc(tensor, dtype);
-      const size_t bytes = tensor->numel() * phi::SizeOf(dtype);
-      if (bytes > 0) device(device_.GetPlace().GetDeviceId()).memory.name(storage, bytes, adopted_.name);
-      storage = storage_of(storage);
-    }
-    if (!narrow && tensor->numel() > 0) made->ResetHolder(alias(storage, tensor->numel() * phi::SizeOf(dtype)));
+    outputs_.push_back({&tensor, made, {}, -1, dtype});
+    return made;
   }
-  outputs_.push_back({tensor, made, storage, dtype});
+  must_wait_ = must_wait_ || on_host(tensor);
+  void* address = on_host(tensor) ? tensor.data() : device_.Alloc(&tensor, dtype);
+  const size_t bytes = tensor.numel() * phi::SizeOf(dtype);
+  if (Device* owner = bytes > 0 ? device_of(address) : nullptr) owner->memory.name(address, bytes, adopted_.name);
+  void* storage = storage_of(address);
+  if (!narrow && bytes > 0 && tensor.meta().is_contiguous()) made->ResetHolder(alias(storage, bytes));
+  outputs_.push_back({&tensor, made, strided(tensor, storage), tensor.numel(), dtype});
   return made;
 }
 
 void HostCall::run() {
-  for (const Widened& each : widened_)
-    widen(each.storage, each.dtype, each.on_host->numel(), cpu_.template Alloc<float>(each.on_host));
+  for (const Copied& each : copied_) read(each);
   (*adopted_.cpu)(&host_);
   for (const Output& output : outputs_)
-    if (output.storage != nullptr) store(output, output.storage);
+    if (output.to.data != nullptr) store(output);
 }
 
-void HostCall::store(const Output& output, void* storage) const {
+void HostCall::read(const Copied& copied) {
+  const size_t size = copied.on_host->numel(), width = phi::SizeOf(copied.dtype);
+  std::vector<char> dense(size * width);
+  copy_strided(copied.from, contiguous(dense.data(), copied.from.shape), width);
+  void* to = cpu_.Alloc(copied.on_host, copied.on_host->dtype());
+  if (is_16_bit(copied.dtype)) return widen(dense.data(), copied.dtype, size, static_cast<float*>(to));
+  std::memcpy(to, dense.data(), dense.size());
+}
+
+void HostCall::store(const Output& output) const {
   const phi::DenseTensor& made = *output.on_host;
   if (!made.has_allocation() || made.numel() == 0) return;  // an output that this call leaves alone
-  if (output.storage != nullptr && made.numel() != output.on_device->numel())
-    throw std::logic_error(std::string("emulator: ") + adopted_.name + " gave another shape than Paddle inferred");
-  if (is_16_bit(output.dtype)) return round(made.data<float>(), made.numel(), output.dtype, storage);
-  if (made.dtype() != output.dtype)
-    throw std::logic_error(std::string("emulator: ") + adopted_.name + " gave another dtype than Paddle inferred");
-  // Where the kernel has taken another buffer than the one that it was given.
-  if (made.data() != storage) std::memcpy(storage, made.data(), made.numel() * phi::SizeOf(output.dtype));
+  if (made.numel() != output.size)
+    throw std::logic_error("the CPU kernel gave another shape than Paddle inferred");
+  const bool narrow = is_16_bit(output.dtype);
+  if (made.dtype() != (narrow ? phi::DataType::FLOAT32 : output.dtype))
+    throw std::logic_error("the CPU kernel gave " + phi::DataTypeToString(made.dtype()) + " instead of " +
+                           phi::DataTypeToString(output.dtype));
+  if (made.data() == output.to.data) return;
+  const size_t width = phi::SizeOf(output.dtype);
+  std::vector<char> rounded(narrow ? output.size * width : 0);
+  if (narrow) round(made.data<float>(), output.size, output.dtype, rounded.data());
+  char* from = narrow ? rounded.data() : static_cast<char*>(const_cast<void*>(made.data()));
+  copy_strided(contiguous(from, output.to.shape), output.to, width);
 }
 
 void HostCall::take_late_outputs() {
   for (Output& output : outputs_) {
-    if (output.storage != nullptr || !output.on_host->has_allocation()) continue;
+    if (output.to.data != nullptr || !output.on_host->has_allocation()) continue;
     output.on_device->Resize(output.on_host->dims());
     const phi::DataType made = output.on_host->dtype();
     if (!is_16_bit(output.dtype) || made != phi::DataType::FLOAT32) output.dtype = made;
-    void* address = device_.Alloc(output.on_device, output.dtype);
-    if (output.on_host->numel() > 0) store(output, storage_of(address));
+    output.size = output.on_host->numel();
+    output.to = strided(*output.on_device, storage_of(device_.Alloc(output.on_device, output.dtype)));
+    store(output);
   }
 }
 

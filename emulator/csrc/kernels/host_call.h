@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/adopted.h"
+#include "strides.h"
 
 namespace fusionkit_emulator::kernels {
 
@@ -22,13 +23,15 @@ class HostCall {
 
  private:
   struct Output {
-    phi::DenseTensor* on_device;
+    phi::DenseTensor* on_device;  // the caller's: not for the stream
     phi::DenseTensor* on_host;
-    void* storage;  // null: allocated late
+    Strided to;  // without data: allocated late
+    int64_t size;
     phi::DataType dtype;
   };
-  struct Widened {
-    const void* storage;
+  // An input that the kernel cannot read where it lies: 16-bit, or a strided view.
+  struct Copied {
+    Strided from;
     phi::DataType dtype;
     phi::DenseTensor* on_host;
   };
@@ -38,7 +41,8 @@ class HostCall {
   void copy_ranges_and_attributes(phi::KernelContext& call);
   std::shared_ptr<phi::Allocation> alias(void* storage, size_t size);
   phi::DenseTensor* new_tensor(const phi::DenseTensor& like, phi::DataType dtype);
-  void store(const Output& output, void* storage) const;
+  void read(const Copied& copied);
+  void store(const Output& output) const;
 
   const Adopted& adopted_;
   const phi::DeviceContext& device_;
@@ -47,7 +51,7 @@ class HostCall {
   bool must_wait_ = false;
   std::vector<std::unique_ptr<phi::DenseTensor>> tensors_;
   std::map<void*, std::shared_ptr<phi::Allocation>> aliases_;
-  std::vector<Widened> widened_;
+  std::vector<Copied> copied_;
   std::vector<Output> outputs_;
 };
 

@@ -1,17 +1,14 @@
 #include "ops/limits.h"
 
 #include "device.h"
-#include "paddle/common/enforce.h"
+#include "error.h"
 #include "paddle/phi/common/data_type.h"
 
 namespace fusionkit_emulator::ops {
 
 void Limits::refuse(const char* argument, const std::string& rule, const std::string& got) const {
-  const std::string text = std::string(op_) + ": " + argument + " must be " + rule + ", got " + got + " (emulated " +
-                           Settings::get().device_type + ")";
-  common::enforce::EnforceNotMet error(common::errors::InvalidArgument("%s", text), __FILE__, __LINE__);
-  error.set_error_str(text);
-  throw error;
+  invalid_argument(std::string(op_) + ": " + argument + " must be " + rule + ", got " + got + " (emulated " +
+                   Settings::get().device_type + ")");
 }
 
 void Limits::require(bool holds, const char* argument, const std::string& rule, const std::string& got) const {
