@@ -22,7 +22,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     f"{PREFIX}FLASH_ATTENTION_ARGUMENTS": ("10", "13"),
 }
 PACKAGE = Path(__file__).parent
-LIBRARY = PACKAGE / "lib" / "libfusionkit_emulator.so"  # alone there: Paddle takes every library of the folder for a plugin
+LIBRARY = (
+    PACKAGE / "lib" / "libfusionkit_emulator.so"
+)  # alone there: Paddle takes every library of the folder for a plugin
 BUILD_INFO = PACKAGE / "build_info.json"
 REBUILD = "pip install --force-reinstall --no-deps fusionkit, beside the Paddle that is to be used"
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}

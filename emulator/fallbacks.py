@@ -80,6 +80,8 @@ def _count_file(path: str, start: int, counts: Counts) -> None:
 def table(counts: Counts) -> str:
     if not counts:
         return "fusionkit: no op fell back to a CPU kernel"
-    rows = [f"{count:8}  {op}  {dtype}" for (op, dtype), count in sorted(counts.items(), key=lambda row: (-row[1], row))]
+    rows = [
+        f"{count:8}  {op}  {dtype}" for (op, dtype), count in sorted(counts.items(), key=lambda row: (-row[1], row))
+    ]
     title = f"fusionkit: {counts.total()} calls fell back to CPU kernels"
     return "\n".join([title, "   calls  op  dtype", *rows])

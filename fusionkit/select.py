@@ -5,6 +5,7 @@ Fallback happens here, by verdicts, and never by catching a kernel's exception.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from fusionkit import policy, registry
