@@ -30,8 +30,8 @@ def run(command: Sequence[str], environment: Mapping[str, str], logs: str) -> in
     Its stderr passes through at once and unchanged, but for the counted lines. `logs` is a pattern of files that
     a launcher's workers write; what they gain during the run is counted too.
     """
-    modules = filter(None, [environment.get("GLOG_vmodule", ""), "kernel_factory=3"])
-    glog = {"GLOG_vmodule": ",".join(modules), "GLOG_minloglevel": "0"}
+    # Under 16 characters: Paddle 3.3.1 holds glog twice, and a longer value is freed twice when the process ends.
+    glog = {"GLOG_vmodule": "kernel_fact*=3", "GLOG_minloglevel": "0"}
     before = {path: os.path.getsize(path) for path in glob.glob(logs)}
     counts: Counts = Counter()
     with subprocess.Popen(command, env={**environment, **glog}, stderr=subprocess.PIPE) as process:

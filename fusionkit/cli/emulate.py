@@ -25,13 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=int, default=300, metavar="SECONDS", help=waits)
     listed = "list what fell back to CPU kernels: from stderr, and from the log files that match PATTERN"
     parser.add_argument("--fallbacks", nargs="?", const="", metavar="PATTERN", help=listed)
-    parser.add_argument("command", nargs="+", metavar="COMMAND", help="the command and its arguments, after --")
+    parser.add_argument(
+        "command", nargs=argparse.PARSER, metavar="COMMAND", help="the command and its arguments, after --"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Replaces this process by the command, so that exit status and signals are the command's own."""
     memory = _check(options)
-    command: list[str] = options.command
+    command: list[str] = options.command[options.command[0] == "--" :]
+    if not command:
+        raise ValueError("emulate: COMMAND must follow --, got nothing. Write: -- python train.py")
     environment.require_built(command)
     variables = environment.variables(
         options.device_type, options.devices, memory, options.timeout, options.sync, options.unchecked, os.environ

@@ -20,9 +20,10 @@ LINE = (
     b"expected_kernel_key:(npu, Undefined(AnyLayout), float32), fallbacking to CPU one!\n"
 )
 SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
-# Stands for Paddle's log: the real lines, one of them split, around output of the command's own.
+PARTS = (b"50%|", LINE % b"cumsum", b"I am not a log\n", (LINE % b"unique")[:40], (LINE % b"unique")[40:])
+# Stands for Paddle: its real lines, one of them split, around output of the command's own.
 SPEAK = f"""import os, time
-for part in (b'50%|', {LINE % b"cumsum"!r}, b'I am not a log\\n', {(LINE % b"unique")[:40]!r}, {(LINE % b"unique")[40:]!r}):
+for part in {PARTS!r}:
     os.write(2, part); time.sleep(0.05)
 open('worker.log', 'ab').write({LINE % b"unique"!r})
 raise SystemExit(7)"""
@@ -69,8 +70,9 @@ def test_exit_status_and_signals_are_the_commands_own():
 
 
 def test_options_of_the_command_are_not_taken():
-    ran = run("npu", "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", "--devices", "2", "--", "x")
-    assert ran.stdout == "['--devices', '2', '--', 'x']\n"
+    command = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "--devices", "2", "--", "x"]
+    for given in (["npu", "--", *command], ["npu", "--sync", "--", *command], ["npu", "--sync", *command]):
+        assert run(*given).stdout == "['--devices', '2', '--', 'x']\n"
 
 
 @pytest.mark.parametrize(
@@ -89,9 +91,10 @@ def test_wrong_options_are_explained(arguments, message, capfd):
     assert message in capfd.readouterr().err
 
 
-def test_missing_command_is_an_error():
-    ran = run("npu", "--devices", 2)
-    assert ran.returncode == 2 and "COMMAND" in ran.stderr
+@pytest.mark.parametrize("arguments", [[], ["--devices", 2], ["--"], ["--devices", 2, "--"]])
+def test_missing_command_is_an_error(arguments):
+    ran = run("npu", *arguments)
+    assert ran.returncode == 2 and "COMMAND" in ran.stderr and "Traceback" not in ran.stderr
 
 
 def test_library_that_is_missing_or_for_another_paddle_is_refused(tmp_path, monkeypatch):
