@@ -49,6 +49,7 @@ class BuildNative(build_ext):
 backends = {
     f"fusionkit_backends.{init.parent.name}": str(init.parent) for init in Path("backends").glob("*/__init__.py")
 }
+emulator = {"fusionkit_emulator": "emulator"}
 native_sources = [
     str(path)
     for folder in ("backends", "fusionkit")
@@ -59,13 +60,14 @@ native_sources = [
 setup(
     packages=[
         *find_packages(include=["fusionkit", "fusionkit.*"]),
+        *emulator,
         *(
             package
             for name, folder in backends.items()
             for package in [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
         ),
     ],
-    package_dir=backends,
+    package_dir=backends | emulator,
     ext_modules=[Extension("fusionkit_backends.cpu._native", sources=[], depends=sorted(native_sources))],
     cmdclass={"build_ext": BuildNative},
 )

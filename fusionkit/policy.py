@@ -188,6 +188,14 @@ def _known_settings(values: dict[str, str], sources: dict[str, str]) -> dict[str
         for alias, name in backend.environment_aliases.items():
             if alias in os.environ and name not in os.environ:
                 values[name], sources[name] = os.environ[alias], f"environment ({alias})"
+    if not values.keys() <= known.keys():
+        # The emulator's package owns its names; it is imported only where a name is left that nobody else knows.
+        from fusionkit_emulator import SETTINGS
+
+        for name in SETTINGS.keys() & values.keys():
+            if sources[name] != "environment":
+                raise SettingError(f"{sources[name]}: {name} must be set in the environment; its library reads no file")
+        known.update(SETTINGS)
     return known
 
 

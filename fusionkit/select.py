@@ -5,6 +5,7 @@ Fallback happens here, by verdicts, and never by catching a kernel's exception.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from fusionkit import policy, registry
@@ -64,7 +65,7 @@ def judge(plugin: registry.Plugin, call: Call) -> Candidate:
     if backend is None:
         return Candidate(plugin.name, Verdict("no", (f"not available: {plugin.problem}",)), None, True)
     if not backend.owns(call.device_type):
-        return Candidate(plugin.name, Verdict("no", (f"tensors are on {call.device}",)), None, True)
+        return Candidate(plugin.name, Verdict("no", (f"tensors are on {shown_device(call)}",)), None, True)
     kernel = backend.kernels.get(call.spec.name)
     if kernel is None:
         return Candidate(plugin.name, Verdict("no", (_gap(backend, call.spec.name),)), None, False)
@@ -175,4 +176,10 @@ def refusal(call: Call, source: str | None) -> str:
 
 def describe(call: Call) -> str:
     shown = [f"{name} {tensor}" for name, tensor in call.tensors.items()]
-    return f"device {call.device}, {'training' if call.training else 'inference'}, {', '.join(shown)}"
+    return f"device {shown_device(call)}, {'training' if call.training else 'inference'}, {', '.join(shown)}"
+
+
+def shown_device(call: Call) -> str:
+    """A device that `fusionkit emulate` put there is never shown as the hardware that it stands for."""
+    emulated = os.environ.get("FUSIONKIT_EMULATOR_DEVICE") == call.device_type
+    return f"{call.device} (emulated)" if emulated else call.device

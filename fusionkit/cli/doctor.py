@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections.abc import Sequence
 
@@ -28,6 +29,8 @@ def _checks(backend: Backend) -> Sequence[Check]:
 def run(options: argparse.Namespace) -> int:
     problems = 0
     print(f"Python {platform.python_version()} on {platform.machine()}")
+    if emulated := os.environ.get("FUSIONKIT_EMULATOR_DEVICE"):
+        print(f"{emulated} is emulated: a software stand-in, no hardware")
     for plugin in registry.plugins():
         print(f"\n{plugin.name} ({plugin.distribution})")
         if plugin.backend is None:
