@@ -42,7 +42,7 @@ lint: $(STAMPS)/run $(STAMPS)/lint
 	@echo "== mypy"
 	@$(PYTHON) -m mypy
 	@echo "== clang-format"
-	@$(VENV)/bin/clang-format --dry-run --Werror $$(find backends fusionkit tests -name '*.cc' -o -name '*.h')
+	@$(VENV)/bin/clang-format --dry-run --Werror $$(find backends emulator fusionkit tests -name '*.cc' -o -name '*.h')
 
 build: native $(STAMPS)/fusionkit
 
@@ -71,6 +71,6 @@ $(STAMPS)/venv:
 	@mkdir -p $(STAMPS) && touch $@
 
 clean:
-	rm -rf build dist *.egg-info backends/*/lib fusionkit/*/lib output
+	rm -rf build dist *.egg-info backends/*/lib fusionkit/*/lib emulator/lib emulator/build_info.json output
 	find fusionkit backends tests examples -name __pycache__ -prune -exec rm -rf {} +
 	find backends -name '*.so' -delete

@@ -1,4 +1,4 @@
-"""What the native code is built from. setup.py calls `build` for the CPU backend and `build_parallel`.
+"""What the native code is built from. setup.py calls `build` for the CPU backend, `build_parallel` and `build_emulator`.
 
 lib/libfusionkit_cpu.so      csrc/*.cc once, csrc/kernels/*.cc once per instruction set; no framework, no libgomp
 _native                      csrc/python/*.cc: the pybind11 module for NumPy
@@ -6,6 +6,9 @@ lib/libfusionkit_paddle.so   csrc/paddle/*.cc: Paddle's custom ops, for the Padd
 lib/build_info.json          the Paddle version, compiler and flags of the above
 
 lib/libfusionkit_parallel.so fusionkit/parallel/csrc/*.cc: the communicator; no framework, no libgomp
+
+lib/libfusionkit_emulator.so emulator/csrc/**/*.cc with the communicator: a plugin for the Paddle found in this environment
+build_info.json              as above; not in lib, where Paddle looks for plugins
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from incremental_build import BUILD_DIR, BuildError, CompileStep, compile_all, c
 
 SOURCE_DIR = Path("backends/cpu/csrc")
 PARALLEL_SOURCE_DIR = Path("fusionkit/parallel/csrc")
+EMULATOR_SOURCE_DIR = Path("emulator/csrc")
 # Never -ffast-math: infinities and NaN carry meaning in masks. Paddle's wheel uses the C++11 ABI of libstdc++.
 FLAGS = tuple(
     "-std=c++17 -O3 -fopenmp -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
@@ -116,15 +120,44 @@ def native_module() -> str:
 def build_parallel(package_dir: Path) -> None:
     """Brings the communicator of fusionkit.parallel in `package_dir` up to date."""
     check_toolchain()
-    variant = Variant("native", tuple(flag for flag in FLAGS if flag != "-fopenmp"))
+    variant = without_openmp()
     with locked(variant.folder):
         library = variant.steps(PARALLEL_SOURCE_DIR.glob("*.cc"))
         compile_all(library)
         link_library(package_dir / parallel_outputs()[0], library, [])
 
 
+def without_openmp() -> Variant:
+    return Variant("native", tuple(flag for flag in FLAGS if flag != "-fopenmp"))
+
+
 def parallel_outputs() -> list[str]:
     return ["lib/libfusionkit_parallel.so"]
+
+
+def build_emulator(package_dir: Path) -> None:
+    """Brings the plugin of fusionkit_emulator in `package_dir` up to date; without Paddle there is none."""
+    check_toolchain()
+    variant, paddle = without_openmp(), find_paddle()
+    if not paddle:
+        print("fusionkit: no Paddle in this environment, so the emulator is not built", flush=True)
+        return
+    with locked(variant.folder):
+        # Not -DPADDLE_WITH_CUSTOM_KERNEL, as custom ops have: the device's kernels see Paddle's own tensors.
+        flags = ["-I.", f"-I{EMULATOR_SOURCE_DIR}", *paddle_includes(paddle[0]), "-DPADDLE_WITH_CUSTOM_DEVICE"]
+        flags.append(f'-DFUSIONKIT_PADDLE_VERSION="{paddle[1]}"')
+        plugin = variant.steps(EMULATOR_SOURCE_DIR.glob("**/*.cc"), flags)
+        communicator = [source for source in PARALLEL_SOURCE_DIR.glob("*.cc") if source.name != "c_api.cc"]
+        library = plugin + variant.steps(communicator)
+        compile_all(library)
+        folders = [f"-L{paddle[0] / 'base'}", f"-L{paddle[0] / 'libs'}"]
+        use_paddle = ["-Wl,--no-as-needed", "-l:libpaddle.so", "-lphi_core", "-lphi", "-lcommon"]
+        link_library(package_dir / emulator_outputs()[0], library, [*folders, *use_paddle])
+        write_build_info(package_dir / emulator_outputs()[1], paddle[1], variant)
+
+
+def emulator_outputs() -> list[str]:
+    return ["lib/libfusionkit_emulator.so", "build_info.json"]
 
 
 def outputs() -> list[str]:
@@ -168,11 +201,14 @@ def python_flags() -> list[str]:
 
 
 def paddle_flags(folder: Path, version: str) -> list[str]:
+    # The version is part of the command, so that another Paddle in the same folder compiles everything again.
+    return [*paddle_includes(folder), "-DPADDLE_WITH_CUSTOM_KERNEL", f'-DFUSIONKIT_PADDLE_VERSION="{version}"']
+
+
+def paddle_includes(folder: Path) -> list[str]:
     # paddle/extension.h includes Python.h through paddle/utils/pybind.h.
     includes = [folder / "include", folder / "include/third_party", sysconfig.get_path("include")]
-    isystem = [flag for include in includes for flag in ("-isystem", str(include))]
-    # The version is part of the command, so that another Paddle in the same folder compiles everything again.
-    return [*isystem, "-DPADDLE_WITH_CUSTOM_KERNEL", f'-DFUSIONKIT_PADDLE_VERSION="{version}"']
+    return [flag for include in includes for flag in ("-isystem", str(include))]
 
 
 def write_build_info(path: Path, paddle_version: str | None, variant: Variant) -> None:

@@ -13,6 +13,7 @@ import build_native
 NATIVE_PACKAGES = {
     "fusionkit_backends.cpu": (build_native.build, build_native.outputs),
     "fusionkit.parallel": (build_native.build_parallel, build_native.parallel_outputs),
+    "fusionkit_emulator": (build_native.build_emulator, build_native.emulator_outputs),
 }
 
 
@@ -52,8 +53,8 @@ backends = {
 emulator = {"fusionkit_emulator": "emulator"}
 native_sources = [
     str(path)
-    for folder in ("backends", "fusionkit")
-    for path in Path(folder).glob("*/csrc/**/*")
+    for folder in ("backends/*", "fusionkit/*", "emulator")
+    for path in Path().glob(f"{folder}/csrc/**/*")
     if path.suffix in (".cc", ".h")
 ]
 

@@ -130,7 +130,8 @@ C_Status init_rank(size_t ranks, C_CCLRootId* id, size_t rank, C_CCLComm* comm) 
   return guarded([&] {
     UniqueId own;
     std::memcpy(&own, id->data, sizeof own);
-    auto transport = fusionkit_parallel::join(own, static_cast<int>(rank), static_cast<int>(ranks), Settings::get().timeout);
+    auto transport =
+        fusionkit_parallel::join(own, static_cast<int>(rank), static_cast<int>(ranks), Settings::get().timeout);
     auto made = std::make_unique<Group>();
     made->communicator = std::make_shared<Communicator>(std::move(transport), Settings::get().timeout);
     *comm = reinterpret_cast<C_CCLComm>(made.release());

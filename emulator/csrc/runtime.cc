@@ -172,9 +172,7 @@ C_Status copy_to_device_on_stream(C_Device on, C_Stream stream, void* to, const 
 }
 
 C_Status copy_on_stream(C_Device on, C_Stream stream, void* to, const void* from, size_t size) {
-  return guarded([&] {
-    stream_of(on, stream).enqueue([=] { std::memcpy(storage_of(to), storage_of(from), size); });
-  });
+  return guarded([&] { stream_of(on, stream).enqueue([=] { std::memcpy(storage_of(to), storage_of(from), size); }); });
 }
 
 // Into pageable memory a copy returns when it is done, as on hardware; Paddle frees such buffers at once.

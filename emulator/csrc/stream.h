@@ -51,7 +51,7 @@ class Stream {
 class Event : public std::enable_shared_from_this<Event> {
  public:
   void record(Stream& stream);
-  void wait();              // by the calling thread
+  void wait();               // by the calling thread
   void wait(Stream& other);  // by another stream
   bool reached();
 

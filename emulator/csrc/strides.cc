@@ -7,7 +7,8 @@ namespace {
 
 void copy_axis(size_t axis, const Strided& from, const Strided& to, int64_t from_at, int64_t to_at, size_t width) {
   const Sizes& shape = to.shape;
-  const bool dense = axis < shape.size() && axis + 1 == shape.size() && from.strides[axis] == 1 && to.strides[axis] == 1;
+  const bool dense =
+      axis < shape.size() && axis + 1 == shape.size() && from.strides[axis] == 1 && to.strides[axis] == 1;
   if (axis == shape.size() || dense) {
     const int64_t count = dense ? shape[axis] : 1;
     std::memcpy(to.data + to_at * width, from.data + from_at * width, count * width);

@@ -17,8 +17,8 @@
 namespace fusionkit_emulator::kernels {
 
 // What a kernel is registered for, in the order of Shim::adopted.
-constexpr std::array kDtypes = {phi::DataType::BOOL,    phi::DataType::INT8,    phi::DataType::UINT8,
-                                phi::DataType::INT16,   phi::DataType::INT32,   phi::DataType::INT64,
+constexpr std::array kDtypes = {phi::DataType::BOOL,    phi::DataType::INT8,     phi::DataType::UINT8,
+                                phi::DataType::INT16,   phi::DataType::INT32,    phi::DataType::INT64,
                                 phi::DataType::FLOAT16, phi::DataType::BFLOAT16, phi::DataType::FLOAT32,
                                 phi::DataType::FLOAT64};
 

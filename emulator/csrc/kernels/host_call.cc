@@ -104,6 +104,9 @@ phi::TensorBase* HostCall::stage_input(const phi::TensorBase* input) {
       copied_.push_back({strided(tensor, storage), tensor.dtype(), made});
     else
       made->ResetHolder(alias(storage, tensor.numel() * phi::SizeOf(tensor.dtype())));
+  } else {
+    // Kernels may ask for its address all the same (multiply_grad); what they would read there is NaN.
+    std::memset(cpu_.Alloc(made, made->dtype()), 0xff, made->numel() * phi::SizeOf(made->dtype()));
   }
   return made;
 }
@@ -148,8 +151,7 @@ void HostCall::read(const Copied& copied) {
 void HostCall::store(const Output& output) const {
   const phi::DenseTensor& made = *output.on_host;
   if (!made.has_allocation() || made.numel() == 0) return;  // an output that this call leaves alone
-  if (made.numel() != output.size)
-    throw std::logic_error("the CPU kernel gave another shape than Paddle inferred");
+  if (made.numel() != output.size) throw std::logic_error("the CPU kernel gave another shape than Paddle inferred");
   const bool narrow = is_16_bit(output.dtype);
   if (made.dtype() != (narrow ? phi::DataType::FLOAT32 : output.dtype))
     throw std::logic_error("the CPU kernel gave " + phi::DataTypeToString(made.dtype()) + " instead of " +

@@ -30,8 +30,9 @@ void require_same(const char* name, const phi::KernelArgsDef& own, const phi::Ke
     same = own.input_defs()[i].type_index == cpu.input_defs()[i].type_index;
   for (size_t i = 0; same && i < own.attribute_defs().size(); ++i)
     same = own.attribute_defs()[i].type_index == cpu.attribute_defs()[i].type_index;
-  if (!same) throw std::logic_error(std::string("Paddle's CPU kernel ") + name + " has another signature: " + counts(own) + " here, " +
-                                    counts(cpu) + " in Paddle");
+  if (!same)
+    throw std::logic_error(std::string("Paddle's CPU kernel ") + name + " has another signature: " + counts(own) +
+                           " here, " + counts(cpu) + " in Paddle");
 }
 
 // What Paddle is told about the arguments: tensors on the CPU become tensors on the device, and where the float64

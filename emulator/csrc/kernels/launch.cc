@@ -46,16 +46,15 @@ void run_on_master_weights(const Adopted& adopted, phi::KernelContext& call) {
   auto* weights = call.MutableOutputAt<phi::DenseTensor>(0);
   const void* from = storage_of(call.MutableOutputAt<phi::DenseTensor>(adopted.master.output)->data());
   void* to = storage_of(device.Alloc(weights, adopted.dtype));
-  stream_of(call).enqueue([=, size = weights->numel(), dtype = adopted.dtype] {
-    round(static_cast<const float*>(from), size, dtype, to);
-  });
+  stream_of(call).enqueue(
+      [=, size = weights->numel(), dtype = adopted.dtype] { round(static_cast<const float*>(from), size, dtype, to); });
 }
 
 }  // namespace
 
 void launch(const Adopted& adopted, phi::KernelContext* call) {
   const bool has_master = adopted.master.input >= 0 && call->MutableInputAt(adopted.master.input) != nullptr;
-  has_master && is_16_bit(adopted.dtype) ? run_on_master_weights(adopted, *call) : run(adopted, *call);
+  has_master&& is_16_bit(adopted.dtype) ? run_on_master_weights(adopted, *call) : run(adopted, *call);
 }
 
 }  // namespace fusionkit_emulator::kernels
