@@ -27,6 +27,12 @@ bool on_host(const phi::DenseTensor& tensor) {
   return tensor.has_allocation() && tensor.place().GetType() == phi::AllocationType::CPU;
 }
 
+// Kernels ask a tensor without elements where it lies.
+std::shared_ptr<phi::Allocation> no_elements() {
+  static char nowhere;
+  return std::make_shared<phi::Allocation>(&nowhere, 0, phi::CPUPlace());
+}
+
 const phi::DenseTensor& dense(const phi::TensorBase& tensor) {
   if (!phi::DenseTensor::classof(&tensor))
     invalid_argument("emulator: a device kernel takes and gives dense tensors only, not sparse ones or lists");
@@ -85,8 +91,10 @@ phi::DenseTensor* HostCall::new_tensor(const phi::DenseTensor& like, phi::DataTy
   phi::DenseTensorMeta meta = like.meta();
   meta.dtype = dtype;
   meta.offset = 0;
-  meta.strides = phi::DenseTensorMeta::calc_strides(meta.dims);
-  tensors_.back()->set_meta(meta);
+  if (meta.valid()) {  // else the kernel finds the shape
+    meta.strides = phi::DenseTensorMeta::calc_strides(meta.dims);
+    tensors_.back()->set_meta(meta);
+  }
   return tensors_.back().get();
 }
 
@@ -97,7 +105,7 @@ phi::TensorBase* HostCall::stage_input(const phi::TensorBase* input) {
   must_wait_ = must_wait_ || on_host(tensor);
   phi::DenseTensor* made = new_tensor(tensor, narrow ? phi::DataType::FLOAT32 : tensor.dtype());
   if (tensor.numel() == 0) {
-    cpu_.Alloc(made, made->dtype());
+    made->ResetHolder(no_elements());
   } else if (holds_data(tensor)) {
     void* storage = storage_of(tensor.data());
     if (narrow || !tensor.meta().is_contiguous())
@@ -127,6 +135,7 @@ phi::TensorBase* HostCall::stage_output(phi::TensorBase* output) {
   const size_t bytes = tensor.numel() * phi::SizeOf(dtype);
   if (Device* owner = bytes > 0 ? device_of(address) : nullptr) owner->memory.name(address, bytes, adopted_.name);
   void* storage = storage_of(address);
+  if (bytes == 0) made->ResetHolder(no_elements());
   if (!narrow && bytes > 0 && tensor.meta().is_contiguous()) made->ResetHolder(alias(storage, bytes));
   outputs_.push_back({&tensor, made, strided(tensor, storage), tensor.numel(), dtype});
   return made;
