@@ -39,7 +39,6 @@
 #include "paddle/phi/kernels/linspace_kernel.h"
 #include "paddle/phi/kernels/meshgrid_kernel.h"
 #include "paddle/phi/kernels/multiplex_kernel.h"
-#include "paddle/phi/kernels/one_hot_kernel.h"
 #include "paddle/phi/kernels/pad3d_grad_kernel.h"
 #include "paddle/phi/kernels/pad3d_kernel.h"
 #include "paddle/phi/kernels/pad_grad_kernel.h"
@@ -96,7 +95,6 @@ void register_movement() {
   FUSIONKIT_ADOPT(arange_tensor, ArangeTensorKernel);
   FUSIONKIT_ADOPT(linspace, LinspaceKernel);
   FUSIONKIT_ADOPT(eye, EyeKernel);
-  FUSIONKIT_ADOPT(one_hot, OneHotKernel);
   FUSIONKIT_ADOPT(tril, TrilKernel);
   FUSIONKIT_ADOPT(tril_grad, TrilGradKernel);
   FUSIONKIT_ADOPT(triu, TriuKernel);

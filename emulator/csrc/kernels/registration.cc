@@ -25,6 +25,7 @@ void register_all() {
   register_random();
   register_casts();
   register_views();
+  register_lookups();
 }
 
 }  // namespace fusionkit_emulator::kernels

@@ -34,6 +34,7 @@ void register_optimizers();
 void register_random();
 void register_casts();
 void register_views();
+void register_lookups();
 
 void register_all();
 
