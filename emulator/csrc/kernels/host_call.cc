@@ -33,6 +33,15 @@ std::shared_ptr<phi::Allocation> no_elements() {
   return std::make_shared<phi::Allocation>(&nowhere, 0, phi::CPUPlace());
 }
 
+// Static graphs give some attributes as tensors, which may be gone when the stream comes to the call: read now.
+phi::Attribute resolved(const phi::Attribute& attribute, bool is_scalar) {
+  if (const auto* tensors = paddle::get_if<std::vector<phi::TensorRef>>(&attribute)) return phi::IntArray(*tensors);
+  const auto* tensor = paddle::get_if<phi::TensorRef>(&attribute);
+  if (tensor == nullptr) return attribute;
+  if (is_scalar) return phi::Scalar(*tensor->Get());
+  return phi::IntArray(*tensor->Get());
+}
+
 const phi::DenseTensor& dense(const phi::TensorBase& tensor) {
   if (!phi::DenseTensor::classof(&tensor))
     invalid_argument("emulator: a device kernel takes and gives dense tensors only, not sparse ones or lists");
@@ -75,7 +84,8 @@ void HostCall::copy_ranges_and_attributes(phi::KernelContext& call) {
     phi::Attribute attribute = call.AttrAt(i);
     const auto* dtype = paddle::get_if<phi::DataType>(&attribute);
     if (dtype != nullptr && is_16_bit(*dtype)) attribute = phi::DataType::FLOAT32;
-    host_.EmplaceBackAttr(attribute);
+    const bool is_scalar = adopted_.cpu->args_def().attribute_defs()[i].type_index == phi::AttributeType::SCALAR;
+    host_.EmplaceBackAttr(resolved(attribute, is_scalar));
   }
 }
 

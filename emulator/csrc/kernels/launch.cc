@@ -1,6 +1,7 @@
 #include <stdexcept>
 
 #include "device.h"
+#include "error.h"
 #include "kernels/adopted.h"
 #include "kernels/dtype.h"
 #include "kernels/host_call.h"
@@ -23,7 +24,11 @@ void run(const Adopted& adopted, phi::KernelContext& call) {
     }
   });
   if (!staged->must_wait()) return;
-  stream_of(call).synchronize();
+  try {
+    stream_of(call).synchronize();
+  } catch (const std::exception& error) {
+    invalid_argument(error.what());
+  }
   staged->take_late_outputs();
 }
 
