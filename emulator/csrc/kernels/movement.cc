@@ -108,6 +108,7 @@ void register_movement() {
   FUSIONKIT_ADOPT(diag_grad, DiagGradKernel);
   FUSIONKIT_ADOPT(assign_value, AssignValueKernel);
   adopt<&phi::AssignKernel<phi::CPUContext>>("assign");
+  adopt<&phi::AssignRawKernel<phi::CPUContext>>("assign_raw");
   FUSIONKIT_ADOPT(concat, ConcatKernel);
   FUSIONKIT_ADOPT(concat_grad, ConcatGradKernel);
   FUSIONKIT_ADOPT(split, SplitKernel);

@@ -1,4 +1,5 @@
-// contiguous and strided_copy: a view's elements into a tensor of their own, and back. Bytes move; no dtype matters.
+// contiguous and strided_copy: a view's elements into a tensor of their own, and back; share_data: the same memory.
+// Bytes move; no dtype matters.
 #include "device.h"
 #include "kernels/adopted.h"
 #include "kernels/registration.h"
@@ -41,12 +42,18 @@ void strided_copy(const phi::CustomContext& context, const phi::DenseTensor& inp
   if (input.numel() > 0) copy_on_stream(context, input, *out);
 }
 
+void share_data(const phi::CustomContext&, const phi::DenseTensor& x, phi::DenseTensor* out) {
+  out->ShareBufferWith(x);
+  out->Resize(x.dims());
+}
+
 }  // namespace
 
 void register_views() {
   for (const phi::DataType dtype : kDtypes) {
     add<&contiguous_kernel>("contiguous", {dtype});
     add<&strided_copy>("strided_copy", {dtype});
+    add<&share_data>("share_data", {dtype});
   }
 }
 
