@@ -1,4 +1,4 @@
-"""What the native code is built from. setup.py calls `build` for the CPU backend, `build_parallel` and `build_emulator`.
+"""What the native code is built from. setup.py calls `build` (the CPU backend), `build_parallel` and `build_emulator`.
 
 lib/libfusionkit_cpu.so      csrc/*.cc once, csrc/kernels/*.cc once per instruction set; no framework, no libgomp
 _native                      csrc/python/*.cc: the pybind11 module for NumPy
@@ -7,7 +7,7 @@ lib/build_info.json          the Paddle version, compiler and flags of the above
 
 lib/libfusionkit_parallel.so fusionkit/parallel/csrc/*.cc: the communicator; no framework, no libgomp
 
-lib/libfusionkit_emulator.so emulator/csrc/**/*.cc with the communicator: a plugin for the Paddle found in this environment
+lib/libfusionkit_emulator.so emulator/csrc/**/*.cc and the communicator: a plugin for the Paddle of this environment
 build_info.json              as above; not in lib, where Paddle looks for plugins
 """
 

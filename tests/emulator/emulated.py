@@ -10,8 +10,8 @@ import sys
 FUSIONKIT = (sys.executable, "-c", "import sys; from fusionkit.cli import main; sys.exit(main())")
 
 
-def run(device, *command, timeout=300, **environment):
-    emulate = (*FUSIONKIT, "emulate", device, "--memory", "4GiB", "--", *command)
+def run(device, *command, options=(), timeout=300, **environment):
+    emulate = (*FUSIONKIT, "emulate", device, "--memory", "4GiB", *options, "--", *command)
     # GLOG: Paddle tells for every process which plugins it loads.
     settings = {**os.environ, "GLOG_minloglevel": "2", **environment}
     return subprocess.run(emulate, env=settings, capture_output=True, text=True, timeout=timeout)

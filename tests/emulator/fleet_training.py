@@ -1,0 +1,184 @@
+"""Four AdamW steps of a small language model by one way of fleet's parallelism: each rank prints its losses as JSON.
+
+python tests/emulator/fleet_training.py AXES: `one` (no fleet, where it is started) or one of AXES below.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle.distributed import fleet
+
+VOCAB, HIDDEN, INNER, SEQ_LEN, BATCH, STEPS = 64, 32, 64, 8, 8, 4
+# (data, tensor, pipeline, sharding) and the stage of sharding
+AXES = {
+    "data": ((2, 1, 1, 1), 0),
+    "tensor": ((1, 2, 1, 1), 0),
+    "sequence": ((1, 2, 1, 1), 0),
+    "pipeline": ((1, 1, 2, 1), 0),
+    "sharding-1": ((1, 1, 1, 2), 1),
+    "sharding-2": ((1, 1, 1, 2), 2),
+    "sharding-3": ((1, 1, 1, 2), 3),
+    "data-tensor-pipeline": ((2, 2, 2, 1), 0),
+    "sharding-tensor-pipeline": ((1, 2, 2, 2), 1),
+}
+
+
+def values(number, *shape):
+    return (np.random.default_rng(number).standard_normal(shape) * 0.1).astype("float32")
+
+
+class Plain(paddle.nn.Layer):
+    """A weight as one process has it."""
+
+    def __init__(self, number, inputs, outputs):
+        super().__init__()
+        self.linear = paddle.nn.Linear(inputs, outputs, bias_attr=False)
+        self.linear.weight.set_value(values(number, inputs, outputs))
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class Embedding(paddle.nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.embedding = paddle.nn.Embedding(VOCAB, HIDDEN)
+        self.embedding.weight.set_value(values(0, VOCAB, HIDDEN))
+
+    def forward(self, ids):
+        return self.embedding(ids)
+
+
+def loss_of(logits, labels):
+    return F.cross_entropy(logits.reshape([-1, VOCAB]), labels.reshape([-1]))
+
+
+def part(array, axis):
+    group = fleet.get_hybrid_communicate_group()
+    return np.split(array, group.get_model_parallel_world_size(), axis)[group.get_model_parallel_rank()]
+
+
+class ParallelEmbedding(paddle.nn.Layer):
+    """VocabParallelEmbedding; `scatters` hands each rank its part of the sequence, [seq_len / ranks, batch, hidden]."""
+
+    def __init__(self, scatters=False):
+        super().__init__()
+        self.embedding = fleet.meta_parallel.VocabParallelEmbedding(VOCAB, HIDDEN)
+        self.embedding.weight.set_value(part(values(0, VOCAB, HIDDEN), 0))
+        self.scatters = scatters
+
+    def forward(self, ids):
+        from paddle.distributed.fleet.utils.sequence_parallel_utils import ScatterOp
+
+        x = self.embedding(ids)
+        return ScatterOp.apply(x.transpose([1, 0, 2])) if self.scatters else x
+
+
+class ParallelMlp(paddle.nn.Layer):
+    """Column, then row."""
+
+    def __init__(self, scatters=False):
+        super().__init__()
+        from paddle.distributed.fleet.utils import sequence_parallel_utils as sequence
+
+        column = sequence.ColumnSequenceParallelLinear if scatters else fleet.meta_parallel.ColumnParallelLinear
+        row = sequence.RowSequenceParallelLinear if scatters else fleet.meta_parallel.RowParallelLinear
+        self.up = column(HIDDEN, INNER, has_bias=False, gather_output=False)
+        self.down = row(INNER, HIDDEN, has_bias=False, input_is_parallel=True)
+        self.up.weight.set_value(part(values(1, HIDDEN, INNER), 1))
+        self.down.weight.set_value(part(values(2, INNER, HIDDEN), 0))
+
+    def forward(self, x):
+        return self.down(self.up(x))
+
+
+class ParallelHead(paddle.nn.Layer):
+    def __init__(self, scatters=False):
+        super().__init__()
+        self.head = fleet.meta_parallel.ColumnParallelLinear(HIDDEN, VOCAB, has_bias=False, gather_output=False)
+        self.head.weight.set_value(part(values(3, HIDDEN, VOCAB), 1))
+        self.gathers = scatters
+
+    def forward(self, x):
+        from paddle.distributed.fleet.utils.sequence_parallel_utils import GatherOp
+
+        return self.head(GatherOp.apply(x).transpose([1, 0, 2]) if self.gathers else x)
+
+
+def parallel_loss(logits, labels):
+    return fleet.meta_parallel.ParallelCrossEntropy()(logits, labels.unsqueeze(-1)).mean()
+
+
+def layers(axes):
+    if "tensor" in axes or axes == "sequence":
+        scatters = axes == "sequence"
+        return [ParallelEmbedding(scatters), ParallelMlp(scatters), ParallelHead(scatters)], parallel_loss
+    plain = [Embedding(), Plain(1, HIDDEN, INNER), Plain(2, INNER, HIDDEN), Plain(3, HIDDEN, VOCAB)]
+    return plain, loss_of
+
+
+def batch(share=0, shares=1):
+    random = np.random.default_rng(9)
+    ids, labels = random.integers(0, VOCAB, (2, BATCH, SEQ_LEN))
+    return [paddle.to_tensor(np.split(each, shares)[share]) for each in (ids, labels)]
+
+
+def init(axes):
+    (data, tensor, pipeline, sharding), _ = AXES[axes]
+    strategy = fleet.DistributedStrategy()
+    strategy.hybrid_configs = {
+        "dp_degree": data,
+        "mp_degree": tensor,
+        "pp_degree": pipeline,
+        "sharding_degree": sharding,
+    }
+    shares = data * sharding
+    strategy.pipeline_configs = {"accumulate_steps": 2, "micro_batch_size": BATCH // shares // 2}
+    fleet.init(is_collective=True, strategy=strategy)
+    group = fleet.get_hybrid_communicate_group()
+    return group.get_data_parallel_rank() * sharding + group.get_sharding_parallel_rank(), shares
+
+
+def trained_in_stages(axes, inputs):
+    made, loss = layers(axes)
+    topology = fleet.get_hybrid_communicate_group().topology()
+    model = fleet.meta_parallel.PipelineLayer(made, topology=topology, loss_fn=loss)
+    optimizer = paddle.optimizer.AdamW(1e-2, parameters=model.parameters())
+    model, optimizer = fleet.distributed_model(model), fleet.distributed_optimizer(optimizer)
+    return [model.train_batch(inputs, optimizer) for _ in range(STEPS)]
+
+
+def trained(axes, inputs):
+    made, loss = layers(axes)
+    model = paddle.nn.Sequential(*made)
+    optimizer = paddle.optimizer.AdamW(1e-2, parameters=model.parameters())
+    stage = AXES[axes][1] if axes != "one" else 0
+    if stage > 1:
+        level = {2: "os_g", 3: "p_g_os"}[stage]
+        model, optimizer, _ = paddle.distributed.sharding.group_sharded_parallel(model, optimizer, level)
+    elif axes != "one":
+        model, optimizer = fleet.distributed_model(model), fleet.distributed_optimizer(optimizer)
+    losses = []
+    for _ in range(STEPS):
+        value = loss(model(inputs[0]), inputs[1])
+        value.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        losses.append(value)
+    return losses
+
+
+def main(axes):
+    share, shares = (0, 1) if axes == "one" else init(axes)
+    inputs = batch(share, shares)
+    losses = trained_in_stages(axes, inputs) if "pipeline" in axes else trained(axes, inputs)
+    print(json.dumps({"share": share, "losses": [float(np.mean(loss.numpy())) for loss in losses]}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
