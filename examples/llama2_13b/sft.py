@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a Llama on one device.
+"""Supervised fine-tuning of a Llama on one device, or on several with a copy of the model on each.
 
     python -m examples.llama2_13b.sft FLAGS.json --output_dir output/sft
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import paddle
 
-from examples.llama2_13b import data, flags, metrics, training_state
+from examples.llama2_13b import data, data_parallel, flags, metrics, training_state
 from examples.llama2_13b.chat_template import ChatTemplate
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.data import Sample
@@ -20,7 +20,7 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.optimizer import AdamW
 from examples.llama2_13b.sft_flags import SftFlags
 from examples.llama2_13b.tokenizer import Tokenizer
-from examples.llama2_13b.trainer import Trainer
+from examples.llama2_13b.trainer import Trainer, deciding
 from fusionkit import keep_freed_memory
 
 PROGRAM = "examples.llama2_13b.sft"
@@ -35,6 +35,7 @@ def sft(flags: SftFlags) -> int:
         FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
     """
     set_device(flags)
+    data_parallel.start()
     tokenizer = Tokenizer.from_pretrained(flags.model_name_or_path)
     template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None
     train, evaluation = (read_samples(flags, split, tokenizer, template) for split in ("train", "dev"))
@@ -43,7 +44,7 @@ def sft(flags: SftFlags) -> int:
     start = checkpoint_to_resume(flags)
     state = training_state.load(start) if start else None
     if start and state:
-        training_state.require_same(state, training_state.fingerprint(train), flags.deciding(), start)
+        training_state.require_same(state, training_state.fingerprint(train), deciding(flags), start)
     model = load_model(flags, start or Path(flags.model_name_or_path))
     optimizer = AdamW(
         model, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
@@ -55,17 +56,26 @@ def sft(flags: SftFlags) -> int:
         flags, model, optimizer, train, evaluation, tokenizer.pad_token_id, files, state.step if state else 0
     )
     peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed
-    prepare_output(flags)
-    tokens = sum(map(len, train))
-    print(f"training samples: {len(train)} of {tokens} tokens; evaluation samples: {len(evaluation)}")
-    print(f"steps: {trainer.step} to {trainer.num_steps}, {flags.dtype} arithmetic")
-    print(f"peak: fused_linear {flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
+    data_parallel.totals(0)  # all have looked at the output folder before the first changes it
+    if data_parallel.is_first():
+        prepare_output(flags)
+        describe(flags, trainer, peak)
     interrupted = trainer.run(peak)
+    if not data_parallel.is_first():
+        return 128 + interrupted if interrupted else 0
     if interrupted:
         print(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
         return 128 + interrupted
     print(f"model, log.jsonl and loss.png: {flags.output_dir}")
     return 0
+
+
+def describe(flags: SftFlags, trainer: Trainer, peak: float) -> None:
+    tokens = sum(map(len, trainer.train))
+    print(f"training samples: {len(trainer.train)} of {tokens} tokens; evaluation samples: {len(trainer.evaluation)}")
+    processes = f" on {data_parallel.size()} processes" if data_parallel.size() > 1 else ""
+    print(f"steps: {trainer.step} to {trainer.num_steps}, {flags.dtype} arithmetic{processes}")
+    print(f"peak: fused_linear {flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
 
 
 def set_device(flags: SftFlags) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ from typing import Any
 import paddle
 from tqdm import tqdm
 
-from examples.llama2_13b import loss_curve, metrics, packing, training_state
+from examples.llama2_13b import data_parallel, loss_curve, metrics, packing, training_state
 from examples.llama2_13b.data import Sample
 from examples.llama2_13b.interrupt import Interrupt
 from examples.llama2_13b.model import Llama
@@ -51,7 +53,7 @@ class Trainer:
     def __post_init__(self) -> None:
         flags = self.flags
         self._pack = packer(flags)
-        rows_per_step = flags.per_device_train_batch_size * flags.gradient_accumulation_steps
+        rows_per_step = flags.per_device_train_batch_size * flags.gradient_accumulation_steps * data_parallel.size()
         self._order = Order([len(sample) for sample in self.train], self._pack, rows_per_step, flags.seed)
         self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
         flags.require_within(self.num_steps)
@@ -61,7 +63,7 @@ class Trainer:
     def run(self, peak_flops: float) -> int:
         """Train to the end, or to a signal, whose number is returned; 0 at the end, whatever came in the last step."""
         output = Path(self.flags.output_dir)
-        log = metrics.Log(output / "log.jsonl", self.step)
+        log = metrics.Log(output / "log.jsonl", self.step) if data_parallel.is_first() else None
         remaining = itertools.islice(self._order.steps(), self.step, self.num_steps)
         progress = tqdm(
             remaining,
@@ -69,23 +71,29 @@ class Trainer:
             total=self.num_steps,
             unit="step",
             dynamic_ncols=True,
+            disable=not data_parallel.is_first(),
             mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file keeps every line
         )
         stopped = 0
-        with Interrupt() as interrupt, progress, log:
+        with Interrupt() as interrupt, progress, log or contextlib.nullcontext():
             for rows in progress:
                 line = self._step(rows, peak_flops)
                 self.step = line["step"]
                 if self.evaluation and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps):
                     line["eval_loss"] = self.evaluate()
-                log.write(line)
+                if log:
+                    log.write(line)
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
                 progress.set_postfix(shown, refresh=False)
-                stopped = interrupt.signal if self.step < self.num_steps else 0
-                if self._is_due(self.flags.save_steps) or stopped:
+                # A signal reaches each process in its own time; they stop together.
+                asked = any(data_parallel.totals(interrupt.signal))
+                stopped = (interrupt.signal or signal.SIGTERM) if asked and self.step < self.num_steps else 0
+                if data_parallel.is_first() and (self._is_due(self.flags.save_steps) or stopped):
                     self._save_checkpoint(output)
                 if stopped:
                     break
+        if not data_parallel.is_first():
+            return stopped
         loss_curve.draw(metrics.read_log(output / "log.jsonl"), output / "loss.png", f"fine-tuning {output.name}")
         if not stopped:
             self._save_model(output)
@@ -103,22 +111,27 @@ class Trainer:
             self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
             self.num_steps,
         )  # fmt: skip
-        batches = self._batches(rows, self.train, flags.per_device_train_batch_size)
-        num_targets = sum(batch.num_targets for batch in batches)
-        total = 0.0
+        batches = self._batches(data_parallel.share(rows), self.train, flags.per_device_train_batch_size)
+        lengths = [length for batch in batches for length in batch.document_lengths]
+        own_flops = metrics.model_flops(self.model.config, lengths)
+        num_targets, num_tokens, flops = data_parallel.totals(
+            sum(batch.num_targets for batch in batches), sum(lengths), own_flops
+        )
+        own_total = 0.0
         for batch in batches:
             loss_sum = self._loss_sum(batch)
-            (loss_sum / num_targets).backward()
-            total += float(loss_sum)
+            (loss_sum / (num_targets / data_parallel.size())).backward()  # averaged over the processes below
+            own_total += float(loss_sum)
+        data_parallel.average_gradients(self.model.parameters())
+        (total,) = data_parallel.totals(own_total)
         self.optimizer.step(rate)
         seconds = time.perf_counter() - started
-        lengths = [length for batch in batches for length in batch.document_lengths]
         return {
             "step": self.step + 1,
             "loss": total / num_targets,
             "learning_rate": rate,
-            "tokens_per_second": sum(lengths) / seconds,
-            "mfu": metrics.model_flops(self.model.config, lengths) / seconds / peak_flops,
+            "tokens_per_second": num_tokens / seconds,
+            "mfu": flops / seconds / (peak_flops * data_parallel.size()),
             "peak_memory": metrics.peak_memory(),
         }
 
@@ -126,11 +139,12 @@ class Trainer:
     def evaluate(self) -> float:
         """Mean loss over every target of the evaluation samples."""
         rows = self._pack([len(sample) for sample in self.evaluation])
-        batches = self._batches(rows, self.evaluation, self.flags.per_device_eval_batch_size)
+        batches = self._batches(data_parallel.share(rows), self.evaluation, self.flags.per_device_eval_batch_size)
         self.model.eval()
-        total = sum(float(self._loss_sum(batch)) for batch in batches)
+        own_total = sum(float(self._loss_sum(batch)) for batch in batches)
         self.model.train()
-        return total / sum(batch.num_targets for batch in batches)
+        total, num_targets = data_parallel.totals(own_total, sum(batch.num_targets for batch in batches))
+        return total / num_targets
 
     def _batches(self, rows: list[Row], samples: Sequence[Sample], batch_size: int) -> list[Batch]:
         length = self.flags.max_length if self.flags.zero_padding else None
@@ -145,7 +159,7 @@ class Trainer:
         state = {
             "step": self.step,
             "data": training_state.fingerprint(self.train),
-            "flags": self.flags.deciding(),
+            "flags": deciding(self.flags),
         }
         training_state.save(output / f"checkpoint-{self.step}", self.model, self.optimizer, self.files, state)
         if self.flags.save_total_limit is not None:
@@ -154,6 +168,12 @@ class Trainer:
     def _save_model(self, output: Path) -> None:
         training_state.write_files(output, self.files)
         self.model.save_pretrained(output)
+
+
+def deciding(flags: SftFlags) -> dict[str, object]:
+    """What a run that resumes must share: its flags, and of several processes their number."""
+    processes = {"processes": data_parallel.size()} if data_parallel.size() > 1 else {}
+    return flags.deciding() | processes
 
 
 def packer(flags: SftFlags) -> packing.Pack:

@@ -1,6 +1,7 @@
 """Three steps of the Llama example's fine-tuning, unchanged, where it is started: prints losses and ledger as JSON.
 
-python -m tests.emulator.sft_losses MODEL OUTPUT float32|bfloat16 BACKEND[,BACKEND]
+python tests/emulator/sft_losses.py MODEL OUTPUT float32|bfloat16 BACKEND[,BACKEND] ROWS, of a process's micro-batch.
+Of several processes the first alone knows the losses.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from pathlib import Path
 import paddle
 
 import fusionkit as fk
+from examples.llama2_13b import data_parallel
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.sft_flags import SftFlags
 
 DATA = Path(__file__).parents[2] / "examples" / "llama2_13b" / "data"
 
 
-def main(model, output, dtype, backends):
+def main(model, output, dtype, backends, rows):
     flags = SftFlags(
         model_name_or_path=model,
         dataset_name_or_path=str(DATA),
@@ -26,6 +28,7 @@ def main(model, output, dtype, backends):
         src_length=100,
         max_length=128,
         zero_padding=True,
+        per_device_train_batch_size=int(rows),
         max_steps=3,
         learning_rate=1e-3,
         bf16=dtype == "bfloat16",
@@ -33,7 +36,8 @@ def main(model, output, dtype, backends):
     with fk.use_backend(backends.split(",")):
         code = sft(flags)
     assert code == 0
-    losses = [json.loads(line)["loss"] for line in Path(output, "log.jsonl").read_text().splitlines()]
+    lines = Path(output, "log.jsonl").read_text().splitlines() if data_parallel.is_first() else []
+    losses = [json.loads(line)["loss"] for line in lines]
     counts = [[op, backend, reason] for op, backend, reason in fk.ledger()]
     print(json.dumps({"device": paddle.get_device(), "losses": losses, "ledger": counts}))
 

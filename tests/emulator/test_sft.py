@@ -23,6 +23,7 @@ SMALL = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+LOSSES = "tests.emulator.sft_losses"
 ATTENTION_IN_FLOAT32 = "fallback: npu: q.dtype must be bfloat16 or float16, got float32"
 
 
@@ -35,11 +36,23 @@ def model(tmp_path_factory):
     return str(folder / "model")
 
 
-def trained(model, output, dtype, backends, device=None):
-    command = (sys.executable, "-m", "tests.emulator.sft_losses", model, str(output), dtype, backends)
+def trained(model, output, dtype, backends, device=None, rows=1):
+    command = (sys.executable, "-m", LOSSES, model, str(output), dtype, backends, str(rows))
     result = run(device, *command) if device else subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def trained_on_eight(model, folder, dtype, backends):
+    """What each of 8 processes printed."""
+    launch = ("-m", "paddle.distributed.launch", "--devices", "0,1,2,3,4,5,6,7", "--log_dir", str(folder / "log"))
+    script = (str(Path(__file__).with_name("sft_losses.py")), model, str(folder / "out"), dtype, backends, "1")
+    options = ("--devices", "8", "--timeout", "120")
+    root = str(Path(__file__).parents[2])
+    result = run("npu", sys.executable, *launch, *script, options=options, PYTHONPATH=root)
+    logs = [path.read_text() for path in sorted((folder / "log").glob("workerlog.*"))]
+    assert result.returncode == 0, "".join(log[-3000:] for log in logs)
+    return [json.loads(line) for log in logs for line in log.splitlines() if line.startswith('{"device"')]
 
 
 def reasons(run, op):
@@ -61,3 +74,16 @@ def test_fine_tuning_on_the_emulated_npu_agrees_with_the_cpu(model, tmp_path, dt
     # Losses of 6.2: in float32 1e-5 is 13 epsilons; in bfloat16 twice what the composition is off.
     allowed = 1e-5 if dtype == "float32" else 2 * np.abs(np.subtract(composed, exact)).max()
     assert error <= allowed, (npu["losses"], composed, exact)
+
+
+def test_eight_processes_of_data_parallelism_make_one_process_s_steps(model, tmp_path):
+    printed = trained_on_eight(model, tmp_path, "bfloat16", "npu,eager")
+    exact = trained(model, tmp_path / "exact", "float32", "eager", rows=8)["losses"]
+    composed = trained(model, tmp_path / "composed", "bfloat16", "eager", rows=8)["losses"]
+    assert sorted(each["device"] for each in printed) == [f"npu:{number}" for number in range(8)]
+    for each in printed:
+        for op in ("fusion_rms_norm", "fusion_rope", "flash_attention"):
+            assert reasons(each, op) == {("npu", "chosen")}
+    (losses,) = [each["losses"] for each in printed if each["losses"]]
+    error = np.abs(np.subtract(losses, exact)).max()
+    assert error <= 2 * np.abs(np.subtract(composed, exact)).max(), (losses, composed, exact)
