@@ -8,16 +8,17 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test sanitize bench lint build native clean
+.PHONY: help demo test test-paddlenlp sanitize bench lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, predict"
 	@echo "make test   run every test"
+	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
 	@echo "make sanitize  run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make bench  measure each op beside the machine's ceiling and its peers"
 	@echo "make lint   ruff, mypy, clang-format"
 	@echo "make build  compile what changed and install fusionkit in $(VENV), editable"
-	@echo "make clean  remove what was built; $(VENV) stays"
+	@echo "make clean  remove what was built; the environments stay"
 
 demo: build $(STAMPS)/examples
 	@$(PYTHON) -m examples.llama2_13b.demo
@@ -25,6 +26,16 @@ demo: build $(STAMPS)/examples
 test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/test
 	@echo "== tests, $(WORKERS) at a time"
 	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+test-paddlenlp: build $(STAMPS)/test .venv-paddlenlp/stamp
+	@echo "== PaddleNLP's Llama on the emulated npu"
+	@$(PYTHON) -m pytest tests/paddlenlp/llama.py
+
+.venv-paddlenlp/stamp: requirements/paddlenlp.txt | $(STAMPS)/venv
+	@echo "== install $<: $$(paste -sd ' ' $<)"
+	@$(PYTHON3) -m venv .venv-paddlenlp
+	@.venv-paddlenlp/bin/python -m pip install -qq --requirement $<
+	@touch $@
 
 sanitize: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/test
 	@$(PYTHON) -m tests.sanitize

@@ -164,7 +164,7 @@ def test_attention_refuses_what_the_vendor_refuses(number):
 @pytest.mark.parametrize(
     "x, gamma, message",
     [
-        ((2, 8), ((8,), "float32"), "gamma must be float16, the dtype of x, got float32"),
+        ((2, 8), ((8,), "float64"), "gamma must be float32 or float16 or bfloat16, got float64"),
         ((2, 8), ((4,), "float16"), "gamma must be of the last axes of x [2, 8], got [4]"),
     ],
 )
@@ -184,3 +184,10 @@ def test_rms_norm_refuses_what_the_vendor_refuses(x, gamma, message):
 def test_rope_refuses_what_the_vendor_refuses(query, table, dtype, message):
     angles = tensor(*table, dtype=dtype)
     assert_refused("fused_rope", (tensor(*query), angles, angles), (), message)
+
+
+def test_rms_norm_gives_gamma_s_dtype():
+    x, gamma = tensor(3, 8, dtype="float32", gradient=True), tensor(8, dtype="bfloat16", gradient=True)
+    y, _ = custom_device.run("rms_norm_npu", (x, gamma), 1e-5)
+    dx, dgamma = paddle.grad(y, [x, gamma], tensor(3, 8, dtype="bfloat16"))
+    assert (y.dtype, dx.dtype, dgamma.dtype) == (paddle.bfloat16, paddle.float32, paddle.float32)

@@ -1,4 +1,4 @@
-"""The emulated device: memory, faults, streams, dtypes; runtime_calls.py runs on it."""
+"""The emulated device: memory, faults, streams, dtypes; runtime_calls.py and amp_calls.py run on it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ while True:
 def test_the_device_keeps_its_promises():
     count, _ = passed("npu", "tests/emulator/runtime_calls.py")
     assert count >= 12
+
+
+def test_mixed_precision_keeps_master_weights():
+    count, _ = passed("npu", "tests/emulator/amp_calls.py")
+    assert count == 5
 
 
 def test_a_killed_process_ends_the_others_with_an_error(tmp_path):
