@@ -15,6 +15,7 @@
 #include "device.h"
 #include "fusionkit/parallel/csrc/communicator.h"
 #include "fusionkit/parallel/csrc/rendezvous.h"
+#include "status.h"
 #include "stream.h"
 #include "turns.h"
 
@@ -51,17 +52,6 @@ DType dtype_of(C_DataType dtype) {
   return static_cast<DType>(dtype - 1);
 }
 
-template <typename Body>
-C_Status guarded(Body&& body) {
-  try {
-    body();
-    return C_SUCCESS;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "emulator: %s\n", error.what());
-    return C_FAILED;
-  }
-}
-
 // `waiting` runs what comes after this only when `other` has run what was given to it so far.
 void let_wait(Stream& waiting, Stream& other) {
   const auto event = std::make_shared<Event>();
@@ -91,7 +81,8 @@ void run_on_stream(std::vector<Pending> calls) {
     try {
       Communicator::run(ready.data(), ready.size());
     } catch (const std::exception& error) {
-      std::fprintf(stderr, "emulator: %s\n", error.what());  // Paddle's own error names only a status
+      std::fprintf(stderr, "emulated %s: %s\n", Settings::get().device_type.c_str(),
+                   error.what());  // Paddle's own error names only a status
       throw;
     }
   });

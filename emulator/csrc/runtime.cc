@@ -1,8 +1,6 @@
 // The device interface of Paddle (paddle/phi/backends/device_ext.h): devices, streams, events, memory and copies.
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <vector>
 
@@ -11,6 +9,7 @@
 #include "fault.h"
 #include "kernels/registration.h"
 #include "paddle/phi/backends/device_ext.h"
+#include "status.h"
 
 namespace fusionkit_emulator {
 namespace {
@@ -21,18 +20,6 @@ thread_local int current_device = 0;
 
 Stream& stream_of(C_Device on, C_Stream stream) { return device(on->id).stream_or_default(stream); }
 SharedEvent& event_of(C_Event event) { return *reinterpret_cast<SharedEvent*>(event); }
-
-// Paddle knows only success and failure: the reason goes to the standard error.
-template <typename Body>
-C_Status guarded(Body&& body) {
-  try {
-    body();
-    return C_SUCCESS;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "emulated %s: %s\n", Settings::get().device_type.c_str(), error.what());
-    return C_FAILED;
-  }
-}
 
 C_Status nothing() { return C_SUCCESS; }
 C_Status nothing_on(C_Device) { return C_SUCCESS; }
