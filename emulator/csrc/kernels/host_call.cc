@@ -7,6 +7,7 @@
 #include "device.h"
 #include "error.h"
 #include "kernels/dtype.h"
+#include "kernels/tensor_strides.h"
 #include "paddle/phi/backends/context_pool.h"
 #include "paddle/phi/backends/custom/custom_context.h"
 #include "paddle/phi/core/generator.h"
@@ -46,10 +47,6 @@ const phi::DenseTensor& dense(const phi::TensorBase& tensor) {
   if (!phi::DenseTensor::classof(&tensor))
     invalid_argument("emulator: a device kernel takes and gives dense tensors only, not sparse ones or lists");
   return static_cast<const phi::DenseTensor&>(tensor);
-}
-
-Strided strided(const phi::DenseTensor& tensor, void* storage) {
-  return {static_cast<char*>(storage), common::vectorize(tensor.dims()), common::vectorize(tensor.strides())};
 }
 
 }  // namespace

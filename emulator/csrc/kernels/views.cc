@@ -3,15 +3,11 @@
 #include "device.h"
 #include "kernels/adopted.h"
 #include "kernels/registration.h"
+#include "kernels/tensor_strides.h"
 #include "paddle/phi/backends/custom/custom_context.h"
-#include "strides.h"
 
 namespace fusionkit_emulator::kernels {
 namespace {
-
-Strided strided(const phi::DenseTensor& tensor, void* storage) {
-  return {static_cast<char*>(storage), common::vectorize(tensor.dims()), common::vectorize(tensor.strides())};
-}
 
 void copy_on_stream(const phi::CustomContext& context, const phi::DenseTensor& from, phi::DenseTensor& to) {
   const Strided source = strided(from, storage_of(from.data())), target = strided(to, storage_of(to.data()));
