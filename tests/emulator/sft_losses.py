@@ -1,5 +1,7 @@
 """Three steps of the Llama example's fine-tuning, unchanged, where it is started: prints losses and ledger as JSON.
 
+OUTPUT.npz gets what the steps were given and the first step's gradients.
+
 python tests/emulator/sft_losses.py MODEL OUTPUT float32|bfloat16 BACKEND[,BACKEND] ROWS, of a process's micro-batch.
 Of several processes the first alone knows the losses.
 """
@@ -10,18 +12,21 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import paddle
 
 import fusionkit as fk
 from examples.llama2_13b import data_parallel
+from examples.llama2_13b.optimizer import AdamW
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.sft_flags import SftFlags
+from examples.llama2_13b.trainer import Trainer
 
 DATA = Path(__file__).parents[2] / "examples" / "llama2_13b" / "data"
 
 
-def main(model, output, dtype, backends, rows):
-    flags = SftFlags(
+def flags_of(model, output, dtype, rows):
+    return SftFlags(
         model_name_or_path=model,
         dataset_name_or_path=str(DATA),
         output_dir=output,
@@ -33,9 +38,36 @@ def main(model, output, dtype, backends, rows):
         learning_rate=1e-3,
         bf16=dtype == "bfloat16",
     )
+
+
+def record():
+    """What the steps are given, and the gradients that the first one leaves: the example's own run, watched."""
+    recorded = {}
+    loss_sum, step = Trainer._loss_sum, AdamW.step
+
+    def watched_loss_sum(self, batch):
+        for name in ("input_ids", "labels", "position_ids", "startend_row_indices"):
+            recorded[f"{self.step}.{name}"] = getattr(batch, name)
+        return loss_sum(self, batch)
+
+    def watched_step(self, learning_rate):
+        if not any(name.startswith("gradient.") for name in recorded):
+            recorded.update({f"gradient.{name}": x.grad.numpy() for name, x in self._parameters.items()})
+        recorded.setdefault("rates", []).append(learning_rate)
+        return step(self, learning_rate)
+
+    Trainer._loss_sum, AdamW.step = watched_loss_sum, watched_step
+    return recorded
+
+
+def main(model, output, dtype, backends, rows):
+    flags = flags_of(model, output, dtype, rows)
+    recorded = record()
     with fk.use_backend(backends.split(",")):
         code = sft(flags)
     assert code == 0
+    if data_parallel.is_first():
+        np.savez(f"{output}.npz", **recorded)
     lines = Path(output, "log.jsonl").read_text().splitlines() if data_parallel.is_first() else []
     losses = [json.loads(line)["loss"] for line in lines]
     counts = [[op, backend, reason] for op, backend, reason in fk.ledger()]

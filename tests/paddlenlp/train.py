@@ -1,6 +1,7 @@
 """Four AdamW steps of PaddleNLP's own Llama, with nothing of fusionkit imported: prints losses and custom ops as JSON.
 
-python tests/paddlenlp/train.py plain|fused float32|bfloat16; bfloat16 is O2 with master weights.
+python tests/paddlenlp/train.py plain|fused float32|bfloat16 GRADIENTS; bfloat16 is O2 with master weights. GRADIENTS is
+an npz file for those of the first step.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def model(fused):
     return made
 
 
-def main(kind, dtype):
+def main(kind, dtype, gradients):
     mixed = dtype == "bfloat16"
     llama = model(kind == "fused")
     optimizer = paddle.optimizer.AdamW(1e-3, parameters=llama.parameters(), multi_precision=mixed)
@@ -60,6 +61,9 @@ def main(kind, dtype):
         with paddle.amp.auto_cast(enable=mixed, level="O2", dtype="bfloat16"):
             loss = llama(input_ids=ids[:, :-1], labels=ids[:, 1:])[0]
         loss.backward()
+        if not losses:
+            named = llama.named_parameters()
+            np.savez(gradients, **{name: x.grad.astype("float32").numpy() for name, x in named})
         optimizer.step()
         optimizer.clear_grad()
         losses.append(float(loss))
