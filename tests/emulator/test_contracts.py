@@ -34,6 +34,11 @@ def test_npu_ops_keep_their_contract(arguments):
     assert count >= 20
 
 
+def test_npu_ops_for_inference_keep_their_contract():
+    count, _ = passed("npu", "tests/emulator/npu_inference_contract.py")
+    assert count == 7
+
+
 def test_gcu_ops_keep_their_contract():
     count, _ = passed("gcu", "tests/emulator/gcu_contract.py")
     assert count >= 10

@@ -73,6 +73,16 @@ void Operand::store_zeros() const {
   if (size > 0) std::memset(storage, 0, size * phi::SizeOf(dtype));
 }
 
+std::vector<float> matrix(const Operand& operand, bool transposed, int64_t in) {
+  std::vector<float> values = operand.floats();
+  if (transposed) return values;
+  const int64_t out = operand.size / in;
+  std::vector<float> turned(values.size());
+  for (int64_t i = 0; i < in; ++i)
+    for (int64_t o = 0; o < out; ++o) turned[o * in + i] = values[i * out + o];
+  return turned;
+}
+
 Tensor result(const Tensor& beside, const Shape& shape, DataType dtype) {
   auto made = std::make_shared<phi::DenseTensor>();
   made->Resize(common::make_ddim(shape));

@@ -34,6 +34,9 @@ struct Operand {
   void store_zeros() const;                     // of any dtype
 };
 
+// A matrix as [out, in], whether it is stored so (transposed) or as [in, out].
+std::vector<float> matrix(const Operand& operand, bool transposed, int64_t in);
+
 // A result on the device of `beside`.
 Tensor result(const Tensor& beside, const Shape& shape, DataType dtype);
 
