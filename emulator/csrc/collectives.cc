@@ -6,7 +6,9 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -42,6 +44,17 @@ struct Pending {
   std::vector<Exchange> exchanges;
   Group group;
   Stream* stream;
+};
+
+// The communicators that are open, by name: a vendor's op names the one it uses.
+struct Names {
+  std::mutex mutex;
+  std::map<std::string, Group*> groups;
+
+  static Names& get() {
+    static auto* names = new Names;  // for as long as any thread runs
+    return *names;
+  }
 };
 
 thread_local int group_depth = 0;
@@ -125,12 +138,19 @@ C_Status init_rank(size_t ranks, C_CCLRootId* id, size_t rank, C_CCLComm* comm) 
         fusionkit_parallel::join(own, static_cast<int>(rank), static_cast<int>(ranks), Settings::get().timeout);
     auto made = std::make_unique<Group>();
     made->communicator = std::make_shared<Communicator>(std::move(transport), Settings::get().timeout);
+    const std::lock_guard lock(Names::get().mutex);
+    Names::get().groups[made->communicator->name()] = made.get();
     *comm = reinterpret_cast<C_CCLComm>(made.release());
   });
 }
 
 C_Status destroy(C_CCLComm comm) {
-  delete reinterpret_cast<Group*>(comm);
+  auto* group = reinterpret_cast<Group*>(comm);
+  {
+    const std::lock_guard lock(Names::get().mutex);
+    Names::get().groups.erase(group->communicator->name());
+  }
+  delete group;
   return C_SUCCESS;
 }
 
@@ -212,6 +232,20 @@ C_Status all_to_all(const void** send, const size_t* send_count, const C_DataTyp
 }
 
 }  // namespace
+
+void ReservedCall::run(Call call) const {
+  turn->wait();
+  call.communicator = communicator.get();
+  Communicator::run(&call, 1);
+}
+
+ReservedCall reserve_call(const std::string& name) {
+  const std::lock_guard lock(Names::get().mutex);
+  const auto found = Names::get().groups.find(name);
+  if (found == Names::get().groups.end())
+    throw std::invalid_argument("the name of a communicator, as group.process_group.get_comm_name(rank) gives it");
+  return {found->second->communicator, std::make_shared<Turn>(found->second->turns)};
+}
 
 void fill_collectives(C_DeviceInterface* interface) {
   interface->xccl_get_comm_name = get_comm_name;

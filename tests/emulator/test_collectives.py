@@ -1,4 +1,4 @@
-"""Paddle's own collectives between three emulated devices."""
+"""Paddle's own collectives, and npu's products fused with them, between emulated devices."""
 
 from __future__ import annotations
 
@@ -8,15 +8,27 @@ from pathlib import Path
 
 from tests.emulator.emulated import run
 
-SCRIPT = str(Path(__file__).with_name("paddle_collectives.py"))
+ROOT = Path(__file__).parents[2]
+
+
+def checked(script, processes, folder):
+    """How many checks each device passed."""
+    devices = ",".join(map(str, range(processes)))
+    launch = ("-m", "paddle.distributed.launch", "--devices", devices, "--log_dir", str(folder))
+    options = ("--devices", str(processes), "--timeout", "60")
+    file = str(ROOT / "tests" / "emulator" / script)
+    result = run("npu", sys.executable, *launch, file, options=options, PYTHONPATH=str(ROOT))
+    logs = [path.read_text() for path in sorted(folder.glob("workerlog.*"))]
+    assert result.returncode == 0, result.stdout[-1000:] + "".join(log[-3000:] for log in logs)
+    printed = [json.loads(line) for log in logs for line in log.splitlines() if line.startswith('{"device"')]
+    return {each["device"]: each["checked"] for each in printed}
 
 
 def test_paddles_collectives_move_and_reduce_every_dtype(tmp_path):
-    launch = ("-m", "paddle.distributed.launch", "--devices", "0,1,2", "--log_dir", str(tmp_path))
-    options = ("--devices", "3", "--timeout", "60")
-    result = run("npu", sys.executable, *launch, SCRIPT, options=options)
-    logs = [path.read_text() for path in sorted(tmp_path.glob("workerlog.*"))]
-    assert result.returncode == 0, result.stdout[-1000:] + "".join(log[-3000:] for log in logs)
-    printed = [json.loads(line) for log in logs for line in log.splitlines() if line.startswith('{"device"')]
     # 8 dtypes x 4 reductions x 2 or, on rank 1, 3 calls; 9 dtypes x 6 movements; 3 calls in each group.
-    assert {each["device"]: each["checked"] for each in printed} == {"npu:0": 121, "npu:1": 153, "npu:2": 124}
+    assert checked("paddle_collectives.py", 3, tmp_path) == {"npu:0": 121, "npu:1": 153, "npu:2": 124}
+
+
+def test_products_fused_with_collectives_keep_their_contract(tmp_path):
+    # 2 dtypes x 4 results, 12 refusals.
+    assert checked("matmul_collectives.py", 2, tmp_path) == {"npu:0": 20, "npu:1": 20}
