@@ -18,7 +18,7 @@ from fusionkit.ops import OP_NAMES
 from fusionkit.packed_weight import PackedWeight, pack_weight
 from fusionkit.policy import use_backend
 from fusionkit.registry import backends
-from fusionkit.spec import TensorSpec
+from fusionkit.spec import GroupSpec, TensorSpec
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,9 @@ swiglu = Op("swiglu")
 fused_linear = Op("fused_linear")
 fused_linear_cross_entropy = Op("fused_linear_cross_entropy")
 fused_adamw = Op("fused_adamw")
+all_gather_matmul = Op("all_gather_matmul")
+matmul_reduce_scatter = Op("matmul_reduce_scatter")
+matmul_all_reduce = Op("matmul_all_reduce")
 
 __all__ = [
     *OP_NAMES,
@@ -39,6 +42,7 @@ __all__ = [
     "DeviceModel",
     "Explanation",
     "FusionkitError",
+    "GroupSpec",
     "Kernel",
     "NoBackendError",
     "Op",

@@ -40,6 +40,14 @@ def as_call(spec: OpSpec, arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...]
     return positional, {p.name: arguments[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+def of_rank(spec: OpSpec, arguments: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """One rank's call out of all ranks' arguments of a collective op; those of another op as they are."""
+    if not spec.collective:
+        return dict(arguments)
+    names = {declared.name for declared in spec.inputs}
+    return {name: value[rank] if name in names else value for name, value in arguments.items()}
+
+
 def tensors(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The framework's tensors among the arguments, by name."""
     return {i.name: arguments[i.name] for i in spec.inputs if framework_of(type(arguments[i.name])) is not None}

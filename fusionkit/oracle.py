@@ -18,14 +18,17 @@ def reference_vjp(
 ) -> dict[str, Array]:
     """Gradients by input name, for the given gradients of the outputs."""
     assert spec.reference_vjp is not None
-    grads = tuple(map(to_float64, grad_outputs)) if isinstance(grad_outputs, tuple) else to_float64(grad_outputs)
-    return spec.reference_vjp(grads, **_in_float64(arguments), **_stored(spec, arguments), rounding=rounding)
+    return spec.reference_vjp(
+        to_float64(grad_outputs), **_in_float64(arguments), **_stored(spec, arguments), rounding=rounding
+    )
 
 
 def to_float64(value: Any) -> Any:
     """Floating arrays in float64; everything else as it is. bfloat16 is of NumPy's kind "V"."""
     import numpy as np
 
+    if isinstance(value, list | tuple):  # one entry per rank, or several results
+        return type(value)(map(to_float64, value))
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biu":
         return value.astype(np.float64, copy=False)
     return value
@@ -37,5 +40,6 @@ def _in_float64(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stored(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Rounding]:
     """The roundings that belong to the op's meaning; float64 arguments have none."""
-    dtypes = {keyword: arguments[name].dtype.name for keyword, name in spec.stored.items()}
+    named = {keyword: arguments[name] for keyword, name in spec.stored.items()}
+    dtypes = {keyword: (value[0] if spec.collective else value).dtype.name for keyword, value in named.items()}
     return {keyword: exact if dtype == "float64" else rounding_to(dtype) for keyword, dtype in dtypes.items()}

@@ -22,7 +22,7 @@ from fusionkit.ledger import ledger
 from fusionkit.op import Op
 from fusionkit.policy import use_backend
 from fusionkit.select import CHOSEN
-from fusionkit.spec import Array, Case, Epsilons, OpSpec, TwiceComposition, rounding_to
+from fusionkit.spec import Array, Case, Epsilons, OpSpec, TwiceComposition, exact, rounding_to
 
 Route = Literal["numpy", "paddle", "static"]
 ROUTES: tuple[Route, ...] = ("numpy", "paddle", "static")
@@ -41,13 +41,14 @@ class Comparison:
 
 
 def applies(spec: OpSpec, route: Route) -> bool:
-    """Ops that write their inputs are not run as a traced function of copies: the predictor's tests cover them."""
-    return route != "static" or not spec.mutates
+    """Ops that write their inputs are not run as a traced function of copies: the predictor's tests cover them. A
+    program that is traced holds no collective op."""
+    return route != "static" or not (spec.mutates or spec.collective)
 
 
 def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdict:
     """Whether the backend declares that it takes the case: what it refuses is not to be checked."""
-    bound, adapter = arguments.bind(op.spec, (), arguments_of(op.spec, case, dtype))
+    bound, adapter = arguments.bind(op.spec, (), arguments.of_rank(op.spec, arguments_of(op.spec, case, dtype), 0))
     call = arguments.describe(op.spec, bound, adapter, training=False)
     call.check()
     call.framework = "numpy" if route == "numpy" else "paddle"
@@ -74,6 +75,8 @@ def arguments_of(spec: OpSpec, case: Case, dtype: str) -> dict[str, Any]:
 
 
 def _in_dtype(spec: OpSpec, case: Case, name: str, value: Any, dtype: str) -> Any:
+    if isinstance(value, list):  # one entry per rank
+        return [_in_dtype(spec, case, name, each, dtype) for each in value]
     if not isinstance(value, np.ndarray) or value.dtype != np.float64:
         return value
     allowed = spec.input(name).dtypes
@@ -87,20 +90,57 @@ def check(op: Op, case: Case, dtype: str, backend: str, route: Route) -> list[Co
     Raises:
         ParityError: the backend did not run, or a result is outside its bound.
     """
-    spec = op.spec
-    made = arguments_of(spec, case, dtype)
+    made = arguments_of(op.spec, case, dtype)
+    if op.spec.collective:
+        compared = _check_ranks(op, made, dtype, backend, route)
+    else:
+        got, written, grads, gradients = _run(op, made, backend, route)
+        compared = _compare_outputs(op.spec, made, got, written, dtype)
+        if gradients is not None:
+            compared += _compare_gradients(op.spec, made, grads, gradients, dtype)
+    wrong = [f"{c.result} is {c.share:.3g} times its bound" for c in compared if not c.share <= 1]
+    if wrong:
+        raise ParityError(f"{op.__name__}-{backend}-{dtype}-{case.name} ({route}): {'; '.join(wrong)}")
+    return compared
+
+
+def _run(op: Op, made: Mapping[str, Any], backend: str, route: Route, rank: int = 0) -> tuple[Any, Any, Any, Any]:
+    """The outputs, the inputs that were written, and where the backend has them the gradients for `grads`."""
     device = device_of(backend, route)
     forward, backward = _runners(op, route, device)
     with use_backend(backend):
         got, written = _counted(op, backend, lambda: forward(_copied(made)))
-        compared = _compare_outputs(spec, made, got, written, dtype)
-        if spec.reference_vjp is not None and op.explain(**made, device=device, training=True).chosen == backend:
-            grads = _grad_outputs(spec, got)
-            gradients = _counted(op, backend, lambda: backward(made, grads))
-            compared += _compare_gradients(spec, made, grads, gradients, dtype)
-    wrong = [f"{c.result} is {c.share:.3g} times its bound" for c in compared if not c.share <= 1]
-    if wrong:
-        raise ParityError(f"{op.__name__}-{backend}-{dtype}-{case.name} ({route}): {'; '.join(wrong)}")
+        if op.spec.reference_vjp is None or op.explain(**made, device=device, training=True).chosen != backend:
+            return got, written, None, None
+        grads = _grad_outputs(op.spec, got, rank)
+        return got, written, grads, _counted(op, backend, lambda: backward(made, grads))
+
+
+def _check_ranks(op: Op, made: dict[str, Any], dtype: str, backend: str, route: Route) -> list[Comparison]:
+    """Each rank in a thread of its own, which shares the interpreter but no policy with the others."""
+    from fusionkit.parallel.parity import run_ranks
+
+    def run(rank: int, communicator: Any) -> Any:
+        own = arguments.of_rank(op.spec, made, rank)
+        return _run(op, {**own, "group": communicator}, backend, route, rank)
+
+    return compare_ranks(op.spec, made, run_ranks(made["group"].world_size, run), dtype)
+
+
+def compare_ranks(spec: OpSpec, made: dict[str, Any], results: list[Any], dtype: str) -> list[Comparison]:
+    """What each rank of a collective op got, as `_run` returns it, beside the reference over all ranks' arguments."""
+    wants, roundeds = oracle.reference(spec, made), oracle.reference(spec, made, rounding_to(dtype))
+    grads = [result[2] for result in results]
+    gradients = [
+        oracle.reference_vjp(spec, made, grads, rounding) if grads[0] is not None else {}
+        for rounding in (exact, rounding_to(dtype))
+    ]
+    compared = []
+    for rank, (got, _, _, gradient) in enumerate(results):
+        own = arguments.of_rank(spec, made, rank)
+        compared += _compare_results(spec, own, wants[rank], roundeds[rank], got)
+        wanted = [{name: each[rank] for name, each in one.items()} for one in gradients]
+        compared += _compare_each_gradient(spec, own, *wanted, gradient)
     return compared
 
 
@@ -149,11 +189,14 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, tuple | list) else [value]
 
 
-def _grad_outputs(spec: OpSpec, outputs: Any) -> Any:
-    """Normal gradients in each output's dtype; zeros for a count."""
-    rng = np.random.default_rng(7)
+def _grad_outputs(spec: OpSpec, outputs: Any, rank: int = 0) -> Any:
+    """Normal gradients in each output's dtype; zeros for a count. A replicated result's is the same on all ranks."""
+    own, shared = np.random.default_rng([7, rank]), np.random.default_rng(7)
     dtypes = [np.dtype("float32") if o.dtype.kind == "i" else o.dtype for o in _listed(outputs)]
-    grads = tuple(rng.standard_normal(o.shape).astype(d) for o, d in zip(_listed(outputs), dtypes, strict=True))
+    grads = tuple(
+        (shared if declared.replicated else own).standard_normal(o.shape).astype(d)
+        for declared, o, d in zip(spec.outputs, _listed(outputs), dtypes, strict=False)
+    )
     return grads if isinstance(outputs, tuple | list) else grads[0]
 
 
@@ -161,19 +204,24 @@ def _compare_outputs(
     spec: OpSpec, arguments: Mapping[str, Any], got: Any, written: Mapping[str, Array], dtype: str
 ) -> list[Comparison]:
     mutated = {name: oracle.to_float64(value) for name, value in _copied(arguments).items()}
-    want = _listed(oracle.reference(spec, {**arguments, **{name: mutated[name] for name in spec.mutates}}))
-    rounded = _listed(oracle.reference(spec, arguments, rounding_to(dtype)))
+    want = oracle.reference(spec, {**arguments, **{name: mutated[name] for name in spec.mutates}})
+    rounded = oracle.reference(spec, arguments, rounding_to(dtype))
+    compared = _compare_results(spec, arguments, want, rounded, got)
+    returned = {output.name: g for output, g in zip(spec.outputs, _listed(got), strict=False)}
+    for name, array in written.items():
+        same = np.array_equal(_bits(array), _bits(returned.get(name, mutated[name].astype(array.dtype))))
+        compared.append(Comparison(name, 0.0 if same else np.inf))
+    return compared
+
+
+def _compare_results(spec: OpSpec, arguments: Mapping[str, Any], want: Any, rounded: Any, got: Any) -> list[Comparison]:
     compared = []
-    for output, w, r, g in zip(spec.outputs, want, rounded, _listed(got), strict=False):
+    for output, w, r, g in zip(spec.outputs, _listed(want), _listed(rounded), _listed(got), strict=False):
         wanted_dtype = arguments[output.dtype].dtype.name if output.dtype in arguments else output.dtype
         if g.dtype.name != wanted_dtype or g.shape != np.shape(w):
             shown = f"{list(g.shape)} {g.dtype.name}, not {list(np.shape(w))} {wanted_dtype}"
             raise ParityError(f"{spec.name}: {output.name} is {shown}")
         compared.append(compare(output.name, spec.tolerance.forward, w, g, r, g.dtype.name))
-    returned = {output.name: g for output, g in zip(spec.outputs, _listed(got), strict=False)}
-    for name, array in written.items():
-        same = np.array_equal(_bits(array), _bits(returned.get(name, mutated[name].astype(array.dtype))))
-        compared.append(Comparison(name, 0.0 if same else np.inf))
     return compared
 
 
@@ -186,6 +234,16 @@ def _compare_gradients(
 ) -> list[Comparison]:
     want = oracle.reference_vjp(spec, arguments, grads)
     rounded = oracle.reference_vjp(spec, arguments, grads, rounding_to(dtype))
+    return _compare_each_gradient(spec, arguments, want, rounded, got)
+
+
+def _compare_each_gradient(
+    spec: OpSpec,
+    arguments: Mapping[str, Any],
+    want: Mapping[str, Array],
+    rounded: Mapping[str, Array],
+    got: Mapping[str, Any],
+) -> list[Comparison]:
     bound = spec.tolerance.backward
     assert bound is not None
     compared = []

@@ -123,7 +123,9 @@ def make(
         adapter=adapter,
         simple=simple,
         plain=simple and not kwargs,
-        cacheable="contiguous" not in call.consulted
+        # A plan of a collective would keep its group alive, and the call takes milliseconds.
+        cacheable=not call.spec.collective
+        and "contiguous" not in call.consulted
         and not (adapter and any(adapter.is_symbolic(value) for _, value in given.values())),
     )
 

@@ -176,7 +176,10 @@ def refusal(call: Call, source: str | None) -> str:
 
 def describe(call: Call) -> str:
     shown = [f"{name} {tensor}" for name, tensor in call.tensors.items()]
-    return f"device {shown_device(call)}, {'training' if call.training else 'inference'}, {', '.join(shown)}"
+    where = f"device {shown_device(call)}"
+    if call.spec.collective:
+        where += f", world_size {call.dims['world_size']}"
+    return f"{where}, {'training' if call.training else 'inference'}, {', '.join(shown)}"
 
 
 def shown_device(call: Call) -> str:

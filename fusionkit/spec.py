@@ -76,6 +76,13 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class GroupSpec:
+    """A group of ranks that need not exist, for `explain` and `reference`."""
+
+    world_size: int
+
+
+@dataclass(frozen=True)
 class Input:
     """A tensor argument.
 
@@ -108,13 +115,15 @@ class Output:
     One with the name of an input that the op writes is that input, held to the tolerance; an input that is written
     but not returned must be exact.
 
-    `when` names the argument that must be true for it to be returned.
+    `when` names the argument that must be true for it to be returned. `replicated`: the same on all ranks, which go on
+    to compute the same from it, so that its gradient is the same on all of them too and counts once.
     """
 
     name: str
     shape: str
     dtype: str
     when: str | None = None
+    replicated: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,8 @@ class OpSpec:
         mutates: inputs that the op writes.
         stored: roundings that are part of the op's meaning, so that the oracle applies them too: a keyword of reference
             and reference_vjp -> the input to whose dtype it rounds. That keyword gets `rounding_to(dtype)`.
+        collective: the ranks of an argument `group` make the call together. Cases, reference and reference_vjp then
+            hold every tensor, result and gradient as a list with one entry per rank.
     """
 
     signature: Callable[..., Any]
@@ -265,6 +276,7 @@ class OpSpec:
     mutates: tuple[str, ...] = ()
     benchmarks: Sequence[Benchmark] = ()
     stored: Mapping[str, str] = field(default_factory=dict)
+    collective: bool = False
     parameters: inspect.Signature = field(init=False)
     value_types: Mapping[str, tuple[str, Callable[[Any], bool]]] = field(init=False)
 

@@ -14,9 +14,9 @@ import pytest
 from fusionkit_backends.cpu import paddle_ops
 
 import build_native
-from fusionkit.ops import OP_NAMES
+from fusionkit.ops import LOCAL_OP_NAMES
 
-OPS = [*OP_NAMES, "fused_linear_bias", "fused_linear_packed"]
+OPS = [*LOCAL_OP_NAMES, "fused_linear_bias", "fused_linear_packed"]
 
 
 @pytest.fixture(scope="module")

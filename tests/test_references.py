@@ -22,8 +22,19 @@ def gradient_cases():
                     yield pytest.param(spec, case, id=f"{spec.name}-{case.name}")
 
 
-def listed(value):
-    return list(value) if isinstance(value, tuple | list) else [value]
+def like(value, make):
+    """`make(array)` for each array of a result: of one, a tuple of several, or a list of ranks."""
+    return type(value)(like(each, make) for each in value) if isinstance(value, tuple | list) else make(value)
+
+
+def leaves(value):
+    return [leaf for each in value for leaf in leaves(each)] if isinstance(value, tuple | list) else [value]
+
+
+def moved(value, size, direction):
+    if isinstance(value, list):
+        return [moved(*pair) for pair in zip(value, [size] * len(value), direction, strict=True)]
+    return value + size * direction
 
 
 @pytest.mark.parametrize("spec, case", list(gradient_cases()))
@@ -33,26 +44,32 @@ def test_gradients_agree_with_central_differences(spec, case):
     arguments = {name: oracle.to_float64(value) for name, value in arguments.items()}
     outputs = oracle.reference(spec, arguments)
     rng = np.random.default_rng(1)
-    grads = tuple(rng.standard_normal(np.shape(o)) for o in listed(outputs))
-    gradients = oracle.reference_vjp(spec, arguments, grads if isinstance(outputs, tuple) else grads[0])
+    grads = like(outputs, lambda o: rng.standard_normal(np.shape(o)))
+    if any(output.replicated for output in spec.outputs):
+        grads = [grads[0]] * len(grads)
+    gradients = oracle.reference_vjp(spec, arguments, grads)
 
     def scalar(arguments):
         # Counts do not change; -inf (the log-sum-exp of an empty row) has no gradient.
-        results = listed(oracle.reference(spec, arguments))
+        pairs = list(zip(leaves(oracle.reference(spec, arguments)), leaves(grads), strict=True))
+        if any(output.replicated for output in spec.outputs):
+            pairs = pairs[:1]  # what all ranks compute alike counts once
         return sum(
             float(np.sum(np.where(np.isfinite(r), r, 0) * g))
-            for r, g in zip(results, grads, strict=True)
+            for r, g in pairs
             if np.asarray(r).dtype.name not in INTEGER
         )
 
     for name, gradient in gradients.items():
-        direction = rng.standard_normal(gradient.shape)
-        size = STEP * max(1.0, float(np.max(np.abs(arguments[name]), initial=0.0)))
-        ahead = scalar({**arguments, name: arguments[name] + size * direction})
-        behind = scalar({**arguments, name: arguments[name] - size * direction})
-        numeric, analytic = (ahead - behind) / (2 * size), float(np.sum(gradient * direction))
+        direction = like(gradient, lambda g: rng.standard_normal(g.shape))
+        size = STEP * max(1.0, *(float(np.max(np.abs(a), initial=0.0)) for a in leaves(arguments[name])))
+        ahead, behind = (
+            scalar({**arguments, name: moved(arguments[name], sign * size, direction)}) for sign in (1, -1)
+        )
+        terms = [g * d for g, d in zip(leaves(gradient), leaves(direction), strict=True)]
+        numeric, analytic = (ahead - behind) / (2 * size), float(sum(map(np.sum, terms)))
         # Central differences: step^2 of truncation and epsilon/step of cancellation, both near 1e-9 of the terms.
-        scale = float(np.sum(np.abs(gradient * direction))) + abs(scalar(arguments)) + 1e-6
+        scale = float(sum(np.sum(np.abs(term)) for term in terms)) + abs(scalar(arguments)) + 1e-6
         assert abs(numeric - analytic) <= 2e-6 * scale, name
 
 
@@ -70,7 +87,8 @@ def test_spec_is_complete(spec):
 @pytest.mark.parametrize("spec", SPECS, ids=OP_NAMES)
 def test_cost_is_positive_for_the_largest_case(spec):
     case = next(case for case in spec.cases if case.llama)
-    bound, adapter = arguments_of.bind(spec, (), parity.arguments_of(spec, case, "float32"))
+    made = arguments_of.of_rank(spec, parity.arguments_of(spec, case, "float32"), 0)
+    bound, adapter = arguments_of.bind(spec, (), made)
     call = arguments_of.describe(spec, bound, adapter)
     call.check()
     forward, both = (spec.cost({**call.dims, **bound}, 4, training) for training in (False, True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -113,6 +115,19 @@ def from_numpy(array: np.ndarray[Any, Any], device: str) -> Any:
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     array: np.ndarray[Any, Any] = tensor.numpy()
     return array.view(DTYPES["bfloat16"]) if tensor.dtype == paddle.bfloat16 else array
+
+
+def host_view(tensor: Any) -> np.ndarray[Any, Any]:
+    """The tensor's own memory as an array, without a copy: `numpy()` copies, and DLPack has no bfloat16 for NumPy.
+
+    The tensor is dense and on the host, and outlives the array's use.
+    """
+    shape, dtype = tuple(tensor.shape), DTYPES[_DTYPES[tensor.dtype]]
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = (ctypes.c_char * num_bytes).from_address(tensor.data_ptr())
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
 def over_tensors(value: Any, device: str) -> Any:

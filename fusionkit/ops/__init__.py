@@ -7,7 +7,7 @@ from functools import cache
 
 from fusionkit.spec import OpSpec
 
-OP_NAMES = (
+LOCAL_OP_NAMES = (
     "fusion_rms_norm",
     "fusion_add_rms_norm",
     "fusion_rope",
@@ -18,6 +18,8 @@ OP_NAMES = (
     "fused_linear_cross_entropy",
     "fused_adamw",
 )
+COLLECTIVE_OP_NAMES = ("all_gather_matmul", "matmul_reduce_scatter", "matmul_all_reduce")  # by a group of ranks
+OP_NAMES = (*LOCAL_OP_NAMES, *COLLECTIVE_OP_NAMES)
 
 
 @cache

@@ -146,6 +146,25 @@ void linear_grad(const Tensor& x, const Tensor& weight, const Tensor& dy, const 
   if (dbias) sum_rows(gradient.matrix(), dbias);
 }
 
+void weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dweight, bool accumulate) {
+  constexpr const char* kOp = "weight_grad";
+  require_num_dims(kOp, "x", x, 2);
+  require_floating(kOp, "x", x);
+  require_num_dims(kOp, "dy", dy, 2);
+  require_input(kOp, "dy", dy, {x.dtype}, {x.shape[0], dy.shape[1]});
+  require_input(kOp, "dweight", dweight, {x.dtype, DType::kFloat32}, {x.shape[1], dy.shape[1]});
+  require(!accumulate || dweight.dtype == DType::kFloat32, kOp, "dweight", "float32 to add to it", dweight);
+  product(transposed(matrix_of(x)), matrix_of(dy), x.dtype, matrix_of(dweight), {nullptr, accumulate});
+}
+
+void cast(const Tensor& from, const Tensor& to) {
+  require_num_dims("cast", "from", from, 2);
+  require_floating("cast", "from", from);
+  require_floating("cast", "to", to);
+  require_input("cast", "to", to, {to.dtype}, {from.shape[0], from.shape[1]});
+  convert(matrix_of(from), to.dtype, nullptr, matrix_of(to));
+}
+
 size_t packed_weight_size(const Tensor& weight, DType dtype) {
   require_num_dims("packed_weight_size", "weight", weight, 2);
   require_floating("packed_weight_size", "weight", weight);

@@ -143,6 +143,13 @@ FUSIONKIT_API void pack_weight(const Tensor& weight, DType dtype, void* packed);
 FUSIONKIT_API void linear_packed(const Tensor& x, const void* packed, size_t packed_size, int64_t in_features,
                                  int64_t out_features, const Tensor& bias, const Tensor& y);
 
+// dweight = x^T dy, or with `accumulate` += it: then dweight is float32. x [rows, in_features], dy [rows, out_features],
+// dweight [in_features, out_features] in x's dtype or float32.
+FUSIONKIT_API void weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dweight, bool accumulate);
+
+// to = from, rounded to to's dtype; both [rows, cols] of floating dtypes.
+FUSIONKIT_API void cast(const Tensor& from, const Tensor& to);
+
 // loss_sum [1] float32 = sum over labels != ignore_index of logsumexp(x W) - (x W)[label]; num_tokens [1] int64.
 // labels [tokens] int64 / int32, x [tokens, K], weight [K, V]. The logits are never held whole. When dx or dweight is
 // present it receives d(loss_sum): the products are taken while a chunk of logits is at hand.

@@ -52,12 +52,12 @@ Array pack_weight_array(const Array& weight, const std::string& dtype) {
 }
 
 Array linear_packed_array(const Array& x, const Bytes& packed, int64_t in_features, int64_t out_features,
-                          const OptionalArray& bias) {
+                          const OptionalArray& bias, const OptionalArray& out) {
   const char* op = "fused_linear_packed";
   if (packed.ndim() != 1 || !(packed.flags() & py::array::c_style))
     throw std::invalid_argument(
         "fused_linear_packed: packed must be the contiguous uint8 array that pack_weight returned");
-  const Array y = empty_product(x, out_features);
+  const Array y = out ? *out : empty_product(x, out_features);
   Call{linear_packed,
        view(op, "x", x),
        static_cast<const void*>(packed.data()),
@@ -65,8 +65,17 @@ Array linear_packed_array(const Array& x, const Bytes& packed, int64_t in_featur
        in_features,
        out_features,
        view(op, "bias", bias),
-       result(y)};
+       out ? writable_view(op, "out", y) : result(y)};
   return y;
+}
+
+void weight_grad_array(const Array& x, const Array& dy, const Array& dweight, bool accumulate) {
+  const char* op = "weight_grad";
+  Call{weight_grad, view(op, "x", x), view(op, "dy", dy), writable_view(op, "dweight", dweight), accumulate};
+}
+
+void cast_array(const Array& from, const Array& to) {
+  Call{cast, view("cast", "from", from), writable_view("cast", "to", to)};
 }
 
 auto linear_cross_entropy_arrays(const Array& x, const Array& weight, const Array& labels, int64_t ignore_index,
@@ -89,7 +98,10 @@ void bind_products(py::module_& module) {
              "-> (dx, dweight, dbias or None); of bias only shape and dtype are read");
   module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a, "-> uint8 array");
   module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
-             "out_features"_a, "bias"_a = py::none(), "-> y");
+             "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(), "-> y, which is out if given");
+  module.def("weight_grad", &weight_grad_array, "x"_a, "dy"_a, py::arg("dweight").noconvert(), "accumulate"_a = false,
+             "dweight = x^T dy, or += in float32");
+  module.def("cast", &cast_array, "from"_a, py::arg("to").noconvert(), "to = from in to's dtype; both [rows, cols]");
   module.def("linear_cross_entropy", &linear_cross_entropy_arrays, "x"_a, "weight"_a, "labels"_a, "ignore_index"_a,
              "want_grads"_a = false,
              "-> (loss_sum [1], num_tokens [1], dx, dweight), the gradients of loss_sum or None");

@@ -1,0 +1,24 @@
+"""matmul_all_reduce composed of the plain product and collective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusionkit.eager.fused_linear import fused_linear
+from fusionkit.parallel import collectives
+
+
+class Done:
+    """The handle of a sum that is there already."""
+
+    def __init__(self, y: Any) -> None:
+        self._y = y
+
+    def wait(self) -> Any:
+        return self._y
+
+
+def matmul_all_reduce(x: Any, weight: Any, *, group: Any, defer: bool = False) -> Any:
+    """Nothing is deferred: the handle is for callers that run elsewhere too."""
+    y = collectives.all_reduce(fused_linear(x, weight), group)
+    return Done(y) if defer else y

@@ -1,0 +1,120 @@
+"""The plain collectives on Paddle tensors, with their gradients.
+
+Host tensors go through the communicator: Paddle's gloo has no reduce-scatter, no 16-bit sums and nothing asynchronous.
+Device tensors go through `paddle.distributed`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddle.autograd import PyLayer
+
+from fusionkit.frameworks.paddle import host_view
+from fusionkit.parallel.communicator import Communicator
+from fusionkit.parallel.groups import communicator_of
+
+
+def all_gather(x: Any, group: Any) -> Any:
+    """[rows, ...] -> [rows * world_size, ...]: all ranks' x in the order of ranks. Its gradient is reduce_scatter."""
+    return _AllGather.apply(x, group)
+
+
+def reduce_scatter(x: Any, group: Any) -> Any:
+    """[rows, ...] -> [rows / world_size, ...]: this rank's rows of the sum over ranks. Its gradient is all_gather."""
+    return _ReduceScatter.apply(x, group)
+
+
+def all_reduce(x: Any, group: Any) -> Any:
+    """The sum over ranks. Its gradient is the identity: what follows is computed alike on all ranks."""
+    return _AllReduce.apply(x, group)
+
+
+def identity(x: Any, group: Any) -> Any:
+    """x. Its gradient is the sum over ranks: each rank goes on to compute something else from x."""
+    return _Identity.apply(x, group)
+
+
+class _AllGather(PyLayer):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, x: Any, group: Any) -> Any:
+        ctx.group = group
+        return gathered(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return reduce_scattered(dy, ctx.group)
+
+
+class _ReduceScatter(PyLayer):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, x: Any, group: Any) -> Any:
+        ctx.group = group
+        return reduce_scattered(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return gathered(dy, ctx.group)
+
+
+class _AllReduce(PyLayer):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, x: Any, group: Any) -> Any:
+        return all_reduced(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return dy
+
+
+class _Identity(PyLayer):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, x: Any, group: Any) -> Any:
+        ctx.group = group
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return all_reduced(dy, ctx.group)
+
+
+def gathered(x: Any, group: Any) -> Any:
+    """all_gather without a gradient."""
+    x = x.contiguous()
+    out = paddle.empty([x.shape[0] * group.world_size, *x.shape[1:]], x.dtype)
+    if _is_on_host(x, group):
+        whole = host_view(out)
+        communicator_of(group).all_gather(host_view(x), out=whole.reshape(group.world_size, *x.shape))
+    else:
+        paddle.distributed.stream.all_gather(out, x, group=group)
+    return out
+
+
+def reduce_scattered(x: Any, group: Any) -> Any:
+    """reduce_scatter without a gradient."""
+    x = x.contiguous()
+    rows = x.shape[0] // group.world_size
+    out = paddle.empty([rows, *x.shape[1:]], x.dtype)
+    if _is_on_host(x, group):
+        blocks = host_view(x).reshape(group.world_size, rows, *x.shape[1:])
+        communicator_of(group).reduce_scatter(blocks, out=host_view(out))
+    else:
+        paddle.distributed.stream.reduce_scatter(out, x, group=group)
+    return out
+
+
+def all_reduced(x: Any, group: Any) -> Any:
+    """all_reduce without a gradient."""
+    x = x.contiguous()
+    if _is_on_host(x, group):
+        out = paddle.empty_like(x)
+        communicator_of(group).all_reduce(host_view(x), out=host_view(out))
+        return out
+    out = x.clone()
+    paddle.distributed.all_reduce(out, group=group)
+    return out
+
+
+def _is_on_host(x: Any, group: Any) -> bool:
+    return isinstance(group, Communicator) or bool(x.place.is_cpu_place())
