@@ -67,7 +67,16 @@ class Check:
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """A device's peak rates, for plans and for model FLOPs utilisation; `source` names the data sheet."""
+    """A device's rates, for plans and for model FLOPs utilisation.
+
+    Args:
+        flops: dtype -> FLOP/s of a dense matrix product.
+        memory_bytes, memory_bandwidth: of the device's own memory, in bytes and bytes/s.
+        link_bandwidth: bytes/s in one direction: of all of a device's links together where a switch joins the devices,
+            of the link to one peer in a mesh.
+        link_topology: "switch": any number of peers share link_bandwidth. "mesh": each peer has a link of its own.
+        source: the data sheet, or whatever else the figures are.
+    """
 
     name: str
     flops: Mapping[str, float]
@@ -75,6 +84,7 @@ class DeviceModel:
     memory_bandwidth: float
     link_bandwidth: float
     source: str
+    link_topology: Literal["switch", "mesh"] = "switch"
 
 
 def _no_checks() -> Sequence[Check]:

@@ -62,16 +62,27 @@ backend = Backend(
             flops={"bfloat16": 312e12, "float16": 312e12, "float32": 19.5e12},
             memory_bytes=80e9,
             memory_bandwidth=2039e9,
-            link_bandwidth=600e9,
-            source="NVIDIA A100 Tensor Core GPU data sheet, 2021: dense rates; NVLink, both directions together",
+            link_bandwidth=300e9,
+            source="NVIDIA A100 Tensor Core GPU data sheet, 2021: dense peak rates; half of the 600 GB/s that NVLink "
+            "has in both directions",
         ),
         "H100-SXM5-80GB": DeviceModel(
             name="H100-SXM5-80GB",
             flops={"bfloat16": 989.4e12, "float16": 989.4e12, "float32": 66.9e12},
             memory_bytes=80e9,
             memory_bandwidth=3350e9,
-            link_bandwidth=900e9,
-            source="NVIDIA H100 Tensor Core GPU Architecture, 2022: dense rates; NVLink, both directions together",
+            link_bandwidth=450e9,
+            source="NVIDIA H100 Tensor Core GPU Architecture, 2022: dense peak rates; half of the 900 GB/s that NVLink "
+            "has in both directions",
+        ),
+        "H200-SXM5-141GB": DeviceModel(
+            name="H200-SXM5-141GB",
+            flops={"bfloat16": 989.4e12, "float16": 989.4e12, "float32": 66.9e12},
+            memory_bytes=141e9,
+            memory_bandwidth=4800e9,
+            link_bandwidth=450e9,
+            source="NVIDIA H200 Tensor Core GPU data sheet, 2024: the H100's dense peak rates; half of the 900 GB/s "
+            "that NVLink has in both directions",
         ),
     },
 )

@@ -9,14 +9,30 @@ import functools
 
 from fusionkit_backends.npu import health
 
-from fusionkit.backend import Backend, Kernel
+from fusionkit.backend import Backend, DeviceModel, Kernel
 from fusionkit.capability import AllOf, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present, When
 from fusionkit.frameworks import custom_device
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
 _MASTER_WEIGHT = AllOf((OneOf("x.dtype", _SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))
 _IN_FLOAT32 = "computed in float32: the vendor's op takes one dtype for all its inputs, and {} must not be rounded"
+_RATES = (
+    "planning figures, no data sheet, which the vendor does not publish: a product at 250 TFLOP/s, and 24 of the 28 "
+    "GB/s that each of a card's seven HCCS links nominally has in one direction (392 GB/s, all in both directions)"
+)
 _WHOLE_LAYER = "the vendor has it only inside fused_blha_layer_op, a whole decoder layer"
+
+
+def _device(name: str, memory_bytes: float) -> DeviceModel:
+    return DeviceModel(
+        name=name,
+        flops={"bfloat16": 250e12, "float16": 250e12},
+        memory_bytes=memory_bytes,
+        memory_bandwidth=1600e9,
+        link_bandwidth=24e9,
+        link_topology="mesh",
+        source=_RATES,
+    )
 
 
 def _kernel(
@@ -81,4 +97,8 @@ backend = Backend(
     gaps={"paged_attention": _WHOLE_LAYER},
     available=functools.partial(custom_device.missing, "npu"),
     doctor=health.checks,
+    device_models={
+        "910B-64GB": _device("910B-64GB", 64e9),
+        "910B-32GB": _device("910B-32GB", 32e9),
+    },
 )

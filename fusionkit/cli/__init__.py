@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fusionkit.cli import bench, doctor, emulate, explain, ops, parity
+from fusionkit.cli import bench, doctor, emulate, explain, ops, parity, plan
 from fusionkit.errors import FusionkitError
 
-COMMANDS = (ops, explain, doctor, parity, bench, emulate)
+COMMANDS = (ops, explain, doctor, parity, bench, plan, emulate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
