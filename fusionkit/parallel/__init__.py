@@ -8,6 +8,8 @@
 Importing this imports no framework and starts nothing.
 """
 
-from fusionkit.parallel.communicator import Communicator, CommunicatorError, group, unique_id
+from fusionkit.parallel.communicator import Communicator, group, unique_id
+from fusionkit.parallel.sums import sum_in_order
+from fusionkit.parallel.work import CommunicatorError, Work
 
-__all__ = ["Communicator", "CommunicatorError", "group", "unique_id"]
+__all__ = ["Communicator", "CommunicatorError", "Work", "group", "sum_in_order", "unique_id"]

@@ -1,25 +1,23 @@
-"""Collectives and point-to-point between the processes of one host, on NumPy arrays."""
+"""Collectives and point-to-point between processes, on NumPy arrays."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from fusionkit.errors import FusionkitError, argument_error
+from fusionkit.errors import argument_error
 from fusionkit.parallel.native import DTYPES, OPS, REDUCE_OPS, Call, Exchange, library
+from fusionkit.parallel.work import CommunicatorError, Flight, Work, check
 
 Array = np.ndarray[Any, Any]
 
 _DTYPE_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
-
-
-class CommunicatorError(FusionkitError, RuntimeError):
-    """A peer is dead, late or calls something else. The communicator cannot be used any more, on any rank."""
 
 
 class _Group(threading.local):
@@ -52,7 +50,7 @@ def group() -> Iterator[None]:
 def unique_id() -> bytes:
     """A new identifier for one communicator. Whoever has it and is this host's same user may join."""
     made = ctypes.create_string_buffer(library().fusionkit_parallel_id_size())
-    _check(library().fusionkit_parallel_create_id(made))
+    check(library().fusionkit_parallel_create_id(made))
     return made.raw
 
 
@@ -69,6 +67,10 @@ class Communicator:
         world_size: how many ranks there are.
         timeout: seconds without any progress after which a call, or joining, fails.
 
+    Every call takes sync_op=False: it then returns a `Work` at once, whose `wait()` gives what the call would have
+    returned, while a thread of the communicator moves the bytes. Calls in flight begin in the order in which they were
+    made, which must be the same on all ranks. `out` is a contiguous array for the result, else a new one is made.
+
     Arrays are of bool, (u)int8 to (u)int64, float16, bfloat16 (ml_dtypes), float32, float64, complex64 or complex128.
 
     Raises:
@@ -79,93 +81,97 @@ class Communicator:
 
     def __init__(self, identifier: bytes, rank: int, world_size: int, *, timeout: float = 300.0) -> None:
         self._handle = ctypes.c_void_p()
+        self._flights: deque[Flight] = deque()  # with their arrays, until they are done
+        self._flights_lock = threading.Lock()
         if len(identifier) != library().fusionkit_parallel_id_size():
             raise argument_error("Communicator", "identifier", "what unique_id() gave", f"{len(identifier)} bytes")
         if not 0 <= rank < world_size:
             raise argument_error("Communicator", "rank", f"in [0, {world_size})", rank, f"world_size {world_size}")
-        self.rank, self.world_size = rank, world_size
-        _check(library().fusionkit_parallel_join(identifier, rank, world_size, timeout, ctypes.byref(self._handle)))
+        self.rank, self.world_size, self.timeout = rank, world_size, timeout
+        check(library().fusionkit_parallel_join(identifier, rank, world_size, timeout, ctypes.byref(self._handle)))
 
-    def all_reduce(self, array: Array, op: str = "sum") -> Array:
-        """The reduction of all ranks' arrays, on all ranks. op: sum, average, max, min or product."""
+    def all_reduce(self, array: Array, op: str = "sum", *, out: Array | None = None, sync_op: bool = True) -> Any:
+        """The reduction of all ranks' arrays, on all ranks; `out` may be `array`.
+
+        op: sum, average, max, min or product.
+        """
         array = np.ascontiguousarray(array)
-        result = np.empty_like(array)
-        self._call("all_reduce", array, result, array.size, reduce=op)
-        return result
+        result = _result("all_reduce", out, array.shape, array.dtype)
+        return self._call("all_reduce", array, result, array.size, sync_op, reduce=op)
 
-    def all_gather(self, array: Array) -> Array:
-        """[world_size, *shape]: all ranks' arrays, in the order of ranks, on all ranks."""
+    def all_gather(self, array: Array, *, out: Array | None = None, sync_op: bool = True) -> Any:
+        """[world_size, *shape]: all ranks' arrays, in the order of ranks, on all ranks. `array` may be out[rank]."""
         array = np.ascontiguousarray(array)
-        result = np.empty((self.world_size, *array.shape), array.dtype)
-        self._call("all_gather", array, result, array.size)
-        return result
+        result = _result("all_gather", out, (self.world_size, *array.shape), array.dtype)
+        return self._call("all_gather", array, result, array.size, sync_op)
 
-    def reduce_scatter(self, array: Array, op: str = "sum") -> Array:
+    def reduce_scatter(self, array: Array, op: str = "sum", *, out: Array | None = None, sync_op: bool = True) -> Any:
         """array: [world_size, *shape] on each rank -> [*shape]: the reduction of everyone's array[rank]."""
         array = np.ascontiguousarray(array)
         if array.ndim == 0 or array.shape[0] != self.world_size:
             raise argument_error("reduce_scatter", "array", f"[{self.world_size}, ...]", list(array.shape))
-        result = np.empty(array.shape[1:], array.dtype)
-        self._call("reduce_scatter", array, result, result.size, reduce=op)
-        return result
+        result = _result("reduce_scatter", out, array.shape[1:], array.dtype)
+        return self._call("reduce_scatter", array, result, result.size, sync_op, reduce=op)
 
-    def broadcast(self, array: Array, root: int = 0) -> Array:
+    def broadcast(self, array: Array, root: int = 0, *, out: Array | None = None, sync_op: bool = True) -> Any:
         """The root's array, on all ranks; on the others `array` gives shape and dtype."""
         array = np.ascontiguousarray(array)
-        result = np.empty_like(array)
-        self._call("broadcast", array, result, array.size, root=root)
-        return result
+        result = _result("broadcast", out, array.shape, array.dtype)
+        return self._call("broadcast", array, result, array.size, sync_op, root=root)
 
-    def reduce(self, array: Array, root: int = 0, op: str = "sum") -> Array | None:
+    def reduce(self, array: Array, root: int = 0, op: str = "sum", *, sync_op: bool = True) -> Any:
         """The reduction of all ranks' arrays on the root, None on the others."""
         array = np.ascontiguousarray(array)
         result = np.empty_like(array) if self.rank == root else None
-        self._call("reduce", array, result, array.size, root=root, reduce=op)
-        return result
+        return self._call("reduce", array, result, array.size, sync_op, root=root, reduce=op)
 
-    def all_to_all(self, arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]] | None = None) -> list[Array]:
-        """arrays[i] goes to rank i; the result's [i] comes from rank i.
+    def all_to_all(
+        self,
+        arrays: Sequence[Array],
+        shapes: Sequence[tuple[int, ...]] | None = None,
+        *,
+        out: Sequence[Array] | None = None,
+        sync_op: bool = True,
+        in_turn: bool = False,
+    ) -> Any:
+        """arrays[i] goes to rank i; the result's [i] comes from rank i. Any of them may be empty.
 
-        shapes: of what comes from each rank; by default those of `arrays`. Dtypes are those of `arrays`.
+        shapes: of what comes from each rank; by default those of `arrays`. Dtypes are those of `arrays`, or of `out`.
+        in_turn: begin to send when the earlier calls with in_turn have sent everything, so that calls in flight do not
+            share the link; what comes is received at any time.
         """
         sent = [np.ascontiguousarray(array) for array in arrays]
-        for name, given in (("arrays", sent), ("shapes", sent if shapes is None else shapes)):
+        shapes = [array.shape for array in sent] if shapes is None else shapes
+        for name, given in (("arrays", sent), ("shapes", shapes), ("out", shapes if out is None else out)):
             if len(given) != self.world_size:
                 raise argument_error("all_to_all", name, f"one for each of {self.world_size} ranks", len(given))
-        shapes = [array.shape for array in sent] if shapes is None else shapes
-        received = [np.empty(shape, array.dtype) for shape, array in zip(shapes, sent, strict=True)]
-        exchanges = (Exchange * self.world_size)(
-            *(
-                Exchange(
-                    s.ctypes.data, s.size, r.ctypes.data, r.size, _number(s, "all_to_all"), _number(r, "all_to_all")
-                )
-                for s, r in zip(sent, received, strict=True)
-            )
-        )
-        self._submit(Call(self._handle, OPS.index("all_to_all"), exchanges=exchanges), (sent, received, exchanges))
-        return received
+        if out is None:
+            out = [np.empty(shape, array.dtype) for shape, array in zip(shapes, sent, strict=True)]
+        received = [_writable("all_to_all", array) for array in out]
+        exchanges = (Exchange * self.world_size)(*map(_exchange, sent, received))
+        call = Call(self._handle, OPS.index("all_to_all"), exchanges=exchanges, in_turn=in_turn)
+        return self._submit(call, (sent, received, exchanges), received, sync_op)
 
-    def send(self, array: Array, destination: int) -> None:
+    def send(self, array: Array, destination: int, *, sync_op: bool = True) -> Any:
         """To a rank that calls `recv`. Small arrays leave at once, large ones when the receiver takes them."""
         array = np.ascontiguousarray(array)
-        self._call("send", array, None, array.size, root=destination)
+        return self._call("send", array, None, array.size, sync_op, root=destination)
 
-    def recv(self, out: Array, source: int) -> Array:
+    def recv(self, out: Array, source: int, *, sync_op: bool = True) -> Any:
         """Fills `out`, which has the shape and dtype that the source sends, and returns it."""
-        if not out.flags.c_contiguous or not out.flags.writeable:
-            raise argument_error("recv", "out", "a contiguous array that can be written", "another one")
-        self._call("recv", None, out, out.size, root=source)
-        return out
+        return self._call("recv", None, _writable("recv", out), out.size, sync_op, root=source)
 
-    def barrier(self) -> None:
+    def barrier(self, *, sync_op: bool = True) -> Any:
         """Returns when all ranks have called it."""
-        self._submit(Call(self._handle, OPS.index("barrier")), ())
+        return self._submit(Call(self._handle, OPS.index("barrier")), (), None, sync_op)
 
     def close(self) -> None:
-        """Leaves. Peers that still wait for this rank fail. Called at the object's end as well."""
+        """Leaves. Peers that still wait for this rank fail, and so does this rank's work in flight. Called at the
+        object's end as well."""
         handle, self._handle = self._handle, ctypes.c_void_p()
         if handle:
             library().fusionkit_parallel_leave(handle)
+            self._flights.clear()
 
     def __enter__(self) -> Communicator:
         return self
@@ -178,8 +184,16 @@ class Communicator:
             self.close()
 
     def _call(
-        self, op: str, send: Array | None, recv: Array | None, count: int, *, reduce: str = "sum", root: int = 0
-    ) -> None:
+        self,
+        op: str,
+        send: Array | None,
+        recv: Array | None,
+        count: int,
+        sync_op: bool,
+        *,
+        reduce: str = "sum",
+        root: int = 0,
+    ) -> Any:
         if reduce not in REDUCE_OPS:
             raise argument_error(op, "op", f"one of {', '.join(REDUCE_OPS)}", repr(reduce))
         if not 0 <= root < self.world_size:
@@ -196,16 +210,47 @@ class Communicator:
             None if recv is None else recv.ctypes.data,
             count,
         )
-        self._submit(call, (send, recv))
+        return self._submit(call, (send, recv), recv, sync_op)
 
-    def _submit(self, call: Call, arrays: object) -> None:
+    def _submit(self, call: Call, arrays: object, result: Any, sync_op: bool) -> Any:
         if not self._handle:
             raise CommunicatorError(f"{OPS[call.op]}: the communicator must be open, it was closed")
+        if not sync_op:
+            return self._start(call, arrays, result)
         if _group.calls is None:
             _run([call])
         else:
             _group.calls.append(call)
             _group.arrays.append((self, arrays))
+        return result
+
+    def _start(self, call: Call, arrays: object, result: Any) -> Work:
+        if _group.calls is not None:
+            raise argument_error(OPS[call.op], "sync_op", "True inside group()", False)
+        with self._flights_lock:
+            while self._flights and self._flights[0].is_done():
+                self._flights.popleft()
+            self._flights.append(Flight([call], arrays))
+            return Work(self._flights[-1], self, result)
+
+
+def _result(op: str, out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.shape != shape or out.dtype != dtype:
+        raise argument_error(op, "out", f"{list(shape)} {dtype}", f"{list(out.shape)} {out.dtype}")
+    return _writable(op, out)
+
+
+def _writable(op: str, out: Array) -> Array:
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise argument_error(op, "out", "a contiguous array that can be written", "another one")
+    return out
+
+
+def _exchange(sent: Array, received: Array) -> Exchange:
+    numbers = _number(sent, "all_to_all"), _number(received, "all_to_all")
+    return Exchange(sent.ctypes.data, sent.size, received.ctypes.data, received.size, *numbers)
 
 
 def _number(array: Array, op: str) -> int:
@@ -218,11 +263,4 @@ def _number(array: Array, op: str) -> int:
 
 def _run(calls: list[Call]) -> None:
     if calls:
-        _check(library().fusionkit_parallel_run((Call * len(calls))(*calls), len(calls)))
-
-
-def _check(status: int) -> None:
-    if status == 0:
-        return
-    text = library().fusionkit_parallel_error().decode()
-    raise ValueError(text) if status == -2 else CommunicatorError(text)
+        check(library().fusionkit_parallel_run((Call * len(calls))(*calls), len(calls)))

@@ -51,6 +51,7 @@ class Call(ctypes.Structure):
         ("recv", ctypes.c_void_p),
         ("count", ctypes.c_uint64),
         ("exchanges", ctypes.POINTER(Exchange)),
+        ("in_turn", ctypes.c_int32),
     ]
 
 
@@ -71,6 +72,23 @@ def library() -> Any:
         ctypes.POINTER(ctypes.c_void_p),
     ]
     loaded.fusionkit_parallel_run.argtypes = [ctypes.POINTER(Call), ctypes.c_size_t]
+    loaded.fusionkit_parallel_start.argtypes = [
+        ctypes.POINTER(Call),
+        ctypes.c_size_t,
+        ctypes.POINTER(ctypes.c_void_p),
+    ]
+    loaded.fusionkit_parallel_wait.argtypes = [ctypes.c_void_p]
+    loaded.fusionkit_parallel_is_done.argtypes = [ctypes.c_void_p]
+    loaded.fusionkit_parallel_forget.argtypes = [ctypes.c_void_p]
+    loaded.fusionkit_parallel_forget.restype = None
+    loaded.fusionkit_parallel_sum_in_order.argtypes = [
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_void_p),
+        ctypes.c_int,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
     loaded.fusionkit_parallel_leave.argtypes = [ctypes.c_void_p]
     loaded.fusionkit_parallel_leave.restype = None
     return loaded

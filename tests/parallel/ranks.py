@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionkit.parallel import Communicator, group
+from fusionkit.parallel import Communicator, CommunicatorError, group
 from fusionkit.parallel.native import DTYPES
 
 # One element, an odd number, one more than the direct limit of 4 KiB in every dtype, more than a ring of 256 KiB.
@@ -108,6 +108,109 @@ def many(communicator: Communicator, identifiers: list[str]) -> list[int]:
         sums.append(communicator.all_reduce(x))
         sums += [each.all_reduce(x) for each in (first, last) if each is not None]
     return [int(each[-1]) for each in sums]
+
+
+def overlapping(communicator: Communicator, rounds: int) -> list[bool]:
+    """Many calls in flight, awaited last to first, a blocking one among them, against the same calls one by one."""
+    rank, world_size = communicator.rank, communicator.world_size
+    passed = []
+    for size in SIZES:
+        x = sample(np.dtype("float32"), (world_size, size), rank, size)
+        parts = [x[to][: size // (1 + (rank + to) % 3)] for to in range(world_size)]
+
+        def calls(sync_op: bool, x=x, parts=parts) -> list:
+            return [
+                communicator.all_reduce(x, sync_op=sync_op),
+                communicator.all_gather(x[0], sync_op=sync_op),
+                communicator.reduce_scatter(x, "max", sync_op=sync_op),
+                communicator.broadcast(x, world_size - 1, sync_op=sync_op),
+                communicator.reduce(x, 0, sync_op=sync_op),
+                communicator.all_to_all(parts, sync_op=sync_op, in_turn=not sync_op),
+            ]
+
+        expected = calls(True)
+        works = [work for _ in range(rounds) for work in calls(False)]
+        between = communicator.all_reduce(x)
+        results = [work.wait() for work in reversed(works)][::-1]
+        passed.append(np.array_equal(between, expected[0]) and all(work.is_completed() for work in works))
+        for number, result in enumerate(results):
+            same = expected[number % len(expected)]
+            lists = isinstance(same, list)
+            passed.append(all(map(np.array_equal, result, same)) if lists else np.array_equal(result, same))
+    return passed
+
+
+def into_views(communicator: Communicator) -> bool:
+    """`out` as rows of one array, empty ones too; in place; and sends and receives in flight."""
+    rank, world_size = communicator.rank, communicator.world_size
+    gathered = np.zeros((world_size, 5000), "f")
+    for step in range(1, world_size):
+        to, source = (rank - step) % world_size, (rank + step) % world_size
+        sent = [np.full(5000 if peer == to else 0, rank + 1, "f") for peer in range(world_size)]
+        out = [gathered[source] if peer == source else gathered[0, :0] for peer in range(world_size)]
+        communicator.all_to_all(sent, out=out, sync_op=False, in_turn=True)  # dropped: the barrier comes after it
+    total = np.full(5000, rank, "f")
+    communicator.all_reduce(total, out=total, sync_op=False)
+    received = np.empty((2, 100_000))
+    works = [communicator.recv(each, (rank - 1) % world_size, sync_op=False) for each in received]
+    works += [
+        communicator.send(np.full(100_000, rank + n, float), (rank + 1) % world_size, sync_op=False) for n in range(2)
+    ]
+    communicator.barrier()
+    for work in works:
+        work.wait()
+    gathered[rank] = rank + 1
+    right = np.array_equal(gathered[:, ::4999], np.arange(1, world_size + 1)[:, None].repeat(2, 1))
+    right &= np.array_equal(received[:, 0], (rank - 1) % world_size + np.arange(2))
+    return bool(right and (total == sum(range(world_size))).all())
+
+
+def turns(communicator: Communicator, in_turn: bool) -> bool:
+    """Whether rank 2 has rank 0's second message while rank 1 does not take the first, which is for it."""
+    out, sizes = np.zeros(1_000_000, "f"), [(0, 1_000_000, 0), (0, 0, 1_000_000)]
+    if communicator.rank == 1:
+        time.sleep(1)
+    works = []
+    for size in sizes:
+        sent = [np.ones(each if communicator.rank == 0 else 0, "f") for each in size]
+        received = [out[: size[communicator.rank]], out[:0], out[:0]]
+        works.append(communicator.all_to_all(sent, out=received, sync_op=False, in_turn=in_turn))
+    time.sleep(0.5)
+    has_arrived = bool(out[-1] == 1)
+    for work in works:
+        work.wait()
+    assert communicator.rank == 0 or out[-1] == 1
+    return has_arrived
+
+
+def works_of_a_dead_peer(communicator: Communicator) -> list[str]:
+    """What each work in flight tells when the last rank ends without a word."""
+    if communicator.rank == communicator.world_size - 1:
+        time.sleep(0.3)
+        os._exit(0)
+    works = [communicator.all_reduce(np.ones(size, "f"), sync_op=False) for size in (8, 500_000, 8)]
+    texts = []
+    for work in works:
+        try:
+            work.wait()
+        except CommunicatorError as error:
+            texts.append(str(error))
+    return texts
+
+
+def closing(communicator: Communicator) -> str:
+    """Rank 0 leaves with works in flight, one of them dropped; what its other work tells."""
+    if communicator.rank != 0:
+        time.sleep(0.5)
+        return ""
+    communicator.all_reduce(np.ones(500_000), sync_op=False)
+    work = communicator.all_reduce(np.ones(500_000), sync_op=False)
+    communicator.close()
+    try:
+        work.wait()
+    except CommunicatorError as error:
+        return str(error)
+    return "done"
 
 
 def forever(communicator: Communicator, size: int) -> int:

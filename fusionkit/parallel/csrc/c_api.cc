@@ -1,11 +1,14 @@
 // The communicator for Python's ctypes. Functions return 0, or leave the error's text and return -2 for a
 // bad argument, else -1.
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
 #include "communicator.h"
+#include "reduce.h"
 #include "rendezvous.h"
+#include "work.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -13,7 +16,9 @@ namespace {
 
 using fusionkit_parallel::Call;
 using fusionkit_parallel::Communicator;
+using fusionkit_parallel::DType;
 using fusionkit_parallel::UniqueId;
+using fusionkit_parallel::Work;
 
 thread_local std::string last_error;
 
@@ -54,6 +59,24 @@ EXPORT int fusionkit_parallel_join(const void* id, int rank, int world_size, dou
 
 EXPORT int fusionkit_parallel_run(const Call* calls, size_t num_calls) {
   return guarded([&] { Communicator::run(calls, num_calls); });
+}
+
+EXPORT int fusionkit_parallel_start(const Call* calls, size_t num_calls, std::shared_ptr<Work>** made) {
+  return guarded([&] { *made = new std::shared_ptr<Work>(Communicator::start(calls, num_calls)); });
+}
+
+EXPORT int fusionkit_parallel_wait(const std::shared_ptr<Work>* work) {
+  return guarded([&] { (*work)->wait(); });
+}
+
+EXPORT int fusionkit_parallel_is_done(const std::shared_ptr<Work>* work) { return (*work)->is_done() ? 1 : 0; }
+
+// The call goes on; what it reads and writes must stay until it is done.
+EXPORT void fusionkit_parallel_forget(std::shared_ptr<Work>* work) { delete work; }
+
+EXPORT int fusionkit_parallel_sum_in_order(DType dtype, const char* const* sources, int num_sources, size_t count,
+                                           DType out_dtype, char* out) {
+  return guarded([&] { fusionkit_parallel::sum_in_order(dtype, sources, num_sources, count, out_dtype, out); });
 }
 
 EXPORT void fusionkit_parallel_leave(Communicator* communicator) { delete communicator; }

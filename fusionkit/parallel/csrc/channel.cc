@@ -8,14 +8,16 @@
 namespace fusionkit_parallel {
 namespace {
 
-// So that a peer begins with a message before it is all there.
-constexpr size_t kPieceBytes = 64 << 10;
+constexpr size_t kShareBytes = 1 << 20;
+constexpr char kZeros[Transport::kAlignment] = {};
 
 size_t padded(size_t size) {
   return (size + Transport::kAlignment - 1) / Transport::kAlignment * Transport::kAlignment;
 }
 
 }  // namespace
+
+size_t Incoming::rest() const { return padded(size) - received; }
 
 bool Channel::advance() {
   if (peer_ == transport_.rank) return advance_to_self();
@@ -29,77 +31,101 @@ const Plan* Channel::pending() const {
 }
 
 bool Channel::send_some() {
-  bool moved = false;
-  while (!outgoing.empty()) {
-    Outgoing& message = outgoing.front();
-    if (!message.begun) {
-      const Bytes room = transport_.room(peer_);
-      if (message.has_header) {
-        if (room.size < sizeof(Plan)) return moved;
-        std::memcpy(room.data, &message.plan, sizeof(Plan));
-        transport_.produced(peer_, sizeof(Plan));
-        moved = true;
-      }
-      message.begun = true;
-    }
-    const size_t total = padded(message.size);
-    const size_t ready = message.ready == nullptr || *message.ready == message.size ? total : *message.ready;
-    while (message.sent < ready) {
-      const Bytes room = transport_.room(peer_);
-      const size_t n = std::min({room.size, ready - message.sent, kPieceBytes});
-      if (n == 0) return moved;
-      if (message.sent < message.size)
-        std::memcpy(room.data, message.data + message.sent, std::min(n, message.size - message.sent));
-      transport_.produced(peer_, n);
-      message.sent += n;
-      moved = true;
-    }
-    if (message.sent < total) return moved;
+  moved_ = 0;
+  bool is_any_done = false;
+  while (!outgoing.empty() && turns_.may_send(outgoing.front().turn) && send(outgoing.front())) {
+    --outgoing.front().work->num_pending_;
+    turns_.sent(outgoing.front().turn);
     outgoing.pop_front();
+    is_any_done = true;
   }
-  return moved;
+  return moved_ != 0 || is_any_done;
+}
+
+bool Channel::send(Outgoing& message) {
+  while (message.has_header && message.header_sent < sizeof(Plan)) {
+    const char* header = reinterpret_cast<const char*>(&message.plan);
+    const size_t n = transport_.write(peer_, header + message.header_sent, sizeof(Plan) - message.header_sent);
+    if (n == 0) return false;
+    message.header_sent += n;
+    moved_ += n;
+  }
+  const size_t ready = message.ready == nullptr ? message.size : *message.ready, total = padded(message.size);
+  while (message.sent < ready) {
+    const size_t n = transport_.write(peer_, message.data + message.sent, ready - message.sent);
+    if (n == 0) return false;
+    message.sent += n;
+    moved_ += n;
+    if (moved_ >= kShareBytes) break;
+  }
+  if (message.sent < message.size) return false;
+  while (message.sent < total) {
+    const size_t n = transport_.write(peer_, kZeros, total - message.sent);
+    if (n == 0) return false;
+    message.sent += n;
+  }
+  return true;
 }
 
 bool Channel::receive_some() {
-  bool moved = false;
-  while (!incoming.empty()) {
-    Incoming& message = incoming.front();
-    if (!message.begun) {
-      if (message.has_header) {
-        const Bytes arrived = transport_.arrived(peer_);
-        if (arrived.size < sizeof(Plan)) return moved;
-        Plan theirs;
-        std::memcpy(&theirs, arrived.data, sizeof(Plan));
-        compare(theirs, message.plan);
-        transport_.consumed(peer_, sizeof(Plan));
-        moved = true;
-      }
-      message.begun = true;
-    }
-    const size_t total = padded(message.size);
-    while (message.received < total) {
-      if (message.reduction != nullptr && message.received < message.size) return moved;
-      const Bytes arrived = transport_.arrived(peer_);
-      const size_t n = std::min(arrived.size, total - message.received);
-      if (n == 0) return moved;
-      if (message.received < message.size)
-        std::memcpy(message.into + message.received, arrived.data, std::min(n, message.size - message.received));
-      transport_.consumed(peer_, n);
-      message.received += n;
-      moved = true;
-    }
+  moved_ = 0;
+  bool is_any_done = false;
+  while (!incoming.empty() && receive(incoming.front())) {
+    --incoming.front().work->num_pending_;
     incoming.pop_front();
+    is_any_done = true;
   }
-  return moved;
+  return moved_ != 0 || is_any_done;
+}
+
+bool Channel::receive(Incoming& message) {
+  if (!message.begun && !receive_header(message)) return false;
+  while (message.received < message.size) {
+    if (message.reduction != nullptr) return false;  // which reads as soon as all ranks' elements are there
+    const size_t n = transport_.read(peer_, message.into + message.received, message.size - message.received);
+    if (n == 0) return false;
+    message.received += n;
+    moved_ += n;
+    if (moved_ >= kShareBytes) break;
+  }
+  if (message.received < message.size) return false;
+  while (message.rest() != 0) {
+    const size_t n = std::min(transport_.arrived(peer_, message.rest()).size, message.rest());
+    if (n == 0) return false;
+    transport_.consumed(peer_, n);
+    message.received += n;
+  }
+  return true;
+}
+
+bool Channel::receive_header(Incoming& message) {
+  if (message.has_header) {
+    const Bytes arrived = transport_.arrived(peer_, sizeof(Plan));
+    if (arrived.size < sizeof(Plan)) return false;
+    Plan theirs;
+    std::memcpy(&theirs, arrived.data, sizeof(Plan));
+    compare(theirs, message.plan);
+    transport_.consumed(peer_, sizeof(Plan));
+    moved_ += sizeof(Plan);
+  }
+  message.begun = true;
+  return true;
 }
 
 bool Channel::advance_to_self() {
-  if (outgoing.empty() || incoming.empty()) return false;
-  compare(outgoing.front().plan, incoming.front().plan);
-  if (incoming.front().size != 0) std::memmove(incoming.front().into, outgoing.front().data, incoming.front().size);
-  outgoing.pop_front();
-  incoming.pop_front();
-  return true;
+  bool moved = false;
+  while (!outgoing.empty() && !incoming.empty()) {
+    Outgoing& from = outgoing.front();
+    Incoming& to = incoming.front();
+    compare(from.plan, to.plan);
+    if (to.size != 0) std::memmove(to.into, from.data, to.size);
+    --from.work->num_pending_;
+    --to.work->num_pending_;
+    outgoing.pop_front();
+    incoming.pop_front();
+    moved = true;
+  }
+  return moved;
 }
 
 void Channel::compare(const Plan& theirs, const Plan& ours) const {

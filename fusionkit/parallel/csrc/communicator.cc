@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <set>
 #include <stdexcept>
 
@@ -20,9 +21,33 @@ std::string seconds(double value) {
 
 }  // namespace
 
+// Taken in the order of arrival, as good as.
+class Communicator::Lock {
+ public:
+  explicit Lock(Communicator& of) : held_(of.mutex_, std::defer_lock) {
+    const std::lock_guard<std::mutex> queue(of.queue_);
+    held_.lock();
+  }
+
+ private:
+  std::unique_lock<std::mutex> held_;
+};
+
 Communicator::Communicator(std::unique_ptr<Transport> transport, double timeout)
     : transport_(std::move(transport)), timeout_(timeout), num_sent_(world_size()), num_received_(world_size()) {
-  for (int peer = 0; peer < world_size(); ++peer) channels_.emplace_back(*transport_, peer);
+  for (int peer = 0; peer < world_size(); ++peer) channels_.emplace_back(*transport_, turns_, peer);
+}
+
+Communicator::~Communicator() {
+  {
+    const Lock lock(*this);
+    is_leaving_ = true;
+    for (const auto& work : in_flight_) work->finish("communicator: it was closed before the call was done");
+    in_flight_.clear();
+  }
+  started_.notify_all();
+  transport_->wake();
+  if (progress_thread_.joinable()) progress_thread_.join();
 }
 
 std::string Communicator::name() const {
@@ -34,35 +59,96 @@ std::string Communicator::name() const {
 void Communicator::run(const Call* calls, size_t num_calls) {
   std::set<Communicator*> communicators;  // in the order of addresses, so that two threads lock in one order
   for (size_t i = 0; i < num_calls; ++i) communicators.insert(calls[i].communicator);
-  std::vector<std::unique_lock<std::mutex>> locks;
-  for (Communicator* each : communicators) locks.emplace_back(each->mutex_);
+  std::map<Communicator*, std::unique_ptr<Lock>> locks;
+  for (Communicator* each : communicators) locks[each] = std::make_unique<Lock>(*each);
   for (size_t i = 0; i < num_calls; ++i) calls[i].communicator->check(calls[i]);
+  std::vector<std::shared_ptr<Work>> own_works, others;
+  std::vector<Communicator*> own;
   try {
-    for (size_t i = 0; i < num_calls; ++i) calls[i].communicator->schedule(calls[i]);
-    auto last_moved = Clock::now();
-    while (true) {
-      Transport& first = *(*communicators.begin())->transport_;
-      const uint32_t seen = first.changes();
-      bool moved = false, done = true;
-      for (Communicator* each : communicators) {
-        moved |= each->advance();
-        done &= each->is_done();
-      }
-      if (done) break;
-      if (moved) {
-        last_moved = Clock::now();
+    for (Communicator* each : communicators) {
+      (each->is_progressing_ ? others : own_works).push_back(each->schedule(calls, num_calls));
+      if (!each->is_progressing_) {
+        own.push_back(each);
         continue;
       }
-      for (Communicator* each : communicators) each->require_progress(last_moved, calls[0]);
-      first.wait(seen, communicators.size() == 1 ? kSleepMicroseconds : kSleepOfManyMicroseconds);
+      each->transport_->wake();
+      locks[each].reset();
     }
+    move(own, own_works);
+    locks.clear();
+    for (const auto& work : others) work->wait();
   } catch (const std::exception& error) {
-    for (Communicator* each : communicators) each->fail(error.what());
+    locks.clear();
+    for (Communicator* each : communicators) {
+      const Lock lock(*each);
+      each->fail(error.what());
+    }
     throw;
   }
-  for (Communicator* each : communicators) {
-    each->reductions_.clear();
-    each->staging_.clear();
+}
+
+void Communicator::move(const std::vector<Communicator*>& communicators,
+                        const std::vector<std::shared_ptr<Work>>& works) {
+  auto last_moved = Clock::now();
+  while (!std::all_of(works.begin(), works.end(), [](const auto& work) { return work->is_done(); })) {
+    Transport& first = *communicators.front()->transport_;
+    const uint32_t seen = first.changes();
+    bool moved = false;
+    for (Communicator* each : communicators) moved |= each->advance();
+    if (moved) {
+      last_moved = Clock::now();
+      continue;
+    }
+    for (Communicator* each : communicators) each->require_progress(last_moved);
+    first.wait(seen, communicators.size() == 1 ? kSleepMicroseconds : kSleepOfManyMicroseconds);
+  }
+}
+
+std::shared_ptr<Work> Communicator::start(const Call* calls, size_t num_calls) {
+  Communicator& self = *calls[0].communicator;
+  for (size_t i = 0; i < num_calls; ++i)
+    if (calls[i].communicator != &self)
+      throw std::invalid_argument("start: all calls must be of one communicator, got several. Start each by itself");
+  const Lock lock(self);
+  for (size_t i = 0; i < num_calls; ++i) self.check(calls[i]);
+  std::shared_ptr<Work> work;
+  try {
+    work = self.schedule(calls, num_calls);
+    self.advance();
+  } catch (const std::exception& error) {
+    self.fail(error.what());
+    throw;
+  }
+  if (work->is_done()) return work;
+  if (!self.progress_thread_.joinable()) self.progress_thread_ = std::thread(&Communicator::progress, &self);
+  self.started_.notify_one();
+  self.transport_->wake();  // it may be waiting for less than there is to wait for now
+  return work;
+}
+
+void Communicator::progress() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  auto last_moved = Clock::now();
+  while (!is_leaving_) {
+    if (in_flight_.empty()) {
+      is_progressing_ = false;
+      started_.wait(lock);
+      last_moved = Clock::now();
+      continue;
+    }
+    is_progressing_ = true;
+    try {
+      const uint32_t seen = transport_->changes();
+      const bool moved = advance();
+      if (moved) last_moved = Clock::now();
+      if (!moved && !in_flight_.empty()) require_progress(last_moved);
+      lock.unlock();
+      if (!moved) transport_->wait(seen, kSleepMicroseconds);
+      const std::lock_guard<std::mutex> queue(queue_);
+      lock.lock();
+    } catch (const std::exception& error) {
+      fail(error.what());
+    }
   }
 }
 
@@ -70,8 +156,13 @@ bool Communicator::advance() {
   bool moved = false;
   // Each rank begins with the next one, so that not all talk to rank 0 first.
   for (int step = 0; step < world_size(); ++step) moved |= channels_[(rank() + step) % world_size()].advance();
-  for (const auto& reduction : reductions_)
-    if (reduction->done < reduction->size) moved |= advance(*reduction);
+  for (const auto& work : in_flight_)
+    for (const auto& reduction : work->reductions_)
+      if (reduction->done < reduction->size) moved |= advance(*reduction);
+  const auto done = [](const std::shared_ptr<Work>& work) { return work->num_pending_ == 0; };
+  for (const auto& work : in_flight_)
+    if (done(work)) work->finish("");
+  in_flight_.erase(std::remove_if(in_flight_.begin(), in_flight_.end(), done), in_flight_.end());
   return moved;
 }
 
@@ -85,7 +176,7 @@ bool Communicator::advance(Reduction& reduction) {
     }
     const auto& incoming = channels_[peer].incoming;
     if (incoming.empty() || !incoming.front().begun || incoming.front().reduction != &reduction) return false;
-    const Bytes arrived = transport_->arrived(peer);
+    const Bytes arrived = transport_->arrived(peer, incoming.front().rest());
     sources[peer] = arrived.data;
     n = std::min(n, arrived.size);
   }
@@ -102,13 +193,14 @@ bool Communicator::advance(Reduction& reduction) {
   return true;
 }
 
-bool Communicator::is_done() const {
-  return std::all_of(channels_.begin(), channels_.end(), [](const Channel& each) { return each.pending() == nullptr; });
-}
-
-void Communicator::require_progress(Clock::time_point last_moved, const Call& call) {
+void Communicator::require_progress(Clock::time_point last_moved) {
   const std::string failure = transport_->failure();
-  if (!failure.empty()) throw std::runtime_error(std::string(name_of(call.op)) + ": another rank failed: " + failure);
+  if (!failure.empty()) {
+    const Plan* pending = nullptr;
+    for (int peer = 0; peer < world_size() && pending == nullptr; ++peer) pending = channels_[peer].pending();
+    const std::string op = pending == nullptr ? "communicator" : name_of(pending->op);
+    throw std::runtime_error(op + ": another rank failed: " + failure);
+  }
   const double waited = std::chrono::duration<double>(Clock::now() - last_moved).count();
   if (waited < kSleepMicroseconds * 1e-6 && waited < timeout_) return;
   for (int peer = 0; peer < world_size(); ++peer) {
@@ -126,14 +218,14 @@ void Communicator::require_progress(Clock::time_point last_moved, const Call& ca
 }
 
 void Communicator::fail(const std::string& text) noexcept {
-  const std::string earlier = transport_->failure();
-  if (earlier.empty()) transport_->fail(text);
+  if (transport_->failure().empty()) transport_->fail(text);
   for (Channel& channel : channels_) {
     channel.outgoing.clear();
     channel.incoming.clear();
   }
-  reductions_.clear();
-  staging_.clear();
+  for (const auto& work : in_flight_) work->finish(text);
+  in_flight_.clear();
+  turns_.clear();
 }
 
 }  // namespace fusionkit_parallel

@@ -2,14 +2,18 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "channel.h"
 #include "plan.h"
 #include "transport.h"
+#include "turns.h"
+#include "work.h"
 
 namespace fusionkit_parallel {
 
@@ -35,22 +39,16 @@ struct Call {
   void* recv;
   uint64_t count;
   const Exchange* exchanges;  // one for each rank: all_to_all
+  int32_t in_turn = 0;        // an all_to_all that begins to send when the earlier ones with this mark have sent all
 };
 
-// The elements that peers send, reduced in the order of ranks as they arrive.
-struct Reduction {
-  DType dtype;
-  ReduceOp op;
-  const char* own;
-  char* out;
-  size_t size;      // bytes
-  size_t done = 0;  // bytes of `out` that are final
-};
-
+// The thread that waits for a call moves its bytes. A thread of the communicator's own does so while there are calls
+// that were started and that nobody may be waiting for; it exists from the first of them on.
 class Communicator {
  public:
   // A call fails when nothing has moved for `timeout` seconds.
   Communicator(std::unique_ptr<Transport> transport, double timeout);
+  ~Communicator();
 
   int rank() const { return transport_->rank; }
   int world_size() const { return transport_->world_size; }
@@ -61,15 +59,21 @@ class Communicator {
   // fails always, on all ranks.
   static void run(const Call* calls, size_t num_calls);
 
+  // As run, for one communicator, but returns at once. What the calls read and write must stay until the work is done.
+  // Calls in flight have the order in which they were started, on every rank the same.
+  static std::shared_ptr<Work> start(const Call* calls, size_t num_calls);
+
  private:
   using Clock = std::chrono::steady_clock;
+  class Lock;
 
   // schedule.cc: a call as messages to and from each peer.
+  std::shared_ptr<Work> schedule(const Call* calls, size_t num_calls);
   void schedule(const Call& call);
   void check(const Call& call) const;
   Plan plan_of(const Call& call);
-  void send_to(int peer, const Plan& plan, const void* data, size_t size);
-  void expect_from(int peer, const Plan& plan, void* into, size_t size);
+  Outgoing& send_to(int peer, const Plan& plan, const void* data, size_t size);
+  Incoming& expect_from(int peer, const Plan& plan, void* into, size_t size);
   void schedule_all_reduce(const Call& call, const Plan& plan);
   void schedule_reduce_scatter(const Call& call, const Plan& plan);
   void schedule_reduce(const Call& call, const Plan& plan);
@@ -79,20 +83,26 @@ class Communicator {
   void schedule_pair(const Call& call, const Plan& plan);
   Reduction& new_reduction(const Call& call, const void* own, void* out, size_t size);
 
+  // Moves the bytes of these until all works are done.
+  static void move(const std::vector<Communicator*>& communicators, const std::vector<std::shared_ptr<Work>>& works);
   bool advance();
   bool advance(Reduction& reduction);
-  bool is_done() const;
-  void require_progress(Clock::time_point last_moved, const Call& call);
+  void require_progress(Clock::time_point last_moved);
   void fail(const std::string& text) noexcept;
+  void progress();
 
   const std::unique_ptr<Transport> transport_;
   const double timeout_;
-  std::mutex mutex_;  // one run at a time
+  std::mutex queue_;  // whoever waits for mutex_ holds it, so that the progress thread cannot come first again
+  std::mutex mutex_;  // for all below
+  std::condition_variable started_;
+  bool is_leaving_ = false, is_progressing_ = false;  // the latter: the progress thread moves what is in flight
+  Turns turns_;
   std::vector<Channel> channels_;
-  std::vector<std::unique_ptr<Reduction>> reductions_;
-  std::vector<std::unique_ptr<char[]>> staging_;
+  std::vector<std::shared_ptr<Work>> in_flight_;
   uint64_t num_collectives_ = 0;
   std::vector<uint64_t> num_sent_, num_received_;
+  std::thread progress_thread_;
 };
 
 }  // namespace fusionkit_parallel

@@ -76,7 +76,8 @@ W divided(W x, int by) {
   if constexpr (!std::is_arithmetic_v<W>) return x / static_cast<typename W::value_type>(by);
 }
 
-template <typename T, typename Op>
+// Out: the type of the result, which has the same wide type.
+template <typename T, typename Op, typename Out = T>
 void reduce_as(const char* const* sources, int num_sources, size_t count, int divisor, char* out) {
   using W = typename Wide<T>::type;
   constexpr size_t kBlock = 512;  // wide elements that stay in the first-level cache
@@ -91,8 +92,8 @@ void reduce_as(const char* const* sources, int num_sources, size_t count, int di
     }
     if (divisor != 1)
       for (size_t i = 0; i < n; ++i) wide[i] = divided(wide[i], divisor);
-    T* to = reinterpret_cast<T*>(out) + begin;
-    for (size_t i = 0; i < n; ++i) to[i] = Wide<T>::store(wide[i]);
+    Out* to = reinterpret_cast<Out*>(out) + begin;
+    for (size_t i = 0; i < n; ++i) to[i] = Wide<Out>::store(wide[i]);
   }
 }
 
@@ -107,7 +108,20 @@ void reduce_type(ReduceOp op, const char* const* sources, int num_sources, size_
   return reduce_as<T, Sum>(sources, num_sources, count, op == ReduceOp::kAverage ? num_sources : 1, out);
 }
 
+template <typename T>
+void sum_to(DType out_dtype, const char* const* sources, int num_sources, size_t count, char* out) {
+  if (out_dtype == DType::kFloat32) return reduce_as<T, Sum, float>(sources, num_sources, count, 1, out);
+  if (out_dtype == DType::kFloat16) return reduce_as<T, Sum, Float16>(sources, num_sources, count, 1, out);
+  return reduce_as<T, Sum, Bfloat16>(sources, num_sources, count, 1, out);
+}
+
 }  // namespace
+
+void sum_in_order(DType dtype, const char* const* sources, int num_sources, size_t count, DType out_dtype, char* out) {
+  if (dtype == DType::kFloat32) return sum_to<float>(out_dtype, sources, num_sources, count, out);
+  if (dtype == DType::kFloat16) return sum_to<Float16>(out_dtype, sources, num_sources, count, out);
+  return sum_to<Bfloat16>(out_dtype, sources, num_sources, count, out);
+}
 
 const char* name_of(ReduceOp op) {
   constexpr const char* names[kNumReduceOps] = {"sum", "average", "max", "min", "product"};

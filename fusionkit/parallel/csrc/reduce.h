@@ -19,4 +19,8 @@ bool can_reduce(DType dtype, ReduceOp op);
 // A sum of bools is "or", a product "and". NaN wins in min and max.
 void reduce(DType dtype, ReduceOp op, const char* const* sources, int num_sources, size_t count, char* out);
 
+// out = sources[0] + sources[1] + ... in this order, in float32, rounded once to out's dtype. Both dtypes are float16,
+// bfloat16 or float32; `out` may be a source of its own dtype.
+void sum_in_order(DType dtype, const char* const* sources, int num_sources, size_t count, DType out_dtype, char* out);
+
 }  // namespace fusionkit_parallel

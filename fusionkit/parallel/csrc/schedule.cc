@@ -48,23 +48,38 @@ Plan Communicator::plan_of(const Call& call) {
   return plan;
 }
 
-void Communicator::send_to(int peer, const Plan& plan, const void* data, size_t size) {
-  channels_[peer].outgoing.push_back({true, plan, bytes(data), size, nullptr});
+Outgoing& Communicator::send_to(int peer, const Plan& plan, const void* data, size_t size) {
+  Work* work = in_flight_.back().get();
+  ++work->num_pending_;
+  channels_[peer].outgoing.push_back({work, true, plan, bytes(data), size, nullptr});
   channels_[peer].outgoing.back().plan.seal();
+  return channels_[peer].outgoing.back();
 }
 
-void Communicator::expect_from(int peer, const Plan& plan, void* into, size_t size) {
-  channels_[peer].incoming.push_back({true, plan, bytes(into), size, nullptr});
+Incoming& Communicator::expect_from(int peer, const Plan& plan, void* into, size_t size) {
+  Work* work = in_flight_.back().get();
+  ++work->num_pending_;
+  channels_[peer].incoming.push_back({work, true, plan, bytes(into), size, nullptr});
+  return channels_[peer].incoming.back();
 }
 
 Reduction& Communicator::new_reduction(const Call& call, const void* own, void* out, size_t size) {
-  reductions_.push_back(std::make_unique<Reduction>(Reduction{call.dtype, call.reduce, bytes(own), bytes(out), size}));
+  auto& reductions = in_flight_.back()->reductions_;
+  reductions.push_back(std::make_unique<Reduction>(Reduction{call.dtype, call.reduce, bytes(own), bytes(out), size}));
   if (world_size() == 1) {
     const char* source = bytes(own);
     reduce(call.dtype, call.reduce, &source, 1, size / size_of(call.dtype), bytes(out));
-    reductions_.back()->done = size;
+    reductions.back()->done = size;
   }
-  return *reductions_.back();
+  return *reductions.back();
+}
+
+std::shared_ptr<Work> Communicator::schedule(const Call* calls, size_t num_calls) {
+  in_flight_.push_back(std::make_shared<Work>());
+  const std::shared_ptr<Work> work = in_flight_.back();
+  for (size_t i = 0; i < num_calls; ++i)
+    if (calls[i].communicator == this) schedule(calls[i]);
+  return work;
 }
 
 void Communicator::schedule(const Call& call) {
@@ -94,9 +109,10 @@ void Communicator::schedule_all_reduce(const Call& call, const Plan& plan) {
   const bool is_direct = size <= kDirectBytes;
   const void* own = call.send;
   if (is_direct) {  // `recv` may be `send`, and may be written before `send` has gone to all
-    staging_.push_back(std::make_unique<char[]>(size));
-    if (size != 0) std::memcpy(staging_.back().get(), call.send, size);
-    own = staging_.back().get();
+    auto& staging = in_flight_.back()->staging_;
+    staging.push_back(std::make_unique<char[]>(size));
+    if (size != 0) std::memcpy(staging.back().get(), call.send, size);
+    own = staging.back().get();
   }
   const Block mine = is_direct ? Block(call.count, 0, 1) : Block(call.count, rank(), world_size());
   Reduction& reduction = new_reduction(call, bytes(own) + mine.begin * element, bytes(call.recv) + mine.begin * element,
@@ -106,11 +122,12 @@ void Communicator::schedule_all_reduce(const Call& call, const Plan& plan) {
     const Block theirs = is_direct ? mine : Block(call.count, peer, world_size());
     const size_t begin = theirs.begin * element, num_bytes = (theirs.end - theirs.begin) * element;
     send_to(peer, plan, bytes(own) + begin, num_bytes);
-    expect_from(peer, plan, nullptr, reduction.size);
-    channels_[peer].incoming.back().reduction = &reduction;
+    expect_from(peer, plan, nullptr, reduction.size).reduction = &reduction;
     if (is_direct) continue;
-    channels_[peer].outgoing.push_back({false, plan, reduction.out, reduction.size, &reduction.done});
-    channels_[peer].incoming.push_back({false, plan, bytes(call.recv) + begin, num_bytes, nullptr});
+    Outgoing& reduced = send_to(peer, plan, reduction.out, reduction.size);
+    reduced.has_header = false;
+    reduced.ready = &reduction.done;
+    expect_from(peer, plan, bytes(call.recv) + begin, num_bytes).has_header = false;
   }
 }
 
@@ -120,8 +137,7 @@ void Communicator::schedule_reduce_scatter(const Call& call, const Plan& plan) {
   for (int peer = 0; peer < world_size(); ++peer) {
     if (peer == rank()) continue;
     send_to(peer, plan, bytes(call.send) + peer * size, size);
-    expect_from(peer, plan, nullptr, size);
-    channels_[peer].incoming.back().reduction = &reduction;
+    expect_from(peer, plan, nullptr, size).reduction = &reduction;
   }
 }
 
@@ -131,8 +147,7 @@ void Communicator::schedule_reduce(const Call& call, const Plan& plan) {
   for (int peer = 0; peer < world_size(); ++peer) {
     if (peer == rank()) continue;
     send_to(peer, plan, call.send, peer == call.root ? size : 0);
-    expect_from(peer, plan, nullptr, reduction != nullptr ? size : 0);
-    channels_[peer].incoming.back().reduction = reduction;
+    expect_from(peer, plan, nullptr, reduction != nullptr ? size : 0).reduction = reduction;
   }
 }
 
@@ -159,15 +174,21 @@ void Communicator::schedule_broadcast(const Call& call, const Plan& plan) {
 
 void Communicator::schedule_all_to_all(const Call& call, const Plan& base) {
   Plan plan = base;
+  const uint64_t turn = call.in_turn != 0 ? turns_.take() : Turns::kNone;
   for (int peer = 0; peer < world_size(); ++peer) {
     const Exchange& each = call.exchanges[peer];
     plan.count = each.send_count;
     plan.dtype = each.send_dtype;
-    send_to(peer, plan, each.send, each.send_count * size_of(each.send_dtype));
+    Outgoing& sent = send_to(peer, plan, each.send, each.send_count * size_of(each.send_dtype));
+    if (turn != Turns::kNone && peer != rank()) {
+      sent.turn = turn;
+      turns_.add(turn);
+    }
     plan.count = each.recv_count;
     plan.dtype = each.recv_dtype;
     expect_from(peer, plan, each.recv, each.recv_count * size_of(each.recv_dtype));
   }
+  turns_.settle();
 }
 
 void Communicator::schedule_pair(const Call& call, const Plan& base) {
@@ -176,7 +197,8 @@ void Communicator::schedule_pair(const Call& call, const Plan& base) {
   plan.op = Op::kSend;
   if (call.op == Op::kSend) {
     plan.sequence = num_sent_[call.root]++;
-    return send_to(call.root, plan, call.send, size);
+    send_to(call.root, plan, call.send, size);
+    return;
   }
   plan.sequence = num_received_[call.root]++;
   plan.root = rank();

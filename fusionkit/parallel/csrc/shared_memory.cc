@@ -19,6 +19,8 @@ namespace {
 
 // A quarter of a second-level cache of 1 MiB. Other sizes were not compared.
 constexpr size_t kRingBytes = 256 << 10;
+// So that a peer begins with a message before it is all there, and writes before all was read.
+constexpr size_t kPieceBytes = 64 << 10;
 
 std::runtime_error system_error(const std::string& what) {
   return std::runtime_error("communicator: " + what + " (" + std::strerror(errno) + ")");
@@ -90,26 +92,33 @@ void SharedMemory::watch_peers() {
   }
 }
 
-Bytes SharedMemory::room(int peer) {
+size_t SharedMemory::write(int peer, const char* data, size_t size) {
   Ring& to = ring(rank, peer);
   const uint64_t written = to.written.load(std::memory_order_relaxed);
   const size_t free = kRingBytes - (written - to.read.load(std::memory_order_acquire));
-  const size_t at = written % kRingBytes;
-  return {to.data + at, std::min(free, kRingBytes - at)};
-}
-
-void SharedMemory::produced(int peer, size_t num_bytes) {
-  Ring& to = ring(rank, peer);
-  to.written.store(to.written.load(std::memory_order_relaxed) + num_bytes, std::memory_order_release);
+  const size_t at = written % kRingBytes, n = std::min({size, free, kRingBytes - at, kPieceBytes});
+  if (n == 0) return 0;
+  std::memcpy(to.data + at, data, n);
+  to.written.store(written + n, std::memory_order_release);
   notify(peer);
+  return n;
 }
 
-Bytes SharedMemory::arrived(int peer) {
+size_t SharedMemory::read(int peer, char* into, size_t size) {
+  const Bytes from = arrived(peer, size);
+  const size_t n = std::min({size, from.size, kPieceBytes});
+  if (n == 0) return 0;
+  std::memcpy(into, from.data, n);
+  consumed(peer, n);
+  return n;
+}
+
+Bytes SharedMemory::arrived(int peer, size_t wanted) {
   Ring& from = ring(peer, rank);
   const uint64_t read = from.read.load(std::memory_order_relaxed);
   const size_t available = from.written.load(std::memory_order_acquire) - read;
   const size_t at = read % kRingBytes;
-  return {from.data + at, std::min(available, kRingBytes - at)};
+  return {from.data + at, std::min({available, kRingBytes - at, wanted})};
 }
 
 void SharedMemory::consumed(int peer, size_t num_bytes) {
@@ -140,6 +149,8 @@ void SharedMemory::wait(uint32_t seen, int64_t microseconds) {
   syscall(SYS_futex, &own.changes, FUTEX_WAIT, seen, &limit, nullptr, 0);
   own.sleepers.fetch_sub(1);
 }
+
+void SharedMemory::wake() { notify(rank); }
 
 std::string SharedMemory::lost(int peer) {
   if (seat(peer).has_left.load() != 0) return "a rank that has left";

@@ -19,12 +19,13 @@ class SharedMemory : public Transport {
   // A segment without a name: nothing is left behind, however its processes end.
   static int create_segment(int world_size);
 
-  Bytes room(int peer) override;
-  void produced(int peer, size_t num_bytes) override;
-  Bytes arrived(int peer) override;
+  size_t write(int peer, const char* data, size_t size) override;
+  size_t read(int peer, char* into, size_t size) override;
+  Bytes arrived(int peer, size_t wanted) override;
   void consumed(int peer, size_t num_bytes) override;
   uint32_t changes() override;
   void wait(uint32_t seen, int64_t microseconds) override;
+  void wake() override;
   std::string lost(int peer) override;
   void fail(const std::string& text) override;
   std::string failure() override;

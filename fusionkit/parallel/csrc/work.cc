@@ -1,0 +1,27 @@
+#include "work.h"
+
+#include <stdexcept>
+
+namespace fusionkit_parallel {
+
+bool Work::is_done() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return is_done_;
+}
+
+void Work::wait() const {
+  std::unique_lock<std::mutex> lock(mutex_);
+  finished_.wait(lock, [this] { return is_done_; });
+  if (!failure_.empty()) throw std::runtime_error(failure_);
+}
+
+void Work::finish(const std::string& failure) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  reductions_.clear();
+  staging_.clear();
+  failure_ = failure;
+  is_done_ = true;
+  finished_.notify_all();
+}
+
+}  // namespace fusionkit_parallel

@@ -1,0 +1,62 @@
+"""Calls that go on while the process does something else."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fusionkit.parallel import sum_in_order
+from tests.parallel.ranks import SIZES
+
+
+@pytest.mark.parametrize("world_size", (1, 2, 4))
+def test_calls_in_flight_give_the_bits_of_blocking_ones(start, world_size):
+    for passed in start("overlapping", world_size, rounds=3).results():
+        assert not isinstance(passed, Exception), passed
+        assert len(passed) == len(SIZES) * 19
+        assert all(passed)
+
+
+@pytest.mark.parametrize("world_size", (2, 3))
+def test_results_go_where_they_are_wanted(start, world_size):
+    assert start("into_views", world_size).results() == [True] * world_size
+
+
+def test_calls_in_turn_do_not_share_the_link(start):
+    assert start("turns", 3, in_turn=True).results()[2] is False
+    assert start("turns", 3, in_turn=False).results()[2] is True
+
+
+def test_a_failure_reaches_every_work(start):
+    *results, last = start("works_of_a_dead_peer", 3).results()
+    assert last is None
+    for texts in results:
+        assert len(texts) == 3
+        assert all("rank 2 must answer within 30 s, got a process that has ended" in text for text in texts)
+
+
+def test_closing_with_works_in_flight_is_safe(start):
+    assert "closed before the call was done" in start("closing", 2).results()[0]
+
+
+@pytest.mark.parametrize("source", (np.float32, np.float16, ml_dtypes.bfloat16))
+@pytest.mark.parametrize("target", (np.float32, np.float16, ml_dtypes.bfloat16))
+def test_sums_in_order_are_rounded_once(source, target):
+    generator = np.random.default_rng(1)
+    arrays = [generator.standard_normal((3, 411)).astype(source) for _ in range(5)]
+    total = arrays[0].astype(np.float32)
+    for each in arrays[1:]:
+        total = total + each.astype(np.float32)
+    out = sum_in_order(arrays, np.empty((3, 411), target))
+    assert np.array_equal(out, total.astype(target))
+    if source is target:
+        assert sum_in_order(arrays, arrays[2]) is arrays[2]
+        assert np.array_equal(arrays[2], out)
+
+
+def test_sums_refuse_what_has_no_order():
+    with pytest.raises(TypeError, match="float16, bfloat16 or float32, got int32"):
+        sum_in_order([np.ones(2, "int32")], np.ones(2, "f"))
+    with pytest.raises(ValueError, match=r"arrays must be contiguous and \[2\], got \[3\]"):
+        sum_in_order([np.ones(3, "f")], np.ones(2, "f"))
