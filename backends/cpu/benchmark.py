@@ -17,6 +17,8 @@ from fusionkit.spec import Cost
 
 Call = Callable[[], object]
 
+MC2 = "fusionkit_backends.cpu.benchmark_mc2"  # what `fusionkit bench mc2` needs
+
 # Their function of gradients runs the forward pass first.
 GRADIENTS_WITH_FORWARD = {"fusion_rms_norm", "fusion_add_rms_norm", "flash_attention", "fused_linear_cross_entropy"}
 

@@ -14,5 +14,7 @@ the spread is shown.
     result.py       medians, floors, ratios
     target.py       ratios that a backend promises, and whether they are reached
     table.py, chart.py, record.py  for people, at a glance, for pytest-benchmark
+    markdown.py     tables
     dispatch.py     what choosing a backend costs
+    mc2/            how much communication the fused products hide
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fusionkit.benchmark.contestants import COMPOSITION, KERNEL, OP
+from fusionkit.benchmark.markdown import markdown
 from fusionkit.benchmark.result import Result
 from fusionkit.benchmark.target import Judged
 
@@ -59,13 +60,6 @@ def rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
 
 def times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.3g}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def table(results: Sequence[Result]) -> str:

@@ -1,0 +1,92 @@
+"""100 shapes, few rows among them: the op, which chooses its own path, is never slower than its serial path."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusionkit.benchmark.mc2 import protocol, statistics
+from fusionkit.benchmark.mc2.cases import BACKWARD, OPS, Case, directions_of
+from fusionkit.benchmark.mc2.measurement import CONTROL, FUSED
+from fusionkit.parallel import Communicator
+
+AT_LEAST = 0.99
+BURST_S = 0.02  # a timing repeats its call for so long
+ROWS = (1, 2, 3, 4, 8, 16, 33, 64, 256, 1024)  # M, or per rank where the op shards it
+SIZES = ((512, 512), (1024, 2048), (2048, 1024), (1000, 777))  # K, N
+
+
+@dataclass(frozen=True)
+class RankRatio:
+    """Seconds a call in each round, and the reasons in the ledger for what ran."""
+
+    seconds: Mapping[str, Sequence[float]]
+    ran: Mapping[tuple[str, str, str], int]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One shape: how many times longer the serial path takes, and what the op chose."""
+
+    case: Case
+    ratio: statistics.Estimate
+    reasons: tuple[str, ...]
+
+    @property
+    def reached(self) -> bool:
+        return self.ratio.median >= AT_LEAST
+
+    @property
+    def surely_below(self) -> bool:
+        return self.ratio.high < AT_LEAST
+
+
+def cases(world_size: int, dtype: str, number: int = 100) -> list[Case]:
+    """Every op forward at every shape, then backward, until there are `number`."""
+    found = [
+        Case(op, direction, world_size, rows * world_size, k, n, dtype)
+        for direction_of_all in (False, True)
+        for (k, n), rows, op in itertools.product(SIZES, ROWS, OPS)
+        for direction in directions_of(op)
+        if (direction == BACKWARD) == direction_of_all
+    ]
+    forward = [case for case in found if case.direction != BACKWARD]
+    backward = [case for case in found if case.direction == BACKWARD]
+    return evenly(forward, number * 6 // 10) + evenly(backward, number - number * 6 // 10)
+
+
+def evenly(listed: Sequence[Case], number: int) -> list[Case]:
+    return [listed[i * len(listed) // number] for i in range(min(number, len(listed)))]
+
+
+def run(case: Case, calls: Mapping[str, Callable[[], object]], communicator: Communicator, rounds: int) -> RankRatio:
+    """On one rank. All ranks repeat a call equally often, by the slowest rank's first time."""
+    for call in calls.values():
+        call()
+    communicator.barrier()
+    start = time.perf_counter()
+    calls[FUSED]()
+    first = communicator.all_reduce(np.array([time.perf_counter() - start]), "max")
+    number = max(1, round(BURST_S / float(first[0])))
+    watch = protocol.Watch()
+    repeated = {name: repeat(call, number) for name, call in calls.items()}
+    seconds = protocol.run(repeated, communicator.barrier, rounds, {FUSED: watch})
+    return RankRatio({name: [each / number for each in found] for name, found in seconds.items()}, watch.ran)
+
+
+def repeat(call: Callable[[], object], number: int) -> Callable[[], object]:
+    def run() -> None:
+        for _ in range(number):
+            call()
+
+    return run
+
+
+def judge(case: Case, ranks: Sequence[RankRatio]) -> Judged:
+    slowest = {name: np.max([rank.seconds[name] for rank in ranks], axis=0) for name in (FUSED, CONTROL)}
+    reasons = sorted({f"{backend}: {reason}" for rank in ranks for _, backend, reason in rank.ran})
+    return Judged(case, statistics.estimate(slowest[CONTROL] / slowest[FUSED]), tuple(reasons))

@@ -1,0 +1,75 @@
+"""Interleaved rounds on one rank: a barrier, then one contestant, on all ranks at the same time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import fusionkit
+from fusionkit.benchmark.mc2 import threads
+
+Call = Callable[[], object]
+Entry = tuple[str, str, str]
+
+
+class Watch:
+    """What is seen of one contestant: the ledger, and the processor time of the threads that do not compute."""
+
+    def __init__(self) -> None:
+        self.stolen: list[float] = []
+        self.ran: dict[Entry, int] = {}
+
+    def begin(self) -> None:
+        self._ledger = dict(fusionkit.ledger())
+        self._cpu = threads.cpu_seconds_of_others()
+
+    def end(self) -> None:
+        self.stolen.append(threads.spent(self._cpu, threads.cpu_seconds_of_others()))
+        for entry, count in fusionkit.ledger().items():
+            more = count - self._ledger.get(entry, 0)
+            if more:
+                self.ran[entry] = self.ran.get(entry, 0) + more
+
+
+def run(
+    calls: Mapping[str, Call],
+    barrier: Call,
+    rounds: int,
+    watches: Mapping[str, Watch],
+    after_round: Call = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round. The order begins with another contestant in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():  # lets lazy work happen
+        barrier()
+        call()
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            for name in rotated(list(calls), number):
+                seconds[name].append(timed(calls[name], barrier, watches.get(name)))
+            after_round()
+    finally:
+        gc.enable()
+    return seconds
+
+
+def timed(call: Call, barrier: Call, watch: Watch | None = None) -> float:
+    """Seconds of one call that all ranks begin together. The watch looks outside of them."""
+    if watch is not None:
+        watch.begin()
+    barrier()
+    start = time.perf_counter()
+    result = call()
+    elapsed_s = time.perf_counter() - start
+    if watch is not None:
+        watch.end()
+    del result
+    return elapsed_s
+
+
+def rotated(names: Sequence[str], by: int) -> list[str]:
+    by %= max(1, len(names))
+    return [*names[by:], *names[:by]]

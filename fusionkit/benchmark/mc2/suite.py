@@ -1,0 +1,97 @@
+"""What one command measures: every case at every rate, or the grid; and what it found, also when interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fusionkit.benchmark.mc2 import claim, grid, network
+from fusionkit.benchmark.mc2 import run as runs
+from fusionkit.benchmark.mc2.cases import BACKWARD, FORWARD, OPS, Case
+from fusionkit.benchmark.mc2.measurement import Measurement
+from fusionkit.benchmark.mc2.timeline import Event
+
+SWEEP_RATIO = 0.85  # c at the slowest link of a sweep
+
+
+@dataclass
+class Found:
+    """Grows while the benchmark runs."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    judged: list[grid.Judged] = field(default_factory=list)
+    events: dict[str, Sequence[Sequence[Event]]] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    shares_cores: bool = False
+
+    @property
+    def proven(self) -> bool:
+        """Something was measured, and nothing forbids a claim."""
+        something = bool(self.measurements or self.judged)
+        fine = not any(claim.reasons(each) for each in self.measurements)
+        return something and fine and all(each.reached for each in self.judged)
+
+    def title(self, options: argparse.Namespace) -> str:
+        how = "sharing cores" if self.shares_cores else "with a core each"
+        ranks = f"{options.ranks} ranks {how}, one thread each"
+        return f"{self.machine['processor']}, {ranks}, {options.rounds} rounds, {self.machine['date']}"
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def run(options: argparse.Namespace, links: Sequence[str], cores: list[int], found: Found) -> None:
+    found.machine, found.shares_cores = machine(), len(cores) < options.ranks
+    first = min(links, key=network.bits_per_s) if links else None
+    with runs.ranks(options.ranks, cores, first, options.backend) as ranks:
+        if options.grid:
+            measure_grid(options, ranks, found)
+            return
+        directions = options.direction or (FORWARD, BACKWARD)
+        cases = runs.first_cases(options.what or OPS, directions, options.ranks, options.dtype, options.rows)
+        if options.sweep and ranks.network is not None:
+            cases = [sized(ranks, case, max(options.c, SWEEP_RATIO)) for case in cases]
+        wanted: list[str | None] = list(links) or [None]
+        for link in wanted:
+            if ranks.network is not None and link is not None:
+                ranks.network.shape(link)
+                if not options.sweep:
+                    cases = [sized(ranks, case, options.c) for case in cases]
+            measure_cases(options, ranks, cases, link, found)
+
+
+def sized(ranks: runs.Ranks, case: Case, ratio: float) -> Case:
+    chosen = runs.choose_sizes(ranks, case, ratio)
+    print(f"{chosen.name}: chosen for c = {ratio}")
+    return chosen
+
+
+def measure_cases(
+    options: argparse.Namespace, ranks: runs.Ranks, cases: Sequence[Case], link: str | None, found: Found
+) -> None:
+    with tqdm(total=len(cases) * options.rounds, unit="round", desc=link or "not shaped") as bar:
+        for case in cases:
+            found.measurements.append(runs.measure(ranks, case, link, options.rounds, bar.update))
+            if options.timeline:
+                found.events[f"{case.name}, {link or 'not shaped'}"] = ranks.all("record", case)
+
+
+def measure_grid(options: argparse.Namespace, ranks: runs.Ranks, found: Found) -> None:
+    for case in tqdm(grid.cases(options.ranks, options.dtype), unit="shape"):
+        found.judged.append(grid.judge(case, ranks.all("grid", case, options.rounds)))
