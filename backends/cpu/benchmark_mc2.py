@@ -9,44 +9,103 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from fusionkit_backends.cpu import runtime
+from fusionkit_backends.cpu import overlap_model, runtime
 from fusionkit_backends.cpu.overlap import record, serially
+from fusionkit_backends.cpu.packed_operand import PackedOperand
+from fusionkit_backends.cpu.weight_gradient import WeightGradient
 
+from fusionkit.benchmark.mc2.cases import ALL_GATHER, ALL_REDUCE, BACKWARD, REDUCE_SCATTER, Case
+from fusionkit.frameworks.numpy import DTYPES
+from fusionkit.parallel import Communicator
 from fusionkit.spec import Array
 
-__all__ = ["chunks", "gradients", "num_chunks", "products", "record", "serially"]
+__all__ = ["chunks", "forget", "gradients", "num_chunks", "products", "record", "serially"]
 
 
 def products() -> dict[str, Callable[[Array, Array], object]]:
     """x [M, K] @ weight [K, N], the ways there are: the fastest is the baseline."""
-    native = runtime.native()
+
+    def packed(x: Array, weight: Array) -> object:
+        y = np.empty((len(x), weight.shape[1]), x.dtype)
+        PackedOperand(weight, x.dtype).multiply(x, y)
+        return y
+
     return {
-        "oneDNN's product": lambda x, weight: native.linear(x, weight, None),
-        "oneDNN's product, weight packed": lambda x, weight: native.linear_packed(
-            x, native.pack_weight(weight, x.dtype.name), *weight.shape, None
-        ),
+        "oneDNN's product": lambda x, weight: runtime.native().linear(x, weight, None),
+        "oneDNN's product, weight packed": packed,
     }
 
 
 def gradients() -> dict[str, Callable[[Array, Array, Array], object]]:
     """dy @ weight^T and x^T @ dy, the ways there are."""
-    native = runtime.native()
 
     def packed(x: Array, weight: Array, dy: Array) -> object:
-        dx = native.linear_packed(dy, native.pack_weight(weight.T, x.dtype.name), *weight.T.shape, None)
-        return dx, native.weight_grad(x, dy, np.empty(weight.shape, x.dtype))
+        dx, dweight = np.empty(x.shape, x.dtype), np.empty(weight.shape, weight.dtype)
+        PackedOperand(weight.T, x.dtype).multiply(dy, dx)
+        WeightGradient(dweight).whole(x, dy)
+        return dx, dweight
 
     return {
-        "oneDNN's products": lambda x, weight, dy: native.linear_grad(x, weight, dy, None),
+        "oneDNN's products": lambda x, weight, dy: runtime.native().linear_grad(x, weight, dy, None),
         "oneDNN's products, weight packed": packed,
     }
 
 
-def num_chunks(op: str, direction: str, M: int, K: int, N: int, communicator: Any) -> int:
-    return 1
+def forget(communicator: Communicator) -> None:
+    """The link has changed: its rates are measured again, by all ranks at their next call."""
+    overlap_model._measured.pop(communicator, None)
 
 
-def chunks(
-    op: str, direction: str, x: Array, weight: Array, dy: Array, communicator: Any
-) -> Callable[[], object] | None:
-    return None
+def num_chunks(case: Case, communicator: Communicator) -> int:
+    """S: of each rank's rows, or of all rows of matmul_all_reduce."""
+    return len(parts_of(case, communicator))
+
+
+def parts_of(case: Case, communicator: Communicator) -> list[slice]:
+    """As the op cuts, where it overlaps."""
+    gathers = (case.op == ALL_GATHER) != (case.direction == BACKWARD)
+    model = overlap_model.gather if gathers else overlap_model.scatter
+    rows = case.M // case.world_size
+    if case.op == ALL_REDUCE:
+        model, rows = overlap_model.reduce_all, case.M
+    shape = (case.N, case.K) if case.direction == BACKWARD else (case.K, case.N)
+    dtype = DTYPES[case.dtype]
+    return model(overlap_model.rates(communicator, dtype), rows, shape, dtype.itemsize, case.world_size).parts
+
+
+def chunks(case: Case, x: Array, weight: Array, dy: Array, communicator: Communicator) -> Callable[[], object]:
+    """The op's products, cut as it cuts them: x, or dy backward, has the rows of all ranks."""
+    parts = parts_of(case, communicator)
+    if case.op == ALL_REDUCE:
+        pieces = parts
+    else:
+        shard = case.M // case.world_size
+        own_whole = (case.op == ALL_GATHER) != (case.direction == BACKWARD)
+        pieces = [slice(0, shard)] if own_whole else []
+        for owner in range(len(pieces), case.world_size):
+            pieces += [slice(owner * shard + part.start, owner * shard + part.stop) for part in parts]
+
+    def forward() -> object:
+        return multiply(x, weight, pieces)
+
+    def backward() -> object:
+        gradient = WeightGradient(np.empty(weight.shape, weight.dtype))
+        dx = multiply(dy, weight.T, pieces)
+        if case.op == REDUCE_SCATTER:
+            for rank in range(case.world_size):
+                rows = slice(rank * shard, (rank + 1) * shard)
+                gradient.add(x[rows], dy[rows])
+            gradient.finish()
+        else:
+            gradient.whole(x, dy)
+        return dx, gradient
+
+    return backward if case.direction == BACKWARD else forward
+
+
+def multiply(x: Array, weight: Array, pieces: list[slice]) -> Any:
+    y = np.empty((len(x), weight.shape[1]), x.dtype)
+    operand = PackedOperand(weight, x.dtype)
+    for rows in pieces:
+        operand.multiply(x[rows], y[rows])
+    return y

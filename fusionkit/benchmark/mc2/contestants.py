@@ -24,12 +24,13 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Arrays:
-    """x, weight and the gradient of y, of one rank's own values; and the whole x, as a gather would give it."""
+    """x, weight and the gradient of y of one rank; and x and that gradient with the rows of all ranks, as gathered."""
 
     x: Array
     weight: Array
     dy: Array
     whole_x: Array
+    whole_dy: Array
 
 
 def arrays_of(case: Case, rank: int) -> Arrays:
@@ -39,10 +40,14 @@ def arrays_of(case: Case, rank: int) -> Arrays:
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape, np.float32).astype(DTYPES[case.dtype])
 
-    whole_x = normal(case.M, case.K)
-    x = whole_x[:shard] if case.op == ALL_GATHER else whole_x
-    dy = normal(shard if case.op == REDUCE_SCATTER else case.M, case.N)
-    return Arrays(x, normal(case.K, case.N) / case.K, dy, whole_x)
+    x, dy = normal(case.M, case.K), normal(case.M, case.N)
+    return Arrays(
+        x[:shard] if case.op == ALL_GATHER else x,
+        normal(case.K, case.N),
+        dy[:shard] if case.op == REDUCE_SCATTER else dy,
+        whole_x=x,
+        whole_dy=dy,
+    )
 
 
 def contestants(case: Case, communicator: Communicator, device: Any) -> tuple[dict[str, Call], str]:
@@ -57,9 +62,9 @@ def contestants(case: Case, communicator: Communicator, device: Any) -> tuple[di
         SERIAL: in_turn(product, collective) if computes_first(case) else in_turn(collective, product),
         FUSED: fused,
         CONTROL: serially(fused, device),
+        CHUNKS: device.chunks(case, arrays.whole_x, arrays.weight, arrays.whole_dy, communicator),
     }
-    chunks = device.chunks(case.op, case.direction, arrays.x, arrays.weight, arrays.dy, communicator)
-    return (calls if chunks is None else calls | {CHUNKS: chunks}), baseline
+    return calls, baseline
 
 
 def computes_first(case: Case) -> bool:
@@ -82,9 +87,8 @@ def products(case: Case, arrays: Arrays, device: Any) -> dict[str, Call]:
             name: lambda run=run: run(arrays.whole_x, arrays.weight)  # type: ignore[misc]
             for name, run in device.products().items()
         }
-    whole_dy = np.concatenate([arrays.dy] * (case.M // len(arrays.dy)))
     return {
-        name: lambda run=run: run(arrays.whole_x, arrays.weight, whole_dy)  # type: ignore[misc]
+        name: lambda run=run: run(arrays.whole_x, arrays.weight, arrays.whole_dy)  # type: ignore[misc]
         for name, run in device.gradients().items()
     }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import fusionkit
 from fusionkit.benchmark.mc2 import threads
@@ -20,15 +21,25 @@ class Watch:
         self.stolen: list[float] = []
         self.ran: dict[Entry, int] = {}
 
+    @contextmanager
+    def of_preparation(self) -> Iterator[None]:
+        """What a backward's forward chose is how the backward is known; whether the forward overlapped is not."""
+        self._ledger = dict(fusionkit.ledger())
+        yield
+        self._count(lambda reason: not reason.startswith("serial"))
+
     def begin(self) -> None:
         self._ledger = dict(fusionkit.ledger())
         self._cpu = threads.cpu_seconds_of_others()
 
     def end(self) -> None:
         self.stolen.append(threads.spent(self._cpu, threads.cpu_seconds_of_others()))
+        self._count(lambda reason: True)
+
+    def _count(self, counts: Callable[[str], bool]) -> None:
         for entry, count in fusionkit.ledger().items():
             more = count - self._ledger.get(entry, 0)
-            if more:
+            if more and counts(entry[2]):
                 self.ran[entry] = self.ran.get(entry, 0) + more
 
 

@@ -60,11 +60,16 @@ class Rank:
         return min(seconds[PRODUCT]), min(seconds[COLLECTIVE])
 
     def measure(self, case: Case, rounds: int) -> RankRounds:
-        calls, baseline = contestants.contestants(case, self._communicator, self._device)
         watch = protocol.Watch()
+        with watch.of_preparation():
+            calls, baseline = contestants.contestants(case, self._communicator, self._device)
         seconds = protocol.run(calls, self._communicator.barrier, rounds, {FUSED: watch}, self._report)
-        num_chunks = self._device.num_chunks(case.op, case.direction, case.M, case.K, case.N, self._communicator)
+        num_chunks = self._device.num_chunks(case, self._communicator)
         return RankRounds(seconds, watch.stolen, watch.ran, num_chunks, baseline)
+
+    def forget(self) -> None:
+        """The rate of the link has changed."""
+        self._device.forget(self._communicator)
 
     def record(self, case: Case) -> list[tuple[str, str, float, float]]:
         """One fused call's events: (lane, label, begin, end), seconds of the clock that all processes share."""

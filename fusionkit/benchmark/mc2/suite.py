@@ -71,6 +71,7 @@ def run(options: argparse.Namespace, links: Sequence[str], cores: list[int], fou
         for link in wanted:
             if ranks.network is not None and link is not None:
                 ranks.network.shape(link)
+                ranks.all("forget")
                 if not options.sweep:
                     cases = [sized(ranks, case, options.c) for case in cases]
             measure_cases(options, ranks, cases, link, found)
