@@ -53,6 +53,8 @@ def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdic
     call.check()
     call.framework = "numpy" if route == "numpy" else "paddle"
     call.device = device_of(backend, route)
+    if op.spec.collective and call.device_type != "cpu":
+        return Verdict("no", ("the ranks of a device are processes, not threads of this one",))
     return select.judge(_plugin(backend), call).verdict
 
 
@@ -139,8 +141,8 @@ def compare_ranks(spec: OpSpec, made: dict[str, Any], results: list[Any], dtype:
     for rank, (got, _, _, gradient) in enumerate(results):
         own = arguments.of_rank(spec, made, rank)
         compared += _compare_results(spec, own, wants[rank], roundeds[rank], got)
-        wanted = [{name: each[rank] for name, each in one.items()} for one in gradients]
-        compared += _compare_each_gradient(spec, own, *wanted, gradient)
+        want, rounded = ({name: each[rank] for name, each in one.items()} for one in gradients)
+        compared += _compare_each_gradient(spec, own, want, rounded, gradient)
     return compared
 
 

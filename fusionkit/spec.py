@@ -265,7 +265,7 @@ class OpSpec:
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     reference: Callable[..., Any]
-    reference_vjp: Callable[..., dict[str, Array]] | None
+    reference_vjp: Callable[..., dict[str, Any]] | None
     cases: Sequence[Case]
     invalid_cases: Sequence[InvalidCase]
     tolerance: Tolerance

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fusionkit_backends.cpu import health
+from fusionkit_backends.cpu.serial import SERIAL, IsSerial
 
 from fusionkit.backend import Backend, Kernel
 from fusionkit.capability import AllOf, OneOf, Predicate
@@ -17,9 +18,17 @@ def _copied(name: str) -> tuple[Predicate, str]:
     return strided, f"{name} is not contiguous: Paddle copies it"
 
 
+_SERIAL: dict[str, tuple[Predicate, str]] = {
+    "all_gather_matmul": (IsSerial("gather", "rows"), SERIAL),
+    "matmul_reduce_scatter": (IsSerial("scatter", "scattered_rows"), SERIAL),
+    "matmul_all_reduce": (IsSerial("reduce_all", "..."), SERIAL),
+}
+
+
 def _kernel(op: str) -> Kernel:
     module = f"fusionkit_backends.cpu.{op}"
     spec = load_spec(op)
+    notes = tuple(_copied(declared.name) for declared in spec.inputs if declared.name not in spec.mutates)
     packs = op == "fused_linear"
     return Kernel(
         functions={"paddle": f"{module}:through_paddle", "numpy": f"{module}:through_numpy"},
@@ -27,8 +36,8 @@ def _kernel(op: str) -> Kernel:
         directions=("forward", "backward") if spec.reference_vjp else ("forward",),
         when=(OneOf("weight.packed_by", (None, "cpu")),) if packs else (),
         pack=f"{module}:pack" if packs else None,
-        checks_sizes=True,
-        notes=tuple(_copied(declared.name) for declared in spec.inputs if declared.name not in spec.mutates),
+        checks_sizes=not spec.collective,
+        notes=(*notes, *((_SERIAL[op],) if spec.collective else ())),
     )
 
 

@@ -120,13 +120,14 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 def host_view(tensor: Any) -> np.ndarray[Any, Any]:
     """The tensor's own memory as an array, without a copy: `numpy()` copies, and DLPack has no bfloat16 for NumPy.
 
-    The tensor is dense and on the host, and outlives the array's use.
+    The tensor must be dense and on the host; the array keeps it alive.
     """
     shape, dtype = tuple(tensor.shape), DTYPES[_DTYPES[tensor.dtype]]
     if 0 in shape:
         return np.empty(shape, dtype)
     num_bytes = math.prod(shape) * dtype.itemsize
     memory = (ctypes.c_char * num_bytes).from_address(tensor.data_ptr())
+    memory.owner = tensor  # type: ignore[attr-defined]
     return np.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
@@ -161,10 +162,10 @@ def vjp(
     outputs = _listed(function(**tensors))
     grads = [over_tensors(grad, device) for grad in _listed(grad_outputs)]
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and not o.stop_gradient]
-    gradients = paddle.grad(
-        [o for o, _ in pairs], [tensors[n] for n in wanted], [g for _, g in pairs], allow_unused=True
-    )
-    return {name: None if g is None else to_numpy(g) for name, g in zip(wanted, gradients, strict=True)}
+    # Not paddle.grad, whose state is the process's: ranks that are threads crash in it (Paddle 3.3.1).
+    paddle.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
+    gradients = {name: tensors[name].grad for name in wanted}
+    return {name: None if g is None else to_numpy(g) for name, g in gradients.items()}
 
 
 # Paddle 3.3.1 crashed in 1 of some 600 traces after a traced function that holds an op with two results was freed

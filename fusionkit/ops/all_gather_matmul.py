@@ -146,10 +146,7 @@ spec = OpSpec(
             {"float32": 128, "bfloat16": 0.51, "float16": 0.52},
             "fused_linear's: the sums are the same, whatever arrives first.",
         ),
-        backward=Epsilons(
-            {"float32": 128, "bfloat16": 2, "float16": 2},
-            SUM_OF_ROUNDED_PRODUCTS,
-        ),
+        backward=SUM_OF_ROUNDED_PRODUCTS,
     ),
     cost=cost,
     amp="low",

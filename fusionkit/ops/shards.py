@@ -12,14 +12,15 @@ import numpy as np
 
 from fusionkit.call import Call
 from fusionkit.errors import argument_error
-from fusionkit.spec import Array, Case, GroupSpec, InvalidCase, Rounding
+from fusionkit.spec import Array, Case, GroupSpec, InvalidCase, Rounding, TwiceComposition
 
 WORLD_SIZES = (1, 2, 3, 4, 8)
 
-SUM_OF_ROUNDED_PRODUCTS = (
-    "fused_linear's in float32. In 16 bits world_size products of size rms / sqrt(world_size) are rounded before they "
-    "are sent: 0.29 epsilons of the root mean square as a standard deviation, 1.2 at four of them; and the sum's own "
-    "rounding is 0.5."
+# Of results that are sums of rounded products, which may cancel: no count of the result's own epsilons bounds them.
+SUM_OF_ROUNDED_PRODUCTS = TwiceComposition(
+    "in 16 bits the composition too rounds each rank's product before it is sent, and the sum once. float32: a quarter "
+    "of fused_linear's 128 epsilons of the root mean square, on the largest element, which is some four times that.",
+    {"float32": 32.0, "bfloat16": 0.5, "float16": 0.5},
 )
 
 

@@ -33,7 +33,11 @@ def all_reduce(x: Any, group: Any) -> Any:
 
 def identity(x: Any, group: Any) -> Any:
     """x. Its gradient is the sum over ranks: each rank goes on to compute something else from x."""
-    return _Identity.apply(x, group)
+    if x.stop_gradient:
+        return x
+    y = x.reshape(x.shape)  # not a PyLayer: Paddle takes one that returns its input for a change in place
+    y.register_hook(lambda dy: all_reduced(dy, group))
+    return y
 
 
 class _AllGather(PyLayer):  # type: ignore[misc]
@@ -66,17 +70,6 @@ class _AllReduce(PyLayer):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         return dy
-
-
-class _Identity(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, group: Any) -> Any:
-        ctx.group = group
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        return all_reduced(dy, ctx.group)
 
 
 def gathered(x: Any, group: Any) -> Any:

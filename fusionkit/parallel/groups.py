@@ -30,10 +30,16 @@ def communicator_of(group: Any) -> Communicator:
     return _communicators[group.id]
 
 
+def known_communicator(group: Any) -> Communicator | None:
+    """What `communicator_of` would give if that needs no other rank."""
+    return group if isinstance(group, Communicator) else _communicators.get(getattr(group, "id", None))  # type: ignore[arg-type]
+
+
 def _joined(group: Any) -> Communicator:
     if group.nranks == 1:
         return Communicator(unique_id(), 0, 1)
     import paddle
 
     store = paddle.base.core.create_or_get_global_tcp_store()
-    return Communicator.from_store(store, group.rank, group.nranks, name=f"fusionkit/group {group.id}")
+    made: Communicator = Communicator.from_store(store, group.rank, group.nranks, name=f"fusionkit/group {group.id}")
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,8 @@ def run_ranks(world_size: int, run: Callable[[int, Communicator], Any]) -> list[
     identifier = unique_id()
 
     def one(rank: int) -> Any:
+        if "paddle" in sys.modules:  # its dynamic mode is a thread's own, and new threads begin without it
+            sys.modules["paddle"].disable_static()
         with Communicator(identifier, rank, world_size, timeout=TIMEOUT) as communicator:
             return run(rank, communicator)
 
