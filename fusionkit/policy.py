@@ -135,7 +135,12 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(words)}"
 
 
-CORE_SETTINGS: dict[str, Names] = {"FUSIONKIT_BACKEND": (), "FUSIONKIT_STRICT": ("0", "1"), "FUSIONKIT_CONFIG": ()}
+CORE_SETTINGS: dict[str, Names] = {
+    "FUSIONKIT_BACKEND": (),
+    "FUSIONKIT_STRICT": ("0", "1"),
+    "FUSIONKIT_MC2": ("0", "1"),
+    "FUSIONKIT_CONFIG": (),
+}
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ class Settings:
     sources: Mapping[str, str]
     base: Policy | None
     strict: bool
+    mc2: bool  # whether the parallel layers call the ops that fuse a product with its collective
 
 
 @lru_cache(maxsize=1)
@@ -170,7 +176,8 @@ def settings() -> Settings:
     if wish := values.get("FUSIONKIT_BACKEND", "").strip():
         source = f"{sources['FUSIONKIT_BACKEND']}: FUSIONKIT_BACKEND"
         base = _policy(_normalise(_parse_backend(wish, source), source), source, None)
-    return Settings(values, sources, base, values.get("FUSIONKIT_STRICT") == "1")
+    strict, mc2 = values.get("FUSIONKIT_STRICT") == "1", values.get("FUSIONKIT_MC2") != "0"
+    return Settings(values, sources, base, strict, mc2)
 
 
 def setting(name: str) -> str | None:

@@ -129,6 +129,7 @@ def test_a_file_can_name_a_list_for_one_op(tmp_path):
     [
         ({"FUSIONKIT_BAKEND": "cpu"}, "FUSIONKIT_BAKEND is not a setting; did you mean 'FUSIONKIT_BACKEND'?"),
         ({"FUSIONKIT_STRICT": "yes"}, "FUSIONKIT_STRICT must be 0 or 1, got 'yes'"),
+        ({"FUSIONKIT_MC2": "off"}, "FUSIONKIT_MC2 must be 0 or 1, got 'off'"),
         ({"FUSIONKIT_BACKEND": "gpo"}, "no backend is called 'gpo'"),
         ({"FUSIONKIT_BACKEND": "="}, "FUSIONKIT_BACKEND must be NAME, NAME,NAME or OP=NAME;*=NAME, got '='"),
         ({"FUSIONKIT_CPU_ISA": "avx1024"}, "FUSIONKIT_CPU_ISA must be avx512 or avx2 or portable, got 'avx1024'"),
@@ -138,6 +139,15 @@ def test_a_file_can_name_a_list_for_one_op(tmp_path):
 )
 def test_unknown_settings_are_errors_at_the_first_dispatch(environment, message):
     assert message in in_process("fk.fusion_rms_norm(X, W)", **environment)
+
+
+def test_mc2_is_on_unless_environment_or_file_say_otherwise(tmp_path):
+    shown = "from fusionkit import policy\nprint(policy.settings().mc2)"
+    file = tmp_path / "fusionkit.toml"
+    file.write_text("mc2 = false\n")
+    assert in_process(shown) == "True"
+    assert in_process(shown, FUSIONKIT_MC2="0") == in_process(shown, FUSIONKIT_CONFIG=str(file)) == "False"
+    assert in_process(shown, FUSIONKIT_CONFIG=str(file), FUSIONKIT_MC2="1") == "True"
 
 
 def test_unknown_settings_do_not_break_the_import():
