@@ -43,7 +43,12 @@ def all_of(verdicts: Iterator[Verdict] | list[Verdict]) -> Verdict:
 
 
 class Predicate:
-    """A condition on a call. `str()` is its rule in words: "head_dim must be a multiple of 64"."""
+    """A condition on a call. `str()` is its rule in words: "head_dim must be a multiple of 64".
+
+    `by_process`: it depends on what ran before in this process, so that no call at its edges can be made from it.
+    """
+
+    by_process = False
 
     def judge(self, call: Call) -> Verdict:
         raise TypeError(f"{type(self).__name__} declares no judge()")
@@ -208,6 +213,17 @@ class ForwardOnly(Predicate):
 
     def __str__(self) -> str:
         return "forward only"
+
+
+@dataclass(frozen=True)
+class Training(Predicate):
+    """Gradients are wanted: for limits that the backward pass alone has."""
+
+    def judge(self, call: Call) -> Verdict:
+        return YES if call.training else Verdict("no", (f"{self}, and they are not",))
+
+    def __str__(self) -> str:
+        return "gradients are wanted"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,20 @@ from typing import Any
 
 from fusionkit import select
 from fusionkit.backend import Backend
-from fusionkit.capability import ForwardOnly, InverseRoot, MultipleOf, Not, OneOf, OnValue, Predicate, Present, When
+from fusionkit.capability import (
+    ForwardOnly,
+    InverseRoot,
+    MultipleOf,
+    Not,
+    OneOf,
+    OnValue,
+    Predicate,
+    Present,
+    Training,
+    When,
+)
 from fusionkit.ops import load_spec
-from fusionkit.spec import FLOATING, OpSpec, TensorSpec
+from fusionkit.spec import FLOATING, GroupSpec, OpSpec, TensorSpec
 
 SIZES = {
     "...": 3,
@@ -26,6 +37,9 @@ SIZES = {
     "head_dim": 64,
     "max_position": 9,
     "num_bounds": 2,
+    "world_size": 2,
+    "in_features": 256,
+    "out_features": 256,
 }
 PRESENT = object()
 
@@ -51,6 +65,8 @@ def edges(backend: Backend) -> list[Edge]:
     for op, kernel in backend.kernels.items():
         spec = load_spec(op)
         for predicate in select.conditions(kernel, spec.inputs[0].name):
+            if predicate.by_process:
+                continue
             for changes, accepted in _sides(spec, predicate):
                 training = changes.get("training", False)
                 made = arguments(spec, changes, kernel.dtypes[-1], f"{backend.name}:0")
@@ -67,6 +83,8 @@ def _sides(spec: OpSpec, predicate: Predicate) -> list[tuple[dict[str, Any], boo
         return [({**given, **changes}, holds) for changes, holds in _sides(spec, predicate.then)]
     if isinstance(predicate, Present):
         return [({predicate.argument: PRESENT}, True)]
+    if isinstance(predicate, Training):
+        return [({"training": True}, True), ({"training": False}, False)]
     if isinstance(predicate, ForwardOnly):
         return [({"training": False}, True), ({"training": True}, False)]
     if isinstance(predicate, InverseRoot):
@@ -102,6 +120,7 @@ def arguments(spec: OpSpec, changes: dict[str, Any], dtype: str, device: str) ->
         if axis in SIZES and value > 1:
             sizes[axis] = value
     sizes["half_dim"] = sizes["head_dim"] // 2
+    sizes["rows"] = changes.get("rows", 3) * sizes["world_size"]
     asked = {name.partition(".")[0] for name in changes}
     dtype = next((value for name, value in changes.items() if name.endswith(".dtype") and value in FLOATING), dtype)
     made: dict[str, Any] = {}
@@ -119,6 +138,8 @@ def arguments(spec: OpSpec, changes: dict[str, Any], dtype: str, device: str) ->
             device,
             packed_by=changes.get(f"{declared.name}.packed_by"),
         )
+    if spec.collective:
+        made["group"] = GroupSpec(sizes["world_size"])
     named = set(spec.parameters.parameters) - {declared.name for declared in spec.inputs}
     return made | {name: value for name, value in changes.items() if name in named}
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 
 from fusionkit_backends.npu import health
+from fusionkit_backends.npu.communication import OneDomain
 
 from fusionkit.backend import Backend, DeviceModel, Kernel
-from fusionkit.capability import AllOf, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present, When
+from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present, Training, When
 from fusionkit.frameworks import custom_device
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
@@ -21,6 +22,14 @@ _RATES = (
     "GB/s that each of a card's seven HCCS links nominally has in one direction (392 GB/s, all in both directions)"
 )
 _WHOLE_LAYER = "the vendor has it only inside fused_blha_layer_op, a whole decoder layer"
+_ALWAYS = AllOf(())
+_NOT_DETERMINISTIC = "the vendor's sum over ranks is not deterministic by default"
+_GATHER, _SCATTER = ("fused_allgather_mm", (3, 5)), ("fused_mm_reduce_scatter", (3, 4))
+# aclnnAllGatherMatmul and aclnnMatmulReduceScatter, each of which is the other's gradient of x.
+_DEPTHS = (
+    Between("in_features", 256, 65535),
+    When(Training(), Between("out_features", 256, 65535)),
+)
 
 
 def _device(name: str, memory_bytes: float) -> DeviceModel:
@@ -50,6 +59,32 @@ def _kernel(
         when=when,
         notes=notes,
         available=functools.partial(custom_device.missing_op, custom_op, *arguments),
+    )
+
+
+def _missing_fused_product(*custom_ops: tuple[str, tuple[int, int]]) -> str | None:
+    reasons = (custom_device.missing_op(name, arguments) for name, arguments in custom_ops)
+    return health.outdated_cann() or next(filter(None, reasons), None)
+
+
+def _collective(
+    op: str,
+    *custom_ops: tuple[str, tuple[int, int]],
+    when: tuple[Predicate, ...],
+    notes: tuple[tuple[Predicate, str], ...],
+) -> Kernel:
+    """A product fused with a collective, on A2 cards. The vendor takes up to 32 ranks of A3, which nothing here stands
+    for, and an all-reduce of one rank, for which Paddle has no process group."""
+    return Kernel(
+        functions={"paddle": f"fusionkit_backends.npu.{op}:{op}"},
+        dtypes=_SIXTEEN_BITS,
+        when=(OneOf("world_size", (2, 4, 8)), *when, OneDomain()),
+        notes=(
+            (_ALWAYS, "needs CANN and a driver of at least 8.0.RC2: older ones end in a bus error"),
+            (AllOf((_MASTER_WEIGHT, Training())), "the weight's gradient is a float32 product: 16 bits would round it"),
+            *notes,
+        ),
+        available=functools.partial(_missing_fused_product, *custom_ops),
     )
 
 
@@ -93,8 +128,32 @@ backend = Backend(
                 ),
             ),
         ),
+        "all_gather_matmul": _collective(
+            "all_gather_matmul",
+            _GATHER,
+            _SCATTER,
+            when=_DEPTHS,
+            notes=((Training(), _NOT_DETERMINISTIC),),
+        ),
+        "matmul_reduce_scatter": _collective(
+            "matmul_reduce_scatter",
+            _SCATTER,
+            _GATHER,
+            when=_DEPTHS,
+            notes=((_ALWAYS, _NOT_DETERMINISTIC),),
+        ),
+        "matmul_all_reduce": _collective(
+            "matmul_all_reduce",
+            ("fused_mm_allreduce", (3, 3)),
+            when=(),
+            notes=(
+                (_ALWAYS, _NOT_DETERMINISTIC),
+                (OneOf("defer", (True,)), "the sum is queued as a whole: nothing of it hides under what comes next"),
+            ),
+        ),
     },
     gaps={"paged_attention": _WHOLE_LAYER},
+    environment_aliases={"FLAGS_NPU_MC2": "FUSIONKIT_MC2"},
     available=functools.partial(custom_device.missing, "npu"),
     doctor=health.checks,
     device_models={

@@ -12,7 +12,14 @@ from fusionkit.backend import Check
 from fusionkit.frameworks import custom_device
 
 HUAWEI, ASCEND_910B = 0x19E5, 0xD802
-OPS = ("rms_norm_npu", "fused_rope", "flash_attention_npu")
+OPS = (
+    "rms_norm_npu",
+    "fused_rope",
+    "flash_attention_npu",
+    "fused_allgather_mm",
+    "fused_mm_reduce_scatter",
+    "fused_mm_allreduce",
+)
 PLUGIN_FIX = "pip install paddle-custom-npu (from the vendor's index), or set CUSTOM_DEVICE_ROOT to the plugin's folder"
 CANN_FIX = "install CANN 8.0.RC2 or newer, then: source /usr/local/Ascend/ascend-toolkit/set_env.sh"
 DRIVER_FIX = "install driver 23.0.3 or newer from hiascend.com"
@@ -48,6 +55,15 @@ def _cann() -> Check:
     toolkit = Path(os.environ.get("ASCEND_TOOLKIT_HOME", "/usr/local/Ascend/ascend-toolkit/latest"))
     info = next(toolkit.glob("*-linux/ascend_toolkit_install.info"), toolkit / "ascend_toolkit_install.info")
     return _versioned("CANN", info, r"version=(\S+)", (8, 0, 2), CANN_FIX)
+
+
+def outdated_cann() -> str | None:
+    """Why the operators that overlap products with collectives must not run; None where no CANN is installed, as on an
+    emulated card."""
+    found = _cann()
+    return (
+        None if found.passed or found.found.startswith("no version") else f"CANN {found.found} is too old: {CANN_FIX}"
+    )
 
 
 def _versioned(name: str, file: Path, pattern: str, minimum: tuple[int, ...], fix: str) -> Check:

@@ -10,7 +10,7 @@ import fusionkit
 from fusionkit.errors import argument_error
 from fusionkit.ops import OP_NAMES
 from fusionkit.policy import nearest
-from fusionkit.spec import TensorSpec
+from fusionkit.spec import GroupSpec, TensorSpec
 
 NAME = "explain"
 HELP = "say which backend would run a call, and why: fusionkit explain fusion_rms_norm x=2048x5120:bfloat16 weight=5120"
@@ -18,7 +18,9 @@ HELP = "say which backend would run a call, and why: fusionkit explain fusion_rm
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("op")
-    tensor = "a tensor as 2048x5120:bfloat16 (float32 when left out, ? for an unknown size), or a value"
+    tensor = (
+        "a tensor as 2048x5120:bfloat16 (float32 when left out, ? for an unknown size), or a value; group=8 for 8 ranks"
+    )
     parser.add_argument("arguments", nargs="*", metavar="NAME=VALUE", help=tensor)
     parser.add_argument("--device", default="cpu", help="a device such as cpu or toy:0; it need not be here")
     parser.add_argument("--backend", help="as in use_backend: a name, or names in order, separated by commas")
@@ -32,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
     tensors = {declared.name for declared in op.spec.inputs}
     parsed = [_parse(options.op, text, tensors) for text in options.arguments]
     arguments = dict(parsed)
+    if op.spec.collective and isinstance(arguments.get("group"), int):
+        arguments["group"] = GroupSpec(arguments["group"])
     unknown = arguments.keys() - op.spec.parameters.parameters.keys()
     if unknown or len(parsed) != len(arguments):
         wrong = ", ".join(sorted(unknown)) or "one twice"

@@ -6,7 +6,7 @@ import pytest
 
 import fusionkit as fk
 from fusionkit import registry
-from fusionkit.spec import TensorSpec
+from fusionkit.spec import GroupSpec, TensorSpec
 from tests.boundaries import edges
 
 VENDORS = ("gcu", "gpu", "npu", "xpu")
@@ -31,7 +31,7 @@ def test_a_limit_is_told_apart_from_one_step_beyond_it(edge):
 def test_every_predicate_has_both_sides():
     for name in VENDORS:
         for op, kernel in BACKENDS[name].kernels.items():
-            for predicate in kernel.when:
+            for predicate in (rule for rule in kernel.when if not rule.by_process):
                 sides = {e.accepted for e in EDGES if (e.backend, e.op) == (name, op) and e.predicate is predicate}
                 assert sides == {True, False}, (name, op, str(predicate))
 
@@ -59,6 +59,14 @@ def add_norm(device, **dtypes):
     return fk.fusion_add_rms_norm, {"x": x, "residual": residual, "weight": weight}
 
 
+def product(op, device="npu:0", dtype="bfloat16", rows=8, k=256, n=256, world_size=2):
+    x, weight = TensorSpec((rows, k), dtype, device), TensorSpec((k, n), dtype, device)
+    return op, {"x": x, "weight": weight, "group": GroupSpec(world_size)}
+
+
+COLLECTIVES = (fk.all_gather_matmul, fk.matmul_reduce_scatter, fk.matmul_all_reduce)
+DEPTH_OF = {"k": "in_features", "n": "out_features"}
+
 REFUSALS = [
     ("npu", attention("npu:0", "float32"), {}, "q.dtype must be bfloat16 or float16, got float32"),
     ("npu", attention("npu:0", scale=0.3), {}, "scale must be 1 / sqrt(head_dim), got 0.3"),
@@ -82,6 +90,22 @@ REFUSALS = [
     ("gcu", norm("gcu:0"), {"training": True}, "forward only: gradients are wanted"),
     ("gcu", rope("gcu:0"), {"training": True}, "forward only: gradients are wanted"),
     ("gcu", add_norm("gcu:0", weight="float32"), {}, "weight.dtype must be float16, got float32"),
+    *(
+        ("npu", product(op, dtype="float32"), {}, "x.dtype must be bfloat16 or float16, got float32")
+        for op in COLLECTIVES
+    ),
+    *(("npu", product(op, rows=9, world_size=3), {}, "world_size must be 2, 4 or 8, got 3") for op in COLLECTIVES),
+    *(
+        (
+            "npu",
+            product(op, **{side: size}),
+            {"training": True},
+            f"{DEPTH_OF[side]} must be in [256, 65535), got {size}",
+        )
+        for op in COLLECTIVES[:2]
+        for side in "kn"
+        for size in (255, 65535)
+    ),
     ("gpu", attention("gpu:0", "float32"), {}, "q.dtype must be bfloat16 or float16, got float32"),
     ("xpu", attention("xpu:0", scale=0.3), {}, "scale must be 1 / sqrt(head_dim), got 0.3"),
 ]
@@ -104,6 +128,8 @@ def test_a_refusal_says_why(backend, call, asked, reason):
         attention("npu:0", startend_row_indices=((2, 1, 5, 2), "int32")),
         rope("npu:0", position_ids=TensorSpec((2, 5), "int32", "npu:0")),
         norm("npu:0", "bfloat16"),
+        *(product(op) for op in COLLECTIVES),
+        product(fk.matmul_all_reduce, k=1, n=1),
         attention("gpu:0", causal=True),
         attention("xpu:0", causal=True),
     ],
@@ -113,6 +139,24 @@ def test_what_adapters_make_up_for_is_accepted_in_training(call):
     op, arguments = call
     device = next(iter(arguments.values())).device.partition(":")[0]
     assert op.explain(**arguments, training=True).chosen == device
+
+
+@pytest.mark.parametrize("op", COLLECTIVES[:2], ids=lambda op: op.__name__)
+def test_the_width_of_the_result_is_a_limit_of_the_backward_pass_only(op):
+    """There it is the depth of the product that gives dx."""
+    _, arguments = product(op, n=16)
+    assert op.explain(**arguments, training=False).chosen == "npu"
+    assert op.explain(**arguments, training=True).chosen == "eager"
+
+
+def test_what_the_fused_products_do_not_promise_is_said():
+    for op in COLLECTIVES:
+        _, arguments = product(op)
+        arguments["weight"] = TensorSpec((256, 256), "float32", "npu:0")
+        (said,) = [reasons for name, _, reasons in op.explain(**arguments, training=True).candidates if name == "npu"]
+        text = "; ".join(said)
+        assert "8.0.RC2" in text and "not deterministic" in text and "float32 product" in text
+    assert "nothing of it hides" in str(op.explain(**arguments, defer=True, training=False))
 
 
 def test_gaps_run_on_eager_with_the_reason_and_are_no_fallback():

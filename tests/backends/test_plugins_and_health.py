@@ -106,3 +106,22 @@ def test_versions_are_compared_as_numbers(tmp_path):
 def test_what_paddle_was_built_for_is_read_without_importing_it():
     assert paddle_build.built_for("cuda_version") is None and paddle_build.built_for("no_such_entry") is None
     assert paddle_build.built_for("full_version") == paddle.version.full_version
+
+
+@pytest.mark.parametrize("version, good", [("8.0.RC1", False), ("7.0.0", False), ("8.0.RC2", True), ("8.1.RC1", True)])
+def test_fused_products_need_a_cann_that_does_not_end_in_a_bus_error(version, good, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    assert npu.outdated_cann() is None  # none installed: an emulated card
+    folder = tmp_path / "aarch64-linux"
+    folder.mkdir()
+    (folder / "ascend_toolkit_install.info").write_text(f"package_name=Ascend-cann-toolkit\nversion={version}\n")
+    reason = npu.outdated_cann()
+    assert reason is None if good else reason.startswith(f"CANN {version} is too old: install CANN 8.0.RC2 or newer")
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_the_name_that_npu_users_know_stands_for_the_setting(value):
+    code = "from fusionkit import policy; s = policy.settings(); print(s.mc2, s.sources['FUSIONKIT_MC2'])"
+    environment = {"FLAGS_NPU_MC2": value, "PATH": ""}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout == f"{value == '1'} environment (FLAGS_NPU_MC2)\n", run.stderr
