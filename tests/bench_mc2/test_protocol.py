@@ -12,6 +12,7 @@ from fusionkit.benchmark.mc2 import chart, protocol, threads, timeline
 from fusionkit.benchmark.mc2.cases import OPS, Case, directions_of, first_guess
 from fusionkit.benchmark.mc2.contestants import computes_first, in_turn, serially
 from fusionkit.benchmark.mc2.cores import core_of_each_rank
+from fusionkit.benchmark.mc2.timeline import Recorded
 from tests.bench_mc2.made_up import measured
 
 
@@ -121,10 +122,12 @@ def test_ranks_share_cores_only_when_there_are_too_few():
 
 
 def test_pictures_are_drawn(tmp_path):
-    events = [[("compute", "own", 1.0, 1.5), ("transfer in", "1.0", 1.0, 1.25), ("wait", "1.0", 1.5, 1.6)], []]
-    timeline.draw(tmp_path / "timeline.png", {"one call": events, "another": events}, "made up")
+    ranks = [
+        Recorded([("compute", "own", 1.0, 1.5), ("wait", "wait", 1.5, 2.0)], [(1.0, 0, 0), (1.1, 500, 0)]),
+        Recorded([], []),
+    ]
+    timeline.draw(tmp_path / "timeline.png", {"one call": ranks, "another": ranks[1:]}, "made up")
     chart.draw(tmp_path / "chart.png", [measured(), measured(collective=0.2, serial=0.6, control=None)], "made up")
     for name in ("timeline.png", "chart.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert timeline.lanes_of(events) == ["compute", "wait", "transfer in"]
-    assert timeline.filled(events, 1.0, 2.0) == "50%, 0%"
+    assert timeline.computing(ranks) == "50%, 0%"

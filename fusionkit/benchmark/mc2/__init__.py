@@ -14,5 +14,6 @@ round every contestant runs once, after a barrier, and counts with the time of i
     rank.py         what such a process runs
     run.py          the whole: sets up, chooses sizes, measures, draws
     grid.py         100 shapes, never slower than the serial version
-    report.py, timeline.py, chart.py   tables and JSON; one call's lanes; H against c
+    report.py, chart.py   tables and JSON; H against c
+    timeline.py, traffic.py   one call's lanes; what its link carried
 """

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusionkit.benchmark.mc2 import protocol, statistics
-from fusionkit.benchmark.mc2.cases import BACKWARD, OPS, Case, directions_of
+from fusionkit.benchmark.mc2.cases import ALL_REDUCE, BACKWARD, OPS, Case, directions_of
 from fusionkit.benchmark.mc2.measurement import CONTROL, FUSED
 from fusionkit.parallel import Communicator
 
 AT_LEAST = 0.99
 BURST_S = 0.02  # a timing repeats its call for so long
-ROWS = (1, 2, 3, 4, 8, 16, 33, 64, 256, 1024)  # M, or per rank where the op shards it
+ROWS = (1, 2, 3, 4, 8, 16, 33, 64, 256, 1024)  # of each rank; of all together for matmul_all_reduce
 SIZES = ((512, 512), (1024, 2048), (2048, 1024), (1000, 777))  # K, N
 
 
@@ -48,7 +48,7 @@ class Judged:
 def cases(world_size: int, dtype: str, number: int = 100) -> list[Case]:
     """Every op forward at every shape, then backward, until there are `number`."""
     found = [
-        Case(op, direction, world_size, rows * world_size, k, n, dtype)
+        Case(op, direction, world_size, rows if op == ALL_REDUCE else rows * world_size, k, n, dtype)
         for direction_of_all in (False, True)
         for (k, n), rows, op in itertools.product(SIZES, ROWS, OPS)
         for direction in directions_of(op)
@@ -63,7 +63,7 @@ def evenly(listed: Sequence[Case], number: int) -> list[Case]:
     return [listed[i * len(listed) // number] for i in range(min(number, len(listed)))]
 
 
-def run(case: Case, calls: Mapping[str, Callable[[], object]], communicator: Communicator, rounds: int) -> RankRatio:
+def run(calls: Mapping[str, Callable[[], object]], communicator: Communicator, rounds: int) -> RankRatio:
     """On one rank. All ranks repeat a call equally often, by the slowest rank's first time."""
     for call in calls.values():
         call()

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fusionkit.benchmark.mc2 import contestants, grid, protocol
+from fusionkit.benchmark.mc2 import contestants, grid, protocol, traffic
 from fusionkit.benchmark.mc2.cases import Case
 from fusionkit.benchmark.mc2.measurement import COLLECTIVE, CONTROL, FUSED, PRODUCT, RankRounds
+from fusionkit.benchmark.mc2.timeline import Recorded
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 PORT = 29500  # of the store, in a namespace that nobody else uses
@@ -44,7 +45,7 @@ class Rank:
         from paddle.base.core import TCPStore
 
         master, own = meeting
-        self._store = TCPStore(master, PORT, self._rank == 0, self._world_size, int(JOIN_S))
+        self._store: Any = TCPStore(master, PORT, self._rank == 0, self._world_size, int(JOIN_S))
         self._communicator = Communicator.from_store(
             self._store, self._rank, self._world_size, name="bench mc2", address=own, timeout=JOIN_S
         )
@@ -71,22 +72,23 @@ class Rank:
         """The rate of the link has changed."""
         self._device.forget(self._communicator)
 
-    def record(self, case: Case) -> list[tuple[str, str, float, float]]:
-        """One fused call's events: (lane, label, begin, end), seconds of the clock that all processes share."""
+    def record(self, case: Case) -> Recorded:
+        """One fused call, in seconds of the clock that all processes share."""
         arrays = contestants.arrays_of(case, self._rank)
         call = contestants.fused_call(case, arrays, self._communicator)
         for _ in range(2):
             self._communicator.barrier()
             call()
         self._communicator.barrier()
-        with self._device.record() as events:
+        with traffic.sampled() as samples, self._device.record() as events:
             call()
-        return [(event.lane, event.label, event.begin_s, event.end_s) for event in events]
+        return Recorded([(each.lane, each.label, each.begin_s, each.end_s) for each in events], samples)
 
     def grid(self, case: Case, rounds: int) -> grid.RankRatio:
-        calls, _ = contestants.contestants(case, self._communicator, self._device)
-        pair = {FUSED: calls[FUSED], CONTROL: calls[CONTROL]}
-        return grid.run(case, pair, self._communicator, rounds)
+        arrays = contestants.arrays_of(case, self._rank)
+        fused = contestants.fused_call(case, arrays, self._communicator)
+        pair = {FUSED: fused, CONTROL: contestants.serially(fused, self._device)}
+        return grid.run(pair, self._communicator, rounds)
 
 
 def device_of(backend: str) -> Any:

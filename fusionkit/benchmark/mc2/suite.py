@@ -17,7 +17,7 @@ from fusionkit.benchmark.mc2 import claim, grid, network
 from fusionkit.benchmark.mc2 import run as runs
 from fusionkit.benchmark.mc2.cases import BACKWARD, FORWARD, OPS, Case
 from fusionkit.benchmark.mc2.measurement import Measurement
-from fusionkit.benchmark.mc2.timeline import Event
+from fusionkit.benchmark.mc2.timeline import Recorded
 
 SWEEP_RATIO = 0.85  # c at the slowest link of a sweep
 
@@ -28,21 +28,24 @@ class Found:
 
     measurements: list[Measurement] = field(default_factory=list)
     judged: list[grid.Judged] = field(default_factory=list)
-    events: dict[str, Sequence[Sequence[Event]]] = field(default_factory=dict)
+    calls: dict[str, Sequence[Recorded]] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     shares_cores: bool = False
+    shaped: bool = False
 
     @property
     def proven(self) -> bool:
         """Something was measured, and nothing forbids a claim."""
         something = bool(self.measurements or self.judged)
         fine = not any(claim.reasons(each) for each in self.measurements)
-        return something and fine and all(each.reached for each in self.judged)
+        alone = self.shaped and not self.shares_cores
+        return something and fine and alone and all(each.reached for each in self.judged)
 
     def title(self, options: argparse.Namespace) -> str:
         how = "sharing cores" if self.shares_cores else "with a core each"
         ranks = f"{options.ranks} ranks {how}, one thread each"
-        return f"{self.machine['processor']}, {ranks}, {options.rounds} rounds, {self.machine['date']}"
+        link = "egress shaped" if self.shaped else "link not shaped"
+        return f"{self.machine['processor']}, {ranks}, {link}, {options.rounds} rounds, {self.machine['date']}"
 
 
 def machine() -> dict[str, Any]:
@@ -57,7 +60,8 @@ def machine() -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace, links: Sequence[str], cores: list[int], found: Found) -> None:
-    found.machine, found.shares_cores = machine(), len(cores) < options.ranks
+    found.machine, found.shaped = machine(), bool(links)
+    found.shares_cores = len(cores) < options.ranks
     first = min(links, key=network.bits_per_s) if links else None
     with runs.ranks(options.ranks, cores, first, options.backend) as ranks:
         if options.grid:
@@ -90,7 +94,7 @@ def measure_cases(
         for case in cases:
             found.measurements.append(runs.measure(ranks, case, link, options.rounds, bar.update))
             if options.timeline:
-                found.events[f"{case.name}, {link or 'not shaped'}"] = ranks.all("record", case)
+                found.calls[f"{case.name}, {link or 'not shaped'}"] = ranks.all("record", case)
 
 
 def measure_grid(options: argparse.Namespace, ranks: runs.Ranks, found: Found) -> None:

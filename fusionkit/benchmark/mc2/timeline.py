@@ -1,30 +1,37 @@
-"""A picture of fused calls: for each rank what it computed, sent and received, and when."""
+"""A picture of fused calls: for each rank what it computed and waited for, and what its link carried meanwhile."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusionkit.benchmark.mc2 import traffic
+from fusionkit.benchmark.mc2.traffic import Sample
+
 Event = tuple[str, str, float, float]  # lane, label, begin and end in seconds of one clock
 
-COMPUTE = "compute"
-COLOURS = {
-    COMPUTE: "#3b6ea8",
-    "wait": "#b03a48",
-    "transfer": "#d9822b",
-    "transfer out": "#d9822b",
-    "transfer in": "#4c9f70",
-}  # the lanes, from the top
-BAR = 0.78
+COMPUTE, WAIT, OUT, IN = "compute", "wait", "transfer out", "transfer in"
+LANES = (COMPUTE, WAIT, OUT, IN)
+COLOURS = {COMPUTE: "#3b6ea8", WAIT: "#b03a48", OUT: "#d9822b", IN: "#4c9f70"}
+BAR = 0.8
 LETTER_SHARE = 0.0045  # of the call's time: the width of a letter; a bar that its label fits carries it
 
 
-def draw(path: Path, calls: Mapping[str, Sequence[Sequence[Event]]], title: str) -> None:
-    """calls: the title of each panel -> the events of each rank."""
+@dataclass(frozen=True)
+class Recorded:
+    """One rank's part of one call."""
+
+    events: Sequence[Event]
+    samples: Sequence[Sample]
+
+
+def draw(path: Path, calls: Mapping[str, Sequence[Recorded]], title: str) -> None:
+    """calls: the title of each panel -> the ranks."""
     from matplotlib.figure import Figure
 
-    rows = [len(lanes_of(ranks)) * len(ranks) for ranks in calls.values()]
+    rows = [len(LANES) * len(ranks) for ranks in calls.values()]
     figure = Figure(figsize=(13, 0.9 + sum(0.34 * number + 0.8 for number in rows)), layout="constrained")
     panels = figure.subplots(len(calls), 1, squeeze=False, height_ratios=[number + 1 for number in rows])[:, 0]
     for axes, (name, ranks) in zip(panels, calls.items(), strict=True):
@@ -34,28 +41,25 @@ def draw(path: Path, calls: Mapping[str, Sequence[Sequence[Event]]], title: str)
     figure.savefig(path, dpi=120, format="png")
 
 
-def lanes_of(ranks: Sequence[Sequence[Event]]) -> list[str]:
-    """Those in which something happened, in the order of COLOURS."""
-    used = {lane for events in ranks for lane, *_ in events}
-    return [lane for lane in COLOURS if lane in used] or [COMPUTE]
-
-
-def draw_call(axes: Any, name: str, ranks: Sequence[Sequence[Event]]) -> None:
+def draw_call(axes: Any, name: str, ranks: Sequence[Recorded]) -> None:
     """Time runs from the first event of any rank."""
-    lanes = lanes_of(ranks)
-    start = min((begin for events in ranks for _, _, begin, _ in events), default=0.0)
-    end = max((finish for events in ranks for _, _, _, finish in events), default=1.0)
-    for rank, events in enumerate(ranks):
-        for lane, label, begin, finish in events:
-            row = len(lanes) * rank + lanes.index(lane)
+    start, end = span_of(ranks)
+    peak = max((max(out, into) for rank in ranks for _, out, into in traffic.rates(rank.samples)), default=0.0)
+    for number, rank in enumerate(ranks):
+        first = len(LANES) * number
+        for lane, label, begin, finish in rank.events:
             text = label if finish - begin >= LETTER_SHARE * len(label) * (end - start) else ""
-            draw_bar(axes, row, COLOURS[lane], 1e3 * (begin - start), 1e3 * (finish - start), text)
-    for rank in range(1, len(ranks)):
-        axes.axhline(len(lanes) * rank - 0.5, color="0.4", lw=0.8)
-    names = [f"rank {rank}  {lane}" for rank in range(len(ranks)) for lane in lanes]
+            draw_bar(
+                axes, first + LANES.index(lane), COLOURS[lane], 1e3 * (begin - start), 1e3 * (finish - start), text
+            )
+        draw_traffic(axes, first, rank.samples, start, peak)
+        if number:
+            axes.axhline(first - 0.5, color="0.4", lw=0.8)
+    names = [f"rank {number}  {lane}" for number in range(len(ranks)) for lane in LANES]
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1e3 * (end - start)), xlabel="ms")
-    axes.set_title(f"{name}; computing {filled(ranks, start, end)} of the time", fontsize=9, loc="left")
+    link = f"; full height of a transfer: {8 * peak / 1e6:.0f} Mbit/s" if peak else ""
+    axes.set_title(f"{name}; computing {computing(ranks)} of the time{link}", fontsize=9, loc="left")
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
 
@@ -66,7 +70,23 @@ def draw_bar(axes: Any, row: int, colour: str, begin_ms: float, end_ms: float, t
         axes.text((begin_ms + end_ms) / 2, row, text, ha="center", va="center", fontsize=6, color="white", clip_on=True)
 
 
-def filled(ranks: Sequence[Sequence[Event]], start: float, end: float) -> str:
+def draw_traffic(axes: Any, first: int, samples: Sequence[Sample], start: float, peak: float) -> None:
+    """Each direction's rate as a filled curve that stands on the floor of its lane."""
+    rates = traffic.rates(samples)
+    times = [1e3 * (middle - start) for middle, _, _ in rates]
+    for lane, column in ((OUT, 1), (IN, 2)):
+        floor = first + LANES.index(lane) + BAR / 2
+        tops = [floor - BAR * rate[column] / peak for rate in rates] if peak else []
+        axes.fill_between(times if peak else [], tops, floor, step="mid", color=COLOURS[lane], linewidth=0)
+
+
+def span_of(ranks: Sequence[Recorded]) -> tuple[float, float]:
+    events = [event for rank in ranks for event in rank.events]
+    return min((begin for _, _, begin, _ in events), default=0.0), max((end for *_, end in events), default=1.0)
+
+
+def computing(ranks: Sequence[Recorded]) -> str:
     """How much of the call each rank computes."""
-    seconds = [sum(finish - begin for lane, _, begin, finish in events if lane == COMPUTE) for events in ranks]
+    start, end = span_of(ranks)
+    seconds = [sum(finish - begin for lane, _, begin, finish in rank.events if lane == COMPUTE) for rank in ranks]
     return ", ".join(f"{each / (end - start):.0%}" for each in seconds)
