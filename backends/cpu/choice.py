@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fusionkit_backends.cpu import overlap, overlap_model
-from fusionkit_backends.cpu.chunks import MIN_ROWS
+from fusionkit_backends.cpu import chunks, overlap, overlap_model
 from fusionkit_backends.cpu.overlap_model import Choice, Rates
 from fusionkit_backends.cpu.serial import SERIAL
 
@@ -30,8 +29,8 @@ def parts(op: str, model: Model, communicator: Communicator, rows: int, weight: 
     forced = overlap.forced()
     if communicator.world_size == 1 or rows == 0 or forced is False:
         return None
-    if rows < MIN_ROWS and not forced:  # not worth measuring the group for
-        return _serial(op, f"{rows} rows a rank are fewer than a chunk of {MIN_ROWS}")
+    if rows < chunks.MIN_ROWS and not forced:  # not worth measuring the group for
+        return _serial(op, f"{rows} rows a rank are fewer than a chunk of {chunks.MIN_ROWS}")
     choice = model(overlap_model.rates(communicator, x.dtype), rows, weight.shape, x.itemsize, communicator.world_size)
     if choice.is_fused or forced:
         return choice.parts

@@ -50,7 +50,10 @@ def shrinking_parts(rows: int, row_bytes: int, ratio: float) -> list[slice]:
     while sum(sizes) < rows:
         larger = -(-int(sizes[-1] / shrink) // ALIGNMENT) * ALIGNMENT
         rest = rows - sum(sizes)
-        sizes.append(larger if rest >= larger + larger / shrink else rest)
+        if rest < least:
+            sizes[-1] += rest
+        else:
+            sizes.append(larger if rest >= larger + larger / shrink else rest)
     parts, begin = [], 0
     for size in reversed(sizes):
         parts.append(slice(begin, begin + size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusionkit_backends.cpu.chunks import MIN_ROWS
+from fusionkit_backends.cpu import chunks
 
 from fusionkit.call import Call
 from fusionkit.capability import Predicate, Verdict
@@ -31,7 +31,7 @@ class IsSerial(Predicate):
         from fusionkit.parallel.groups import known_communicator
 
         x, weight, world_size = call.tensors["x"], call.tensors["weight"], call.dims["world_size"]
-        if world_size > 1 and call.dims[self.rows] < MIN_ROWS:
+        if world_size > 1 and call.dims[self.rows] < chunks.MIN_ROWS:
             return Verdict("yes")
         communicator = known_communicator(call.values["group"])
         found = communicator and overlap_model.known_rates(communicator, x.dtype)
