@@ -42,10 +42,9 @@ class Rank:
         if isinstance(meeting, bytes):
             self._communicator = Communicator(meeting, self._rank, self._world_size, timeout=JOIN_S)
             return
-        from paddle.base.core import TCPStore
-
         master, own = meeting
-        self._store: Any = TCPStore(master, PORT, self._rank == 0, self._world_size, int(JOIN_S))
+        core: Any = importlib.import_module("paddle.base.core")
+        self._store = core.TCPStore(master, PORT, self._rank == 0, self._world_size, int(JOIN_S))
         self._communicator = Communicator.from_store(
             self._store, self._rank, self._world_size, name="bench mc2", address=own, timeout=JOIN_S
         )
