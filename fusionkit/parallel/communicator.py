@@ -13,6 +13,7 @@ import numpy as np
 
 from fusionkit.errors import argument_error
 from fusionkit.parallel.native import DTYPES, OPS, REDUCE_OPS, Call, Exchange, library
+from fusionkit.parallel.store import Store, join_store
 from fusionkit.parallel.work import CommunicatorError, Flight, Work, check
 
 Array = np.ndarray[Any, Any]
@@ -55,7 +56,7 @@ def unique_id() -> bytes:
 
 
 class Communicator:
-    """A group of ranks: one process (or thread) each, on one host.
+    """A group of ranks: one process (or thread) each. This makes one on one host, `from_store` one on several.
 
     All ranks make the same calls in the same order. A call of all ranks ends after all have begun it. Reductions add in
     the order of ranks, so all ranks and all runs get the same bits; float16 and bfloat16 are reduced in float32 and
@@ -80,15 +81,49 @@ class Communicator:
     """
 
     def __init__(self, identifier: bytes, rank: int, world_size: int, *, timeout: float = 300.0) -> None:
+        self._begin(rank, world_size, timeout)
+        if len(identifier) != library().fusionkit_parallel_id_size():
+            raise argument_error("Communicator", "identifier", "what unique_id() gave", f"{len(identifier)} bytes")
+        check(library().fusionkit_parallel_join(identifier, rank, world_size, timeout, ctypes.byref(self._handle)))
+
+    def _begin(self, rank: int, world_size: int, timeout: float) -> None:
         self._handle = ctypes.c_void_p()
         self._flights: deque[Flight] = deque()  # with their arrays, until they are done
         self._flights_lock = threading.Lock()
-        if len(identifier) != library().fusionkit_parallel_id_size():
-            raise argument_error("Communicator", "identifier", "what unique_id() gave", f"{len(identifier)} bytes")
+        self.rank, self.world_size, self.timeout = rank, world_size, timeout
         if not 0 <= rank < world_size:
             raise argument_error("Communicator", "rank", f"in [0, {world_size})", rank, f"world_size {world_size}")
-        self.rank, self.world_size, self.timeout = rank, world_size, timeout
-        check(library().fusionkit_parallel_join(identifier, rank, world_size, timeout, ctypes.byref(self._handle)))
+
+    @classmethod
+    def from_store(
+        cls,
+        store: Store,
+        rank: int,
+        world_size: int,
+        *,
+        name: str = "",
+        address: str | None = None,
+        host: str | None = None,
+        timeout: float = 300.0,
+    ) -> Communicator:
+        """A group whose ranks may be on several hosts and find each other through a store that all can reach.
+
+        Ranks of one host share memory, all others talk through TCP, without encryption: for a network that is trusted.
+
+        Args:
+            store: Paddle's TCPStore, or anything with `set(key, bytes)` and `get(key) -> bytes` that waits. Who can
+                read it can join: it holds the group's secret.
+            name: begins the keys in the store; another one for each group.
+            address: of this rank's host, where it listens for the others while they join, and nowhere else. By default
+                the host of PADDLE_CURRENT_ENDPOINT, else 127.0.0.1.
+            host: the ranks with the same one share memory. By default found out: the same machine, user, network and
+                process namespace.
+            timeout: as for Communicator; a store without `add` has its own for waiting.
+        """
+        made = cls.__new__(cls)
+        made._begin(rank, world_size, timeout)
+        made._handle = join_store(store, rank, world_size, name=name, address=address, host=host, timeout=timeout)
+        return made
 
     def all_reduce(self, array: Array, op: str = "sum", *, out: Array | None = None, sync_op: bool = True) -> Any:
         """The reduction of all ranks' arrays, on all ranks; `out` may be `array`.

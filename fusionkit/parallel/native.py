@@ -71,6 +71,27 @@ def library() -> Any:
         ctypes.c_double,
         ctypes.POINTER(ctypes.c_void_p),
     ]
+    loaded.fusionkit_parallel_key_size.restype = ctypes.c_size_t
+    loaded.fusionkit_parallel_create_key.argtypes = [ctypes.c_char_p]
+    loaded.fusionkit_parallel_listen.argtypes = [
+        ctypes.c_char_p,
+        ctypes.POINTER(ctypes.c_void_p),
+        ctypes.POINTER(ctypes.c_int),
+    ]
+    loaded.fusionkit_parallel_stop_listening.argtypes = [ctypes.c_void_p]
+    loaded.fusionkit_parallel_stop_listening.restype = None
+    loaded.fusionkit_parallel_join_hosts.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_char_p),
+        ctypes.POINTER(ctypes.c_char_p),
+        ctypes.POINTER(ctypes.c_int),
+        ctypes.c_double,
+        ctypes.c_double,
+        ctypes.POINTER(ctypes.c_void_p),
+    ]
     loaded.fusionkit_parallel_run.argtypes = [ctypes.POINTER(Call), ctypes.c_size_t]
     loaded.fusionkit_parallel_start.argtypes = [
         ctypes.POINTER(Call),

@@ -18,16 +18,21 @@ ROOT = Path(__file__).parents[2]
 
 
 class Ranks:
-    """`world_size` processes that run `tests.parallel.ranks.<name>(communicator, **arguments)`."""
+    """`world_size` processes that run `tests.parallel.ranks.<name>(communicator, **arguments)`.
 
-    def __init__(self, name: str, world_size: int, timeout: float, **arguments: object) -> None:
-        identifier = unique_id().hex()
+    transport: "memory"; "tcp", each rank a host of its own; or "mixed", two ranks a host. meeting: a store's folder.
+    """
+
+    def __init__(
+        self, name: str, world_size: int, timeout: float, transport: str, meeting: str, **arguments: object
+    ) -> None:
+        meeting = unique_id().hex() if transport == "memory" else meeting
         # Each rank needs few threads: NumPy's pool would take a second to start eight times.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.parallel.ranks", identifier, str(rank), str(world_size), str(timeout)]
-                + [name, json.dumps(arguments)],
+                [sys.executable, "-m", "tests.parallel.ranks", transport, meeting, str(rank), str(world_size)]
+                + [str(timeout), name, json.dumps(arguments)],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -52,12 +57,16 @@ class Ranks:
 
 
 @pytest.fixture
-def start():
+def start(tmp_path):
     """Starts ranks and ends them with the test."""
     started = []
 
-    def start_ranks(name: str, world_size: int, *, timeout: float = 30, **arguments: object) -> Ranks:
-        started.append(Ranks(name, world_size, timeout, **arguments))
+    def start_ranks(
+        name: str, world_size: int, *, timeout: float = 30, transport: str = "memory", **arguments: object
+    ) -> Ranks:
+        meeting = tmp_path / str(len(started))
+        meeting.mkdir()
+        started.append(Ranks(name, world_size, timeout, transport, str(meeting), **arguments))
         return started[-1]
 
     yield start_ranks

@@ -4,8 +4,11 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "communicator.h"
+#include "hosts.h"
+#include "listener.h"
 #include "reduce.h"
 #include "rendezvous.h"
 #include "work.h"
@@ -17,6 +20,9 @@ namespace {
 using fusionkit_parallel::Call;
 using fusionkit_parallel::Communicator;
 using fusionkit_parallel::DType;
+using fusionkit_parallel::GroupKey;
+using fusionkit_parallel::Listener;
+using fusionkit_parallel::Member;
 using fusionkit_parallel::UniqueId;
 using fusionkit_parallel::Work;
 
@@ -54,6 +60,37 @@ EXPORT int fusionkit_parallel_join(const void* id, int rank, int world_size, dou
     UniqueId own;
     std::memcpy(&own, id, sizeof own);
     *made = new Communicator(fusionkit_parallel::join(own, rank, world_size, timeout), timeout);
+  });
+}
+
+EXPORT size_t fusionkit_parallel_key_size() { return sizeof(GroupKey); }
+
+EXPORT int fusionkit_parallel_create_key(void* key) {
+  return guarded([&] {
+    const GroupKey made = GroupKey::create();
+    std::memcpy(key, &made, sizeof made);
+  });
+}
+
+EXPORT int fusionkit_parallel_listen(const char* address, Listener** made, int* port) {
+  return guarded([&] {
+    *made = new Listener(address);
+    *port = (*made)->port();
+  });
+}
+
+EXPORT void fusionkit_parallel_stop_listening(Listener* listener) { delete listener; }
+
+// hosts, addresses, ports: one for each rank. joining: seconds until all must be there.
+EXPORT int fusionkit_parallel_join_hosts(const Listener* listener, const void* key, int rank, int world_size,
+                                         const char* const* hosts, const char* const* addresses, const int* ports,
+                                         double joining, double timeout, Communicator** made) {
+  return guarded([&] {
+    GroupKey own;
+    std::memcpy(&own, key, sizeof own);
+    std::vector<Member> members;
+    for (int each = 0; each < world_size; ++each) members.push_back({hosts[each], addresses[each], ports[each]});
+    *made = new Communicator(fusionkit_parallel::join_hosts(*listener, own, rank, members, joining, timeout), timeout);
   });
 }
 

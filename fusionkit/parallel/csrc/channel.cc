@@ -43,16 +43,18 @@ bool Channel::send_some() {
 }
 
 bool Channel::send(Outgoing& message) {
+  const size_t ready = message.ready == nullptr ? message.size : *message.ready, total = padded(message.size);
   while (message.has_header && message.header_sent < sizeof(Plan)) {
     const char* header = reinterpret_cast<const char*>(&message.plan);
-    const size_t n = transport_.write(peer_, header + message.header_sent, sizeof(Plan) - message.header_sent);
+    const size_t rest = sizeof(Plan) - message.header_sent;
+    const size_t n = transport_.write(peer_, header + message.header_sent, rest, ready != 0);
     if (n == 0) return false;
     message.header_sent += n;
     moved_ += n;
   }
-  const size_t ready = message.ready == nullptr ? message.size : *message.ready, total = padded(message.size);
   while (message.sent < ready) {
-    const size_t n = transport_.write(peer_, message.data + message.sent, ready - message.sent);
+    const bool is_padded = ready == message.size && total != ready;
+    const size_t n = transport_.write(peer_, message.data + message.sent, ready - message.sent, is_padded);
     if (n == 0) return false;
     message.sent += n;
     moved_ += n;
@@ -60,7 +62,7 @@ bool Channel::send(Outgoing& message) {
   }
   if (message.sent < message.size) return false;
   while (message.sent < total) {
-    const size_t n = transport_.write(peer_, kZeros, total - message.sent);
+    const size_t n = transport_.write(peer_, kZeros, total - message.sent, false);
     if (n == 0) return false;
     message.sent += n;
   }

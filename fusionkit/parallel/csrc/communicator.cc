@@ -101,6 +101,8 @@ void Communicator::move(const std::vector<Communicator*>& communicators,
     }
     for (Communicator* each : communicators) each->require_progress(last_moved);
     first.wait(seen, communicators.size() == 1 ? kSleepMicroseconds : kSleepOfManyMicroseconds);
+    for (Communicator* each : communicators)
+      if (each != communicators.front()) each->transport_->wait(each->transport_->changes(), 0);
   }
 }
 

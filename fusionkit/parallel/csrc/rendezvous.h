@@ -3,7 +3,10 @@
 
 #include <array>
 #include <memory>
+#include <string>
+#include <vector>
 
+#include "shared_memory.h"
 #include "transport.h"
 
 namespace fusionkit_parallel {
@@ -14,10 +17,21 @@ struct UniqueId {
   std::array<unsigned char, 24> token;
 
   static UniqueId create();
+  uint64_t group() const;  // the number of the communicator
+};
+
+// The ranks of a group that are on one host.
+struct HostRanks {
+  int rank, world_size;    // among them
+  std::vector<int> names;  // their ranks in the group, for errors; none: the same
+  bool with_events;        // SharedMemory's
+
+  std::string name(int each) const;
 };
 
 // Rank 0 makes the shared memory and hands it to the others over a socket in the abstract namespace, which leaves no
 // file. Returns when all ranks are there; throws, naming those that are not, after `timeout` seconds.
+std::unique_ptr<SharedMemory> join_host(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout);
 std::unique_ptr<Transport> join(const UniqueId& id, int rank, int world_size, double timeout);
 
 }  // namespace fusionkit_parallel

@@ -2,17 +2,15 @@
 
 #include <linux/futex.h>
 #include <poll.h>
-#include <sys/mman.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <climits>
 #include <cstring>
 #include <ctime>
-#include <new>
-#include <stdexcept>
+#include <utility>
 
 namespace fusionkit_parallel {
 namespace {
@@ -21,10 +19,6 @@ namespace {
 constexpr size_t kRingBytes = 256 << 10;
 // So that a peer begins with a message before it is all there, and writes before all was read.
 constexpr size_t kPieceBytes = 64 << 10;
-
-std::runtime_error system_error(const std::string& what) {
-  return std::runtime_error("communicator: " + what + " (" + std::strerror(errno) + ")");
-}
 
 }  // namespace
 
@@ -48,51 +42,41 @@ struct SharedMemory::Ring {
 
 static_assert(std::atomic<uint64_t>::is_always_lock_free, "processes share these atomics");
 
-int SharedMemory::create_segment(int world_size) {
-  const int fd = memfd_create("fusionkit-communicator", MFD_CLOEXEC);
-  if (fd < 0) throw system_error("the system refused shared memory");
-  const size_t size = sizeof(Failure) + world_size * sizeof(Seat) + sizeof(Ring) * world_size * world_size;
-  if (ftruncate(fd, static_cast<off_t>(size)) != 0) {
-    close(fd);
-    throw system_error("the system refused " + std::to_string(size) + " bytes of shared memory");
-  }
-  return fd;
+size_t SharedMemory::segment_size(int world_size) {
+  return sizeof(Failure) + world_size * sizeof(Seat) + sizeof(Ring) * world_size * world_size;
 }
 
-SharedMemory::SharedMemory(int fd, int rank, int world_size, uint64_t group)
-    : Transport(rank, world_size, group), processes_(world_size, -1) {
-  const size_t size = sizeof(Failure) + world_size * sizeof(Seat) + sizeof(Ring) * world_size * world_size;
-  void* mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (mapped == MAP_FAILED) throw system_error("shared memory could not be mapped");
-  segment_ = static_cast<char*>(mapped);  // zeros: every atomic's first value
+SharedMemory::SharedMemory(std::shared_ptr<Segment> segment, std::vector<Socket> events, int rank, int world_size,
+                           uint64_t group)
+    : Transport(rank, world_size, group),
+      segment_(std::move(segment)),
+      events_(std::move(events)),
+      processes_(world_size) {
   seat(rank).pid.store(getpid());
 }
 
 SharedMemory::~SharedMemory() {
   seat(rank).has_left.store(1);
   for (int peer = 0; peer < world_size; ++peer) notify(peer);
-  for (const int process : processes_)
-    if (process >= 0) close(process);
-  munmap(segment_, sizeof(Failure) + world_size * sizeof(Seat) + sizeof(Ring) * world_size * world_size);
 }
 
 SharedMemory::Seat& SharedMemory::seat(int rank) const {
-  return *reinterpret_cast<Seat*>(segment_ + sizeof(Failure) + rank * sizeof(Seat));
+  return *reinterpret_cast<Seat*>(segment_->memory + sizeof(Failure) + rank * sizeof(Seat));
 }
 
 SharedMemory::Ring& SharedMemory::ring(int source, int destination) const {
-  char* rings = segment_ + sizeof(Failure) + world_size * sizeof(Seat);
+  char* rings = segment_->memory + sizeof(Failure) + world_size * sizeof(Seat);
   return *reinterpret_cast<Ring*>(rings + sizeof(Ring) * (source * world_size + destination));
 }
 
 void SharedMemory::watch_peers() {
   for (int peer = 0; peer < world_size; ++peer) {
     const int pid = seat(peer).pid.load();
-    if (pid != getpid()) processes_[peer] = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+    if (pid != getpid()) processes_[peer] = Socket(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   }
 }
 
-size_t SharedMemory::write(int peer, const char* data, size_t size) {
+size_t SharedMemory::write(int peer, const char* data, size_t size, bool) {
   Ring& to = ring(rank, peer);
   const uint64_t written = to.written.load(std::memory_order_relaxed);
   const size_t free = kRingBytes - (written - to.read.load(std::memory_order_acquire));
@@ -132,8 +116,16 @@ uint32_t SharedMemory::changes() { return seat(rank).changes.load(); }
 void SharedMemory::notify(int peer) {
   Seat& other = seat(peer);
   other.changes.fetch_add(1);
-  if (other.sleepers.load() != 0) syscall(SYS_futex, &other.changes, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+  if (other.sleepers.load() == 0) return;
+  if (events_.empty())
+    syscall(SYS_futex, &other.changes, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+  else
+    eventfd_write(events_[peer].fd, 1);
 }
+
+void SharedMemory::before_sleep() { seat(rank).sleepers.fetch_add(1); }
+
+void SharedMemory::after_sleep() { seat(rank).sleepers.fetch_sub(1); }
 
 void SharedMemory::wait(uint32_t seen, int64_t microseconds) {
   Seat& own = seat(rank);
@@ -145,22 +137,22 @@ void SharedMemory::wait(uint32_t seen, int64_t microseconds) {
 #endif
   }
   const timespec limit = {microseconds / 1000000, microseconds % 1000000 * 1000};
-  own.sleepers.fetch_add(1);
+  before_sleep();
   syscall(SYS_futex, &own.changes, FUTEX_WAIT, seen, &limit, nullptr, 0);
-  own.sleepers.fetch_sub(1);
+  after_sleep();
 }
 
 void SharedMemory::wake() { notify(rank); }
 
 std::string SharedMemory::lost(int peer) {
   if (seat(peer).has_left.load() != 0) return "a rank that has left";
-  pollfd process = {processes_[peer], POLLIN, 0};
-  if (processes_[peer] < 0 || poll(&process, 1, 0) != 1) return "";
+  pollfd process = {processes_[peer].fd, POLLIN, 0};
+  if (processes_[peer].fd < 0 || poll(&process, 1, 0) != 1) return "";
   return "a process that has ended (pid " + std::to_string(seat(peer).pid.load()) + ")";
 }
 
 void SharedMemory::fail(const std::string& text) {
-  auto& failure = *reinterpret_cast<Failure*>(segment_);
+  auto& failure = *reinterpret_cast<Failure*>(segment_->memory);
   uint32_t none = 0;
   if (failure.state.compare_exchange_strong(none, 1)) {
     std::strncpy(failure.text, text.c_str(), sizeof failure.text - 1);
@@ -170,7 +162,7 @@ void SharedMemory::fail(const std::string& text) {
 }
 
 std::string SharedMemory::failure() {
-  const auto& failure = *reinterpret_cast<const Failure*>(segment_);
+  const auto& failure = *reinterpret_cast<const Failure*>(segment_->memory);
   return failure.state.load() == 2 ? failure.text : "";
 }
 

@@ -2,24 +2,27 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <vector>
 
+#include "segment.h"
+#include "socket.h"
 #include "transport.h"
 
 namespace fusionkit_parallel {
 
-// Takes part in a segment that `create_segment` made; `fd` may be closed afterwards.
 class SharedMemory : public Transport {
  public:
-  SharedMemory(int fd, int rank, int world_size, uint64_t group);
+  // events: an eventfd for each rank, by which all ranks are woken, from `before_sleep` to `after_sleep`, where they
+  // wait for other things too; or none, for ranks that only call `wait`.
+  SharedMemory(std::shared_ptr<Segment> segment, std::vector<Socket> events, int rank, int world_size, uint64_t group);
   ~SharedMemory() override;
   SharedMemory(const SharedMemory&) = delete;
   SharedMemory& operator=(const SharedMemory&) = delete;
 
-  // A segment without a name: nothing is left behind, however its processes end.
-  static int create_segment(int world_size);
+  static size_t segment_size(int world_size);
 
-  size_t write(int peer, const char* data, size_t size) override;
+  size_t write(int peer, const char* data, size_t size, bool more) override;
   size_t read(int peer, char* into, size_t size) override;
   Bytes arrived(int peer, size_t wanted) override;
   void consumed(int peer, size_t num_bytes) override;
@@ -33,6 +36,10 @@ class SharedMemory : public Transport {
   // Opens a handle on each peer's process, by the ids that all ranks have written by now.
   void watch_peers();
 
+  int event() const { return events_[rank].fd; }
+  void before_sleep();
+  void after_sleep();
+
  private:
   struct Failure;
   struct Seat;
@@ -42,8 +49,9 @@ class SharedMemory : public Transport {
   Ring& ring(int source, int destination) const;
   void notify(int peer);
 
-  char* segment_ = nullptr;
-  std::vector<int> processes_;  // a pidfd for each rank, -1 for this process
+  const std::shared_ptr<Segment> segment_;
+  const std::vector<Socket> events_;
+  std::vector<Socket> processes_;  // a pidfd for each rank, none for those of this process
 };
 
 }  // namespace fusionkit_parallel

@@ -24,8 +24,8 @@ class Transport {
   const int rank, world_size;
   const uint64_t group;  // the same number on all ranks, another for every communicator
 
-  // Moves as many bytes as can be moved now, perhaps none, and says how many.
-  virtual size_t write(int peer, const char* data, size_t size) = 0;
+  // Moves as many bytes as can be moved now, perhaps none, and says how many. more: others follow at once.
+  virtual size_t write(int peer, const char* data, size_t size, bool more) = 0;
   virtual size_t read(int peer, char* into, size_t size) = 0;
   // Bytes that came from a peer, in one piece, perhaps none, to be read in place; and how many of them were read.
   // `wanted`: the rest of the message; no byte behind it is looked at.
