@@ -61,9 +61,9 @@ class DecodeStep(nn.Layer):
             )
             return out_TND.reshape(q_1TND.shape)
 
-        x_1TH = self.model.decode(input_ids_T.unsqueeze(0), position_ids_T.unsqueeze(0), attend)
+        x_TH = self.model.decode(input_ids_T.unsqueeze(0), position_ids_T.unsqueeze(0), attend)
         # Through float32, which is exact: Paddle 3.3 gathers no float16 on the host.
-        last_RH = gather(x_1TH.squeeze(0).cast("float32"), last_tokens_R).cast(x_1TH.dtype)
+        last_RH = gather(x_TH.cast("float32"), last_tokens_R).cast(x_TH.dtype)
         return self.model.lm_head(last_RH)
 
     def input_spec(self) -> list[InputSpec | list[InputSpec]]:

@@ -6,7 +6,7 @@ On disk a linear weight is [out_features, in_features] and query, key, value, ga
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,21 @@ from examples.llama2_13b.config import LlamaConfig
 
 Array = NDArray[np.float32]
 
+# The axis on disk: whole heads and columns of the MLP come out of the first two and go into the others.
+DIVIDED = {"self_attn.qkv_proj": 0, "mlp.gate_up_proj": 0, "self_attn.o_proj": 1, "mlp.down_proj": 1}
+
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor on disk: its name and shape there."""
+    """A tensor on disk: its name and shape there, and the axis that tensor-parallel ranks divide, if any."""
 
     name: str
     shape: tuple[int, ...]
+    axis: int | None = None
+
+    def shard(self, size: int) -> Part:
+        """One rank's."""
+        return replace(self, shape=tuple(n // size if axis == self.axis else n for axis, n in enumerate(self.shape)))
 
 
 def layout(config: LlamaConfig) -> dict[str, tuple[Part, ...]]:
@@ -52,7 +60,7 @@ def _decoder_layer(config: LlamaConfig, index: int) -> dict[str, tuple[Part, ...
     }
     return {
         f"layers.{index}.{ours}.weight": tuple(
-            Part(f"model.layers.{index}.{name}.weight", shape) for name, shape in theirs.items()
+            Part(f"model.layers.{index}.{name}.weight", shape, DIVIDED.get(ours)) for name, shape in theirs.items()
         )
         for ours, theirs in shapes.items()
     }
@@ -76,3 +84,11 @@ def split(parameter: str, value: Array, parts: tuple[Part, ...]) -> dict[str, Ar
     ends = np.cumsum([part.shape[0] for part in parts])[:-1]
     columns = np.split(value, ends, axis=1)
     return {part.name: np.ascontiguousarray(column.T) for part, column in zip(parts, columns, strict=True)}
+
+
+def merge(parameter: str, shards: list[Array], parts: tuple[Part, ...]) -> dict[str, Array]:
+    """The parts of a parameter from the shards of all ranks, or from the one that all have."""
+    pieces = [split(parameter, shard, tuple(part.shard(len(shards)) for part in parts)) for shard in shards]
+    if len(shards) == 1:
+        return pieces[0]
+    return {part.name: np.concatenate([piece[part.name] for piece in pieces], axis=part.axis) for part in parts}

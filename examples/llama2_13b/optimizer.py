@@ -9,6 +9,7 @@ from typing import Any
 import paddle
 
 from examples.llama2_13b import checkpoint, safetensors_folder
+from examples.llama2_13b.layout import Array
 from fusionkit import optimizer
 
 MOMENTS = ("moment1", "moment2")
@@ -42,24 +43,27 @@ class AdamW:
 
     def step(self, learning_rate: float) -> float:
         """Update every parameter, forget the gradients, and return their norm before clipping."""
-        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        norm = optimizer.global_norm(gradients)
+        norm = self._model.shards.gradient_norm(self._parameters.values())
         self._adamw.set_lr(learning_rate)
         self._adamw.step(clipping_scale(norm, self._max_grad_norm))
         self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it
         return norm
 
     def save(self, folder: Path) -> dict[str, float]:
-        """Write the moments into a new folder, one set of shards each, and return the scalars of the state."""
-        state = self._adamw.state_dict()
+        """Write the moments into a new folder, one set of shards each, and return the scalars of the state.
+
+        All ranks that share the model call this; the first writes.
+        """
+        state, shards = self._adamw.state_dict(), self._model.shards
         for moment in MOMENTS:
-            weight_map = checkpoint.write_shards(
-                folder,
-                moment,
-                self._model.config,
-                lambda name, moment=moment: state[f"{self._parameters[name].name}_{moment}_0"].numpy(),
-            )
-            safetensors_folder.write_index(folder, moment, weight_map)
+
+            def shards_of(name: str, moment: str = moment) -> list[Array]:
+                parameter = self._parameters[name]
+                return shards.all_shards(parameter, state[f"{parameter.name}_{moment}_0"])
+
+            weight_map = checkpoint.write_shards(folder, moment, self._model.config, shards_of, writes=shards.rank == 0)
+            if shards.rank == 0:
+                safetensors_folder.write_index(folder, moment, weight_map)
         first = next(iter(self._parameters.values())).name
         return {power: state[f"{first}_{power}_0"].item() for power in POWERS}
 
@@ -67,7 +71,7 @@ class AdamW:
         """Take over what `save` wrote. Call it before the first step."""
         state: dict[str, Any] = {}
         for moment in MOMENTS:
-            files = checkpoint.Reader(folder, self._model.config, moment)
+            files = checkpoint.Reader(folder, self._model.config, moment, self._model.shards)
             for name, parameter in self._parameters.items():
                 state[f"{parameter.name}_{moment}_0"] = paddle.to_tensor(files.read(name))
         for parameter in self._parameters.values():

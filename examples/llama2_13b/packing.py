@@ -72,9 +72,12 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
 
-def collate(rows: Sequence[Row], samples: Sequence[Sample], pad_token_id: int, length: int | None = None) -> Batch:
-    """Rows of samples as arrays of `length` columns, by default as many as the longest row has."""
+def collate(
+    rows: Sequence[Row], samples: Sequence[Sample], pad_token_id: int, length: int | None = None, multiple: int = 1
+) -> Batch:
+    """Rows of samples as arrays of `length` columns, by default as many as the longest row has; a multiple of them."""
     length = length or max(sum(len(samples[number]) for number in row) for row in rows)
+    length += -length % multiple
     batch = Batch(
         np.full((len(rows), length), pad_token_id),
         np.full((len(rows), length), IGNORED),

@@ -56,8 +56,14 @@ class Reader:
             if stored.get_dtype() not in FLOATING:
                 raise ValueError(f"{where} must be {', '.join(FLOATING)}, got {stored.get_dtype()}")
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        tensor: Array = self._opened[self._file_of[name]].get_tensor(name)
+    def read(self, name: str, axis: int | None = None, part: int = 0, parts: int = 1) -> NDArray[np.float32]:
+        """The tensor, or one of equal parts along an axis: nothing else of it is read."""
+        stored = self._opened[self._file_of[name]].get_slice(name)
+        whole = [slice(None)] * len(stored.get_shape())
+        if axis is not None:
+            size = stored.get_shape()[axis] // parts
+            whole[axis] = slice(part * size, (part + 1) * size)
+        tensor: Array = stored[tuple(whole)]
         return tensor.astype(np.float32, copy=False)
 
 
@@ -103,7 +109,7 @@ def write_shards(
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing new stays behind.
     """
-    shards = _shards(shapes, max_shard_bytes)
+    shards = divide(shapes, max_shard_bytes)
     files = _free_names(folder, prefix, len(shards))
     try:
         for file, names in zip(files, shards, strict=True):
@@ -134,7 +140,8 @@ def _save(tensors: dict[str, Array], path: Path) -> None:
     atomic.sync(path)
 
 
-def _shards(shapes: Mapping[str, tuple[int, ...]], max_shard_bytes: int) -> list[list[str]]:
+def divide(shapes: Mapping[str, tuple[int, ...]], max_shard_bytes: int) -> list[list[str]]:
+    """The names of each file's tensors."""
     shards: list[list[str]] = []
     room = 0
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a Llama on one device, or on several with a copy of the model on each.
+"""Supervised fine-tuning of a Llama on one device, or on several: copies of the model, each on one or more.
 
     python -m examples.llama2_13b.sft FLAGS.json --output_dir output/sft
 
@@ -19,6 +19,7 @@ from examples.llama2_13b.data import Sample
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.optimizer import AdamW
 from examples.llama2_13b.sft_flags import SftFlags
+from examples.llama2_13b.tensor_parallel import TensorParallel
 from examples.llama2_13b.tokenizer import Tokenizer
 from examples.llama2_13b.trainer import Trainer, deciding
 from fusionkit import keep_freed_memory
@@ -35,7 +36,7 @@ def sft(flags: SftFlags) -> int:
         FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
     """
     set_device(flags)
-    data_parallel.start()
+    shards = data_parallel.start(flags.tensor_parallel_degree, flags.sequence_parallel)
     tokenizer = Tokenizer.from_pretrained(flags.model_name_or_path)
     template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None
     train, evaluation = (read_samples(flags, split, tokenizer, template) for split in ("train", "dev"))
@@ -45,7 +46,7 @@ def sft(flags: SftFlags) -> int:
     state = training_state.load(start) if start else None
     if start and state:
         training_state.require_same(state, training_state.fingerprint(train), deciding(flags), start)
-    model = load_model(flags, start or Path(flags.model_name_or_path))
+    model = load_model(flags, start or Path(flags.model_name_or_path), shards)
     optimizer = AdamW(
         model, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
     )
@@ -56,7 +57,7 @@ def sft(flags: SftFlags) -> int:
         flags, model, optimizer, train, evaluation, tokenizer.pad_token_id, files, state.step if state else 0
     )
     peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed
-    data_parallel.totals(0)  # all have looked at the output folder before the first changes it
+    data_parallel.any_process(False)  # all have looked at the output folder before the first changes it
     if data_parallel.is_first():
         prepare_output(flags)
         describe(flags, trainer, peak)
@@ -73,7 +74,10 @@ def sft(flags: SftFlags) -> int:
 def describe(flags: SftFlags, trainer: Trainer, peak: float) -> None:
     tokens = sum(map(len, trainer.train))
     print(f"training samples: {len(trainer.train)} of {tokens} tokens; evaluation samples: {len(trainer.evaluation)}")
-    processes = f" on {data_parallel.size()} processes" if data_parallel.size() > 1 else ""
+    processes = f" on {data_parallel.processes()} processes" if data_parallel.processes() > 1 else ""
+    if trainer.model.shards.size > 1:
+        tokens_too = " and the sequence" if trainer.model.shards.divides_tokens else ""
+        processes += f", {trainer.model.shards.size} of which divide the layers{tokens_too} of each copy"
     print(f"steps: {trainer.step} to {trainer.num_steps}, {flags.dtype} arithmetic{processes}")
     print(f"peak: fused_linear {flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
 
@@ -92,10 +96,10 @@ def read_samples(flags: SftFlags, split: str, tokenizer: Tokenizer, template: Ch
     return [data.encode(example, tokenizer, flags.src_length, flags.max_length, template) for example in examples]
 
 
-def load_model(flags: SftFlags, folder: Path) -> Llama:
+def load_model(flags: SftFlags, folder: Path, shards: TensorParallel) -> Llama:
     positions = LlamaConfig.from_json(folder / "config.json").max_position_embeddings
     flags.require(flags.max_length <= positions, "max_length", f"at most {positions}, the model's positions")
-    return Llama.from_pretrained(folder, flags.dtype, flags.recompute)
+    return Llama.from_pretrained(folder, flags.dtype, flags.recompute, shards)
 
 
 def checkpoint_to_resume(flags: SftFlags) -> Path | None:

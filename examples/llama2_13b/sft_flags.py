@@ -36,6 +36,8 @@ class SftFlags:
     max_grad_norm: float = flag("limit of the gradient's global norm; 0 for none", 1.0)
     bf16: bool = flag("bfloat16 arithmetic; parameters and optimizer stay float32", False)
     recompute: bool = flag("compute activations again instead of keeping them", False)
+    tensor_parallel_degree: int = flag("processes that share each copy of the model, neighbours", 1)
+    sequence_parallel: bool = flag("such processes share the tokens between products too", True)
     seed: int = flag("of data order and random numbers", 42)
     device: str | None = flag("as paddle.set_device takes it; Paddle's choice if not given", None)
     eval_steps: int | None = flag("evaluate every so many steps, and at the end; only at the end if not given", None)
@@ -47,7 +49,7 @@ class SftFlags:
     def __post_init__(self) -> None:
         at_least_one = ("src_length", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
                         "gradient_accumulation_steps", "num_train_epochs", "eval_steps", "save_steps",
-                        "save_total_limit")  # fmt: skip
+                        "save_total_limit", "tensor_parallel_degree")  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "at least 1")
@@ -63,6 +65,8 @@ class SftFlags:
         self.require(self.src_length < self.max_length, "src_length", f"below max_length {self.max_length}")
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
         self.require(self.zero_padding or not self.greedy_zero_padding, "zero_padding", "true with greedy_zero_padding")
+        divides = self.sequence_parallel or self.tensor_parallel_degree > 1
+        self.require(divides, "sequence_parallel", "true where tensor_parallel_degree is 1")
         self.require(
             not (self.overwrite_output_dir and self.resume_from_checkpoint),
             "overwrite_output_dir",

@@ -86,16 +86,15 @@ class Trainer:
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
                 progress.set_postfix(shown, refresh=False)
                 # A signal reaches each process in its own time; they stop together.
-                asked = any(data_parallel.totals(interrupt.signal))
+                asked = data_parallel.any_process(interrupt.signal != 0)
                 stopped = (interrupt.signal or signal.SIGTERM) if asked and self.step < self.num_steps else 0
-                if data_parallel.is_first() and (self._is_due(self.flags.save_steps) or stopped):
+                if data_parallel.rank() == 0 and (self._is_due(self.flags.save_steps) or stopped):
                     self._save_checkpoint(output)
                 if stopped:
                     break
-        if not data_parallel.is_first():
-            return stopped
-        loss_curve.draw(metrics.read_log(output / "log.jsonl"), output / "loss.png", f"fine-tuning {output.name}")
-        if not stopped:
+        if data_parallel.is_first():
+            loss_curve.draw(metrics.read_log(output / "log.jsonl"), output / "loss.png", f"fine-tuning {output.name}")
+        if data_parallel.rank() == 0 and not stopped:
             self._save_model(output)
         return stopped
 
@@ -122,6 +121,7 @@ class Trainer:
             loss_sum = self._loss_sum(batch)
             (loss_sum / (num_targets / data_parallel.size())).backward()  # averaged over the processes below
             own_total += float(loss_sum)
+        self.model.shards.sum_gradients(self.model.parameters())
         data_parallel.average_gradients(self.model.parameters())
         (total,) = data_parallel.totals(own_total)
         self.optimizer.step(rate)
@@ -131,7 +131,7 @@ class Trainer:
             "loss": total / num_targets,
             "learning_rate": rate,
             "tokens_per_second": num_tokens / seconds,
-            "mfu": flops / seconds / (peak_flops * data_parallel.size()),
+            "mfu": flops / seconds / (peak_flops * data_parallel.processes()),
             "peak_memory": metrics.peak_memory(),
         }
 
@@ -148,7 +148,8 @@ class Trainer:
 
     def _batches(self, rows: list[Row], samples: Sequence[Sample], batch_size: int) -> list[Batch]:
         length = self.flags.max_length if self.flags.zero_padding else None
-        return [packing.collate(chunk, samples, self.pad_token_id, length) for chunk in chunks(rows, batch_size)]
+        place = (samples, self.pad_token_id, length, self.model.shards.size)  # ranks divide the tokens of a batch
+        return [packing.collate(chunk, *place) for chunk in chunks(rows, batch_size)]
 
     def _loss_sum(self, batch: Batch) -> paddle.Tensor:
         arrays = (batch.input_ids, batch.labels, batch.position_ids, batch.startend_row_indices)
@@ -162,16 +163,17 @@ class Trainer:
             "flags": deciding(self.flags),
         }
         training_state.save(output / f"checkpoint-{self.step}", self.model, self.optimizer, self.files, state)
-        if self.flags.save_total_limit is not None:
+        if self.flags.save_total_limit is not None and data_parallel.is_first():
             training_state.keep_newest(output, self.flags.save_total_limit)
 
     def _save_model(self, output: Path) -> None:
-        training_state.write_files(output, self.files)
+        if data_parallel.is_first():
+            training_state.write_files(output, self.files)
         self.model.save_pretrained(output)
 
 
 def deciding(flags: SftFlags) -> dict[str, object]:
-    """What a run that resumes must share: its flags, and of several processes their number."""
+    """What a run that resumes must share: its flags, and of several copies of the model their number."""
     processes = {"processes": data_parallel.size()} if data_parallel.size() > 1 else {}
     return flags.deciding() | processes
 

@@ -51,7 +51,14 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def save(folder: Path, model: Llama, optimizer: AdamW, files: Mapping[str, bytes], state: Mapping[str, Any]) -> None:
-    """Write `folder` in one rename: a model folder with tokenizer, moments and state."""
+    """Write `folder` in one rename: a model folder with tokenizer, moments and state.
+
+    All ranks that share the model call this; the first writes.
+    """
+    if model.shards.rank != 0:
+        model.save_pretrained(folder)
+        optimizer.save(folder)
+        return
     with atomic.new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         write_files(temporary, files)

@@ -1,0 +1,129 @@
+"""Tensor parallelism: the ranks of a group divide the heads, the MLP's columns and, between the products, the tokens.
+
+Each rank holds its own columns of qkv_proj and gate_up_proj and its own rows of o_proj and down_proj; the embedding,
+the norms and the language model head are whole on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+from paddle import Tensor, nn
+from paddle.distributed.fleet.utils.sequence_parallel_utils import (
+    is_sequence_parallel_parameter,
+    mark_as_sequence_parallel_parameter,
+)
+
+from fusionkit.nn import Linear, RMSNorm
+from fusionkit.optimizer import global_norm
+from fusionkit.parallel import collectives, layers
+from fusionkit.parallel.groups import communicator_of
+from fusionkit.parallel.sequence import gather_rows, scatter_rows
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """How a model is divided; by default it is not.
+
+    Args:
+        group: a Paddle group or a `fusionkit.parallel.Communicator`; None is one rank that has all.
+        sequence_parallel: between the products each rank has its own part of the tokens, so norms and residual stream
+            take a share of the memory and the time; else all ranks compute them alike.
+    """
+
+    group: Any = None
+    sequence_parallel: bool = True
+
+    @property
+    def size(self) -> int:
+        return 1 if self.group is None else int(self.group.world_size)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.group is None else int(self.group.rank)
+
+    @property
+    def divides_tokens(self) -> bool:
+        return self.size > 1 and self.sequence_parallel
+
+    def share(self, name: str, count: int) -> int:
+        """One rank's part of what the configuration counts.
+
+        Raises:
+            ValueError: it does not divide.
+        """
+        if count % self.size:
+            raise ValueError(f"Llama: {name} must be a multiple of the {self.size} tensor-parallel ranks, got {count}")
+        return count // self.size
+
+    def column(self, in_features: int, out_features: int, initializer_range: float) -> nn.Layer:
+        """A linear layer of this rank's columns: [tokens, in_features] -> [all tokens, out_features / size]."""
+        if self.size == 1:
+            return Linear(in_features, out_features, initializer_range=initializer_range)
+        kind = layers.ColumnSequenceParallelLinear if self.sequence_parallel else layers.ColumnParallelLinear
+        return self._layer(partial(kind, gather_output=False), in_features, out_features, initializer_range)
+
+    def row(self, in_features: int, out_features: int, initializer_range: float) -> nn.Layer:
+        """A linear layer of this rank's rows: [all tokens, in_features / size] -> [tokens, out_features]."""
+        if self.size == 1:
+            return Linear(in_features, out_features, initializer_range=initializer_range)
+        kind = layers.RowSequenceParallelLinear if self.sequence_parallel else layers.RowParallelLinear
+        return self._layer(partial(kind, input_is_parallel=True), in_features, out_features, initializer_range)
+
+    def _layer(self, kind: Any, in_features: int, out_features: int, initializer_range: float) -> nn.Layer:
+        normal = paddle.ParamAttr(initializer=nn.initializer.Normal(std=initializer_range))
+        layer: nn.Layer = kind(in_features, out_features, normal, has_bias=False, mp_group=self.group)
+        return layer
+
+    def norm(self, hidden_size: int, epsilon: float) -> RMSNorm:
+        """A norm of this rank's tokens; its weight's gradient is a part then, for `sum_gradients`."""
+        norm = RMSNorm(hidden_size, epsilon)
+        if self.divides_tokens:
+            mark_as_sequence_parallel_parameter(norm.weight)
+        return norm
+
+    def scatter(self, x_TH: Tensor) -> Tensor:
+        """This rank's part of tokens that all ranks have."""
+        return scatter_rows(x_TH, self.group) if self.divides_tokens else x_TH
+
+    def gather(self, x_TH: Tensor) -> Tensor:
+        """All tokens, on all ranks."""
+        return gather_rows(x_TH, self.group) if self.divides_tokens else x_TH
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Complete the gradients of weights that have seen this rank's tokens only, in one call."""
+        partial_ones = [parameter for parameter in parameters if is_sequence_parallel_parameter(parameter)]
+        if not partial_ones:
+            return
+        flat = paddle.concat([parameter.grad.flatten() for parameter in partial_ones])
+        sums = paddle.split(collectives.all_reduced(flat, self.group), [p.size for p in partial_ones])
+        for parameter, total in zip(partial_ones, sums, strict=True):
+            parameter.grad = total.reshape(parameter.shape)
+
+    def gradient_norm(self, parameters: Iterable[Tensor]) -> float:
+        """Of all gradients together: shards count on their ranks, what all ranks have counts once. The same on all."""
+        found = [parameter for parameter in parameters if parameter.grad is not None]
+        whole = global_norm(parameter.grad for parameter in found if not is_shard(parameter))
+        own = global_norm(parameter.grad for parameter in found if is_shard(parameter))
+        if self.size == 1:
+            return float(np.hypot(whole, own))
+        squares = communicator_of(self.group).all_reduce(np.array([own**2]))
+        return float(np.sqrt(whole**2 + squares[0]))
+
+    def all_shards(self, parameter: Tensor, value: Tensor) -> list[NDArray[Any]]:
+        """The parameter's value, or a moment of it, from every rank in order; all ranks call this alike."""
+        own = value.numpy()
+        return list(communicator_of(self.group).all_gather(own)) if is_shard(parameter) else [own]
+
+
+def is_shard(parameter: Tensor) -> bool:
+    return bool(getattr(parameter, "is_distributed", False))
+
+
+ALONE = TensorParallel()
