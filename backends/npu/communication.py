@@ -25,10 +25,9 @@ def require_group(op: str, group: Any) -> None:
 
 def run(custom_op: str, x: Any, weight: Any, group: Any, *attributes: Any) -> list[Any]:
     """One of the vendor's fused products, without a bias. `attributes` follow hcom, the communicator's name."""
-    import paddle
-
     global _domain
-    hcom = group.process_group.get_comm_name(paddle.distributed.get_rank())
+    # Paddle calls the argument a rank and takes it for the device's number: they differ on a second host.
+    hcom = group.process_group.get_comm_name(x.place.custom_device_id())
     outputs = custom_device.run(custom_op, (x, weight, None), hcom, *attributes)
     _domain = group
     return outputs
