@@ -96,7 +96,7 @@ def report(options: argparse.Namespace, found: Found) -> None:
         options.table.write_text(text + "\n")
     if options.json:
         report.write(options.json, found.measurements, found.judged, found.machine)
-    if options.timeline and found.calls:
-        timeline.draw(options.timeline, found.calls, title)
+    if options.timeline and found.panels:
+        timeline.draw(options.timeline, found.panels, title)
     if options.chart and found.measurements:
         chart.draw(options.chart, found.measurements, title)

@@ -126,7 +126,11 @@ def test_pictures_are_drawn(tmp_path):
         Recorded([("compute", "own", 1.0, 1.5), ("wait", "wait", 1.5, 2.0)], [(1.0, 0, 0), (1.1, 500, 0)]),
         Recorded([], []),
     ]
-    timeline.draw(tmp_path / "timeline.png", {"one call": ranks, "another": ranks[1:]}, "made up")
+    timeline.draw(
+        tmp_path / "timeline.png",
+        [timeline.Panel("one call", ranks, 25e6), timeline.Panel("another", ranks[1:], None)],
+        "made up",
+    )
     chart.draw(tmp_path / "chart.png", [measured(), measured(collective=0.2, serial=0.6, control=None)], "made up")
     for name in ("timeline.png", "chart.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

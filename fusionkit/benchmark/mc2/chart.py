@@ -29,7 +29,7 @@ def draw(path: Path, measurements: Sequence[Measurement], title: str) -> None:
     if any(claim.reasons(each) for each in measurements):
         hidden.plot([], [], "o", color="0.4", markerfacecolor="none", label="hollow: no claim")
     hidden.set(ylabel="H, hidden share of the collective's time, %")
-    hidden.set_ylim(min(hidden.get_ylim()[0], 85), 101)
+    hidden.set_ylim(max(min(hidden.get_ylim()[0], 85), -20), 101)
     hidden.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     control.set(xlabel="c = Tc / Tg", ylabel="H, overlap off, %")
     control.axhline(0, color="0.5", lw=0.8)

@@ -13,11 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fusionkit.benchmark.mc2 import claim, grid, network
+from fusionkit.benchmark.mc2 import claim, grid, network, timeline
 from fusionkit.benchmark.mc2 import run as runs
 from fusionkit.benchmark.mc2.cases import BACKWARD, FORWARD, OPS, Case
 from fusionkit.benchmark.mc2.measurement import Measurement
-from fusionkit.benchmark.mc2.timeline import Recorded
 
 SWEEP_RATIO = 0.85  # c at the slowest link of a sweep
 
@@ -28,7 +27,7 @@ class Found:
 
     measurements: list[Measurement] = field(default_factory=list)
     judged: list[grid.Judged] = field(default_factory=list)
-    calls: dict[str, Sequence[Recorded]] = field(default_factory=dict)
+    panels: list[timeline.Panel] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
     shares_cores: bool = False
     shaped: bool = False
@@ -94,7 +93,12 @@ def measure_cases(
         for case in cases:
             found.measurements.append(runs.measure(ranks, case, link, options.rounds, bar.update))
             if options.timeline:
-                found.calls[f"{case.name}, {link or 'not shaped'}"] = ranks.all("record", case)
+                found.panels.append(panel(ranks, case, link))
+
+
+def panel(ranks: runs.Ranks, case: Case, link: str | None) -> timeline.Panel:
+    rate = None if link is None else network.bits_per_s(link) / 8
+    return timeline.Panel(f"{case.name}, {link or 'not shaped'}", ranks.all("record", case), rate)
 
 
 def measure_grid(options: argparse.Namespace, ranks: runs.Ranks, found: Found) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,24 +27,32 @@ class Recorded:
     samples: Sequence[Sample]
 
 
-def draw(path: Path, calls: Mapping[str, Sequence[Recorded]], title: str) -> None:
-    """calls: the title of each panel -> the ranks."""
+@dataclass(frozen=True)
+class Panel:
+    """One call: its ranks, and bytes/s of a link, which fill the height of a transfer's lane; None: no link."""
+
+    name: str
+    ranks: Sequence[Recorded]
+    link_rate: float | None
+
+
+def draw(path: Path, panels: Sequence[Panel], title: str) -> None:
     from matplotlib.figure import Figure
 
-    rows = [len(LANES) * len(ranks) for ranks in calls.values()]
+    rows = [len(LANES) * len(panel.ranks) for panel in panels]
     figure = Figure(figsize=(13, 0.9 + sum(0.34 * number + 0.8 for number in rows)), layout="constrained")
-    panels = figure.subplots(len(calls), 1, squeeze=False, height_ratios=[number + 1 for number in rows])[:, 0]
-    for axes, (name, ranks) in zip(panels, calls.items(), strict=True):
-        draw_call(axes, name, ranks)
+    all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[number + 1 for number in rows])[:, 0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        draw_call(axes, panel)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
 
 
-def draw_call(axes: Any, name: str, ranks: Sequence[Recorded]) -> None:
+def draw_call(axes: Any, panel: Panel) -> None:
     """Time runs from the first event of any rank."""
+    ranks, link = panel.ranks, panel.link_rate
     start, end = span_of(ranks)
-    peak = max((max(out, into) for rank in ranks for _, out, into in traffic.rates(rank.samples)), default=0.0)
     for number, rank in enumerate(ranks):
         first = len(LANES) * number
         for lane, label, begin, finish in rank.events:
@@ -52,14 +60,15 @@ def draw_call(axes: Any, name: str, ranks: Sequence[Recorded]) -> None:
             draw_bar(
                 axes, first + LANES.index(lane), COLOURS[lane], 1e3 * (begin - start), 1e3 * (finish - start), text
             )
-        draw_traffic(axes, first, rank.samples, start, peak)
+        if link:
+            draw_traffic(axes, first, rank.samples, start, link)
         if number:
             axes.axhline(first - 0.5, color="0.4", lw=0.8)
     names = [f"rank {number}  {lane}" for number in range(len(ranks)) for lane in LANES]
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1e3 * (end - start)), xlabel="ms")
-    link = f"; full height of a transfer: {8 * peak / 1e6:.0f} Mbit/s" if peak else ""
-    axes.set_title(f"{name}; computing {computing(ranks)} of the time{link}", fontsize=9, loc="left")
+    height = f"; full height of a transfer: {8 * link / 1e6:.0f} Mbit/s" if link else ""
+    axes.set_title(f"{panel.name}; computing {computing(ranks)} of the time{height}", fontsize=9, loc="left")
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
 
@@ -70,14 +79,14 @@ def draw_bar(axes: Any, row: int, colour: str, begin_ms: float, end_ms: float, t
         axes.text((begin_ms + end_ms) / 2, row, text, ha="center", va="center", fontsize=6, color="white", clip_on=True)
 
 
-def draw_traffic(axes: Any, first: int, samples: Sequence[Sample], start: float, peak: float) -> None:
-    """Each direction's rate as a filled curve that stands on the floor of its lane."""
+def draw_traffic(axes: Any, first: int, samples: Sequence[Sample], start: float, link: float) -> None:
+    """Each direction's rate as a filled curve that stands on the floor of its lane; a burst above the link's is cut."""
     rates = traffic.rates(samples)
     times = [1e3 * (middle - start) for middle, _, _ in rates]
     for lane, column in ((OUT, 1), (IN, 2)):
         floor = first + LANES.index(lane) + BAR / 2
-        tops = [floor - BAR * rate[column] / peak for rate in rates] if peak else []
-        axes.fill_between(times if peak else [], tops, floor, step="mid", color=COLOURS[lane], linewidth=0)
+        tops = [floor - BAR * min(1.0, rate[column] / link) for rate in rates]
+        axes.fill_between(times, tops, floor, step="mid", color=COLOURS[lane], linewidth=0)
 
 
 def span_of(ranks: Sequence[Recorded]) -> tuple[float, float]:
