@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fusionkit.benchmark.mc2 import claim, grid, report, statistics
+from fusionkit.benchmark.mc2 import claim, grid, report, statistics, suite
 from tests.bench_mc2.made_up import CASE, CHOSEN, measured
 
 FELL_BACK = CHOSEN | {("all_gather_matmul", "cpu", "serial: few rows"): 2}
@@ -70,17 +70,26 @@ def judged(control, fused=1.0, reason="chosen"):
 
 def test_the_grid_names_what_is_slower_than_the_serial_path():
     found = [judged(1.0), judged(1.5), judged(0.98), judged(0.991, reason="serial: few rows")]
-    assert [each.reached for each in found] == [True, True, False, True]
+    assert [each.is_surely_below for each in found] == [False, False, True, False]
     text = report.grid(found)
-    assert "3 of 4 shapes at least 0.99 of the serial version, 1 below it with their whole interval" in text
-    assert "1 shapes  cpu: serial: few rows" in text
+    assert "4 shapes; the median below 0.99 of the serial version: 1, with the whole interval: 1" in text
+    assert "3 shapes  overlapped" in text and "1 shapes  cpu: serial: few rows" in text
     noisy = grid.Judged(CASE, statistics.Estimate(0.98, 0.9, 1.1), ())
-    assert not noisy.reached and not noisy.surely_below
+    assert noisy.is_below and not noisy.is_surely_below and noisy.path == "overlapped"
+
+
+def test_the_grid_proves_nothing_without_a_link_or_a_core_for_each():
+    assert suite.Found(judged=[judged(1.0)], shaped=True).proven
+    assert not suite.Found(judged=[judged(1.0)], shaped=False).proven
+    assert not suite.Found(judged=[judged(1.0)], shaped=True, shares_cores=True).proven
+    assert not suite.Found(judged=[judged(0.98)], shaped=True).proven
+    assert not suite.Found(shaped=True).proven
 
 
 def test_the_grid_has_100_shapes_and_few_rows_among_them():
     cases = grid.cases(2, "bfloat16")
     assert len(set(cases)) == 100
     assert {case.op for case in cases} == {"all_gather_matmul", "matmul_reduce_scatter", "matmul_all_reduce"}
-    per_rank = {case.M // 2 for case in cases}
-    assert {1, 2, 64} <= per_rank and max(per_rank) >= 1024
+    assert {case.direction for case in cases} == {"forward", "backward"}
+    rows = {case.M if case.op == "matmul_all_reduce" else case.M // 2 for case in cases}
+    assert rows == set(grid.ROWS)

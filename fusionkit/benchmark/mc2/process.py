@@ -23,13 +23,13 @@ class RankError(FusionkitError, RuntimeError):
 
 
 class RankProcess:
-    """Starts `fusionkit.benchmark.mc2.rank` on one core, in a network namespace of its own where wanted."""
+    """Starts a module on one core, in a network namespace of its own where wanted."""
 
-    def __init__(self, rank: int, world_size: int, core: int, own_namespace: bool) -> None:
+    def __init__(self, rank: int, world_size: int, core: int, own_namespace: bool, module: str = MODULE) -> None:
         self.rank = rank
         self.connection, theirs = Pipe()
         self._log = os.memfd_create("rank")  # what it prints; nothing to remove
-        words = [sys.executable, "-m", MODULE, rank, world_size, core, os.getpid(), theirs.fileno()]
+        words = [sys.executable, "-m", module, rank, world_size, core, os.getpid(), theirs.fileno()]
         self._process = subprocess.Popen(
             [*(IN_NEW_NAMESPACE if own_namespace else ()), *map(str, words)],
             stdin=subprocess.DEVNULL,

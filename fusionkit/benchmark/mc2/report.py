@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -71,22 +72,18 @@ def claim_lines(measured: Measurement) -> Iterator[str]:
 
 def grid(judged: Sequence[Judged]) -> str:
     """Shapes below the limit by name, and a summary."""
-    below = [each for each in judged if not each.reached]
-    paths: dict[str, int] = {}
-    for each in judged:
-        for reason in each.reasons:
-            paths[reason] = paths.get(reason, 0) + 1
+    below = [each for each in judged if each.is_below]
+    header = ("call", "serial over fused", "ran", f"below {AT_LEAST}")
     lines = [
-        (each.case.name, str(each.ratio), "; ".join(each.reasons), "surely" if each.surely_below else "within noise")
+        (each.case.name, str(each.ratio), each.path, "surely" if each.is_surely_below else "within noise")
         for each in below
     ]
-    header = ("call", "serial over fused", "ran", f"below {AT_LEAST}")
     listed = f"{markdown(header, lines)}\n\n" if lines else ""
-    ran = "\n".join(f"  {count:>4} shapes  {reason}" for reason, count in sorted(paths.items()))
-    surely = sum(each.surely_below for each in below)
+    paths = Counter(each.path for each in judged)
     return (
-        f"{listed}{len(judged) - len(below)} of {len(judged)} shapes at least {AT_LEAST} of the serial version, "
-        f"{surely} below it with their whole interval\n{ran}"
+        f"{listed}{len(judged)} shapes; the median below {AT_LEAST} of the serial version: {len(below)}, "
+        f"with the whole interval: {sum(each.is_surely_below for each in below)}\n"
+        + "\n".join(f"  {count:>4} shapes  {path}" for path, count in sorted(paths.items()))
     )
 
 
@@ -98,8 +95,7 @@ def write(
         "machine": machine,
         "measurements": [entry(measured) for measured in measurements],
         "grid": [
-            {"case": asdict(each.case), "ratio": asdict(each.ratio), "reasons": each.reasons, "reached": each.reached}
-            for each in judged
+            {"case": asdict(each.case), "serial_over_fused": asdict(each.ratio), "path": each.path} for each in judged
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class Found:
         something = bool(self.measurements or self.judged)
         fine = not any(claim.reasons(each) for each in self.measurements)
         alone = self.shaped and not self.shares_cores
-        return something and fine and alone and all(each.reached for each in self.judged)
+        return something and fine and alone and not any(each.is_surely_below for each in self.judged)
 
     def title(self, options: argparse.Namespace) -> str:
         how = "sharing cores" if self.shares_cores else "with a core each"
