@@ -11,7 +11,7 @@ import difflib
 import inspect
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,6 +103,28 @@ class captured:
         _context.reset(self._token)
 
 
+_mc2: ContextVar[bool | None] = ContextVar("fusionkit_mc2", default=None)
+
+
+@contextlib.contextmanager
+def use_mc2(enabled: bool) -> Iterator[None]:
+    """Inside, the parallel layers call the fused ops or not, whatever FUSIONKIT_MC2 says: for comparing the two.
+
+    A backward pass does as its forward pass did. All ranks of a group choose alike.
+    """
+    token = _mc2.set(enabled)
+    try:
+        yield
+    finally:
+        _mc2.reset(token)
+
+
+def mc2() -> bool:
+    """Whether the parallel layers call the ops that fuse a product with its collective."""
+    chosen = _mc2.get()
+    return settings().mc2 if chosen is None else chosen
+
+
 def _normalise(
     backend: str | Iterable[str] | Mapping[str, str | Iterable[str]], source: str
 ) -> tuple[tuple[str, Names], ...]:
@@ -151,7 +173,7 @@ class Settings:
     sources: Mapping[str, str]
     base: Policy | None
     strict: bool
-    mc2: bool  # whether the parallel layers call the ops that fuse a product with its collective
+    mc2: bool
 
 
 @lru_cache(maxsize=1)

@@ -62,7 +62,7 @@ class ColumnSequenceParallelLinear(sequence_parallel_utils.ColumnSequenceParalle
     def forward(self, x: Any) -> Any:
         """[s / world_size, b, in_features] -> [s, b, out_features / world_size]; b may be missing."""
         group = self.model_parallel_group
-        if not policy.settings().mc2:
+        if not policy.mc2():
             return product_with_bias(self, collectives.all_gather(x, group))
         rows = x.reshape([-1, x.shape[-1]])
         y = fk.all_gather_matmul(rows, self.weight, group=group, save_gathered=not self.recompute_allgather)
@@ -117,7 +117,7 @@ class RowSequenceParallelLinear(sequence_parallel_utils.RowSequenceParallelLinea
             return product_with_bias(self, x)
         group = self.model_parallel_group
         tokens = share_of(type(self).__name__, "x's first axis", x.shape[0], self.world_size)
-        if not policy.settings().mc2:
+        if not policy.mc2():
             return with_bias(collectives.reduce_scatter(fk.fused_linear(x, self.weight), group), self.bias)
         y = fk.matmul_reduce_scatter(x.reshape([-1, x.shape[-1]]), self.weight, group=group)
         return with_bias(y.reshape([tokens, *x.shape[1:-1], y.shape[-1]]), self.bias)

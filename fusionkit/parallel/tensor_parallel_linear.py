@@ -57,7 +57,7 @@ class ColumnParallelLinear(fleet.meta_parallel.ColumnParallelLinear):  # type: i
         if not self.is_mp:
             return product_with_bias(self, x)
         group = self.model_parallel_group
-        if policy.settings().mc2:
+        if policy.mc2():
             y = with_bias(column_product(x, self.weight, group), self.bias)
         else:
             y = product_with_bias(self, collectives.identity(x, group))
@@ -107,6 +107,6 @@ class RowParallelLinear(fleet.meta_parallel.RowParallelLinear):  # type: ignore[
         group = self.model_parallel_group
         if not self.input_is_parallel:
             x = split_features(x, group)
-        if policy.settings().mc2:
+        if policy.mc2():
             return with_bias(fk.matmul_all_reduce(x, self.weight, group=group), self.bias)
         return with_bias(collectives.all_reduce(fk.fused_linear(x, self.weight), group), self.bias)

@@ -26,8 +26,7 @@ one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a fun
 
 @pytest.fixture
 def without_mc2(monkeypatch):
-    settings = dataclasses.replace(policy.settings(), mc2=False)
-    monkeypatch.setattr(policy, "settings", lambda: settings)
+    monkeypatch.setattr(policy, "mc2", lambda: False)
 
 
 def batch(step):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import subprocess
@@ -32,8 +31,8 @@ SEQ_LEN, BATCH, INPUTS, OUTPUTS = 6, 2, 18, 12
 
 @pytest.fixture(params=[True, False], ids=["mc2", "serial"])
 def mc2(request, monkeypatch):
-    settings = dataclasses.replace(policy.settings(), mc2=request.param)
-    monkeypatch.setattr(policy, "settings", lambda: settings)
+    """For every thread; `use_mc2` is for one."""
+    monkeypatch.setattr(policy, "mc2", lambda: request.param)
     return request.param
 
 
@@ -134,6 +133,15 @@ def test_float32_weights_beside_bfloat16_activations(mc2, name, arguments, x_axi
     assert_close(whole(results, "dx", x_axis), EXACT.dx, "bfloat16")
     column = name in (COLUMN, COLUMN_SEQUENCE)
     assert_close(whole(results, "dweight", 1 if column else 0), EXACT.dweight, "bfloat16")
+
+
+def test_use_mc2_wins_over_the_setting():
+    assert policy.mc2()
+    with policy.use_mc2(False):
+        assert not policy.mc2()
+        with policy.use_mc2(True):
+            assert policy.mc2()
+    assert policy.mc2()
 
 
 def test_gathering_again_changes_no_gradient():
