@@ -11,6 +11,7 @@ import numpy as np
 
 from fusionkit.benchmark.mc2 import statistics
 from fusionkit.benchmark.mc2.cases import Case
+from fusionkit.benchmark.mc2.network import bits_per_s
 from fusionkit.benchmark.mc2.statistics import Estimate
 
 PRODUCT, COLLECTIVE, SERIAL, FUSED = "Tg", "Tc", "Ts", "Tf"
@@ -66,6 +67,13 @@ class Measurement:
 
     def median(self, contestant: str) -> float:
         return float(np.median(self.seconds[contestant]))
+
+    @property
+    def share_of_link(self) -> float | None:
+        """Bytes that each rank sends / Tc over the link's rate. Headers take 4%; a poor transport is easily hidden."""
+        if self.link is None:
+            return None
+        return 8 * self.case.bytes_sent / self.median(COLLECTIVE) / bits_per_s(self.link)
 
     @cached_property
     def figures(self) -> dict[str, Estimate]:

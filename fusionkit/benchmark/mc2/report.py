@@ -14,14 +14,15 @@ from fusionkit.benchmark.mc2 import claim
 from fusionkit.benchmark.mc2.grid import AT_LEAST, Judged
 from fusionkit.benchmark.mc2.measurement import COLLECTIVE, FUSED, PRODUCT, SERIAL, Measurement
 
-TIMES = ("op", "pass", "dtype", "M x K x N", "link", "t", "S", "Tg ms", "Tc ms", "Ts ms", "Tf ms", "claim")
+TIMES = ("op", "pass", "dtype", "M x K x N", "link", "t", "S", "Tg ms", "Tc ms", "of link", "Ts ms", "Tf ms", "claim")
 FIGURES = ("op", "pass", "link", "c", "H", "E", "B", "split loss", "stolen", "H, overlap off", "Ts/Tf")
 LEGEND = """\
 Tg: the unsplit product alone, Tc: the collective alone, Ts: one after the other, Tf: the fused op; medians over rounds,
-each of the round's slowest rank. c = Tc/Tg. H = 1 - (Tf - Tg)/Tc. E = 1 - (Tf - Tg)/(Ts - Tg).
-B = max(Tg, Tc + Tg/(t S))/Tf. split loss: the op's products in its chunks without communication, over Tg, minus 1.
-stolen: processor time of the threads that do not compute, over Tf, on the worst rank. H, overlap off: the negative
-control, about 0. Figures are medians of each round's figure; in brackets the 95% bootstrap interval."""
+each of the round's slowest rank. of link: the collective's rate over the link's. c = Tc/Tg. H = 1 - (Tf - Tg)/Tc.
+E = 1 - (Tf - Tg)/(Ts - Tg). B = max(Tg, Tc + Tg/(t S))/Tf. split loss: the op's products in its chunks without
+communication, over Tg, minus 1. stolen: processor time of the threads that do not compute, over Tf, on the worst rank.
+H, overlap off: the negative control, about 0. Figures are medians of each round's figure; in brackets the 95% bootstrap
+interval."""
 
 
 def table(measurements: Sequence[Measurement]) -> str:
@@ -30,11 +31,16 @@ def table(measurements: Sequence[Measurement]) -> str:
 
 
 def times(measured: Measurement) -> tuple[str, ...]:
-    case = measured.case
+    case, share = measured.case, measured.share_of_link
+
+    def milliseconds(contestant: str) -> str:
+        return f"{measured.median(contestant) * 1e3:.4g}"
+
     return (
         *(case.op, case.direction, case.dtype, f"{case.M} x {case.K} x {case.N}"),
         *(measured.link or "not shaped", str(case.world_size), str(measured.num_chunks)),
-        *(f"{measured.median(name) * 1e3:.4g}" for name in (PRODUCT, COLLECTIVE, SERIAL, FUSED)),
+        *(milliseconds(PRODUCT), milliseconds(COLLECTIVE), "-" if share is None else f"{share:.0%}"),
+        *(milliseconds(SERIAL), milliseconds(FUSED)),
         "no" if claim.reasons(measured) else "yes",
     )
 
@@ -107,6 +113,7 @@ def entry(measured: Measurement) -> dict[str, Any]:
     return {
         "case": asdict(measured.case),
         "link": measured.link,
+        "share_of_link": measured.share_of_link,
         "S": measured.num_chunks,
         "baseline": measured.ranks[0].baseline,
         "claim": not reasons,
