@@ -79,7 +79,7 @@ def test_on_a_shaped_link_the_collective_takes_what_the_link_gives(tmp_path, cap
     options = ["matmul_reduce_scatter", "--direction", "forward", "--link", "400mbit", *SMALL]
     assert cli.main(["bench", "mc2", *options, "--json", str(tmp_path / "out.json")]) == 0
     printed = capsys.readouterr().out
-    assert "chosen for c = 0.6" in printed and "2 rounds, fewer than 15" in printed
+    assert "out of each rank for c = 0.6" in printed and "2 rounds, fewer than 15" in printed
     assert "the link is not shaped" not in printed
     (measured,) = json.loads((tmp_path / "out.json").read_text())["measurements"]
     assert measured["link"] == "400mbit" and min(measured["slowest_rank_s"]["Tc"]) > (262e3 - 98e3) / 50e6

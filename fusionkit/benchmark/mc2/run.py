@@ -64,14 +64,28 @@ def join(made: Ranks, backend: str) -> None:
     answers(made.processes)
 
 
-def choose_sizes(made: Ranks, case: Case, ratio: float) -> Case:
+@dataclass(frozen=True)
+class Sized:
+    """A case whose sizes were chosen, and the rates by which they were: of one rank's product, and of what it sends."""
+
+    case: Case
+    flops_per_s: float
+    bytes_per_s: float
+
+    def __str__(self) -> str:
+        rates = f"{self.flops_per_s / 1e9:.0f} GFLOP/s, {8 * self.bytes_per_s / 1e6:.0f} Mbit/s out of each rank"
+        return f"{self.case.name}: chosen at {rates}"
+
+
+def choose_sizes(made: Ranks, case: Case, ratio: float) -> Sized:
     """Sizes at which c is about `ratio`, by the rates that the ranks measure at the sizes before."""
     for _ in range(TRIES):
         product_s, collective_s = (max(each) for each in zip(*made.all("probe", case), strict=True))
+        rates = case.flops / product_s, case.bytes_sent / collective_s
         if abs(collective_s / product_s - ratio) <= CLOSE_ENOUGH * ratio:
             break
-        case = case.with_ratio(ratio, case.flops / product_s, case.bytes_sent / collective_s)
-    return case
+        case = case.with_ratio(ratio, *rates)
+    return Sized(case, *rates)
 
 
 def first_cases(ops: Sequence[str], directions: Sequence[str], world_size: int, dtype: str, rows: int) -> list[Case]:

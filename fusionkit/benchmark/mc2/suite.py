@@ -69,20 +69,24 @@ def run(options: argparse.Namespace, links: Sequence[str], cores: list[int], fou
         directions = options.direction or (FORWARD, BACKWARD)
         cases = runs.first_cases(options.what or OPS, directions, options.ranks, options.dtype, options.rows)
         if options.sweep and ranks.network is not None:
-            cases = [sized(ranks, case, max(options.c, SWEEP_RATIO)) for case in cases]
+            cases = sized(ranks, cases, max(options.c, SWEEP_RATIO))
         wanted: list[str | None] = list(links) or [None]
         for link in wanted:
             if ranks.network is not None and link is not None:
                 ranks.network.shape(link)
                 ranks.all("forget")
                 if not options.sweep:
-                    cases = [sized(ranks, case, options.c) for case in cases]
+                    cases = sized(ranks, cases, options.c)
             measure_cases(options, ranks, cases, link, found)
 
 
-def sized(ranks: runs.Ranks, case: Case, ratio: float) -> Case:
-    chosen = runs.choose_sizes(ranks, case, ratio)
-    print(f"{chosen.name}: chosen for c = {ratio}")
+def sized(ranks: runs.Ranks, cases: Sequence[Case], ratio: float) -> list[Case]:
+    """With sizes for a wanted c, which are printed."""
+    chosen = []
+    for case in tqdm(cases, desc=f"sizes for c = {ratio}", unit="case", leave=False):
+        found = runs.choose_sizes(ranks, case, ratio)
+        tqdm.write(f"{found} for c = {ratio}")
+        chosen.append(found.case)
     return chosen
 
 
