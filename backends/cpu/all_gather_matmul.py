@@ -13,7 +13,7 @@ from fusionkit_backends.cpu.agreement import Agreement
 from fusionkit_backends.cpu.packed_operand import PackedOperand
 from fusionkit_backends.cpu.weight_gradient import WeightGradient
 
-from fusionkit.parallel import Communicator
+from fusionkit.parallel import Communicator, Work
 from fusionkit.parallel.groups import communicator_of
 from fusionkit.spec import Array
 
@@ -34,36 +34,42 @@ def forward(x: Array, weight: Array, communicator: Communicator, gathered: Array
 
 def backward(
     dy: Array,
-    x: Array,
+    x: Array | None,
     gathered: Array | None,
     weight: Array,
     communicator: Communicator,
-    dx: Array,
+    dx: Array | None,
     dweight: Array | None,
     dgathered: Array | None = None,
 ) -> None:
-    """Fills dx and dweight. Without `gathered` the rows are gathered again, before the gradients of the rows leave."""
-    parts = choice.parts(BACKWARD, overlap_model.scatter, communicator, len(dx), weight.T, dy)
-    gradient = None if dweight is None else WeightGradient(dweight)
-    with Agreement(communicator, BACKWARD, choice.described(dy, weight, f", gathered {gathered is not None}")):
-        arriving = []
-        if gathered is None and gradient is not None:
+    """Fills dx and dweight, those that are wanted. Of x and gathered one is given: x is gathered again."""
+    with Agreement(communicator, BACKWARD, choice.described(dy, weight, _wanted(x, dx))):
+        arriving: list[Work] = []
+        if gathered is None and x is not None and dweight is not None:
             gathered = np.empty((len(dy), weight.shape[0]), dy.dtype)
             gathered[overlapped.rows_of(communicator.rank, len(x))] = x
-            arriving = overlapped.start_gather(x, communicator, parts or [slice(0, len(x))], gathered)
+            arriving = [work for *_, work in overlapped.start_gather(x, communicator, [slice(0, len(x))], gathered)]
 
         def weight_gradient() -> None:
-            for _, _, work in arriving:
+            for work in arriving:
                 overlapped.await_work(work)
-            if gradient is not None:
-                gradient.whole(gathered, dy)  # type: ignore[arg-type]
+            if dweight is not None and gathered is not None:
+                WeightGradient(dweight).whole(gathered, dy)
 
+        if dx is None:
+            weight_gradient()
+            return
+        parts = choice.parts(BACKWARD, overlap_model.scatter, communicator, len(dx), weight.T, dy)
         operand = PackedOperand(weight.T, dy.dtype)
         if parts:
             overlapped.multiply_and_scatter(dy, operand, communicator, parts, dx, weight_gradient, dgathered)
         else:
             overlapped.multiply_then_scatter(dy, operand, communicator, dx, dgathered)
             weight_gradient()
+
+
+def _wanted(x: Array | None, dx: Array | None) -> str:
+    return f", {'gathered' if x is None else 'gathering'}{'' if dx is None else ', dx'}"
 
 
 def through_numpy(

@@ -16,8 +16,13 @@ from fusionkit.parallel import Communicator
 
 
 def dense(tensor: Any) -> Any:
-    """The tensor's memory as an array, copied first where it is strided."""
-    return host_view(tensor.contiguous())
+    """The tensor's memory as an array, copied first where it is strided; None for None."""
+    return None if tensor is None else host_view(tensor.contiguous())
+
+
+def empty_gradient(tensor: Any) -> Any:
+    """Where the gradient goes, if there is to be one."""
+    return None if tensor.stop_gradient else paddle.empty(tensor.shape, tensor.dtype)
 
 
 class AllGatherMatmul(PyLayer):  # type: ignore[misc]
@@ -26,26 +31,28 @@ class AllGatherMatmul(PyLayer):  # type: ignore[misc]
         rows = x.shape[0] * communicator.world_size
         gathered, y = paddle.empty([rows, x.shape[1]], x.dtype), paddle.empty([rows, weight.shape[1]], x.dtype)
         all_gather_matmul.forward(dense(x), dense(weight), communicator, host_view(gathered), host_view(y))
-        ctx.communicator, ctx.save_gathered = communicator, save_gathered
-        ctx.save_for_backward(x, weight, *([gathered] if save_gathered else []))
+        ctx.communicator, ctx.save_gathered, ctx.wants_dx = communicator, save_gathered, not x.stop_gradient
+        ctx.save_for_backward(gathered if save_gathered else x, weight)
         ctx.set_materialize_grads(False)
         return y, gathered
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dgathered: Any) -> Any:
-        x, weight, *saved = ctx.saved_tensor()
+        saved, weight = ctx.saved_tensor()
+        rows = saved.shape[0] // (ctx.communicator.world_size if ctx.save_gathered else 1)
         if dy is None:
-            dy = paddle.zeros([x.shape[0] * ctx.communicator.world_size, weight.shape[1]], x.dtype)
-        dx, dweight = paddle.empty_like(x), None if weight.stop_gradient else paddle.empty_like(weight)
+            dy = paddle.zeros([rows * ctx.communicator.world_size, weight.shape[1]], saved.dtype)
+        dx = paddle.empty([rows, saved.shape[1]], saved.dtype) if ctx.wants_dx else None
+        dweight = empty_gradient(weight)
         all_gather_matmul.backward(
             dense(dy),
-            dense(x),
-            dense(saved[0]) if saved else None,
+            None if ctx.save_gathered else dense(saved),
+            dense(saved) if ctx.save_gathered else None,
             dense(weight),
             ctx.communicator,
-            host_view(dx),
-            None if dweight is None else host_view(dweight),
-            None if dgathered is None else dense(dgathered),
+            dense(dx),
+            dense(dweight),
+            dense(dgathered),
         )
         return dx, dweight
 
@@ -62,15 +69,8 @@ class MatmulReduceScatter(PyLayer):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         x, weight = ctx.saved_tensor()
-        dx, dweight = paddle.empty_like(x), None if weight.stop_gradient else paddle.empty_like(weight)
-        matmul_reduce_scatter.backward(
-            dense(dy),
-            dense(x),
-            dense(weight),
-            ctx.communicator,
-            host_view(dx),
-            None if dweight is None else host_view(dweight),
-        )
+        dx, dweight = empty_gradient(x), empty_gradient(weight)
+        matmul_reduce_scatter.backward(dense(dy), dense(x), dense(weight), ctx.communicator, dense(dx), dense(dweight))
         return dx, dweight
 
 
@@ -99,12 +99,8 @@ class _Summed(PyLayer):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         x, weight = ctx.saved_tensor()
-        dx, dweight = (None if each.stop_gradient else paddle.empty_like(each) for each in (x, weight))
-        matmul_all_reduce.backward(
-            matmul_all_reduce.flat(dense(dy)),
-            matmul_all_reduce.flat(dense(x)),
-            dense(weight),
-            None if dx is None else matmul_all_reduce.flat(host_view(dx)),
-            None if dweight is None else host_view(dweight),
-        )
+        dx, dweight = empty_gradient(x), empty_gradient(weight)
+        flat = matmul_all_reduce.flat
+        into = None if dx is None else flat(dense(dx))
+        matmul_all_reduce.backward(flat(dense(dy)), flat(dense(x)), dense(weight), into, dense(dweight))
         return dx, dweight

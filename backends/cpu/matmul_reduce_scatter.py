@@ -32,9 +32,10 @@ def forward(x: Array, weight: Array, communicator: Communicator, y: Array) -> No
             overlapped.multiply_then_scatter(x, operand, communicator, y)
 
 
-def backward(dy: Array, x: Array, weight: Array, communicator: Communicator, dx: Array, dweight: Array | None) -> None:
-    """Fills dx and dweight: two products for each rank's rows of dy, this rank's first."""
-    parts = choice.parts(BACKWARD, overlap_model.gather, communicator, len(dy), weight.T, dy)
+def backward(
+    dy: Array, x: Array, weight: Array, communicator: Communicator, dx: Array | None, dweight: Array | None
+) -> None:
+    """Fills dx and dweight, those that are wanted: two products for each rank's rows of dy, this rank's first."""
     gradient = None if dweight is None else WeightGradient(dweight)
     gathered = np.empty((len(x), weight.shape[1]), dy.dtype)
 
@@ -42,16 +43,18 @@ def backward(dy: Array, x: Array, weight: Array, communicator: Communicator, dx:
         if gradient is not None:
             gradient.add(x[rows], gathered[rows])
 
-    with Agreement(communicator, BACKWARD, choice.described(dy, weight)):
-        operand = PackedOperand(weight.T, dy.dtype)
-        if parts:
-            overlapped.gather_and_multiply(dy, operand, communicator, parts, gathered, dx, add)
+    with Agreement(communicator, BACKWARD, choice.described(dy, weight, "" if dx is None else ", dx")):
+        if dx is None:
+            overlapped.gather(dy, communicator, gathered)
         else:
+            parts = choice.parts(BACKWARD, overlap_model.gather, communicator, len(dy), weight.T, dy)
+            operand = PackedOperand(weight.T, dy.dtype)
+            if parts:
+                overlapped.gather_and_multiply(dy, operand, communicator, parts, gathered, dx, add)
+                return gradient.finish() if gradient is not None else None
             overlapped.gather_then_multiply(dy, operand, communicator, gathered, dx)
-            if gradient is not None:
-                gradient.whole(x, gathered)
-    if gradient is not None:
-        gradient.finish()
+        if gradient is not None:
+            gradient.whole(x, gathered)
 
 
 def through_numpy(x: Array, weight: Array, *, group: Any) -> Array:

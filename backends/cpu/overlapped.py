@@ -26,9 +26,13 @@ def gather_then_multiply(
     x: Array, operand: PackedOperand, communicator: Communicator, gathered: Array, y: Array
 ) -> None:
     """As gather_and_multiply, the whole gather first."""
+    gather(x, communicator, gathered)
+    operand.multiply(gathered, y)
+
+
+def gather(x: Array, communicator: Communicator, gathered: Array) -> None:
     with span("wait", "all_gather"):
         communicator.all_gather(x, out=gathered.reshape(communicator.world_size, *x.shape))
-    operand.multiply(gathered, y)
 
 
 def start_gather(
