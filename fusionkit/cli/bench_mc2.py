@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "bench mc2"
 HELP = "measure how much of a collective's time the fused products hide, between ranks on a shaped link"
+BUSY = 0.3  # processes that want to run, averaged over the last minute
 SWEEP = "200mbit,250mbit,300mbit,400mbit"
 
 
@@ -54,6 +55,9 @@ def run(options: argparse.Namespace) -> int:
     if len(cores) < options.ranks:
         print(f"bench mc2: {options.ranks} ranks share {len(cores)} cores, and nothing is claimed.")
     found = suite.Found()
+    if found.machine["load before"] > BUSY:
+        load = f"{found.machine['load before']:.1f}"
+        print(f"bench mc2: this machine is busy (load {load}); figures will scatter.", file=sys.stderr)
     try:
         suite.run(options, links, cores, found)
     except KeyboardInterrupt:

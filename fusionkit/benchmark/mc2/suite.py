@@ -21,6 +21,18 @@ from fusionkit.benchmark.mc2.measurement import Measurement
 SWEEP_RATIO = 0.85  # c at the slowest link of a sweep
 
 
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "load before": os.getloadavg()[0],
+        "date": datetime.date.today().isoformat(),
+    }
+
+
 @dataclass
 class Found:
     """Grows while the benchmark runs."""
@@ -28,7 +40,7 @@ class Found:
     measurements: list[Measurement] = field(default_factory=list)
     judged: list[grid.Judged] = field(default_factory=list)
     panels: list[timeline.Panel] = field(default_factory=list)
-    machine: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=machine)
     shares_cores: bool = False
     shaped: bool = False
 
@@ -47,20 +59,8 @@ class Found:
         return f"{self.machine['processor']}, {ranks}, {link}, {options.rounds} rounds, {self.machine['date']}"
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def run(options: argparse.Namespace, links: Sequence[str], cores: list[int], found: Found) -> None:
-    found.machine, found.shaped = machine(), bool(links)
-    found.shares_cores = len(cores) < options.ranks
+    found.shaped, found.shares_cores = bool(links), len(cores) < options.ranks
     first = min(links, key=network.bits_per_s) if links else None
     with runs.ranks(options.ranks, cores, first, options.backend) as ranks:
         if options.grid:
