@@ -86,6 +86,11 @@ def split(parameter: str, value: Array, parts: tuple[Part, ...]) -> dict[str, Ar
     return {part.name: np.ascontiguousarray(column.T) for part, column in zip(parts, columns, strict=True)}
 
 
+def own(tensor: Array, part: Part, rank: int, size: int) -> Array:
+    """A rank's part of a whole tensor on disk; `safetensors_folder.Reader.read` reads no more than that."""
+    return tensor if part.axis is None else np.split(tensor, size, axis=part.axis)[rank]
+
+
 def merge(parameter: str, shards: list[Array], parts: tuple[Part, ...]) -> dict[str, Array]:
     """The parts of a parameter from the shards of all ranks, or from the one that all have."""
     pieces = [split(parameter, shard, tuple(part.shard(len(shards)) for part in parts)) for shard in shards]

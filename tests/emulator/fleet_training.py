@@ -12,6 +12,9 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle.distributed import fleet
+from paddle.distributed.fleet.utils import sequence_parallel_utils
+
+from fusionkit import parallel
 
 VOCAB, HIDDEN, INNER, SEQ_LEN, BATCH, STEPS = 64, 32, 64, 8, 8, 4
 # (data, tensor, pipeline, sharding) and the stage of sharding
@@ -19,6 +22,9 @@ AXES = {
     "data": ((2, 1, 1, 1), 0),
     "tensor": ((1, 2, 1, 1), 0),
     "sequence": ((1, 2, 1, 1), 0),
+    "tensor-fusionkit": ((1, 2, 1, 1), 0),
+    "sequence-fusionkit": ((1, 2, 1, 1), 0),
+    "data-sequence-fusionkit": ((2, 2, 1, 1), 0),
     "pipeline": ((1, 1, 2, 1), 0),
     "sharding-1": ((1, 1, 1, 2), 1),
     "sharding-2": ((1, 1, 1, 2), 2),
@@ -33,11 +39,11 @@ def values(number, *shape):
 
 
 class Plain(paddle.nn.Layer):
-    """A weight as one process has it."""
+    """A weight and a bias as one process has them."""
 
     def __init__(self, number, inputs, outputs):
         super().__init__()
-        self.linear = paddle.nn.Linear(inputs, outputs, bias_attr=False)
+        self.linear = paddle.nn.Linear(inputs, outputs)
         self.linear.weight.set_value(values(number, inputs, outputs))
 
     def forward(self, x):
@@ -73,23 +79,20 @@ class ParallelEmbedding(paddle.nn.Layer):
         self.scatters = scatters
 
     def forward(self, ids):
-        from paddle.distributed.fleet.utils.sequence_parallel_utils import ScatterOp
-
         x = self.embedding(ids)
-        return ScatterOp.apply(x.transpose([1, 0, 2])) if self.scatters else x
+        return sequence_parallel_utils.ScatterOp.apply(x.transpose([1, 0, 2])) if self.scatters else x
 
 
 class ParallelMlp(paddle.nn.Layer):
-    """Column, then row."""
+    """Column, then row: fleet's layers, or fusionkit's in their place."""
 
-    def __init__(self, scatters=False):
+    def __init__(self, scatters=False, ours=False):
         super().__init__()
-        from paddle.distributed.fleet.utils import sequence_parallel_utils as sequence
-
-        column = sequence.ColumnSequenceParallelLinear if scatters else fleet.meta_parallel.ColumnParallelLinear
-        row = sequence.RowSequenceParallelLinear if scatters else fleet.meta_parallel.RowParallelLinear
-        self.up = column(HIDDEN, INNER, has_bias=False, gather_output=False)
-        self.down = row(INNER, HIDDEN, has_bias=False, input_is_parallel=True)
+        plain, divided = (parallel, parallel) if ours else (fleet.meta_parallel, sequence_parallel_utils)
+        column = divided.ColumnSequenceParallelLinear if scatters else plain.ColumnParallelLinear
+        row = divided.RowSequenceParallelLinear if scatters else plain.RowParallelLinear
+        self.up = column(HIDDEN, INNER, has_bias=True, gather_output=False)
+        self.down = row(INNER, HIDDEN, has_bias=True, input_is_parallel=True)
         self.up.weight.set_value(part(values(1, HIDDEN, INNER), 1))
         self.down.weight.set_value(part(values(2, INNER, HIDDEN), 0))
 
@@ -100,14 +103,12 @@ class ParallelMlp(paddle.nn.Layer):
 class ParallelHead(paddle.nn.Layer):
     def __init__(self, scatters=False):
         super().__init__()
-        self.head = fleet.meta_parallel.ColumnParallelLinear(HIDDEN, VOCAB, has_bias=False, gather_output=False)
+        self.head = fleet.meta_parallel.ColumnParallelLinear(HIDDEN, VOCAB, has_bias=True, gather_output=False)
         self.head.weight.set_value(part(values(3, HIDDEN, VOCAB), 1))
         self.gathers = scatters
 
     def forward(self, x):
-        from paddle.distributed.fleet.utils.sequence_parallel_utils import GatherOp
-
-        return self.head(GatherOp.apply(x).transpose([1, 0, 2]) if self.gathers else x)
+        return self.head(sequence_parallel_utils.GatherOp.apply(x).transpose([1, 0, 2]) if self.gathers else x)
 
 
 def parallel_loss(logits, labels):
@@ -115,9 +116,10 @@ def parallel_loss(logits, labels):
 
 
 def layers(axes):
-    if "tensor" in axes or axes == "sequence":
-        scatters = axes == "sequence"
-        return [ParallelEmbedding(scatters), ParallelMlp(scatters), ParallelHead(scatters)], parallel_loss
+    if "tensor" in axes or "sequence" in axes:
+        scatters = "sequence" in axes
+        mlp = ParallelMlp(scatters, ours="fusionkit" in axes)
+        return [ParallelEmbedding(scatters), mlp, ParallelHead(scatters)], parallel_loss
     plain = [Embedding(), Plain(1, HIDDEN, INNER), Plain(2, INNER, HIDDEN), Plain(3, HIDDEN, VOCAB)]
     return plain, loss_of
 
@@ -156,6 +158,8 @@ def trained_in_stages(axes, inputs):
 def trained(axes, inputs):
     made, loss = layers(axes)
     model = paddle.nn.Sequential(*made)
+    if "sequence" in axes:  # a row layer's bias has seen the rank's own tokens only
+        sequence_parallel_utils.register_sequence_parallel_allreduce_hooks(model, 1, False)
     optimizer = paddle.optimizer.AdamW(1e-2, parameters=model.parameters())
     stage = AXES[axes][1] if axes != "one" else 0
     if stage > 1:
