@@ -1,4 +1,5 @@
-"""`make sanitize`: the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+"""`make sanitize`: the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and
+ThreadSanitizer.
 
 Each sanitizer first has to catch mistakes made on purpose; a build that finds nothing there proves nothing.
 """
@@ -12,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests import kernel_program
+from tests import communicator_program, kernel_program
 from tests.guard_pages import MISTAKES
 from tests.kernel_program import ADDRESS, ADDRESS_FLAGS, ROOT, THREAD
 
@@ -72,6 +73,18 @@ def check_threads() -> None:
     require_clean("The stand-alone checks under ThreadSanitizer, on threads of the C++ library", program)
 
 
+def check_communicator() -> None:
+    """Ranks are threads here, so that ThreadSanitizer sees what one does to another's memory."""
+    addresses, threads = map(communicator_program.build_program, (ADDRESS, THREAD))
+    require_caught("AddressSanitizer: heap-buffer-overflow", addresses, "--plant", "short_buffer")
+    require_caught("AddressSanitizer: heap-use-after-free", addresses, "--plant", "freed_buffer")
+    require_caught("ThreadSanitizer: data race", threads, "--plant", "early_read")
+    print("AddressSanitizer caught 2 planted mistakes with calls in flight, ThreadSanitizer 1", flush=True)
+    require_clean("The communicator under AddressSanitizer and UndefinedBehaviorSanitizer, leaks included", addresses)
+    require_clean("The communicator under ThreadSanitizer", threads)
+
+
 if __name__ == "__main__":
+    check_communicator()
     check_addresses()
     check_threads()

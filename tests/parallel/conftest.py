@@ -29,6 +29,8 @@ class Ranks:
         meeting = unique_id().hex() if transport == "memory" else meeting
         # Each rank needs few threads: NumPy's pool would take a second to start eight times.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        if name == "many":
+            arguments["transport"] = transport
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.parallel.ranks", transport, meeting, str(rank), str(world_size)]

@@ -94,14 +94,26 @@ def crossing(communicator: Communicator) -> float:
     return bool((others == np.arange(communicator.world_size)[:, None]).all())
 
 
-def many(communicator: Communicator, identifiers: list[str]) -> list[int]:
+def small(communicator: Communicator, seed: int, rounds: int) -> str:
+    """Of small reductions, now and then after a pause that other ranks do not make."""
+    delays, total = np.random.default_rng([seed, communicator.rank]), hashlib.sha256()
+    for number in range(rounds):
+        if delays.uniform() < 0.03:
+            time.sleep(delays.uniform(0, 0.003))
+        x = sample(np.dtype("float32"), 1 + number % 61, communicator.rank, number)
+        in_flight = communicator.all_reduce(x, sync_op=False) if number % 3 == 0 else None
+        total.update(communicator.all_reduce(x).tobytes())
+        if in_flight is not None:
+            total.update(in_flight.wait().tobytes())
+    return total.hexdigest()
+
+
+def many(communicator: Communicator, transport: str, meetings: list[str]) -> list[int]:
     """Several communicators at once, some of them without this rank, used in one group."""
     rank, world_size = communicator.rank, communicator.world_size
     first, last = (
-        Communicator(bytes.fromhex(identifier), rank - begin, world_size - 1, timeout=30)
-        if begin <= rank < begin + world_size - 1
-        else None
-        for begin, identifier in enumerate(identifiers)
+        join(transport, meeting, rank - begin, world_size - 1, 30) if begin <= rank < begin + world_size - 1 else None
+        for begin, meeting in enumerate(meetings)
     )
     x, sums = np.full(100_000, 1 + rank), []
     with group():
@@ -213,7 +225,9 @@ def closing(communicator: Communicator) -> str:
     return "done"
 
 
-def forever(communicator: Communicator, size: int) -> int:
+def forever(communicator: Communicator, size: int, started: str) -> int:
+    communicator.all_reduce(np.ones(size, "f"))
+    Path(started, str(communicator.rank)).touch()
     while True:
         communicator.all_reduce(np.ones(size, "f"))
 
@@ -253,6 +267,7 @@ class Folder:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self.folder.mkdir(exist_ok=True)
 
     def set(self, key: str, value: bytes) -> None:
         partial = self.folder / f"{os.getpid()}.partial"

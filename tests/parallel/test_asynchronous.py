@@ -9,35 +9,40 @@ import pytest
 from fusionkit.parallel import sum_in_order
 from tests.parallel.ranks import SIZES
 
+TRANSPORTS = ("memory", "tcp", "mixed")
 
-@pytest.mark.parametrize("world_size", (1, 2, 4))
-def test_calls_in_flight_give_the_bits_of_blocking_ones(start, world_size):
-    for passed in start("overlapping", world_size, rounds=3).results():
+
+@pytest.mark.parametrize(("transport", "world_size"), [("memory", 1), ("memory", 4), ("tcp", 3), ("mixed", 4)])
+def test_calls_in_flight_give_the_bits_of_blocking_ones(start, transport, world_size):
+    for passed in start("overlapping", world_size, transport=transport, rounds=3).results():
         assert not isinstance(passed, Exception), passed
         assert len(passed) == len(SIZES) * 19
         assert all(passed)
 
 
-@pytest.mark.parametrize("world_size", (2, 3))
-def test_results_go_where_they_are_wanted(start, world_size):
-    assert start("into_views", world_size).results() == [True] * world_size
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_results_go_where_they_are_wanted(start, transport):
+    assert start("into_views", 3, transport=transport).results() == [True] * 3
 
 
-def test_calls_in_turn_do_not_share_the_link(start):
-    assert start("turns", 3, in_turn=True).results()[2] is False
-    assert start("turns", 3, in_turn=False).results()[2] is True
+@pytest.mark.parametrize("transport", ("memory", "tcp"))
+def test_calls_in_turn_do_not_share_the_link(start, transport):
+    assert start("turns", 3, transport=transport, in_turn=True).results()[2] is False
+    assert start("turns", 3, transport=transport, in_turn=False).results()[2] is True
 
 
-def test_a_failure_reaches_every_work(start):
-    *results, last = start("works_of_a_dead_peer", 3).results()
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_failure_reaches_every_work(start, transport):
+    *results, last = start("works_of_a_dead_peer", 3, transport=transport).results()
     assert last is None
     for texts in results:
         assert len(texts) == 3
         assert all("rank 2 must answer within 30 s, got a process that has ended" in text for text in texts)
 
 
-def test_closing_with_works_in_flight_is_safe(start):
-    assert "closed before the call was done" in start("closing", 2).results()[0]
+@pytest.mark.parametrize("transport", ("memory", "tcp"))
+def test_closing_with_works_in_flight_is_safe(start, transport):
+    assert "closed before the call was done" in start("closing", 2, transport=transport).results()[0]
 
 
 @pytest.mark.parametrize("source", (np.float32, np.float16, ml_dtypes.bfloat16))

@@ -12,43 +12,50 @@ from fusionkit.parallel import Communicator, CommunicatorError, unique_id
 
 
 @pytest.mark.parametrize("size", (8, 1_000_000))
-def test_a_killed_rank_ends_the_others(start, size):
-    ranks = start("forever", 8, size=size)
-    time.sleep(2)
-    assert all(process.poll() is None for process in ranks.processes)
-    ranks.kill(5)
+@pytest.mark.parametrize(("transport", "world_size"), [("memory", 8), ("tcp", 3), ("mixed", 4)])
+def test_a_killed_rank_ends_the_others(start, tmp_path, transport, world_size, size):
+    (tmp_path / "started").mkdir()
+    ranks = start("forever", world_size, transport=transport, size=size, started=str(tmp_path / "started"))
+    while len(os.listdir(tmp_path / "started")) < world_size:
+        assert all(process.poll() is None for process in ranks.processes)
+        time.sleep(0.02)
+    ranks.kill(world_size - 2)
     begin = time.monotonic()
     results = ranks.results()
     assert time.monotonic() - begin < 5  # far below the timeout of 30 s
     for rank, result in enumerate(results):
-        if rank == 5:
+        if rank == world_size - 2:
             assert result is None
             continue
         assert isinstance(result, CommunicatorError)
-        assert "all_reduce: rank 5 must answer within 30 s, got a process that has ended" in str(result)
+        assert f"rank {world_size - 2} must answer within 30 s, got a process that has ended" in str(result)
 
 
-def test_a_late_rank_is_named_within_the_timeout(start):
-    results = start("late", 3, timeout=1, sleeper=2, seconds=3).results()
+@pytest.mark.parametrize("transport", ("memory", "tcp", "mixed"))
+def test_a_late_rank_is_named_within_the_timeout(start, transport):
+    results = start("late", 3, timeout=1, transport=transport, sleeper=2, seconds=3).results()
     for result in results:
         assert isinstance(result, CommunicatorError)
         assert "all_gather: rank 2 must answer within 1 s, got nothing" in str(result)
 
 
 @pytest.mark.parametrize(
-    ("how", "texts"),
+    ("transport", "how", "texts"),
     [
-        ("shape", ("all_reduce (sum) of 8 float32", "all_reduce (sum) of 9 float32")),
-        ("dtype", ("all_gather of 8 float32", "all_gather of 8 int32")),
-        ("op", ("barrier", "broadcast of 8 float32 with root 0")),
-        ("reduction", ("all_reduce (sum)", "all_reduce (max)")),
-        ("root", ("with root 0", "with root 1")),
-        ("pair", ("send of 8 float32", "send of 3 float64")),
+        ("memory", "shape", ("all_reduce (sum) of 8 float32", "all_reduce (sum) of 9 float32")),
+        ("memory", "dtype", ("all_gather of 8 float32", "all_gather of 8 int32")),
+        ("memory", "op", ("barrier", "broadcast of 8 float32 with root 0")),
+        ("memory", "reduction", ("all_reduce (sum)", "all_reduce (max)")),
+        ("memory", "root", ("with root 0", "with root 1")),
+        ("memory", "pair", ("send of 8 float32", "send of 3 float64")),
+        ("tcp", "shape", ("all_reduce (sum) of 8 float32", "all_reduce (sum) of 9 float32")),
+        ("tcp", "pair", ("send of 8 float32", "send of 3 float64")),
+        ("mixed", "op", ("barrier", "broadcast of 8 float32 with root 0")),
     ],
 )
-def test_a_rank_that_calls_something_else_is_named(start, how, texts):
+def test_a_rank_that_calls_something_else_is_named(start, transport, how, texts):
     begin = time.monotonic()
-    for result in start("different", 3, how=how).results():
+    for result in start("different", 3, transport=transport, how=how).results():
         assert isinstance(result, CommunicatorError)
         assert "all ranks must make the same call" in str(result)
         assert all(text in str(result) for text in (*texts, "rank 1"))
@@ -63,7 +70,7 @@ def test_nothing_is_left_in_dev_shm(start):
 
 
 def test_ranks_that_do_not_join_are_named():
-    with pytest.raises(CommunicatorError, match=r"all 4 ranks must join within 0 s, rank 1, 2, 3 did not"):
+    with pytest.raises(CommunicatorError, match=r"all 4 ranks must join within 0.2 s, rank 1, 2, 3 did not"):
         Communicator(unique_id(), 0, 4, timeout=0.2)
     with pytest.raises(CommunicatorError, match="rank 0 must join"):
         Communicator(unique_id(), 1, 4, timeout=0.2)

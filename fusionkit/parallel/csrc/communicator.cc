@@ -6,18 +6,14 @@
 #include <set>
 #include <stdexcept>
 
+#include "socket.h"
+
 namespace fusionkit_parallel {
 namespace {
 
 constexpr size_t kReduceBytes = 64 << 10;      // at a time from each peer: its pages of the ring are free soon again
 constexpr int64_t kSleepMicroseconds = 50000;  // how soon a dead peer is noticed
 constexpr int64_t kSleepOfManyMicroseconds = 200;  // a sleep hears one communicator only
-
-std::string seconds(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g s", value);
-  return text;
-}
 
 }  // namespace
 

@@ -46,8 +46,8 @@ std::vector<Link> Gathering::gather(double joining, double timeout) {
       if (is_far(peer)) call(peer);
     while (!missing().empty()) {
       if (milliseconds_until(deadline) == 0)
-        throw joining_error("all " + std::to_string(world_size()) + " ranks must join within " +
-                            std::to_string(static_cast<int>(timeout)) + " s, rank " + missing() + " did not");
+        throw joining_error("all " + std::to_string(world_size()) + " ranks must join within " + seconds(timeout) +
+                            ", rank " + missing() + " did not");
       poll_all(deadline);
       advance_callers();
       admit();

@@ -141,9 +141,8 @@ std::vector<Socket> accept_ranks(const UniqueId& id, const HostRanks& host, doub
   std::vector<Socket> ranks(host.world_size);
   for (int num_joined = 1; num_joined < host.world_size;) {
     if (!readable(listener.fd, deadline))
-      refuse(ranks, "all " + std::to_string(host.world_size) + " ranks must join within " +
-                        std::to_string(static_cast<int>(timeout)) + " s, rank " + missing_ranks(ranks, host) +
-                        " did not");
+      refuse(ranks, "all " + std::to_string(host.world_size) + " ranks must join within " + seconds(timeout) +
+                        ", rank " + missing_ranks(ranks, host) + " did not");
     Socket peer(accept4(listener.fd, nullptr, nullptr, SOCK_CLOEXEC));
     Hello hello = {};
     // Whoever is not of this group is left alone, and may not keep the others waiting for long.
@@ -198,8 +197,7 @@ Socket connect_to_first(const UniqueId& id, const HostRanks& host, double timeou
     Socket connection = new_socket();
     if (connect(connection.fd, reinterpret_cast<const sockaddr*>(&address), size) == 0) return connection;
     if (Clock::now() >= deadline)
-      throw joining_error("rank " + host.name(0) + " must join within " + std::to_string(static_cast<int>(timeout)) +
-                          " s, it did not");
+      throw joining_error("rank " + host.name(0) + " must join within " + seconds(timeout) + ", it did not");
     usleep(2000);
   }
 }
@@ -213,8 +211,7 @@ std::unique_ptr<SharedMemory> follow(const UniqueId& id, const HostRanks& host, 
   send(leader.fd, &hello, sizeof hello, MSG_NOSIGNAL);
   // The first rank knows who is missing: it gets a second more to say so.
   const auto last = deadline + std::chrono::seconds(1);
-  if (!readable(leader.fd, last))
-    throw joining_error(first + " must answer within " + std::to_string(static_cast<int>(timeout)) + " s");
+  if (!readable(leader.fd, last)) throw joining_error(first + " must answer within " + seconds(timeout));
   std::vector<Socket> handed = receive_answer(leader.fd);
   if (handed.size() != (host.with_events ? host.world_size + 1u : 1u))
     throw joining_error(first + " must hand out the shared memory, the system kept it back. Raise `ulimit -n`");

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 namespace fusionkit_parallel {
@@ -19,6 +20,12 @@ Deadline deadline_in(double seconds) {
   constexpr double kLongest = 1e8;  // three years: more would overflow
   return Clock::now() +
          std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(std::min(seconds, kLongest)));
+}
+
+std::string seconds(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g s", value);
+  return text;
 }
 
 int milliseconds_until(Deadline deadline) {

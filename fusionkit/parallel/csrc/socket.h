@@ -25,6 +25,7 @@ class Socket {
 using Deadline = std::chrono::steady_clock::time_point;
 
 Deadline deadline_in(double seconds);
+std::string seconds(double value);          // for people
 int milliseconds_until(Deadline deadline);  // at least 0
 bool readable(int fd, Deadline deadline);
 

@@ -1,0 +1,22 @@
+"""The communicator and the checks of tests/native/communicator in one executable, for a sanitizer."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from build_native import PARALLEL_SOURCE_DIR, Variant
+from incremental_build import compile_all, link, locked
+from tests.kernel_program import ROOT
+
+SOURCES = Path("tests/native/communicator")
+
+
+def build_program(variant: Variant) -> Path:
+    with contextlib.chdir(ROOT), locked(variant.folder):
+        library = [source for source in PARALLEL_SOURCE_DIR.glob("*.cc") if source.name != "c_api.cc"]
+        objects = variant.steps([*library, *SOURCES.glob("*.cc")], ["-I."])
+        compile_all(objects)
+        program = variant.folder / "communicator_tests"
+        link(program, objects, [*variant.flags, "-ldl"])
+        return program.resolve()
