@@ -40,27 +40,26 @@ def test_the_watch_sees_the_ledger_of_its_contestant_alone():
 
 
 def test_processor_time_of_other_threads_is_seen_and_the_callers_is_not():
-    stop, started = threading.Event(), threading.Event()
+    """The other one computes for 0.2 s of its own time, and stays until it was looked at."""
+    done, looked_at = threading.Event(), threading.Event()
 
-    def spin():
-        started.set()
-        while not stop.is_set():
+    def compute():
+        while time.thread_time() < 0.2:
             pass
+        done.set()
+        looked_at.wait()
 
     before = threads.cpu_seconds_of_others()
-    until = time.process_time() + 0.2
-    while time.process_time() < until:
-        pass
-    idle = threads.spent(before, threads.cpu_seconds_of_others())
-    thread = threading.Thread(target=spin)
+    thread = threading.Thread(target=compute)
     thread.start()
-    started.wait()
-    before = threads.cpu_seconds_of_others()
-    time.sleep(0.3)
-    busy = threads.spent(before, threads.cpu_seconds_of_others())
-    stop.set()
+    done.wait()
+    after = threads.cpu_seconds_of_others()
+    looked_at.set()
     thread.join()
-    assert idle < 0.1 < busy
+    assert str(threading.get_native_id()) not in after
+    assert after[str(thread.native_id)] == pytest.approx(0.2, abs=0.05)
+    assert threads.spent(before, after) >= 0.15
+    assert threads.spent({"1": 0.5, "2": 1.0}, {"2": 1.25, "3": 0.5}) == 0.75
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
