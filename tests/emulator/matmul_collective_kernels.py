@@ -20,6 +20,7 @@ import fusionkit as fk
 from fusionkit import arguments, frameworks, oracle, parity, registry
 from fusionkit.errors import NoBackendError
 from fusionkit.ops.shards import case
+from fusionkit.parallel import ColumnSequenceParallelLinear, RowSequenceParallelLinear
 from fusionkit.spec import GroupSpec, TensorSpec, TwiceComposition, rounding_to
 from tests.boundaries import edges
 
@@ -241,6 +242,31 @@ def planted(module, name, change):
     return Planted()
 
 
+def parallel_layers_call_them(ranks):
+    """Two layers with sequence parallelism: npu's kernels by the ledger, results as with eager's."""
+    up = ColumnSequenceParallelLinear(256, 512, gather_output=False, has_bias=False, mp_group=ranks.group)
+    down = RowSequenceParallelLinear(512, 256, input_is_parallel=True, has_bias=False, mp_group=ranks.group)
+    for layer in (up, down):
+        layer.to(dtype="bfloat16")
+    rows = np.random.default_rng(ranks.rank).standard_normal((ROWS, 256)).astype("float32")
+    results = {}
+    for backend in ("npu", "eager"):
+        x = paddle.to_tensor(rows).astype("bfloat16")
+        x.stop_gradient = False
+        before = dict(fk.ledger())
+        with fk.use_backend({"all_gather_matmul": backend, "matmul_reduce_scatter": backend}):
+            y = down(up(x))
+            y.sum().backward()
+        for op in ("all_gather_matmul", "matmul_reduce_scatter"):
+            entry = (op, backend, "chosen")
+            done(fk.ledger()[entry] > before.get(entry, 0))
+        results[backend] = [each.astype("float32").numpy() for each in (y, x.grad, up.weight.grad, down.weight.grad)]
+        for layer in (up, down):
+            layer.clear_gradients()
+    for got, wanted in zip(results["npu"], results["eager"], strict=True):
+        done(np.abs(got - wanted).max() <= 4 * 2.0**-8 * np.abs(wanted).max() > 0)
+
+
 def a_second_group_runs_on_eager(ranks):
     """A card has one communication domain for the vendor's fused products."""
     second = dist.new_group(list(range(ranks.world_size)))
@@ -263,6 +289,7 @@ if __name__ == "__main__":
         bias_is_added_once(mine)
         only_the_wanted_gradients_are_computed(mine)
         mistakes_are_found(mine)
+        parallel_layers_call_them(mine)
         a_second_group_runs_on_eager(mine)
     edges_agree(mine)
     print(json.dumps({"device": mine.device, "checked": checked}), flush=True)

@@ -38,10 +38,10 @@ def test_products_fused_with_collectives_keep_their_contract(tmp_path):
 
 # 2 dtypes x 9 calls, with gradients and without, and 3 calls without rows: 39. 7 broken limits, 2 checks each: 14.
 # World sizes: 3 ops accept 2, 4 and 8, and refuse 3, 5 and 7, seen by the ranks of such a group. On two devices also
-# the bias 1, frozen inputs 16, planted mistakes 8, a second group 3, dtypes 9, depths 16.
+# the bias 1, frozen inputs 16, planted mistakes 8, layers 8, a second group 3, dtypes 9, depths 16.
 @pytest.mark.parametrize(
     "world_size, checks",
-    [(2, [109] * 2), (4, [59] * 3 + [56]), (8, [65] * 3 + [62] * 2 + [59] * 2 + [56])],
+    [(2, [117] * 2), (4, [59] * 3 + [56]), (8, [65] * 3 + [62] * 2 + [59] * 2 + [56])],
 )
 def test_npu_kernels_agree_with_float64_or_leave_the_call_to_eager(world_size, checks, tmp_path):
     first = 1 if world_size == 2 else 0  # no rank is then the number of its device
