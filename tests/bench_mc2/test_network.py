@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fusionkit.benchmark.mc2 import network
-from fusionkit.benchmark.mc2.network import IN_NEW_NAMESPACE, Network, NetworkError, address, inside
+from fusionkit.benchmark.mc2.network import DEVICE, IN_NEW_NAMESPACE, Network, NetworkError, address, inside
 from fusionkit.benchmark.mc2.process import RankError, RankProcess, answers
 
 MISSING = network.missing()
@@ -93,14 +93,16 @@ print(received / (time.perf_counter() - start))
 @needs_root
 @pytest.mark.parametrize("number", [2, 3])
 def test_each_rank_reaches_the_others_at_the_rate_of_the_link(sleepers, number):
-    """4 MB from the last rank to the first, then at twice the rate. Headers are 4%; a busy machine may be slower."""
+    """4 MB from the last rank to the first, then at twice the rate; never faster, on a busy machine slower."""
     pids = sleepers(number)
     made = Network(pids, "100mbit")
     try:
         assert len(namespaces_of(pids)) == number
         for rate, bytes_per_s in (("100mbit", 12.5e6), ("200mbit", 25e6)):
             made.shape(rate)
-            assert 0.55 * bytes_per_s < received_per_s(pids[0], pids[-1]) < 1.05 * bytes_per_s
+            assert 0.2 * bytes_per_s < received_per_s(pids[0], pids[-1]) < 1.05 * bytes_per_s
+            for pid in pids:
+                assert f"rate {rate.replace('m', 'M')} burst 96Kb" in inside(pid, f"tc qdisc show dev {DEVICE}")
     finally:
         made.close()
 

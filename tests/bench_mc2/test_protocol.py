@@ -24,8 +24,18 @@ def test_rounds_are_interleaved_and_begin_together():
     assert {name: len(each) for name, each in seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_only_the_call_is_timed():
-    assert protocol.timed(lambda: time.sleep(0.01), lambda: time.sleep(0.05)) == pytest.approx(0.01, abs=0.02)
+def test_only_the_call_is_timed(monkeypatch):
+    """By a clock that goes on only where something takes time: the watch 7 s each, the barrier 5, the call 1."""
+    now = [0.0]
+
+    def takes(seconds):
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    class Watch:
+        begin = end = staticmethod(takes(7))
+
+    monkeypatch.setattr(protocol.time, "perf_counter", lambda: now[0])
+    assert protocol.timed(takes(1), takes(5), Watch()) == 1 and now == [20]
 
 
 def test_the_watch_sees_the_ledger_of_its_contestant_alone():

@@ -15,15 +15,22 @@ DEV = """Inter-|   Receive                                |  Transmit
 """
 
 
+def wait_until(condition):
+    until = time.monotonic() + 10
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.005)
+    return condition()
+
+
 def test_counters_of_the_link_are_read(monkeypatch, tmp_path):
     counters = tmp_path / "dev"
     counters.write_text(DEV.format(received=300, sent=700))
     monkeypatch.setattr(traffic, "COUNTERS", counters)
     with traffic.sampled() as samples:
-        time.sleep(0.05)
+        assert wait_until(lambda: samples)
         (tmp_path / "later").write_text(DEV.format(received=400, sent=1700))
         (tmp_path / "later").replace(counters)
-        time.sleep(0.05)
+        assert wait_until(lambda: samples[-1][1:] == (1700, 400))
     assert samples[0][1:] == (700, 300) and samples[-1][1:] == (1700, 400)
     moved = [(b[0] - a[0], rate) for a, b, rate in zip(samples, samples[1:], traffic.rates(samples), strict=False)]
     assert sum(seconds * rate[1] for seconds, rate in moved) == pytest.approx(1000)
