@@ -9,16 +9,30 @@ Alone, a process is the first of one, and nothing here costs anything.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import paddle
 from paddle.distributed import fleet
-from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
 from examples.llama2_13b.tensor_parallel import ALONE, TensorParallel
+from fusionkit.parallel import Communicator, collectives
+from fusionkit.parallel.groups import communicator_of
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Axes:
+    """This process's groups: those that have the same part of the other copies, those that share its copy, and all."""
+
+    data: Any
+    tensor: Any
+    world: Any
+
+
+_axes: Axes | None = None  # of a process that is not alone
 
 
 def start(tensor_parallel_degree: int = 1, sequence_parallel: bool = True) -> TensorParallel:
@@ -27,6 +41,7 @@ def start(tensor_parallel_degree: int = 1, sequence_parallel: bool = True) -> Te
     Raises:
         ValueError: the processes do not make whole copies.
     """
+    global _axes
     if processes() % tensor_parallel_degree:
         raise ValueError(
             f"sft: --tensor_parallel_degree must be a divisor of the number of processes {processes()}, got "
@@ -34,14 +49,36 @@ def start(tensor_parallel_degree: int = 1, sequence_parallel: bool = True) -> Te
         )
     if processes() == 1:
         return ALONE
+    _axes = (_on_host if paddle.get_device() == "cpu" else _on_devices)(tensor_parallel_degree)
+    return TensorParallel(_axes.tensor, sequence_parallel) if tensor_parallel_degree > 1 else ALONE
+
+
+def _on_devices(tensor_parallel_degree: int) -> Axes:
+    """fleet's topology."""
     copies = processes() // tensor_parallel_degree
     strategy = fleet.DistributedStrategy()
     axes = {"dp_degree": copies, "mp_degree": tensor_parallel_degree, "pp_degree": 1, "sharding_degree": 1}
     strategy.hybrid_configs = axes
     fleet.init(is_collective=True, strategy=strategy)
-    if tensor_parallel_degree == 1:
-        return ALONE
-    return TensorParallel(_topology().get_model_parallel_group(), sequence_parallel)
+    made = fleet.get_hybrid_communicate_group()
+    return Axes(made.get_data_parallel_group(), made.get_model_parallel_group(), paddle.distributed.get_group())
+
+
+def _on_host(tensor_parallel_degree: int) -> Axes:
+    """The same axes without fleet: while it makes its groups, Paddle 3.3.1's gloo failed in 1 of 25 starts of two
+    processes, and in most of four."""
+    store = paddle.base.core.create_or_get_global_tcp_store()
+    rank = paddle.distributed.get_rank()
+    copy, part = divmod(rank, tensor_parallel_degree)
+
+    def joined(name: str, rank: int, size: int) -> Communicator:
+        return Communicator.from_store(store, rank, size, name=f"sft/{name}")
+
+    return Axes(
+        joined(f"data {part}", copy, processes() // tensor_parallel_degree),
+        joined(f"tensor {copy}", part, tensor_parallel_degree),
+        joined("world", rank, processes()),
+    )
 
 
 def processes() -> int:
@@ -50,12 +87,12 @@ def processes() -> int:
 
 def size() -> int:
     """Copies of the model."""
-    return 1 if processes() == 1 else int(_topology().get_data_parallel_world_size())
+    return 1 if _axes is None else int(_axes.data.world_size)
 
 
 def rank() -> int:
     """Which copy this process has, or has a part of."""
-    return 0 if processes() == 1 else int(_topology().get_data_parallel_rank())
+    return 0 if _axes is None else int(_axes.data.rank)
 
 
 def is_first() -> bool:
@@ -70,30 +107,23 @@ def share(items: Sequence[Item]) -> list[Item]:
 
 def totals(*values: float) -> list[float]:
     """Sums over the copies."""
-    return list(values) if size() == 1 else _summed(values, _topology().get_data_parallel_group())
+    return list(values) if _axes is None else _summed(values, _axes.data)
 
 
 def any_process(value: bool) -> bool:
     """Whether it holds for one of all processes; all wait here for the last."""
-    return value if processes() == 1 else _summed([value], None)[0] > 0
+    return value if _axes is None else _summed([value], _axes.world)[0] > 0
 
 
 def average_gradients(parameters: Iterable[paddle.Tensor]) -> None:
     """Every gradient becomes its mean over the copies; one that had no rows counts with zeros."""
-    if size() == 1:
+    if _axes is None or size() == 1:
         return
-    parameters = list(parameters)
     for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = paddle.zeros_like(parameter)
-    fused_allreduce_gradients(parameters, _topology())
+        gradient = paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = collectives.all_reduced(gradient, _axes.data).scale_(1 / size())
 
 
 def _summed(values: Sequence[float], group: Any) -> list[float]:
-    summed = paddle.to_tensor(np.array(values, dtype=np.float64))
-    paddle.distributed.all_reduce(summed, group=group)
-    return [float(value) for value in summed.numpy()]
-
-
-def _topology() -> Any:
-    return fleet.get_hybrid_communicate_group()
+    summed = communicator_of(group).all_reduce(np.array(values, dtype=np.float64))
+    return [float(value) for value in summed]
