@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from fusionkit_backends.cpu import overlap_model, runtime
 from fusionkit_backends.cpu.overlap import record, serially
+from fusionkit_backends.cpu.overlap_model import forget
 from fusionkit_backends.cpu.packed_operand import PackedOperand
 from fusionkit_backends.cpu.weight_gradient import WeightGradient
 
@@ -49,11 +50,6 @@ def gradients() -> dict[str, Callable[[Array, Array, Array], object]]:
         "oneDNN's products": lambda x, weight, dy: runtime.native().linear_grad(x, weight, dy, None),
         "oneDNN's products, weight packed": packed,
     }
-
-
-def forget(communicator: Communicator) -> None:
-    """The link has changed: its rates are measured again, by all ranks at their next call."""
-    overlap_model._measured.pop(communicator, None)
 
 
 def num_chunks(case: Case, communicator: Communicator) -> int:

@@ -69,6 +69,11 @@ def known_rates(communicator: Communicator, dtype: str) -> Rates | None:
     return _measured.get(communicator, {}).get(dtype)
 
 
+def forget(communicator: Communicator) -> None:
+    """The link has changed: all ranks measure again at their next call."""
+    _measured.pop(communicator, None)
+
+
 def rates(communicator: Communicator, dtype: np.dtype) -> Rates:
     """Measured at a group's first call in a dtype, which all its ranks make together."""
     found = _measured.setdefault(communicator, {})

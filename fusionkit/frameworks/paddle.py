@@ -127,7 +127,7 @@ def host_view(tensor: Any) -> np.ndarray[Any, Any]:
         return np.empty(shape, dtype)
     num_bytes = math.prod(shape) * dtype.itemsize
     memory = (ctypes.c_char * num_bytes).from_address(tensor.data_ptr())
-    memory.owner = tensor  # type: ignore[attr-defined]
+    memory.owner = tensor
     return np.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
