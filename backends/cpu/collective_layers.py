@@ -30,7 +30,7 @@ class AllGatherMatmul(PyLayer):  # type: ignore[misc]
     def forward(ctx: Any, x: Any, weight: Any, communicator: Communicator, save_gathered: bool) -> Any:
         rows = x.shape[0] * communicator.world_size
         gathered, y = paddle.empty([rows, x.shape[1]], x.dtype), paddle.empty([rows, weight.shape[1]], x.dtype)
-        all_gather_matmul.forward(dense(x), dense(weight), communicator, host_view(gathered), host_view(y))
+        all_gather_matmul.forward(dense(x), host_view(weight), communicator, host_view(gathered), host_view(y))
         ctx.communicator, ctx.save_gathered, ctx.wants_dx = communicator, save_gathered, not x.stop_gradient
         ctx.save_for_backward(gathered if save_gathered else x, weight)
         ctx.set_materialize_grads(False)
@@ -48,7 +48,7 @@ class AllGatherMatmul(PyLayer):  # type: ignore[misc]
             dense(dy),
             None if ctx.save_gathered else dense(saved),
             dense(saved) if ctx.save_gathered else None,
-            dense(weight),
+            host_view(weight),
             ctx.communicator,
             dense(dx),
             dense(dweight),
@@ -61,7 +61,7 @@ class MatmulReduceScatter(PyLayer):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, communicator: Communicator) -> Any:
         y = paddle.empty([x.shape[0] // communicator.world_size, weight.shape[1]], x.dtype)
-        matmul_reduce_scatter.forward(dense(x), dense(weight), communicator, host_view(y))
+        matmul_reduce_scatter.forward(dense(x), host_view(weight), communicator, host_view(y))
         ctx.communicator = communicator
         ctx.save_for_backward(x, weight)
         return y
@@ -70,7 +70,9 @@ class MatmulReduceScatter(PyLayer):  # type: ignore[misc]
     def backward(ctx: Any, dy: Any) -> Any:
         x, weight = ctx.saved_tensor()
         dx, dweight = empty_gradient(x), empty_gradient(weight)
-        matmul_reduce_scatter.backward(dense(dy), dense(x), dense(weight), ctx.communicator, dense(dx), dense(dweight))
+        matmul_reduce_scatter.backward(
+            dense(dy), dense(x), host_view(weight), ctx.communicator, dense(dx), dense(dweight)
+        )
         return dx, dweight
 
 
@@ -81,7 +83,7 @@ class DeferredSum:
         self._x, self._weight = x, weight
         self.y = paddle.empty([*x.shape[:-1], weight.shape[1]], x.dtype)
         out = matmul_all_reduce.flat(host_view(self.y))
-        self._sum = matmul_all_reduce.start(matmul_all_reduce.flat(dense(x)), dense(weight), communicator, out)
+        self._sum = matmul_all_reduce.start(matmul_all_reduce.flat(dense(x)), host_view(weight), communicator, out)
 
     def wait(self) -> Any:
         self._sum.wait()
@@ -102,5 +104,5 @@ class _Summed(PyLayer):  # type: ignore[misc]
         dx, dweight = empty_gradient(x), empty_gradient(weight)
         flat = matmul_all_reduce.flat
         into = None if dx is None else flat(dense(dx))
-        matmul_all_reduce.backward(flat(dense(dy)), flat(dense(x)), dense(weight), into, dense(dweight))
+        matmul_all_reduce.backward(flat(dense(dy)), flat(dense(x)), host_view(weight), into, dense(dweight))
         return dx, dweight

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -120,15 +119,16 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 def host_view(tensor: Any) -> np.ndarray[Any, Any]:
     """The tensor's own memory as an array, without a copy: `numpy()` copies, and DLPack has no bfloat16 for NumPy.
 
-    The tensor must be dense and on the host; the array keeps it alive.
+    The tensor must be on the host, and may be strided; the array keeps it alive.
     """
     shape, dtype = tuple(tensor.shape), DTYPES[_DTYPES[tensor.dtype]]
     if 0 in shape:
         return np.empty(shape, dtype)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = (ctypes.c_char * num_bytes).from_address(tensor.data_ptr())
+    span = sum((size - 1) * stride for size, stride in zip(shape, tensor.strides, strict=True)) + 1
+    memory = (ctypes.c_char * (span * dtype.itemsize)).from_address(tensor.data_ptr())
     memory.owner = tensor
-    return np.frombuffer(memory, dtype=dtype).reshape(shape)
+    strides = [stride * dtype.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(np.frombuffer(memory, dtype=dtype), shape, strides)
 
 
 def over_tensors(value: Any, device: str) -> Any:
