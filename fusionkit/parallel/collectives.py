@@ -11,7 +11,9 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
-from fusionkit.frameworks.paddle import host_view
+from fusionkit.errors import argument_error
+from fusionkit.frameworks.paddle import device_name, host_view
+from fusionkit.ops.shards import world_size_of
 from fusionkit.parallel.communicator import Communicator
 from fusionkit.parallel.groups import communicator_of
 
@@ -75,10 +77,10 @@ class _AllReduce(PyLayer):  # type: ignore[misc]
 def gathered(x: Any, group: Any) -> Any:
     """all_gather without a gradient."""
     x = x.contiguous()
-    out = paddle.empty([x.shape[0] * group.world_size, *x.shape[1:]], x.dtype)
+    out = paddle.empty([x.shape[0] * world_size_of(group), *x.shape[1:]], x.dtype)
     if _is_on_host(x, group):
         whole = host_view(out)
-        communicator_of(group).all_gather(host_view(x), out=whole.reshape(group.world_size, *x.shape))
+        communicator_of(group).all_gather(host_view(x), out=whole.reshape(world_size_of(group), *x.shape))
     else:
         paddle.distributed.stream.all_gather(out, x, group=group)
     return out
@@ -87,10 +89,10 @@ def gathered(x: Any, group: Any) -> Any:
 def reduce_scattered(x: Any, group: Any) -> Any:
     """reduce_scatter without a gradient."""
     x = x.contiguous()
-    rows = x.shape[0] // group.world_size
+    rows = x.shape[0] // world_size_of(group)
     out = paddle.empty([rows, *x.shape[1:]], x.dtype)
     if _is_on_host(x, group):
-        blocks = host_view(x).reshape(group.world_size, rows, *x.shape[1:])
+        blocks = host_view(x).reshape(world_size_of(group), rows, *x.shape[1:])
         communicator_of(group).reduce_scatter(blocks, out=host_view(out))
     else:
         paddle.distributed.stream.reduce_scatter(out, x, group=group)
@@ -110,4 +112,9 @@ def all_reduced(x: Any, group: Any) -> Any:
 
 
 def _is_on_host(x: Any, group: Any) -> bool:
-    return isinstance(group, Communicator) or bool(x.place.is_cpu_place())
+    if x.place.is_cpu_place():
+        return True
+    if isinstance(group, Communicator):
+        rule = f"a Paddle group for tensors on {device_name(x.place)}"
+        raise argument_error("collective", "group", rule, "a Communicator", "it moves host memory", kind=TypeError)
+    return False

@@ -48,8 +48,7 @@ class _ColumnProduct(PyLayer):  # type: ignore[misc]
     def backward(ctx: Any, dy: Any) -> Any:
         sum_over_ranks, dweight = None, None
         if ctx.wants_dx:
-            transposed = ctx.weight.detach().t().contiguous()
-            sum_over_ranks = fk.matmul_all_reduce(dy, transposed, group=ctx.group, defer=True)
+            sum_over_ranks = fk.matmul_all_reduce(dy, ctx.weight.detach().t(), group=ctx.group, defer=True)
         if not ctx.weight.stop_gradient:
             paddle.autograd.backward([ctx.y], [dy], retain_graph=True)
             dweight = ctx.dweight.pop()

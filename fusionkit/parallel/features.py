@@ -6,6 +6,7 @@ from typing import Any
 
 from paddle.autograd import PyLayer
 
+from fusionkit.ops.shards import world_size_of
 from fusionkit.parallel.collectives import gathered
 
 
@@ -42,7 +43,7 @@ class _Split(PyLayer):  # type: ignore[misc]
 
 
 def _part(x: Any, group: Any) -> Any:
-    size = x.shape[-1] // group.world_size
+    size = x.shape[-1] // world_size_of(group)
     return x[..., group.rank * size : (group.rank + 1) * size].contiguous()
 
 

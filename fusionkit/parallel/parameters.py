@@ -11,12 +11,14 @@ from paddle.distributed.fleet.base import topology
 from paddle.distributed.fleet.layers.mpu.random import MODEL_PARALLEL_RNG, get_rng_state_tracker
 
 from fusionkit.errors import argument_error
+from fusionkit.ops.shards import world_size_of
 
 
 def bind(layer: Any, mp_group: Any, weight_attr: Any, fuse_matmul_bias: bool, name: str | None) -> None:
     """The attributes that all four have, by fleet's names."""
     layer.model_parallel_group = group = group_of(type(layer).__name__, mp_group)
-    layer.world_size, layer.rank = group.world_size, group.rank
+    layer.world_size = world_size_of(group)
+    layer.rank = group.rank if layer.world_size > 1 else 0
     layer.is_mp = layer.world_size > 1
     layer.fuse_matmul_bias = fuse_matmul_bias
     layer._name, layer._weight_attr = name, weight_attr
@@ -58,8 +60,7 @@ def group_of(layer: str, mp_group: Any) -> Any:
         advice = "Call fleet.init with an mp_degree first, or name a group"
         raise argument_error(layer, "mp_group", "a group", None, "fleet has no topology yet", advice)
     group = topology._HYBRID_PARALLEL_GROUP.get_model_parallel_group() if mp_group is None else mp_group
-    world_size = getattr(group, "world_size", None)
-    if not isinstance(world_size, int) or world_size < 1:
+    if world_size_of(group) < 1 or world_size_of(group) > 1 and group.rank < 0:
         rule = "None, a Paddle group that this rank is in, or a Communicator"
         raise argument_error(layer, "mp_group", rule, f"{group!r:.60}", kind=TypeError)
     return group

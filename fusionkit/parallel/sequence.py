@@ -6,6 +6,7 @@ from typing import Any
 
 from paddle.autograd import PyLayer
 
+from fusionkit.ops.shards import world_size_of
 from fusionkit.parallel.collectives import gathered
 from fusionkit.parallel.parameters import share_of
 
@@ -16,7 +17,7 @@ def scatter_rows(x: Any, group: Any) -> Any:
     Raises:
         ValueError: rows is not a multiple of world_size.
     """
-    share_of("scatter_rows", "x's first axis", x.shape[0], group.world_size)
+    share_of("scatter_rows", "x's first axis", x.shape[0], world_size_of(group))
     return _Scatter.apply(x, group)
 
 
@@ -51,5 +52,5 @@ class _Gather(PyLayer):  # type: ignore[misc]
 
 
 def _own(x: Any, group: Any) -> Any:
-    rows = x.shape[0] // group.world_size
+    rows = x.shape[0] // world_size_of(group)
     return x[group.rank * rows : (group.rank + 1) * rows].contiguous()
