@@ -25,7 +25,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Axes:
-    """This process's groups: those that have the same part of the other copies, those that share its copy, and all."""
+    """This process's groups: those that have the same part of the other copies, those that share its copy, and all.
+
+    One of a single process is None.
+    """
 
     data: Any
     tensor: Any
@@ -50,7 +53,7 @@ def start(tensor_parallel_degree: int = 1, sequence_parallel: bool = True) -> Te
     if processes() == 1:
         return ALONE
     _axes = (_on_host if paddle.get_device() == "cpu" else _on_devices)(tensor_parallel_degree)
-    return TensorParallel(_axes.tensor, sequence_parallel) if tensor_parallel_degree > 1 else ALONE
+    return ALONE if _axes.tensor is None else TensorParallel(_axes.tensor, sequence_parallel)
 
 
 def _on_devices(tensor_parallel_degree: int) -> Axes:
@@ -61,7 +64,9 @@ def _on_devices(tensor_parallel_degree: int) -> Axes:
     strategy.hybrid_configs = axes
     fleet.init(is_collective=True, strategy=strategy)
     made = fleet.get_hybrid_communicate_group()
-    return Axes(made.get_data_parallel_group(), made.get_model_parallel_group(), paddle.distributed.get_group())
+    data = made.get_data_parallel_group() if copies > 1 else None
+    tensor = made.get_model_parallel_group() if tensor_parallel_degree > 1 else None
+    return Axes(data, tensor, paddle.distributed.get_group())
 
 
 def _on_host(tensor_parallel_degree: int) -> Axes:
@@ -71,8 +76,8 @@ def _on_host(tensor_parallel_degree: int) -> Axes:
     rank = paddle.distributed.get_rank()
     copy, part = divmod(rank, tensor_parallel_degree)
 
-    def joined(name: str, rank: int, size: int) -> Communicator:
-        return Communicator.from_store(store, rank, size, name=f"sft/{name}")
+    def joined(name: str, rank: int, size: int) -> Communicator | None:
+        return Communicator.from_store(store, rank, size, name=f"sft/{name}") if size > 1 else None
 
     return Axes(
         joined(f"data {part}", copy, processes() // tensor_parallel_degree),
@@ -87,12 +92,12 @@ def processes() -> int:
 
 def size() -> int:
     """Copies of the model."""
-    return 1 if _axes is None else int(_axes.data.world_size)
+    return 1 if _axes is None or _axes.data is None else int(_axes.data.world_size)
 
 
 def rank() -> int:
     """Which copy this process has, or has a part of."""
-    return 0 if _axes is None else int(_axes.data.rank)
+    return 0 if _axes is None or _axes.data is None else int(_axes.data.rank)
 
 
 def is_first() -> bool:
@@ -107,7 +112,7 @@ def share(items: Sequence[Item]) -> list[Item]:
 
 def totals(*values: float) -> list[float]:
     """Sums over the copies."""
-    return list(values) if _axes is None else _summed(values, _axes.data)
+    return list(values) if _axes is None or _axes.data is None else _summed(values, _axes.data)
 
 
 def any_process(value: bool) -> bool:
@@ -117,7 +122,7 @@ def any_process(value: bool) -> bool:
 
 def average_gradients(parameters: Iterable[paddle.Tensor]) -> None:
     """Every gradient becomes its mean over the copies; one that had no rows counts with zeros."""
-    if _axes is None or size() == 1:
+    if _axes is None or _axes.data is None:
         return
     for parameter in parameters:
         gradient = paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad

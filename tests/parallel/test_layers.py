@@ -213,6 +213,20 @@ def test_shards_of_a_new_weight_differ():
     assert after == after_second  # what is replicated is drawn alike on all ranks
 
 
+def test_a_group_of_one_rank_is_a_plain_layer():
+    """As Paddle makes it where a degree is 1: outside of it by rank and world_size."""
+    group = SimpleNamespace(rank=-1, nranks=1, world_size=-1)
+    for layer in (
+        parallel.ColumnParallelLinear(INPUTS, OUTPUTS, has_bias=True, mp_group=group),
+        parallel.RowParallelLinear(INPUTS, OUTPUTS, mp_group=group),
+        parallel.RowSequenceParallelLinear(INPUTS, OUTPUTS, input_is_parallel=True, mp_group=group),
+    ):
+        layer.bias.set_value(BIAS.astype("float32"))
+        x = paddle.to_tensor(X.astype("float32"))
+        np.testing.assert_allclose(layer(x).numpy(), X @ layer.weight.numpy() + BIAS, rtol=0, atol=1e-5)
+        assert not layer.weight.is_distributed and not layer.is_mp
+
+
 TWO = SimpleNamespace(rank=0, world_size=2)
 
 
@@ -225,6 +239,7 @@ TWO = SimpleNamespace(rank=0, world_size=2)
         (ROW_SEQUENCE, {}, "input_is_parallel must be True, got False"),
         (COLUMN_SEQUENCE, {"mp_group": SimpleNamespace(rank=0, world_size=1)}, "mp_group must be of at least 2 ranks"),
         (ROW, {"mp_group": None}, "mp_group must be a group, got None; fleet has no topology yet. Call fleet.init"),
+        (ROW, {"mp_group": SimpleNamespace(rank=-1, nranks=2)}, "mp_group must be None, a Paddle group that this rank"),
         (ROW, {"mp_group": 2}, "mp_group must be None, a Paddle group that this rank is in, or a Communicator, got 2"),
     ],
 )
