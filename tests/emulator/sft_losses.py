@@ -2,7 +2,8 @@
 
 OUTPUT.npz gets what the steps were given and the first step's gradients.
 
-python tests/emulator/sft_losses.py MODEL OUTPUT float32|bfloat16 BACKEND[,BACKEND] ROWS, of a process's micro-batch.
+python tests/emulator/sft_losses.py MODEL OUTPUT float32|bfloat16 BACKEND[,BACKEND] ROWS [DEGREE]: rows of a process's
+micro-batch, degree of tensor parallelism.
 Of several processes the first alone knows the losses.
 """
 
@@ -25,7 +26,7 @@ from examples.llama2_13b.trainer import Trainer
 DATA = Path(__file__).parents[2] / "examples" / "llama2_13b" / "data"
 
 
-def flags_of(model, output, dtype, rows):
+def flags_of(model, output, dtype, rows, degree=1):
     return SftFlags(
         model_name_or_path=model,
         dataset_name_or_path=str(DATA),
@@ -34,6 +35,7 @@ def flags_of(model, output, dtype, rows):
         max_length=128,
         zero_padding=True,
         per_device_train_batch_size=int(rows),
+        tensor_parallel_degree=int(degree),
         max_steps=3,
         learning_rate=1e-3,
         bf16=dtype == "bfloat16",
@@ -60,8 +62,8 @@ def record():
     return recorded
 
 
-def main(model, output, dtype, backends, rows):
-    flags = flags_of(model, output, dtype, rows)
+def main(model, output, dtype, backends, rows, degree=1):
+    flags = flags_of(model, output, dtype, rows, degree)
     recorded = record()
     with fk.use_backend(backends.split(",")):
         code = sft(flags)

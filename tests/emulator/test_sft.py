@@ -25,17 +25,22 @@ SMALL = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+# The vendor's products fused with collectives take inner sizes from 256, also of a shard.
+WIDE = SMALL | {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
 LOSSES = "tests.emulator.sft_losses"
 ATTENTION_IN_FLOAT32 = "fallback: npu: q.dtype must be bfloat16 or float16, got float32"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sft")
-    config = folder / "small.json"
-    config.write_text(json.dumps(json.loads((EXAMPLE / "configs" / "demo.json").read_text()) | SMALL))
+def created(folder, sizes):
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads((EXAMPLE / "configs" / "demo.json").read_text()) | sizes))
     create(CreateFlags(str(config), str(EXAMPLE / "data"), str(folder / "model")))
     return str(folder / "model")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return created(tmp_path_factory.mktemp("sft"), SMALL)
 
 
 def trained(model, output, dtype, backends, device=None, rows=1):
@@ -45,11 +50,13 @@ def trained(model, output, dtype, backends, device=None, rows=1):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def trained_on_eight(model, folder, dtype, backends):
-    """What each of 8 processes printed."""
-    launch = ("-m", "paddle.distributed.launch", "--devices", "0,1,2,3,4,5,6,7", "--log_dir", str(folder / "log"))
+def trained_on(processes, model, folder, dtype, backends, degree=1):
+    """What each process printed."""
+    devices = ",".join(map(str, range(processes)))
+    launch = ("-m", "paddle.distributed.launch", "--devices", devices, "--log_dir", str(folder / "log"))
     script = (str(Path(__file__).with_name("sft_losses.py")), model, str(folder / "out"), dtype, backends, "1")
-    options = ("--devices", "8", "--timeout", "120")
+    script += (str(degree),)
+    options = ("--devices", str(processes), "--timeout", "120")
     root = str(Path(__file__).parents[2])
     result = run("npu", sys.executable, *launch, *script, options=options, PYTHONPATH=root)
     logs = [path.read_text() for path in sorted((folder / "log").glob("workerlog.*"))]
@@ -110,7 +117,7 @@ def test_fine_tuning_on_the_emulated_npu_agrees_with_float64(model, tmp_path, dt
 
 
 def test_eight_processes_of_data_parallelism_make_the_steps_of_float64(model, tmp_path):
-    printed = trained_on_eight(model, tmp_path, "bfloat16", "npu,eager")
+    printed = trained_on(8, model, tmp_path, "bfloat16", "npu,eager")
     composed = trained(model, tmp_path / "composed", "bfloat16", "eager", rows=8)["losses"]
     assert sorted(each["device"] for each in printed) == [f"npu:{number}" for number in range(8)]
     for each in printed:
@@ -123,3 +130,15 @@ def test_eight_processes_of_data_parallelism_make_the_steps_of_float64(model, tm
         (composed, gradients_of(tmp_path / "composed")),
         "bfloat16",
     )
+
+
+def test_two_processes_of_tensor_parallelism_make_the_steps_of_float64(tmp_path):
+    model = created(tmp_path, WIDE)
+    printed = trained_on(2, model, tmp_path, "bfloat16", "npu,eager", degree=2)
+    composed = trained(model, tmp_path / "composed", "bfloat16", "eager")["losses"]
+    for each in printed:
+        for op in ("all_gather_matmul", "matmul_reduce_scatter", "fusion_rms_norm", "flash_attention"):
+            assert ("npu", "chosen") in reasons(each, op), (op, reasons(each, op))
+    (losses,) = [each["losses"] for each in printed if each["losses"]]
+    exact, _ = exact_run(model, tmp_path / "composed")
+    require_twice_the_composition((exact, {}), (losses, {}), (composed, {}), "bfloat16")
