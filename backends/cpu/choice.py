@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fusionkit_backends.cpu import chunks, overlap, overlap_model
+from fusionkit_backends.cpu import overlap, overlap_model
 from fusionkit_backends.cpu.overlap_model import Choice, Rates
 from fusionkit_backends.cpu.serial import SERIAL
 
 from fusionkit import policy
 from fusionkit.errors import NoBackendError
 from fusionkit.ledger import ledger
-from fusionkit.parallel import Communicator
+from fusionkit.parallel import Communicator, chunks
 from fusionkit.spec import Array
 
 # (rates, rows that a rank contributes or keeps, the weight's shape, itemsize, world_size) -> Choice

@@ -13,10 +13,10 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from fusionkit_backends.cpu.chunks import equal_parts, num_chunks, shrinking_parts
 from fusionkit_backends.cpu.packed_operand import PackedOperand
 
 from fusionkit.parallel import Communicator
+from fusionkit.parallel.chunks import equal_parts, most_chunks, num_chunks, shrinking_parts
 
 CHUNK_SECONDS = 1e-4  # what starting and awaiting a chunk costs, its message included: 60 to 120 us were seen
 PRODUCT_SIDE = 2048  # 8 MiB of bfloat16: more than a second-level cache holds, as the weights of a model are
@@ -130,7 +130,7 @@ def _sharded(found: Rates, rows: int, shape: Sequence[int], row_bytes: int, worl
     weight_elements = shape[0] * shape[1]
     product = found.product(world_size * rows, weight_elements)
     transfer = found.transfer(rows * row_bytes)
-    count = num_chunks(rows, row_bytes, world_size, transfer / product)
+    count = num_chunks(transfer / product, world_size, most_chunks(rows, row_bytes))
     peers = world_size - 1
     part = found.product(rows / count, weight_elements)
     computed = found.product(rows, weight_elements) + peers * count * (part + CHUNK_SECONDS)

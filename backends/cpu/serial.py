@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusionkit_backends.cpu import chunks
-
 from fusionkit.call import Call
 from fusionkit.capability import Predicate, Verdict
 
@@ -28,6 +26,7 @@ class IsSerial(Predicate):
         from fusionkit_backends.cpu import overlap_model  # NumPy, which reading a backend does not import
 
         from fusionkit.frameworks.numpy import DTYPES
+        from fusionkit.parallel import chunks
         from fusionkit.parallel.groups import known_communicator
 
         x, weight, world_size = call.tensors["x"], call.tensors["weight"], call.dims["world_size"]

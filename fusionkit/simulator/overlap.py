@@ -6,13 +6,12 @@ sends of its shard. Hidden is H = 1 - (Tf - Tg) / Tc. Perfect rates are assumed:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from fusionkit.backend import DeviceModel
 from fusionkit.ops import load_spec
+from fusionkit.parallel.chunks import most_chunks, num_chunks
 
-MIN_CHUNK_ROWS, MIN_CHUNK_BYTES = 64, 256 * 1024
 SPLIT_LOSS = 0.01
 TARGET = 0.95
 
@@ -99,17 +98,6 @@ def collective_seconds(device: DeviceModel, world_size: int, num_bytes: float) -
     So, for products of `width` columns unsharded, Tg / Tc = width / (t - 1) * bandwidth / FLOP/s, whatever the rows.
     """
     return (world_size - 1) / world_size * num_bytes / peer_bandwidth(device, world_size)
-
-
-def most_chunks(rows: int, row_bytes: int) -> int:
-    """Chunks of one rank's rows that have at least 64 rows and 256 KiB."""
-    return max(1, min(rows // MIN_CHUNK_ROWS, rows * row_bytes // MIN_CHUNK_BYTES))
-
-
-def num_chunks(c: float, world_size: int, most: int) -> int:
-    """S: the smallest with 1/(tS) <= min(0.05 c, 1 - c), and at most `most`, which also stands where c >= 1."""
-    goal = min(0.05 * c, 1 - c)
-    return most if goal <= 0 else min(most, math.ceil(1 / (world_size * goal)))
 
 
 def times(

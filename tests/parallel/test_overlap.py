@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fusionkit_backends.cpu import chunks, overlap, overlap_model, overlapped
+from fusionkit_backends.cpu import overlap, overlap_model, overlapped
 from fusionkit_backends.cpu.overlap_model import Rates
 from fusionkit_backends.cpu.packed_operand import PackedOperand
 from fusionkit_backends.cpu.serial import SERIAL
@@ -16,7 +16,7 @@ import fusionkit as fk
 from fusionkit import parity, policy
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.ops import COLLECTIVE_OP_NAMES
-from fusionkit.parallel import Communicator, CommunicatorError, unique_id
+from fusionkit.parallel import Communicator, CommunicatorError, chunks, unique_id
 from fusionkit.parallel.parity import run_ranks
 
 SLOW_LINK = Rates(per_weight=0, per_row=1e-9, latency=1e-5, per_byte=1e-8, busy=0)
@@ -199,12 +199,12 @@ def test_a_rank_that_calls_something_else_is_named_with_its_shapes(name, what, m
 @pytest.mark.parametrize("rows", (1, 16, 63, 64, 100, 197, 1024, 2049))
 @pytest.mark.parametrize("ratio", (0.05, 0.3, 0.6, 0.9, 0.99, 1.5))
 def test_parts_cover_the_rows_in_order_and_are_large_enough(rows, ratio):
-    count = chunks.num_chunks(rows, 10240, 2, ratio)
+    count = chunks.num_chunks(ratio, 2, chunks.most_chunks(rows, 10240))
     for parts in (chunks.equal_parts(rows, count), chunks.shrinking_parts(rows, 10240, ratio)):
         assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
         assert min(part.stop - part.start for part in parts) >= min(rows, chunks.MIN_ROWS)
     if rows >= 2048:  # enough for the rule: the exposed share is small, and 1 / (2 S) within it
-        assert 1 / (2 * count) <= max(chunks.wanted_share(ratio), chunks.MIN_ROWS / rows)
+        assert 1 / (2 * count) <= max(min(0.05 * ratio, 1 - ratio), chunks.MIN_ROWS / rows)
 
 
 def test_the_model_prefers_overlap_where_it_pays_and_not_where_it_does_not():
