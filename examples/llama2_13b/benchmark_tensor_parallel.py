@@ -22,6 +22,7 @@ from fusionkit.benchmark.mc2.network import Network, address, missing
 from fusionkit.benchmark.mc2.process import RankProcess, answers
 from fusionkit.benchmark.mc2.statistics import estimate
 from fusionkit.benchmark.mc2.suite import machine
+from fusionkit.parallel import unique_id
 
 RANKS = 2
 MC2, SERIAL = "mc2", "serial"
@@ -57,8 +58,9 @@ def measure(options: argparse.Namespace, shaped: bool) -> list[dict[str, Any]]:
             processes.append(RankProcess(rank, RANKS, core, shaped, MODULE))
         if shaped:
             network = Network([process.pid for process in processes], options.link)
+        identifier = unique_id()
         for rank, process in enumerate(processes):
-            process.ask("join", address(0) if shaped else "127.0.0.1", address(rank) if shaped else None)
+            process.ask("join", (address(0), address(rank)) if shaped else identifier)
         answers(processes)
         sizes = {name: value for name, value in vars(options).items() if name not in ("link", "json")}
         for process in processes:

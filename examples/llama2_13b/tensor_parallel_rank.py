@@ -23,7 +23,7 @@ from fusionkit.parallel import Communicator
 from fusionkit.policy import use_mc2
 
 PORT = 29500  # of the store, in a namespace that nobody else uses
-JOIN_S = 120
+JOIN_S = 120.0
 LEARNING_RATE = 1e-4
 RUNS = {"mc2": True, "serial": False}
 FUSED = ("all_gather_matmul", "matmul_reduce_scatter", "matmul_all_reduce")
@@ -35,11 +35,16 @@ class Rank:
     def __init__(self, rank: int, world_size: int) -> None:
         self._rank, self._world_size = rank, world_size
 
-    def join(self, master: str, own: str | None, port: int = PORT) -> None:
+    def join(self, meeting: bytes | tuple[str, str]) -> None:
+        """meeting: an identifier for the ranks of one host, or (rank 0's address, this rank's) for TCP."""
         fk.keep_freed_memory()
-        self._store = paddle.base.core.TCPStore(master, port, self._rank == 0, self._world_size, JOIN_S)
+        if isinstance(meeting, bytes):
+            self._group = Communicator(meeting, self._rank, self._world_size, timeout=JOIN_S)
+            return
+        master, own = meeting
+        self._store = paddle.base.core.TCPStore(master, PORT, self._rank == 0, self._world_size, int(JOIN_S))
         self._group = Communicator.from_store(
-            self._store, self._rank, self._world_size, name="step", address=own, timeout=float(JOIN_S)
+            self._store, self._rank, self._world_size, name="step", address=own, timeout=JOIN_S
         )
 
     def train(self, options: dict[str, Any]) -> dict[str, Any]:
