@@ -52,6 +52,7 @@ def _policy(wishes: tuple[tuple[str, Names], ...], source: str, outer: Policy | 
 _context: ContextVar[Policy | None] = ContextVar("fusionkit_policy", default=None)
 _entered: ContextVar[tuple[Policy | None, ...]] = ContextVar("fusionkit_entered", default=())  # what to go back to
 current = _context.get
+_mc2: ContextVar[bool | None] = ContextVar("fusionkit_mc2", default=None)
 
 
 class use_backend(contextlib.ContextDecorator):
@@ -91,26 +92,25 @@ class use_backend(contextlib.ContextDecorator):
 
 
 class captured:
-    """Enter again the policy that holds now: for code that runs later, such as a recomputed region."""
+    """Enter again the policy, and `use_mc2`, that hold now: for code that runs later, such as a recomputed region."""
 
     def __init__(self) -> None:
-        self._policy = current()
+        self._policy, self._mc2 = current(), _mc2.get()
 
     def __enter__(self) -> None:
-        self._token = _context.set(self._policy)
+        self._tokens = _context.set(self._policy), _mc2.set(self._mc2)
 
     def __exit__(self, *exception: object) -> None:
-        _context.reset(self._token)
-
-
-_mc2: ContextVar[bool | None] = ContextVar("fusionkit_mc2", default=None)
+        _context.reset(self._tokens[0])
+        _mc2.reset(self._tokens[1])
 
 
 @contextlib.contextmanager
 def use_mc2(enabled: bool) -> Iterator[None]:
     """Inside, the parallel layers call the fused ops or not, whatever FUSIONKIT_MC2 says: for comparing the two.
 
-    A backward pass does as its forward pass did. All ranks of a group choose alike.
+    A backward pass does as its forward pass did, in regions of `fusionkit.nn.recompute` too. All ranks of a group
+    choose alike.
     """
     token = _mc2.set(enabled)
     try:

@@ -141,6 +141,10 @@ def test_use_mc2_wins_over_the_setting():
         assert not policy.mc2()
         with policy.use_mc2(True):
             assert policy.mc2()
+        later = policy.captured()
+    assert policy.mc2()
+    with later:
+        assert not policy.mc2()
     assert policy.mc2()
 
 
