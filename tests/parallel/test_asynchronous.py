@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from fusionkit.parallel import sum_in_order
+from fusionkit.parallel import Communicator, sum_in_order, unique_id
 from tests.parallel.ranks import SIZES
 
 TRANSPORTS = ("memory", "tcp", "mixed")
@@ -65,3 +67,12 @@ def test_sums_refuse_what_has_no_order():
         sum_in_order([np.ones(2, "int32")], np.ones(2, "f"))
     with pytest.raises(ValueError, match=r"arrays must be contiguous and \[2\], got \[3\]"):
         sum_in_order([np.ones(3, "f")], np.ones(2, "f"))
+
+
+def test_a_rank_alone_does_not_wait():
+    with Communicator(unique_id(), 0, 1) as alone:
+        begin = time.monotonic()
+        for _ in range(100):
+            alone.all_reduce(np.ones(3))
+            alone.barrier()
+        assert time.monotonic() - begin < 1  # no call sleeps

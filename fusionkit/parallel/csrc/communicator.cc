@@ -158,8 +158,11 @@ bool Communicator::advance() {
     for (const auto& reduction : work->reductions_)
       if (reduction->done < reduction->size) moved |= advance(*reduction);
   const auto done = [](const std::shared_ptr<Work>& work) { return work->num_pending_ == 0; };
-  for (const auto& work : in_flight_)
-    if (done(work)) work->finish("");
+  for (const auto& work : in_flight_) {
+    if (!done(work)) continue;
+    work->finish("");
+    moved = true;  // a rank alone has calls without a message
+  }
   in_flight_.erase(std::remove_if(in_flight_.begin(), in_flight_.end(), done), in_flight_.end());
   return moved;
 }
