@@ -9,10 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fusionkit.cli import bench, bench_mc2, doctor, emulate, explain, ops, parity, plan
+from fusionkit.cli import bench, bench_collectives, bench_mc2, doctor, emulate, explain, ops, parity, plan
 from fusionkit.errors import FusionkitError
 
-COMMANDS = (ops, explain, doctor, parity, bench, bench_mc2, plan, emulate)
+COMMANDS = (ops, explain, doctor, parity, bench, bench_mc2, bench_collectives, plan, emulate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
