@@ -39,9 +39,9 @@ def shrinking_parts(rows: int, row_bytes: int, c: float) -> list[slice]:
     What cannot hide is the collective of the last one, so that one has the least size.
     """
     least = max(MIN_ROWS, -(-MIN_BYTES // max(row_bytes, 1)))
-    # More than c, which is measured: a part that is still on its way when the next is done delays all that follow.
-    # From 0.95 on, the parts would never end.
-    shrink = min(max(1.25 * c, 0.5), 0.95)
+    # More than c, which is measured, and at least 0.7: a part that is still on its way when the next is done delays all
+    # that follow, while a part more costs little. From 0.95 on, the parts would never end.
+    shrink = min(max(1.25 * c, 0.7), 0.95)
     sizes = [min(least, rows)]  # from the last to the first
     while sum(sizes) < rows:
         larger = -(-int(sizes[-1] / shrink) // ALIGNMENT) * ALIGNMENT
