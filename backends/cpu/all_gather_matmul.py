@@ -5,6 +5,7 @@ Backward, the gradients of the rows leave while that of the weight is computed.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ def backward(
         if dx is None:
             weight_gradient()
             return
-        parts = choice.parts(BACKWARD, overlap_model.scatter, communicator, len(dx), weight.T, dy)
+        model = partial(overlap_model.scatter, num_products=1 if dweight is None else 2)
+        parts = choice.parts(BACKWARD, model, communicator, len(dx), weight.T, dy)
         operand = PackedOperand(weight.T, dy.dtype)
         if parts:
             overlapped.multiply_and_scatter(dy, operand, communicator, parts, dx, weight_gradient, dgathered)

@@ -6,6 +6,7 @@ Every product takes the weight as the op does, unpacked, and lays it out in each
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,12 @@ def num_chunks(case: Case, communicator: Communicator) -> int:
 def parts_of(case: Case, communicator: Communicator) -> list[slice]:
     """As the op cuts, where it overlaps."""
     gathers = (case.op == ALL_GATHER) != (case.direction == BACKWARD)
-    model = overlap_model.gather if gathers else overlap_model.scatter
+    backward = case.direction == BACKWARD
+    model = partial(overlap_model.gather if gathers else overlap_model.scatter, num_products=2 if backward else 1)
     rows = case.M // case.world_size
     if case.op == ALL_REDUCE:
-        model, rows = overlap_model.reduce_all, case.M
-    shape = (case.N, case.K) if case.direction == BACKWARD else (case.K, case.N)
+        model, rows = partial(overlap_model.reduce_all), case.M
+    shape = (case.N, case.K) if backward else (case.K, case.N)
     dtype = DTYPES[case.dtype]
     return model(overlap_model.rates(communicator, dtype), rows, shape, dtype.itemsize, case.world_size).parts
 

@@ -5,6 +5,7 @@ Backward, both products of an arriving shard run while the next is on its way.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def backward(
         if dx is None:
             overlapped.gather(dy, communicator, gathered)
         else:
-            parts = choice.parts(BACKWARD, overlap_model.gather, communicator, len(dy), weight.T, dy)
+            model = partial(overlap_model.gather, num_products=1 if dweight is None else 2)
+            parts = choice.parts(BACKWARD, model, communicator, len(dy), weight.T, dy)
             operand = PackedOperand(weight.T, dy.dtype)
             if parts:
                 overlapped.gather_and_multiply(dy, operand, communicator, parts, gathered, dx, add)

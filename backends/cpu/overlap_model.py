@@ -117,27 +117,35 @@ def _seconds(run: Callable[[], object], times: int = 5) -> list[float]:
     return seconds
 
 
-def gather(found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int) -> Choice:
+def gather(
+    found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int, num_products: int = 1
+) -> Choice:
     """An all-gather of `rows` of each rank, then the product of all; a reduce-scatter is its mirror image."""
-    return _sharded(found, rows, shape, shape[0] * itemsize, world_size)
+    return _sharded(found, rows, shape, shape[0] * itemsize, world_size, num_products)
 
 
-def scatter(found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int) -> Choice:
+def scatter(
+    found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int, num_products: int = 1
+) -> Choice:
     """The product of all rows, of which each rank keeps `rows`."""
-    return _sharded(found, rows, shape, shape[1] * itemsize, world_size)
+    return _sharded(found, rows, shape, shape[1] * itemsize, world_size, num_products)
 
 
-def _sharded(found: Rates, rows: int, shape: Sequence[int], row_bytes: int, world_size: int) -> Choice:
-    weight_elements = shape[0] * shape[1]
+def _sharded(
+    found: Rates, rows: int, shape: Sequence[int], row_bytes: int, world_size: int, num_products: int
+) -> Choice:
+    """num_products: 2 where the weight's gradient, of as many FLOPs, is computed beside the collective too."""
+    weight_elements, peers = shape[0] * shape[1], world_size - 1
     product = found.product(world_size * rows, weight_elements)
     transfer = found.transfer(rows * row_bytes)
-    count = num_chunks(transfer / product, world_size, most_chunks(rows, row_bytes))
-    peers = world_size - 1
+    c = transfer / (num_products * product)
+    count = num_chunks(c, world_size, most_chunks(rows, row_bytes))
     part = found.product(rows / count, weight_elements)
-    computed = found.product(rows, weight_elements) + peers * count * (part + CHUNK_SECONDS)
+    whole = found.product(rows, weight_elements) + (num_products - 1) * product
+    computed = whole + peers * count * (part + CHUNK_SECONDS)
     hidden = peers * count * found.latency + transfer
     fused = max(computed + found.busy * transfer, hidden + part)
-    return Choice(equal_parts(rows, count), fused, product + transfer)
+    return Choice(equal_parts(rows, count), fused, num_products * product + transfer)
 
 
 def reduce_all(found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int) -> Choice:

@@ -9,6 +9,7 @@ import math
 
 MIN_ROWS = 64  # a product of fewer rows runs below the library's rate
 MIN_BYTES = 256 << 10  # a message much smaller than this costs its handling rather than its bytes
+MARGIN = 1.2  # c may be so much larger than it was measured
 ALIGNMENT = 16  # rows; a chunk that ends elsewhere splits a block of the product
 
 
@@ -18,12 +19,13 @@ def most_chunks(rows: int, row_bytes: int) -> int:
 
 
 def num_chunks(c: float, world_size: int, most: int) -> int:
-    """S: the smallest with 1/(tS) <= min(0.05 c, 1 - c), and at most `most`, which also stands where c >= 1.
+    """S: the smallest with 1/(tS) <= max(min(0.05 c, 1 - c), 1 - 1.2 c), and at most `most`, also where c >= 1.
 
-    One chunk has nothing to hide under. As long as 5% of the collective it leaves 95% hidden, and within 1 - c of the
-    product it does not make the collective end after it.
+    One chunk has nothing to hide under. While it is short of 1 - c of the product, the collective ends before the
+    product does and nothing shows, a c of 20% more than measured included. Else, while it is 5% of the collective, 95%
+    can be hidden. Fewer chunks are better: each is a product of its own, and a message.
     """
-    share = min(0.05 * c, 1 - c)
+    share = max(min(0.05 * c, 1 - c), 1 - MARGIN * c)
     return most if share <= 0 else min(most, math.ceil(1 / (world_size * share)))
 
 

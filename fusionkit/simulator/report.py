@@ -17,7 +17,7 @@ HEADER = ("layer", "op", "pass", "Tg us", "Tc us", "c", "Tg/Tc", "S", "H at most
 LEGEND = f"""\
 Simulated from formulas, measured by nobody. Tg: the product alone, at the device's rate. Tc: the collective alone, as a
 direct exchange at the link's rate. c = Tc/Tg. H = 1 - (Tf - Tg)/Tc, hidden. At most: the most chunks of at least 64
-rows and 256 KiB, no losses. Expected: S chunks by the rule 1/(tS) <= min(0.05 c, 1 - c), the most of an all-reduce, and
+rows and 256 KiB, no losses. Expected: S chunks by the rule of fusionkit.parallel.chunks, the most of an all-reduce, and
 a product that loses {SPLIT_LOSS:.0%} by being split. "dw beside it": the weight's gradient is computed while dx's
 collective runs; an op that fuses dx alone has the line above."""
 PLANS_LEGEND = """\

@@ -204,7 +204,7 @@ def test_parts_cover_the_rows_in_order_and_are_large_enough(rows, ratio):
         assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
         assert min(part.stop - part.start for part in parts) >= min(rows, chunks.MIN_ROWS)
     if rows >= 2048:  # enough for the rule: the exposed share is small, and 1 / (2 S) within it
-        assert 1 / (2 * count) <= max(min(0.05 * ratio, 1 - ratio), chunks.MIN_ROWS / rows)
+        assert 1 / (2 * count) <= max(min(0.05 * ratio, 1 - ratio), 1 - 1.2 * ratio, chunks.MIN_ROWS / rows)
 
 
 def test_the_model_prefers_overlap_where_it_pays_and_not_where_it_does_not():
