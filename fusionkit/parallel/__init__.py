@@ -1,4 +1,4 @@
-"""Processes that compute together: the communicator, over shared memory between the processes of one host.
+"""Processes that compute together: the communicator, over shared memory within a host and TCP between hosts.
 
     from fusionkit.parallel import Communicator, unique_id
 

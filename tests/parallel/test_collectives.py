@@ -35,13 +35,13 @@ def expected(arrays: list[np.ndarray], op: str) -> np.ndarray:
     return total.astype(dtype)
 
 
-# The arithmetic does not depend on the way that the bytes have come.
+# The arithmetic does not depend on the way that the bytes have come, and eight ranks take long.
 FEW_CASES = [case for case in CASES if str(case[0]) in ("bool", "int16", "bfloat16", "float32", "complex128")][::3]
 
 
 @pytest.mark.parametrize(("transport", "world_size"), GROUPS)
 def test_reductions_equal_numpys_in_the_order_of_ranks(start, transport, world_size):
-    cases = CASES if transport == "memory" else FEW_CASES
+    cases = CASES if transport == "memory" and world_size < 8 else FEW_CASES
     names = [(str(dtype), op) for dtype, op in cases]
     results = start("all_reductions", world_size, transport=transport, cases=names).results()
     for result in results:

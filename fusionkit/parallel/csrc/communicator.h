@@ -93,6 +93,7 @@ class Communicator {
 
   const std::unique_ptr<Transport> transport_;
   const double timeout_;
+  const bool may_spin_;
   std::mutex queue_;  // whoever waits for mutex_ holds it, so that the progress thread cannot come first again
   std::mutex mutex_;  // for all below
   std::condition_variable started_;

@@ -19,6 +19,7 @@ class Mixed : public Transport {
   size_t read(int peer, char* into, size_t size) override;
   Bytes arrived(int peer, size_t wanted) override;
   void consumed(int peer, size_t num_bytes) override;
+  int num_near() const override { return near_->world_size; }
   uint32_t changes() override { return near_->changes() + far_->changes(); }
   void wait(uint32_t seen, int64_t microseconds) override;
   void wake() override { near_->wake(); }

@@ -136,6 +136,7 @@ void SharedMemory::wait(uint32_t seen, int64_t microseconds) {
     __builtin_ia32_pause();
 #endif
   }
+  if (microseconds == 0) return;
   const timespec limit = {microseconds / 1000000, microseconds % 1000000 * 1000};
   before_sleep();
   syscall(SYS_futex, &own.changes, FUTEX_WAIT, seen, &limit, nullptr, 0);

@@ -28,6 +28,7 @@ class Tcp : public Transport {
   size_t read(int peer, char* into, size_t size) override;
   Bytes arrived(int peer, size_t wanted) override;
   void consumed(int peer, size_t num_bytes) override;
+  int num_near() const override { return 1; }
   uint32_t changes() override { return wakes_.load(); }
   void wait(uint32_t seen, int64_t microseconds) override;
   void wake() override;

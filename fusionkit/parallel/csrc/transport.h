@@ -32,8 +32,12 @@ class Transport {
   virtual Bytes arrived(int peer, size_t wanted) = 0;
   virtual void consumed(int peer, size_t num_bytes) = 0;
 
+  // How many ranks share the cores of this host, this one too.
+  virtual int num_near() const { return world_size; }
+
   // A number that differs after a wake, or after a peer wrote, read, failed or left where that can be counted; and to
-  // sleep until it is no longer `seen` or until a stream that moved nothing may move again.
+  // sleep until it is no longer `seen` or until a stream that moved nothing may move again, or 0 microseconds: to see
+  // what the kernel has to tell.
   virtual uint32_t changes() = 0;
   virtual void wait(uint32_t seen, int64_t microseconds) = 0;
   virtual void wake() = 0;  // whoever waits on this rank

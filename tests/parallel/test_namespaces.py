@@ -1,0 +1,85 @@
+"""Two hosts with two ranks each, as network namespaces with a link: the ranks find out who is a neighbour."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def may_make_namespaces() -> bool:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    name = f"fusionkit-{os.getpid()}-try"
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode != 0:
+        return False
+    ip("netns", "del", name)
+    return True
+
+
+@pytest.fixture
+def hosts():
+    """Namespaces and their addresses."""
+    if not may_make_namespaces():
+        pytest.skip("network namespaces need root and ip (package iproute2)")
+    names = [f"fusionkit-{os.getpid()}-{end}" for end in "ab"]
+    addresses = ["10.213.7.1", "10.213.7.2"]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("-n", names[0], "link", "add", "near", "type", "veth", "peer", "name", "near", "netns", names[1])
+        for name, address in zip(names, addresses, strict=True):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", "near")
+            ip("-n", name, "link", "set", "near", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield list(zip(names, addresses, strict=True))
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def started(hosts, meeting: Path, rank: int, name: str, timeout: float, arguments: dict) -> subprocess.Popen[bytes]:
+    namespace, address = hosts[rank // 2]
+    what = ["namespaces", str(meeting), str(rank), "4", str(timeout), name, json.dumps(arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RANK_ADDRESS": address}
+    command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "tests.parallel.ranks", *what]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+
+
+def results(processes: list[subprocess.Popen[bytes]]) -> list:
+    try:
+        return [pickle.loads(each.communicate(timeout=60)[0]) for each in processes]
+    finally:
+        for each in processes:
+            each.kill()
+            each.wait()
+
+
+def test_ranks_of_two_hosts_share_memory_and_a_link(hosts, tmp_path):
+    processes = [started(hosts, tmp_path / "meeting", rank, "overlapping", 20, {"rounds": 2}) for rank in range(4)]
+    for passed in results(processes):
+        assert isinstance(passed, list), passed
+        assert all(passed)
+
+
+def test_a_link_that_is_cut_is_an_error_within_the_timeout(hosts, tmp_path):
+    (tmp_path / "started").mkdir()
+    arguments = {"size": 1000, "started": str(tmp_path / "started")}
+    processes = [started(hosts, tmp_path / "meeting", rank, "forever", 2, arguments) for rank in range(4)]
+    while len(os.listdir(tmp_path / "started")) < 4:
+        assert all(process.poll() is None for process in processes)
+    ip("-n", hosts[0][0], "link", "set", "near", "down")
+    for error in results(processes):
+        assert "must answer within 2 s, got" in str(error)
