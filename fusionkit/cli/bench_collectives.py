@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     for what in options.what:
         if what not in OPS:
             raise ValueError(f"bench collectives: CALL must be one of {', '.join(OPS)}, got {what!r}")
-    for name, least in (("ranks", 2), ("rounds", 1)):
+    for name, least in (("ranks", 2), ("rounds", 1), ("largest", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"bench collectives: --{name} must be at least {least}, got {getattr(options, name)}")
     sizes = [size for size in SIZES if size <= options.largest << 20]
