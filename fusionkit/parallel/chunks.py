@@ -38,22 +38,17 @@ def equal_parts(rows: int, count: int) -> list[slice]:
 def shrinking_parts(rows: int, row_bytes: int, c: float) -> list[slice]:
     """`rows` in parts each of which is computed while the part before it, 1 / c times as large, is on its way.
 
-    What cannot hide is the collective of the last one, so that one has the least size.
+    What cannot hide is the collective of the last one, so that one has about the least size.
     """
     least = max(MIN_ROWS, -(-MIN_BYTES // max(row_bytes, 1)))
     # More than c, which is measured, and at least 0.7: a part that is still on its way when the next is done delays all
     # that follow, while a part more costs little. From 0.95 on, the parts would never end.
     shrink = min(max(1.25 * c, 0.7), 0.95)
-    sizes = [min(least, rows)]  # from the last to the first
-    while sum(sizes) < rows:
-        larger = -(-int(sizes[-1] / shrink) // ALIGNMENT) * ALIGNMENT
-        rest = rows - sum(sizes)
-        if rest < least:
-            sizes[-1] += rest
-        else:
-            sizes.append(larger if rest >= larger + larger / shrink else rest)
-    parts, begin = [], 0
-    for size in reversed(sizes):
-        parts.append(slice(begin, begin + size))
-        begin += size
-    return parts if rows else []
+    sizes = [1.0]  # relative, from the last part to the first
+    while least * (sum(sizes) + sizes[-1] / shrink) <= rows:
+        sizes.append(sizes[-1] / shrink)
+    ends, done = [], 0.0
+    for size in reversed(sizes[1:]):
+        done += size * rows / sum(sizes)
+        ends.append(int(done) // ALIGNMENT * ALIGNMENT)
+    return [slice(begin, end) for begin, end in zip([0, *ends], [*ends, rows], strict=True) if end > begin]
