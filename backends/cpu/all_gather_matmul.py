@@ -98,6 +98,7 @@ def vjp(
     dy, dgathered = grad_outputs if return_gathered else (grad_outputs, None)
     dx, dweight = np.empty(x.shape, x.dtype), np.empty(weight.shape, weight.dtype)
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    dgathered = None if dgathered is None else np.ascontiguousarray(dgathered)
     backward(dy, x, None, weight, communicator_of(group), dx, dweight, dgathered)
     return {"x": dx, "weight": dweight}
 

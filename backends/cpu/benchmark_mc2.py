@@ -54,8 +54,9 @@ def gradients() -> dict[str, Callable[[Array, Array, Array], object]]:
 
 
 def num_chunks(case: Case, communicator: Communicator) -> int:
-    """S: of each rank's rows, or of all rows of matmul_all_reduce."""
-    return len(parts_of(case, communicator))
+    """S: how often the part that nothing hides, the smallest, goes into a rank's rows, or all of matmul_all_reduce."""
+    parts = parts_of(case, communicator)
+    return round(parts[-1].stop / min(part.stop - part.start for part in parts))
 
 
 def parts_of(case: Case, communicator: Communicator) -> list[slice]:
@@ -78,9 +79,8 @@ def chunks(case: Case, x: Array, weight: Array, dy: Array, communicator: Communi
         pieces = parts
     else:
         shard = case.M // case.world_size
-        own_whole = (case.op == ALL_GATHER) != (case.direction == BACKWARD)
-        pieces = [slice(0, shard)] if own_whole else []
-        for owner in range(len(pieces), case.world_size):
+        pieces = [slice(0, shard)]  # a rank's own rows are one product
+        for owner in range(1, case.world_size):
             pieces += [slice(owner * shard + part.start, owner * shard + part.stop) for part in parts]
 
     def forward() -> object:

@@ -27,7 +27,7 @@ def parts(op: str, model: Model, communicator: Communicator, rows: int, weight: 
         NoBackendError: they would, and FUSIONKIT_STRICT=1 forbids it.
     """
     forced = overlap.forced()
-    if communicator.world_size == 1 or rows == 0 or forced is False:
+    if communicator.world_size == 1 or 0 in (rows, *weight.shape) or forced is False:
         return None
     if rows < chunks.MIN_ROWS and not forced:  # not worth measuring the group for
         return _serial(op, f"{rows} rows a rank are fewer than a chunk of {chunks.MIN_ROWS}")

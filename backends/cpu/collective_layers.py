@@ -32,7 +32,8 @@ class AllGatherMatmul(PyLayer):  # type: ignore[misc]
         gathered, y = paddle.empty([rows, x.shape[1]], x.dtype), paddle.empty([rows, weight.shape[1]], x.dtype)
         all_gather_matmul.forward(dense(x), host_view(weight), communicator, host_view(gathered), host_view(y))
         ctx.communicator, ctx.save_gathered, ctx.wants_dx = communicator, save_gathered, not x.stop_gradient
-        ctx.save_for_backward(gathered if save_gathered else x, weight)
+        # Detached: an output that its own node keeps would never be freed if no backward pass comes.
+        ctx.save_for_backward(gathered.detach() if save_gathered else x, weight)
         ctx.set_materialize_grads(False)
         return y, gathered
 

@@ -5,6 +5,7 @@ Backward, nothing is sent.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,7 @@ def vjp(grad_outputs: Array, x: Array, weight: Array, *, group: Any, defer: bool
 
 def flat(array: Array) -> Array:
     """All but the last axis as one."""
-    return array.reshape(-1, array.shape[-1]) if array.size else array.reshape(0, array.shape[-1])
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])  # -1 is undefined where the last axis is empty
 
 
 def through_paddle(x: Any, weight: Any, *, group: Any, defer: bool = False) -> Any:

@@ -16,10 +16,11 @@ import numpy as np
 from fusionkit_backends.cpu.packed_operand import PackedOperand
 
 from fusionkit.parallel import Communicator
-from fusionkit.parallel.chunks import equal_parts, most_chunks, num_chunks, shrinking_parts
+from fusionkit.parallel.chunks import growing_parts, least_rows, most_chunks, num_chunks, shrinking_parts
 
 CHUNK_SECONDS = 1e-4  # what starting and awaiting a chunk costs, its message included: 60 to 120 us were seen
 PRODUCT_SIDE = 2048  # 8 MiB of bfloat16: more than a second-level cache holds, as the weights of a model are
+MAX_GROWTH = 3.0  # of parts: c was measured, and the next part is the larger the more it was overestimated
 LINK_BYTES = 1 << 20  # 8 times a token bucket's usual burst, which would pass unshaped
 
 
@@ -120,40 +121,55 @@ def _seconds(run: Callable[[], object], times: int = 5) -> list[float]:
 def gather(
     found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int, num_products: int = 1
 ) -> Choice:
-    """An all-gather of `rows` of each rank, then the product of all; a reduce-scatter is its mirror image."""
-    return _sharded(found, rows, shape, shape[0] * itemsize, world_size, num_products)
+    """An all-gather of `rows` of each rank, then the product of all. num_products: 2 where the weight's gradient, of as
+    many FLOPs, is computed beside the collective too."""
+    return _sharded(found, rows, shape, shape[0] * itemsize, world_size, num_products, shrinking_parts)
 
 
 def scatter(
     found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int, num_products: int = 1
 ) -> Choice:
-    """The product of all rows, of which each rank keeps `rows`."""
-    return _sharded(found, rows, shape, shape[1] * itemsize, world_size, num_products)
+    """The product of all rows, of which each rank keeps `rows`: the mirror image."""
+    return _sharded(found, rows, shape, shape[1] * itemsize, world_size, num_products, growing_parts)
 
 
 def _sharded(
-    found: Rates, rows: int, shape: Sequence[int], row_bytes: int, world_size: int, num_products: int
+    found: Rates,
+    rows: int,
+    shape: Sequence[int],
+    row_bytes: int,
+    world_size: int,
+    num_products: int,
+    parts_of: Callable[[int, int, float], list[slice]],
 ) -> Choice:
-    """num_products: 2 where the weight's gradient, of as many FLOPs, is computed beside the collective too."""
+    """The part that nothing hides is one of the S of `num_chunks`; the others grow by as much as a row takes longer on
+    the link than in the product, so that the link never waits for a part, nor the product for the link."""
     weight_elements, peers = shape[0] * shape[1], world_size - 1
-    product = found.product(world_size * rows, weight_elements)
-    transfer = found.transfer(rows * row_bytes)
+    product, transfer = found.product(world_size * rows, weight_elements), found.transfer(rows * row_bytes)
     c = transfer / (num_products * product)
-    count = num_chunks(c, world_size, most_chunks(rows, row_bytes))
-    part = found.product(rows / count, weight_elements)
+    exposed = rows // num_chunks(c, world_size, most_chunks(rows, row_bytes))
+    growth = min(max(transfer / product * world_size / peers, 1.0), MAX_GROWTH) if peers else 1.0
+    parts = parts_of(rows, exposed, growth)
     whole = found.product(rows, weight_elements) + (num_products - 1) * product
-    computed = whole + peers * count * (part + CHUNK_SECONDS)
-    hidden = peers * count * found.latency + transfer
-    fused = max(computed + found.busy * transfer, hidden + part)
-    return Choice(equal_parts(rows, count), fused, num_products * product + transfer)
+    in_parts = sum(found.product(part.stop - part.start, weight_elements) + CHUNK_SECONDS for part in parts)
+    computed = whole + peers * in_parts
+    hidden = peers * len(parts) * found.latency + transfer
+    fused = max(computed + found.busy * transfer, hidden + found.product(exposed, weight_elements))
+    return Choice(parts, fused, num_products * product + transfer)
 
 
 def reduce_all(found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int) -> Choice:
-    """The product, then the sum of all of it on all ranks: a block to every peer, and a reduced block to every peer."""
+    """The product, then the sum of all of it on all ranks: a block to every peer, and a reduced block to every peer.
+
+    Each part is computed while the one before, 1 / c times as large, is on its way; nothing hides the last. The parts
+    shrink more slowly than the measured c asks, and by 0.7 at most: one that is late delays all that follow, while one
+    more costs little.
+    """
     row_bytes, weight_elements = shape[1] * itemsize, shape[0] * shape[1]
     product = found.product(rows, weight_elements)
     transfer = 2 * found.transfer(rows * row_bytes / world_size)
-    parts = shrinking_parts(rows, row_bytes, transfer / product)
+    shrink = min(max(1.25 * transfer / product, 0.7), 0.95)
+    parts = shrinking_parts(rows, least_rows(row_bytes), 1 / shrink)
     last = rows and parts[-1].stop - parts[-1].start
     computed = sum(found.product(part.stop - part.start, weight_elements) + CHUNK_SECONDS for part in parts)
     exposed = 2 * found.transfer(last * row_bytes / world_size)

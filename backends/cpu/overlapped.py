@@ -113,8 +113,7 @@ def multiply_and_scatter(
         for part, pending in zip(parts, works, strict=True):
             sent = multiply(owner, part)
             pending.append(_exchange(communicator, sent, owner, arrived[source, part], source))
-    for part in parts:
-        multiply(rank, part)
+    multiply(rank, slice(0, len(y)))
     if meanwhile is not None:
         meanwhile()
     for part, pending in zip(parts, works, strict=True):

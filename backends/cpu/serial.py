@@ -30,7 +30,7 @@ class IsSerial(Predicate):
         from fusionkit.parallel.groups import known_communicator
 
         x, weight, world_size = call.tensors["x"], call.tensors["weight"], call.dims["world_size"]
-        if world_size > 1 and call.dims[self.rows] < chunks.MIN_ROWS:
+        if world_size > 1 and (call.dims[self.rows] < chunks.MIN_ROWS or 0 in weight.shape):
             return Verdict("yes")
         communicator = known_communicator(call.values["group"])
         found = communicator and overlap_model.known_rates(communicator, x.dtype)

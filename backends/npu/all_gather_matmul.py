@@ -42,7 +42,8 @@ class _AllGatherMatmul(PyLayer):  # type: ignore[misc]
     def forward(ctx: Any, x: Any, weight: Any, group: Any, return_gathered: bool, save_gathered: bool) -> Any:
         ctx.set_materialize_grads(False)
         y, gathered = gather_and_multiply(x, operand(weight, x), group, return_gathered or save_gathered)
-        ctx.save_for_backward(gathered if save_gathered else x, weight)
+        # Detached: an output that its own node keeps would never be freed if no backward pass comes.
+        ctx.save_for_backward(gathered.detach() if save_gathered else x, weight)
         ctx.group, ctx.gathered = group, save_gathered
         ctx.wanted = not x.stop_gradient, not weight.stop_gradient
         return (y, gathered) if return_gathered else y

@@ -8,6 +8,7 @@ from paddle.autograd import PyLayer
 
 from fusionkit.ops.shards import world_size_of
 from fusionkit.parallel.collectives import gathered
+from fusionkit.parallel.parameters import share_of
 
 
 def gather_features(x: Any, group: Any) -> Any:
@@ -16,7 +17,12 @@ def gather_features(x: Any, group: Any) -> Any:
 
 
 def split_features(x: Any, group: Any) -> Any:
-    """[..., features] -> [..., features / world_size], this rank's part. Its gradient is gathered."""
+    """[..., features] -> [..., features / world_size], this rank's part. Its gradient is gathered.
+
+    Raises:
+        ValueError: features is not a multiple of world_size.
+    """
+    share_of("split_features", "x's last axis", x.shape[-1], world_size_of(group))
     return _Split.apply(x, group)
 
 

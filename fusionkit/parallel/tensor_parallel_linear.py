@@ -24,7 +24,7 @@ class ColumnParallelLinear(fleet.meta_parallel.ColumnParallelLinear):  # type: i
         weight_attr: paddle.ParamAttr of the weight.
         has_bias: whether a bias is added; None is no.
         gather_output: put the parts of y together on every rank.
-        fuse_matmul_bias: add the bias within the product where the product is not a fused collective.
+        fuse_matmul_bias: add the bias within the product, with FUSIONKIT_MC2=0 or in a group of one rank.
         mp_group: a Paddle group, a `Communicator`, or None for fleet's model-parallel group.
         name: kept, as fleet does.
 

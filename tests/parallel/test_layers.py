@@ -259,6 +259,12 @@ def test_a_sequence_that_does_not_divide_is_refused():
         layer(paddle.ones([5, BATCH, INPUTS // 2]))
 
 
+def test_features_that_do_not_divide_are_refused_not_cut_off():
+    layer = parallel.RowParallelLinear(8, OUTPUTS, mp_group=TWO)
+    with pytest.raises(ValueError, match="x's last axis must be a multiple of the group's 2 ranks, got 9"):
+        layer(paddle.ones([5, 9]))
+
+
 def test_the_package_imports_no_framework_until_a_layer_is_asked_for():
     code = "import sys, fusionkit.parallel as p; assert 'paddle' not in sys.modules; p.RowParallelLinear; import paddle"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=60).returncode == 0

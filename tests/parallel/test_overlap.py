@@ -44,6 +44,37 @@ def test_overlapped_ops_agree_with_float64(op, case, dtype, many_chunks, parity_
     parity_of("cpu (overlapped)", "numpy")
 
 
+@pytest.mark.parametrize("k, n", [(0, 3), (3, 0)])
+@pytest.mark.parametrize("rows", [4, 128])
+@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+def test_a_weight_without_elements_gives_zeros_or_nothing(name, rows, k, n):
+    """And there is nothing to measure, to overlap or to divide by."""
+
+    def run(rank, communicator):
+        x, weight, op = np.ones((rows, k), "f"), np.ones((k, n), "f"), getattr(fk, name)
+        op.explain(x, weight, group=communicator)
+        y = op(x, weight, group=communicator)
+        gradients = op.vjp(x, weight, group=communicator, grad_outputs=np.ones_like(y))
+        return y, gradients["x"], gradients["weight"]
+
+    y_rows = {"all_gather_matmul": 2 * rows, "matmul_reduce_scatter": rows // 2, "matmul_all_reduce": rows}[name]
+    for results in run_ranks(2, run):
+        assert [result.shape for result in results] == [(y_rows, n), (rows, k), (k, n)]
+        assert not any(result.any() for result in results)
+
+
+@pytest.mark.parametrize("how", [overlap.overlapped, overlap.serially])
+def test_a_strided_gradient_of_the_gathered_rows(how):
+    def run(rank, communicator):
+        x, weight, dy, dgathered = (np.ones(shape, "f") for shape in ((4, 6), (6, 3), (8, 3), (8, 12)))
+        with how():
+            vjp = fk.all_gather_matmul.vjp
+            gradients = vjp(x, weight, group=communicator, return_gathered=True, grad_outputs=(dy, dgathered[:, ::2]))
+        return np.unique(gradients["x"])
+
+    assert run_ranks(2, run) == [2 * (3 + 1)] * 2
+
+
 def test_many_chunks_are_many(many_chunks):
     """Or the test above would say nothing."""
     with_record = []
@@ -197,14 +228,24 @@ def test_a_rank_that_calls_something_else_is_named_with_its_shapes(name, what, m
 
 
 @pytest.mark.parametrize("rows", (1, 16, 63, 64, 100, 197, 1024, 2049))
-@pytest.mark.parametrize("ratio", (0.05, 0.3, 0.6, 0.9, 0.99, 1.5))
-def test_parts_cover_the_rows_in_order_and_are_large_enough(rows, ratio):
-    count = chunks.num_chunks(ratio, 2, chunks.most_chunks(rows, 10240))
-    for parts in (chunks.equal_parts(rows, count), chunks.shrinking_parts(rows, 10240, ratio)):
+@pytest.mark.parametrize("growth", (1.0, 1.1, 1.7, 3.0))
+@pytest.mark.parametrize("exposed", (64, 100, 512))
+def test_parts_cover_the_rows_in_order_and_the_exposed_one_is_the_smallest(rows, growth, exposed):
+    growing, shrinking = (parts(rows, exposed, growth) for parts in (chunks.growing_parts, chunks.shrinking_parts))
+    for parts in (growing, shrinking):
         assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
-        assert min(part.stop - part.start for part in parts) >= min(rows, chunks.MIN_ROWS)
-    if rows >= 2048:  # enough for the rule: the exposed share is small, and 1 / (2 S) within it
-        assert 1 / (2 * count) <= max(min(0.05 * ratio, 1 - ratio), 1 - 1.2 * ratio, chunks.MIN_ROWS / rows)
+    sizes = [part.stop - part.start for part in growing]
+    assert sizes[::-1] == [part.stop - part.start for part in shrinking]
+    assert sizes[0] >= min(rows, exposed)
+    assert all(size >= min(rows, exposed) - chunks.ALIGNMENT for size in sizes)
+    if rows >= 2 * exposed * growth**2:
+        assert len(sizes) > 1 and sizes[0] <= 2 * exposed * growth
+
+
+@pytest.mark.parametrize("c", (0.05, 0.3, 0.6, 0.86, 0.99, 1.5))
+def test_the_exposed_share_is_within_the_rule(c):
+    count = chunks.num_chunks(c, 2, chunks.most_chunks(4096, 10240))
+    assert 1 / (2 * count) <= max(min(0.05 * c, 1 - c), 1 - 1.1 * c, chunks.MIN_ROWS / 4096)
 
 
 def test_the_model_prefers_overlap_where_it_pays_and_not_where_it_does_not():

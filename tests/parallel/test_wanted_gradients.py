@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import paddle
 import pytest
 
 import fusionkit as fk
 from fusionkit.ops import COLLECTIVE_OP_NAMES
+from fusionkit.parallel import Communicator, unique_id
 from fusionkit.parallel.parity import run_ranks
 
 
@@ -62,3 +65,18 @@ def test_under_auto_cast_the_products_are_low_and_a_master_weights_gradient_is_n
         return y.dtype, weight.grad.dtype
 
     assert run_ranks(2, run) == [(paddle.bfloat16, paddle.float32)] * 2
+
+
+@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+def test_a_forward_pass_without_a_backward_pass_keeps_no_memory(name):
+    def allocated():
+        gc.collect()
+        return paddle.base.core.host_memory_stat_current_value("Allocated", 0)
+
+    x, weight = leaf([64, 256], True), leaf([256, 3], True)
+    with Communicator(unique_id(), 0, 1) as alone:
+        getattr(fk, name)(x, weight, group=alone)
+        before = allocated()
+        for _ in range(4):
+            getattr(fk, name)(x, weight, group=alone)
+        assert allocated() - before < x.size * 4
