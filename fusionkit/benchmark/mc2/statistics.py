@@ -68,8 +68,15 @@ def effective(product: Seconds, serial: Seconds, fused: Seconds) -> Seconds:
     return 1 - (fused - product) / (serial - product)
 
 
-def bound_reached(product: Seconds, collective: Seconds, fused: Seconds, num_chunks: int, world_size: int) -> Seconds:
-    """B = max(Tg, Tc + Tg / (t S)) / Tf: 1 when as fast as overlap in chunks can be, whose first or last is alone."""
+def bound_reached(
+    product: Seconds, collective: Seconds, fused: Seconds, num_chunks: int, world_size: int, reduces_all: bool = False
+) -> Seconds:
+    """B = max(Tg, Tc + Tg / (t S)) / Tf: 1 when as fast as overlap in chunks can be, whose first or last is alone.
+
+    All-reduce: max(Tg + Tc / S, Tc + Tg / S) / Tf, since no product is left beside the last chunk's collective.
+    """
+    if reduces_all:
+        return np.maximum(product + collective / num_chunks, collective + product / num_chunks) / fused
     return np.maximum(product, collective + product / (world_size * num_chunks)) / fused
 
 
