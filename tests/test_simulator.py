@@ -67,7 +67,7 @@ def test_filler_brings_the_bound_to_the_target():
 @pytest.mark.parametrize("c", [0.1, 0.4, 0.85, 0.99])
 @pytest.mark.parametrize("world_size", [2, 8])
 def test_number_of_chunks_is_the_smallest_by_the_rule(c, world_size):
-    goal = max(min(0.05 * c, 1 - c), 1 - 1.1 * c)
+    goal = max(min(0.05 * c, 1 - c), 1 - 2 * c)
     chunks = overlap.num_chunks(c, world_size, most=1000)
     assert 1 / (world_size * chunks) <= goal < (1 / (world_size * (chunks - 1)) if chunks > 1 else 1)
     assert overlap.num_chunks(c, world_size, most=2) <= 2

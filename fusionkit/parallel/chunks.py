@@ -9,7 +9,7 @@ import math
 
 MIN_ROWS = 64  # a product of fewer rows runs below the library's rate
 MIN_BYTES = 256 << 10  # a message much smaller than this costs its handling rather than its bytes
-MARGIN = 1.1  # c may be so much larger than it was measured
+MARGIN = 2.0  # c may be so much larger than it was measured: on a machine that was busy then
 ALIGNMENT = 16  # rows; a chunk that ends elsewhere splits a block of the product
 
 
@@ -19,10 +19,10 @@ def most_chunks(rows: int, row_bytes: int) -> int:
 
 
 def num_chunks(c: float, world_size: int, most: int) -> int:
-    """S: the smallest with 1/(tS) <= max(min(0.05 c, 1 - c), 1 - 1.1 c), and at most `most`, also where c >= 1.
+    """S: the smallest with 1/(tS) <= max(min(0.05 c, 1 - c), 1 - 2 c), and at most `most`, also where c >= 1.
 
     One chunk has nothing to hide under. While it is short of 1 - c of the product, the collective ends before the
-    product does and nothing shows, a c of 10% more than measured included. Else, while it is 5% of the collective, 95%
+    product does and nothing shows, a c of twice what was measured included. Else, while it is 5% of the collective, 95%
     can be hidden. Fewer chunks are better: each is a product of its own, and a message.
     """
     share = max(min(0.05 * c, 1 - c), 1 - MARGIN * c)

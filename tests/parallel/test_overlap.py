@@ -245,7 +245,7 @@ def test_parts_cover_the_rows_in_order_and_the_exposed_one_is_the_smallest(rows,
 @pytest.mark.parametrize("c", (0.05, 0.3, 0.6, 0.86, 0.99, 1.5))
 def test_the_exposed_share_is_within_the_rule(c):
     count = chunks.num_chunks(c, 2, chunks.most_chunks(4096, 10240))
-    assert 1 / (2 * count) <= max(min(0.05 * c, 1 - c), 1 - 1.1 * c, chunks.MIN_ROWS / 4096)
+    assert 1 / (2 * count) <= max(min(0.05 * c, 1 - c), 1 - 2 * c, chunks.MIN_ROWS / 4096)
 
 
 def test_the_model_prefers_overlap_where_it_pays_and_not_where_it_does_not():
