@@ -69,6 +69,7 @@ def judge(plugin: registry.Plugin, call: Call) -> Candidate:
     kernel = backend.kernels.get(call.spec.name)
     if kernel is None:
         return Candidate(plugin.name, Verdict("no", (_gap(backend, call.spec.name),)), None, False)
+    kernel = kernel.serving(call.framework)
     missing = _missing(backend, kernel)
     if missing is not None and not call.elsewhere:
         return Candidate(plugin.name, Verdict("no", (f"not available: {missing}",)), kernel, True)

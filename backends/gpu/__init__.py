@@ -1,6 +1,8 @@
-"""The gpu backend: NVIDIA cards, through the fused functions of a Paddle built for CUDA.
+"""The gpu backend: NVIDIA cards, through the fused functions of a Paddle built for CUDA, and through Triton kernels on
+PyTorch tensors.
 
-Not run on a card: the calls are checked against the signatures of Paddle's own Python functions, and nothing more.
+Not run on a card. Calls of Paddle's functions are checked against their signatures; the Triton kernels run in Triton's
+interpreter on the CPU and compile for sm_80 and sm_90.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from fusionkit_backends.gpu import health
 
 from fusionkit.backend import Backend, DeviceModel, Kernel
 from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present
+from fusionkit.ops import load_spec
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
 _MASTER_WEIGHT = AllOf((OneOf("x.dtype", _SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))
@@ -20,12 +23,35 @@ def _kernel(
     when: tuple[Predicate, ...] = (),
     notes: tuple[tuple[Predicate, str], ...] = (),
 ) -> Kernel:
-    return Kernel({"paddle": f"fusionkit_backends.gpu.{op}:{op}"}, dtypes=dtypes, when=when, notes=notes)
+    """Paddle's function, and the Triton kernel for PyTorch tensors where there is one."""
+    return Kernel(
+        {"paddle": f"fusionkit_backends.gpu.{op}:{op}"},
+        dtypes=dtypes,
+        when=when,
+        notes=notes,
+        available=health.paddle_unavailable,
+        for_framework={"torch": torch_kernel(op)} if op in _TORCH else {},
+    )
+
+
+def torch_kernel(op: str, when: tuple[Predicate, ...] = (), notes: tuple[tuple[Predicate, str], ...] = ()) -> Kernel:
+    """`autograd/<op>.py`: any size and stride, in the three floating dtypes. It refuses wrong sizes itself."""
+    return Kernel(
+        {"torch": f"fusionkit_backends.gpu.autograd.{op}:{op}"},
+        directions=("forward", "backward") if load_spec(op).reference_vjp else ("forward",),
+        when=when,
+        notes=notes,
+        checks_sizes=True,
+        available=health.torch_unavailable,
+    )
+
+
+_TORCH = {"swiglu"}  # ops of Paddle's that have a Triton kernel too
 
 
 backend = Backend(
     name="gpu",
-    device_types=("gpu",),
+    device_types=("gpu", "cuda"),  # as Paddle and PyTorch name it
     proven_on="none",
     kernels={
         "fusion_rms_norm": _kernel(

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import shutil
+from pathlib import Path
 
 from fusionkit import pci
 from fusionkit.backend import Check
 from fusionkit.frameworks.paddle_build import built_for
 
 NVIDIA, DISPLAY = 0x10DE, 0x03
+TORCH_FIX = "pip install 'fusionkit[gpu]'"
 PADDLE_FIX = "pip install paddlepaddle-gpu==3.3.1 (from Paddle's own index, for your CUDA)"
 
 
 def unavailable() -> str | None:
+    """Neither framework can reach a card."""
+    paddle = paddle_unavailable()
+    if paddle is None:
+        return None
+    torch = torch_unavailable()
+    return torch and f"{paddle}; {torch}"
+
+
+def torch_unavailable() -> str | None:
+    """Without an import where PyTorch's own version file rules it out."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return f"PyTorch is not installed: {TORCH_FIX}"
+    version = Path(spec.origin).with_name("version.py")
+    if not version.exists() or not re.search(r"^cuda\b[^=]*=\s*'", version.read_text(), re.MULTILINE):
+        return "the installed PyTorch is not built for CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return f"Triton is not installed: {TORCH_FIX}"
+    import torch
+
+    return None if torch.cuda.is_available() else "PyTorch finds no NVIDIA card"
+
+
+def paddle_unavailable() -> str | None:
     if built_for("cuda_version") is None:
         return "the installed Paddle is not built for CUDA"
     import paddle

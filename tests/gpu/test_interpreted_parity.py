@@ -1,0 +1,27 @@
+"""Every op's cases on the gpu backend's Triton kernels, in Triton's interpreter on the CPU, with gradients."""
+
+from __future__ import annotations
+
+import pytest
+
+import fusionkit as fk
+from fusionkit import registry
+
+GPU = next(backend for backend in registry.loaded() if backend.name == "gpu")
+TORCH = {op: kernel.serving("torch") for op, kernel in GPU.kernels.items()}
+KERNELS = {op: kernel for op, kernel in TORCH.items() if "torch" in kernel.functions}
+
+
+def cases():
+    for op, kernel in KERNELS.items():
+        for dtype in kernel.dtypes:
+            for case in getattr(fk, op).spec.cases:
+                if case.llama and dtype != "bfloat16":
+                    continue  # the large sizes in the dtype that they are used in
+                yield pytest.param(op, case.name, dtype, id=f"{op}-gpu-{dtype}-{case.name}-interpreted")
+
+
+@pytest.mark.parametrize("op, case, dtype", list(cases()))
+def test_interpreted_kernel_agrees_with_float64(op, case, dtype, interpreter, parity_of):
+    interpreter(op=op, case=case, dtype=dtype)
+    parity_of("gpu", "torch, interpreted on the CPU: not run on hardware")
