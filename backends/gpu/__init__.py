@@ -8,6 +8,7 @@ interpreter on the CPU and compile for sm_80 and sm_90.
 from __future__ import annotations
 
 from fusionkit_backends.gpu import health
+from fusionkit_backends.gpu.attention_choice import PLAIN, PLAIN_NOTE, SETTING
 
 from fusionkit.backend import Backend, DeviceModel, Kernel
 from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present
@@ -22,6 +23,7 @@ def _kernel(
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16"),
     when: tuple[Predicate, ...] = (),
     notes: tuple[tuple[Predicate, str], ...] = (),
+    for_torch: Kernel | None = None,
 ) -> Kernel:
     """Paddle's function, and the Triton kernel for PyTorch tensors where there is one."""
     return Kernel(
@@ -30,7 +32,7 @@ def _kernel(
         when=when,
         notes=notes,
         available=health.paddle_unavailable,
-        for_framework={"torch": torch_kernel(op)} if op in _TORCH else {},
+        for_framework={"torch": for_torch or torch_kernel(op)} if for_torch or op in _TORCH else {},
     )
 
 
@@ -46,7 +48,7 @@ def torch_kernel(op: str, when: tuple[Predicate, ...] = (), notes: tuple[tuple[P
     )
 
 
-_TORCH = {"swiglu"}  # ops of Paddle's that have a Triton kernel too
+_TORCH = {"fusion_rms_norm", "swiglu"}  # ops of Paddle's that have a Triton kernel too
 
 
 backend = Backend(
@@ -61,6 +63,7 @@ backend = Backend(
             "fusion_rope",
             notes=((OneOf("q.dtype", _SIXTEEN_BITS), "computed in float32: cos and sin must not be rounded"),),
         ),
+        "fusion_add_rms_norm": torch_kernel("fusion_add_rms_norm"),
         # Paddle's own limits on its flash attention: paddle/nn/functional/sdpa.py, check_head_dim_size_flash.
         "flash_attention": _kernel(
             "flash_attention",
@@ -72,16 +75,19 @@ backend = Backend(
                 Not(OneOf("return_lse", (True,)), "return_lse is not offered: Paddle's has no gradient"),
             ),
             notes=((Present("startend_row_indices"), "rows that see no key are what Paddle's kernel makes of them"),),
+            for_torch=torch_kernel(
+                "flash_attention", when=(Between("head_dim", 1, 257),), notes=((PLAIN, PLAIN_NOTE),)
+            ),
         ),
+        "paged_attention": torch_kernel("paged_attention", when=(Between("head_dim", 1, 257),)),
         "swiglu": _kernel("swiglu"),
         "fused_linear": _kernel("fused_linear", when=(OneOf("weight.packed_by", (None,)),)),
     },
     gaps={
-        "fusion_add_rms_norm": "fused_rms_norm with a residual is for inference, and no adapter is written",
-        "paged_attention": "block_multihead_attention takes the prompt's offsets too, and no adapter is written",
     },
     available=health.unavailable,
     doctor=health.checks,
+    settings={SETTING: ("auto", "triton")},
     device_models={
         "A100-SXM4-80GB": DeviceModel(
             name="A100-SXM4-80GB",

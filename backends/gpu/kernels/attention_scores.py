@@ -1,0 +1,80 @@
+"""Scores of a block of query rows and key columns, and which of these pairs attend. Shared by all attention kernels.
+
+`rows` and `columns` are indices that broadcast to the block: [M, 1] and [1, N], or [1, M] and [N, 1] transposed.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+NO_MASK, BOOL_MASK, FLOAT_MASK = 0, 1, 2
+
+# Arguments whose value compiles no program of its own: a new length must not compile on the hot path.
+SIZES = ["q_len", "kv_len", "num_heads", "num_key_value_heads", "bound_heads", "max_blocks", "mask_batch", "mask_head"]
+
+
+@triton.jit
+def load_rows(base, rows, stride, num_rows, head_dim, BLOCK_D: tl.constexpr, PADDED_D: tl.constexpr):
+    """[len(rows), BLOCK_D], zeros beyond num_rows and head_dim. Offsets are 64 bits wide: a row may lie 2^31 away."""
+    dims = tl.arange(0, BLOCK_D)
+    pointers = base + rows.to(tl.int64)[:, None] * stride + dims[None, :]
+    if PADDED_D:
+        return tl.load(pointers, mask=(rows < num_rows)[:, None] & (dims < head_dim)[None, :], other=0.0)
+    return tl.load(pointers, mask=(rows < num_rows)[:, None], other=0.0)
+
+
+@triton.jit
+def store_rows(base, rows, stride, num_rows, head_dim, values, BLOCK_D: tl.constexpr):
+    dims = tl.arange(0, BLOCK_D)
+    pointers = base + rows.to(tl.int64)[:, None] * stride + dims[None, :]
+    tl.store(pointers, values, mask=(rows < num_rows)[:, None] & (dims < head_dim)[None, :])
+
+
+@triton.jit
+def attends(rows, columns, q_len, kv_len, bounds, CAUSAL: tl.constexpr, NUM_BOUNDS: tl.constexpr):
+    """Whether row and column exist and neither causal nor the bounds of the key hide it from the query."""
+    seen = (rows < q_len) & (columns < kv_len)
+    if CAUSAL:
+        seen = seen & (columns <= rows + (kv_len - q_len))
+    if NUM_BOUNDS > 0:
+        at = bounds + columns * NUM_BOUNDS
+        exists = columns < kv_len
+        hidden = rows >= tl.load(at, mask=exists, other=0)
+        if NUM_BOUNDS == 2:
+            before = rows < tl.load(at + 1, mask=exists, other=0)
+            hidden = (hidden & before) if CAUSAL else (hidden | before)
+        if NUM_BOUNDS == 4:
+            hidden = hidden & (rows < tl.load(at + 1, mask=exists, other=0))
+            second = rows >= tl.load(at + 2, mask=exists, other=0)
+            hidden = hidden | (second & (rows < tl.load(at + 3, mask=exists, other=0)))
+        seen = seen & (hidden == 0)
+    return seen
+
+
+@triton.jit
+def masked_scores(
+    products,
+    rows,
+    columns,
+    q_len,
+    kv_len,
+    mask,
+    mask_row,
+    mask_column,
+    bounds,
+    factor,
+    CAUSAL: tl.constexpr,
+    MASK: tl.constexpr,
+    NUM_BOUNDS: tl.constexpr,
+):
+    """factor * q k^T plus a floating mask, -inf where the pair does not attend."""
+    seen = attends(rows, columns, q_len, kv_len, bounds, CAUSAL, NUM_BOUNDS)
+    scores = products * factor
+    if MASK != 0:
+        at = mask + rows.to(tl.int64) * mask_row + columns.to(tl.int64) * mask_column
+        if MASK == 1:
+            seen = seen & (tl.load(at, mask=seen, other=0) != 0)
+        else:
+            scores = scores + tl.load(at, mask=seen, other=0.0).to(tl.float32)
+    return tl.where(seen, scores, float("-inf"))
