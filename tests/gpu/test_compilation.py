@@ -15,6 +15,7 @@ from tests.gpu import launches
 from tests.gpu.launches import empty
 
 TOKENS, HIDDEN, INTERMEDIATE = 2048, 5120, 13824
+LONG = 40000  # columns that no program holds
 
 
 def swiglu(dtype):
@@ -23,7 +24,19 @@ def swiglu(dtype):
     yield dict(zip(("gate", "up"), both.chunk(2, dim=-1), strict=True))
 
 
-CALLS = {"swiglu": swiglu}
+def fusion_rms_norm(dtype):
+    for columns in (HIDDEN, 128, 13824, LONG):
+        yield {"x": empty(TOKENS, columns, dtype=dtype), "weight": empty(columns, dtype=dtype)}
+    yield {"x": empty(TOKENS, HIDDEN, dtype=dtype), "weight": empty(HIDDEN, dtype="float32")}
+
+
+def fusion_add_rms_norm(dtype):
+    for columns, other in ((HIDDEN, dtype), (HIDDEN, "float32"), (LONG, dtype)):
+        x, residual = empty(TOKENS, columns, dtype=dtype), empty(TOKENS, columns, dtype=other)
+        yield {"x": x, "residual": residual, "weight": empty(columns, dtype=dtype)}
+
+
+CALLS = {"fusion_add_rms_norm": fusion_add_rms_norm, "fusion_rms_norm": fusion_rms_norm, "swiglu": swiglu}
 
 
 @pytest.mark.parametrize("capability", launches.CARDS)
