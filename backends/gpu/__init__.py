@@ -15,6 +15,7 @@ from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, O
 from fusionkit.ops import load_spec
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
+_UNPACKED = OneOf("weight.packed_by", (None,))
 _MASTER_WEIGHT = AllOf((OneOf("x.dtype", _SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))
 
 
@@ -48,7 +49,7 @@ def torch_kernel(op: str, when: tuple[Predicate, ...] = (), notes: tuple[tuple[P
     )
 
 
-_TORCH = {"fusion_rms_norm", "swiglu"}  # ops of Paddle's that have a Triton kernel too
+_TORCH = {"fusion_rms_norm", "fusion_rope", "swiglu"}  # ops of Paddle's that have a Triton kernel too
 
 
 backend = Backend(
@@ -81,13 +82,19 @@ backend = Backend(
         ),
         "paged_attention": torch_kernel("paged_attention", when=(Between("head_dim", 1, 257),)),
         "swiglu": _kernel("swiglu"),
-        "fused_linear": _kernel("fused_linear", when=(OneOf("weight.packed_by", (None,)),)),
-    },
-    gaps={
+        "fused_linear": _kernel(
+            "fused_linear",
+            when=(_UNPACKED,),
+            for_torch=torch_kernel("fused_linear", when=(_UNPACKED,), notes=((_UNPACKED, "the product is cuBLAS's"),)),
+        ),
+        "fused_linear_cross_entropy": torch_kernel(
+            "fused_linear_cross_entropy",
+            notes=((OneOf("framework", ("torch",)), "products are cuBLAS's, the cross entropy Triton's"),),
+        ),
     },
     available=health.unavailable,
     doctor=health.checks,
-    settings={SETTING: ("auto", "triton")},
+    settings={SETTING: ("auto", "triton"), "FUSIONKIT_GPU_CHECK_VALUES": ("0", "1")},
     device_models={
         "A100-SXM4-80GB": DeviceModel(
             name="A100-SXM4-80GB",

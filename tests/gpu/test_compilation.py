@@ -8,6 +8,7 @@ import pkgutil
 
 import fusionkit_backends.gpu.kernels
 import pytest
+import torch
 from fusionkit_backends.gpu.kernels import ahead_of_time
 from triton.runtime.jit import JITFunction
 
@@ -36,7 +37,24 @@ def fusion_add_rms_norm(dtype):
         yield {"x": x, "residual": residual, "weight": empty(columns, dtype=dtype)}
 
 
-CALLS = {"fusion_add_rms_norm": fusion_add_rms_norm, "fusion_rms_norm": fusion_rms_norm, "swiglu": swiglu}
+def fusion_rope(dtype):
+    cos, sin = (empty(4096, 64, dtype="float32", grad=False) for _ in "cs")
+    for heads, tokens in ((40, TOKENS), (8, 1)):
+        q, k = empty(1, tokens, 40, 128, dtype=dtype), empty(1, tokens, heads, 128, dtype=dtype)
+        yield {"q": q, "k": k, "cos": cos, "sin": sin}
+    position_ids = torch.empty((1, TOKENS), dtype=torch.int64, device="meta")
+    q, k = (empty(1, TOKENS, 40, 128, dtype=dtype) for _ in "qk")
+    for interleaved in (False, True):
+        yield {"q": q, "k": k, "cos": cos, "sin": sin, "position_ids": position_ids, "interleaved": interleaved}
+
+
+def fused_linear_cross_entropy(dtype):
+    labels = torch.empty(TOKENS, dtype=torch.int64, device="meta")
+    yield {"x": empty(TOKENS, HIDDEN, dtype=dtype), "weight": empty(HIDDEN, 32000, dtype=dtype), "labels": labels}
+
+
+OPS = (fusion_add_rms_norm, fusion_rms_norm, fusion_rope, fused_linear_cross_entropy, swiglu)
+CALLS = {calls.__name__: calls for calls in OPS}
 
 
 @pytest.mark.parametrize("capability", launches.CARDS)

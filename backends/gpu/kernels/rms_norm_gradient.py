@@ -55,7 +55,8 @@ def rms_norm_gradient_kernel(
     if TAIL > 0:
         weight_tail = _weight(weight_ptr, weight_stride, tail, columns)
         dweight_tail = tl.zeros((ROWS, TAIL), tl.float32)
-    for group in tl.range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
+    # Two stages: the next row is under way to shared memory (cp.async) while this one is worked on.
+    for group in tl.range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0), num_stages=2):
         row = group * ROWS + tl.arange(0, ROWS).to(tl.int64)
         in_rows = (row < num_rows)[:, None]
         inside, in_tail = in_rows & (head < columns)[None, :], in_rows & (tail < columns)[None, :]
