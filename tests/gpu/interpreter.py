@@ -16,6 +16,8 @@ import sys
 import traceback
 from contextlib import contextmanager
 
+TOKENS = 8
+
 
 @contextmanager
 def gpu_on_the_cpu():
@@ -79,7 +81,17 @@ def check(op, case, dtype):
 
     made = getattr(fk, op)
     found = next(each for each in made.spec.cases if each.name == case)
-    parity.check(made, found, dtype, "gpu", "torch")
+    parity.check(made, shortened(found) if op == "fusion_rope" else found, dtype, "gpu", "torch")
+
+
+def shortened(case):
+    """Llama's size with its first tokens: the interpreter takes 40 ms for a token's heads."""
+
+    def arguments(rng):
+        made = case.arguments(rng)
+        return {**made, "q": made["q"][:, :TOKENS], "k": made["k"][:, :TOKENS]} if case.llama else made
+
+    return dataclasses.replace(case, arguments=arguments)
 
 
 def call(reference, **arguments):

@@ -39,13 +39,13 @@ def _run(
     rows, targets = as_rows(x), labels.reshape(-1)
     operand = weight.to(x.dtype)
     tokens, vocab_size = rows.shape[0], weight.shape[1]
-    size = min(tokens, chunk_rows(tokens, vocab_size, x.element_size()))
+    size = max(1, min(tokens, chunk_rows(tokens, vocab_size, x.element_size())))
     logits = torch.empty((size, vocab_size), dtype=torch.float32, device=x.device)
     keeps = wants_x or wants_weight
     gradient = logits if x.dtype == torch.float32 else torch.empty_like(logits, dtype=x.dtype) if keeps else None
     losses = torch.empty(tokens, dtype=torch.float32, device=x.device)
     dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device) if wants_x else None
-    dweight_dtype = weight.dtype if size == tokens else torch.float32
+    dweight_dtype = weight.dtype if size >= tokens else torch.float32  # one chunk: nothing is added up
     dweight = torch.empty(weight.shape, dtype=dweight_dtype, device=x.device) if wants_weight else None
     if tokens == 0 and dweight is not None:
         dweight.zero_()

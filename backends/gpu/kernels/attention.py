@@ -24,7 +24,7 @@ class Problem:
         startend_row_indices: dense.
         scale: the factor of the scores.
         empty: (shape, dtype name) -> a dense tensor on q's device; the dtype "q" stands for q's.
-        tiles: (pass, head_dim, bytes of an element) -> the block sizes.
+        tiles: (pass, head_dim, bytes of an element, masked by a tensor) -> the block sizes.
     """
 
     q: Any
@@ -35,7 +35,7 @@ class Problem:
     empty: Callable[[tuple[int, ...], str], Any]
     attn_mask: Any = None
     startend_row_indices: Any = None
-    tiles: Callable[[Pass, int, int], Tiles] = attention_tiles.choose
+    tiles: Callable[[Pass, int, int, bool], Tiles] = attention_tiles.choose
 
     @property
     def mask_kind(self) -> int:
@@ -53,7 +53,7 @@ class Problem:
         return self.mask_kind == FLOAT_MASK or self.q.element_size() == 4
 
     def tiles_of(self, direction: Pass) -> Tiles:
-        return self.tiles(direction, self.q.shape[3], self.q.element_size())
+        return self.tiles(direction, self.q.shape[3], self.q.element_size(), self.attn_mask is not None)
 
     def described(self) -> dict[str, Any]:
         """What every attention kernel is told. Absent tensors have stand-ins, and strides of axes of size 1 are 0."""

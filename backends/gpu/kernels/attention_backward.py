@@ -35,12 +35,13 @@ def attention_delta_kernel(
     """Grid (query blocks, batch_size * num_heads). All but dout are dense. A row without keys has no gradient."""
     head_index = tl.program_id(1).to(tl.int64)
     batch, head = head_index // num_heads, head_index % num_heads
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_row = tl.program_id(0) * BLOCK_M
+    rows = first_row + tl.arange(0, BLOCK_M)
     row_stride = num_heads * head_dim
     out += batch * q_len * row_stride + head * head_dim
     dout += batch * dout_batch + head * dout_head
-    ours = load_rows(out, rows, row_stride, q_len, head_dim, BLOCK_D, PADDED_D).to(tl.float32)
-    grads = load_rows(dout, rows, dout_row, q_len, head_dim, BLOCK_D, PADDED_D).to(tl.float32)
+    ours = load_rows(out, first_row, row_stride, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D).to(tl.float32)
+    grads = load_rows(dout, first_row, dout_row, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D).to(tl.float32)
     total = tl.sum(ours * grads, 1)
     at, exists = head_index * q_len + rows, rows < q_len
     if HAS_DLSE:
@@ -54,7 +55,9 @@ def probabilities(
     products,
     top,
     log_total,
+    first_row,
     rows,
+    first_column,
     columns,
     q_len,
     kv_len,
@@ -72,8 +75,8 @@ def probabilities(
     """exp(scores - lse), lse = top + log_total, finite, in the units of the scores (attention_forward.accumulate)."""
     if CHECKED:
         scores = masked_scores(
-            products, rows, columns, q_len, kv_len, mask, mask_row, mask_column, bounds, factor, CAUSAL, MASK,
-            NUM_BOUNDS,
+            products, first_row, rows, first_column, columns, q_len, kv_len, mask, mask_row, mask_column, bounds,
+            factor, CAUSAL, MASK, NUM_BOUNDS,
         )  # fmt: skip
     else:
         scores = products * factor
@@ -107,7 +110,7 @@ def add_key_blocks(
     delta,
     k,
     v,
-    rows,
+    first_row,
     first,
     last,
     blocks,
@@ -127,19 +130,21 @@ def add_key_blocks(
     MASK: tl.constexpr,
     NUM_BOUNDS: tl.constexpr,
     IN_PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
     for index in range(first, last):
         block = tl.load(blocks + index) if LISTED else index
-        columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        keys = load_rows(k, columns, k_stride, kv_len, head_dim, BLOCK_D, PADDED_D)
-        values = load_rows(v, columns, v_stride, kv_len, head_dim, BLOCK_D, PADDED_D)
+        first_column = block * BLOCK_N
+        keys = load_rows(k, first_column, k_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
+        values = load_rows(v, first_column, v_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
         products = tl.dot(q, tl.trans(keys), input_precision="ieee")
         p = probabilities(
-            products, top[:, None], log_total[:, None], rows[:, None], columns[None, :], q_len, kv_len, mask,
-            mask_row, mask_column, bounds, factor, CHECKED, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
+            products, top[:, None], log_total[:, None], first_row, tl.arange(0, BLOCK_M)[:, None], first_column,
+            tl.arange(0, BLOCK_N)[None, :], q_len, kv_len, mask, mask_row, mask_column, bounds, factor, CHECKED,
+            CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
         )  # fmt: skip
         dp = tl.dot(dout, tl.trans(values), input_precision="ieee")
         dscores = p * (dp - delta[:, None])
@@ -200,7 +205,8 @@ def attention_dq_kernel(
     head_index = tl.program_id(1)
     batch, head = (head_index // num_heads).to(tl.int64), head_index % num_heads
     kv_head = head // (num_heads // num_key_value_heads)
-    rows = query_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_row = query_block * BLOCK_M
+    rows = first_row + tl.arange(0, BLOCK_M)
     queries = load_rows(q + batch * q_batch + head * q_head, rows, q_row, q_len, head_dim, BLOCK_D, PADDED_D)
     grads = load_rows(dout + batch * dout_batch + head * dout_head, rows, dout_row, q_len, head_dim, BLOCK_D, PADDED_D)
     k += batch * k_batch + kv_head * k_head
@@ -211,7 +217,7 @@ def attention_dq_kernel(
     top, log_total = load_lse(lse + row_offset * (2 if IN_PARTS else 1), rows, q_len, IN_PARTS)
     mean = tl.load(delta + row_offset + rows, mask=rows < q_len, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    whole, end = key_range(query_block * BLOCK_M, q_len, kv_len, CAUSAL, BLOCK_M, BLOCK_N)
+    whole, end = key_range(first_row, q_len, kv_len, CAUSAL, BLOCK_M, BLOCK_N)
     if NUM_BOUNDS > 0:
         bound_head = batch * bound_heads + (kv_head if bound_heads > 1 else 0)
         bounds += bound_head * kv_len * NUM_BOUNDS
@@ -222,18 +228,19 @@ def attention_dq_kernel(
         whole = 0
     else:
         acc = add_key_blocks(
-            acc, queries, grads, top, log_total, mean, k, v, rows, 0, whole, blocks, k_row, v_row, q_len, kv_len,
+            acc, queries, grads, top, log_total, mean, k, v, first_row, 0, whole, blocks, k_row, v_row, q_len, kv_len,
             head_dim, mask, mask_row, mask_column, bounds, factor, False, False, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
             BLOCK_N, BLOCK_D, PADDED_D,
         )  # fmt: skip
     acc = add_key_blocks(
-        acc, queries, grads, top, log_total, mean, k, v, rows, whole, end, blocks, k_row, v_row, q_len, kv_len,
+        acc, queries, grads, top, log_total, mean, k, v, first_row, whole, end, blocks, k_row, v_row, q_len, kv_len,
         head_dim, mask, mask_row, mask_column, bounds, factor, True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS,
         IN_PARTS, BLOCK_N, BLOCK_D, PADDED_D,
     )  # fmt: skip
     row_stride = num_heads * head_dim
     dq += batch * q_len * row_stride + head * head_dim
-    store_rows(dq, rows, row_stride, q_len, head_dim, (acc * scale).to(dq.dtype.element_ty), BLOCK_D)
+    acc *= scale
+    store_rows(dq, first_row, row_stride, q_len, head_dim, acc.to(dq.dtype.element_ty), BLOCK_M, BLOCK_D)
 
 
 @triton.jit
@@ -246,7 +253,7 @@ def add_query_blocks(
     dout,
     lse,
     delta,
-    columns,
+    first_column,
     first,
     last,
     blocks,
@@ -267,21 +274,24 @@ def add_query_blocks(
     NUM_BOUNDS: tl.constexpr,
     IN_PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
     """Scores are held transposed, [BLOCK_N, BLOCK_M], so that the sums over queries need no transposition."""
     for index in range(first, last):
         block = tl.load(blocks + index) if LISTED else index
-        rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-        queries = load_rows(q, rows, q_stride, q_len, head_dim, BLOCK_D, PADDED_D)
-        grads = load_rows(dout, rows, dout_stride, q_len, head_dim, BLOCK_D, PADDED_D)
+        first_row = block * BLOCK_M
+        rows = first_row + tl.arange(0, BLOCK_M)
+        queries = load_rows(q, first_row, q_stride, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D)
+        grads = load_rows(dout, first_row, dout_stride, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D)
         top, log_total = load_lse(lse, rows, q_len, IN_PARTS)
         mean = tl.load(delta + rows, mask=rows < q_len, other=0.0)
         products = tl.dot(keys, tl.trans(queries), input_precision="ieee")
         p = probabilities(
-            products, top[None, :], log_total[None, :], rows[None, :], columns[:, None], q_len, kv_len, mask,
-            mask_row, mask_column, bounds, factor, CHECKED, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
+            products, top[None, :], log_total[None, :], first_row, tl.arange(0, BLOCK_M)[None, :], first_column,
+            tl.arange(0, BLOCK_N)[:, None], q_len, kv_len, mask, mask_row, mask_column, bounds, factor, CHECKED,
+            CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
         )  # fmt: skip
         dv = tl.dot(p.to(grads.dtype), grads, dv, input_precision="ieee")
         dp = tl.dot(values, tl.trans(grads), input_precision="ieee")
@@ -341,14 +351,16 @@ def attention_dk_dv_kernel(
     key_block, head_index = tl.program_id(0), tl.program_id(1)
     batch, kv_head = (head_index // num_key_value_heads).to(tl.int64), head_index % num_key_value_heads
     group = num_heads // num_key_value_heads
-    columns = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    keys = load_rows(k + batch * k_batch + kv_head * k_head, columns, k_row, kv_len, head_dim, BLOCK_D, PADDED_D)
-    values = load_rows(v + batch * v_batch + kv_head * v_head, columns, v_row, kv_len, head_dim, BLOCK_D, PADDED_D)
+    first_column = key_block * BLOCK_N
+    k += batch * k_batch + kv_head * k_head
+    v += batch * v_batch + kv_head * v_head
+    keys = load_rows(k, first_column, k_row, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
+    values = load_rows(v, first_column, v_row, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
     factor = scale if MASK == 2 else scale * LOG2_E
     first, end = 0, tl.cdiv(q_len, BLOCK_M)
     whole = 0  # from this block on, every row sees the whole key block
     if CAUSAL:
-        first_seeing = key_block * BLOCK_N + q_len - kv_len
+        first_seeing = first_column + q_len - kv_len
         first = tl.maximum(first_seeing, 0) // BLOCK_M
         whole = tl.minimum(tl.cdiv(tl.maximum(first_seeing + BLOCK_N - 1, 0), BLOCK_M), end)
     if NUM_BOUNDS > 0:
@@ -369,17 +381,20 @@ def attention_dk_dv_kernel(
         row_offset = (batch * num_heads + head) * q_len
         lse_base = lse + row_offset * (2 if IN_PARTS else 1)
         dk_acc, dv_acc = add_query_blocks(
-            dk_acc, dv_acc, keys, values, q_head_base, dout_head_base, lse_base, delta + row_offset, columns, first,
-            whole, blocks, q_row, dout_row, q_len, kv_len, head_dim, mask_base, mask_row, mask_column, bounds, factor,
-            True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS, BLOCK_M, BLOCK_D, PADDED_D,
+            dk_acc, dv_acc, keys, values, q_head_base, dout_head_base, lse_base, delta + row_offset, first_column,
+            first, whole, blocks, q_row, dout_row, q_len, kv_len, head_dim, mask_base, mask_row, mask_column, bounds,
+            factor, True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
         )  # fmt: skip
         if MASK == 0 and NUM_BOUNDS == 0:
             dk_acc, dv_acc = add_query_blocks(
-                dk_acc, dv_acc, keys, values, q_head_base, dout_head_base, lse_base, delta + row_offset, columns,
-                whole, end, blocks, q_row, dout_row, q_len, kv_len, head_dim, mask_base, mask_row, mask_column,
-                bounds, factor, False, False, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS, BLOCK_M, BLOCK_D, PADDED_D,
+                dk_acc, dv_acc, keys, values, q_head_base, dout_head_base, lse_base, delta + row_offset, first_column,
+                whole, end, blocks, q_row, dout_row, q_len, kv_len, head_dim, mask_base, mask_row, mask_column, bounds,
+                factor, False, False, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
             )  # fmt: skip
     row_stride = num_key_value_heads * head_dim
     offset = batch * kv_len * row_stride + kv_head * head_dim
-    store_rows(dk + offset, columns, row_stride, kv_len, head_dim, (dk_acc * scale).to(dk.dtype.element_ty), BLOCK_D)
-    store_rows(dv + offset, columns, row_stride, kv_len, head_dim, dv_acc.to(dv.dtype.element_ty), BLOCK_D)
+    dk_acc *= scale
+    dk += offset
+    dv += offset
+    store_rows(dk, first_column, row_stride, kv_len, head_dim, dk_acc.to(dk.dtype.element_ty), BLOCK_N, BLOCK_D)
+    store_rows(dv, first_column, row_stride, kv_len, head_dim, dv_acc.to(dv.dtype.element_ty), BLOCK_N, BLOCK_D)

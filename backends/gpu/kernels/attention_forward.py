@@ -32,7 +32,7 @@ def accumulate(
     q,
     k,
     v,
-    rows,
+    first_row,
     first,
     last,
     blocks,
@@ -51,6 +51,7 @@ def accumulate(
     CAUSAL: tl.constexpr,
     MASK: tl.constexpr,
     NUM_BOUNDS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
@@ -59,13 +60,13 @@ def accumulate(
     the lowest finite float32 times log2(e) would be -inf. CHECKED: some pairs may not attend. factor >= 0."""
     for index in range(first, last):
         block = tl.load(blocks + index) if LISTED else index
-        columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        keys = load_rows(k, columns, k_stride, kv_len, head_dim, BLOCK_D, PADDED_D)
+        first_column = block * BLOCK_N
+        keys = load_rows(k, first_column, k_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
         products = tl.dot(q, tl.trans(keys), input_precision="ieee")
         if CHECKED:
             scores = masked_scores(
-                products, rows[:, None], columns[None, :], q_len, kv_len, mask, mask_row, mask_column, bounds, factor,
-                CAUSAL, MASK, NUM_BOUNDS,
+                products, first_row, tl.arange(0, BLOCK_M)[:, None], first_column, tl.arange(0, BLOCK_N)[None, :],
+                q_len, kv_len, mask, mask_row, mask_column, bounds, factor, CAUSAL, MASK, NUM_BOUNDS,
             )  # fmt: skip
             new_top = tl.maximum(top, tl.max(scores, 1))
             base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen no key yet
@@ -80,7 +81,7 @@ def accumulate(
             weights = tl.exp2(products * factor - new_top[:, None])
             kept = tl.exp2(top - new_top)
         total = total * kept + tl.sum(weights, 1)
-        values = load_rows(v, columns, v_stride, kv_len, head_dim, BLOCK_D, PADDED_D)
+        values = load_rows(v, first_column, v_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
         acc = tl.dot(weights.to(values.dtype), values, acc * kept[:, None], input_precision="ieee")
         top = new_top
     return acc, top, total
@@ -141,8 +142,9 @@ def attention_forward_kernel(
     head_index = tl.program_id(1)
     batch, head = (head_index // num_heads).to(tl.int64), head_index % num_heads
     kv_head = head // (num_heads // num_key_value_heads)
-    rows = query_block * BLOCK_M + tl.arange(0, BLOCK_M)
-    queries = load_rows(q + batch * q_batch + head * q_head, rows, q_row, q_len, head_dim, BLOCK_D, PADDED_D)
+    first_row = query_block * BLOCK_M
+    q += batch * q_batch + head * q_head
+    queries = load_rows(q, first_row, q_row, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D)
     if NEGATIVE:
         queries = (-queries.to(tl.float32)).to(queries.dtype)
     k += batch * k_batch + kv_head * k_head
@@ -152,7 +154,7 @@ def attention_forward_kernel(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    whole, end = key_range(query_block * BLOCK_M, q_len, kv_len, CAUSAL, BLOCK_M, BLOCK_N)
+    whole, end = key_range(first_row, q_len, kv_len, CAUSAL, BLOCK_M, BLOCK_N)
     if NUM_BOUNDS > 0:
         bound_head = batch * bound_heads + (kv_head if bound_heads > 1 else 0)
         bounds += bound_head * kv_len * NUM_BOUNDS
@@ -163,19 +165,21 @@ def attention_forward_kernel(
         whole = 0
     else:
         acc, top, total = accumulate(
-            acc, top, total, queries, k, v, rows, 0, whole, blocks, k_row, v_row, q_len, kv_len, head_dim, mask,
-            mask_row, mask_column, bounds, factor, False, False, CAUSAL, MASK, NUM_BOUNDS, BLOCK_N, BLOCK_D, PADDED_D,
+            acc, top, total, queries, k, v, first_row, 0, whole, blocks, k_row, v_row, q_len, kv_len, head_dim, mask,
+            mask_row, mask_column, bounds, factor, False, False, CAUSAL, MASK, NUM_BOUNDS, BLOCK_M, BLOCK_N, BLOCK_D,
+            PADDED_D,
         )  # fmt: skip
     acc, top, total = accumulate(
-        acc, top, total, queries, k, v, rows, whole, end, blocks, k_row, v_row, q_len, kv_len, head_dim, mask,
-        mask_row, mask_column, bounds, factor, True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS, BLOCK_N, BLOCK_D,
-        PADDED_D,
+        acc, top, total, queries, k, v, first_row, whole, end, blocks, k_row, v_row, q_len, kv_len, head_dim, mask,
+        mask_row, mask_column, bounds, factor, True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS, BLOCK_M, BLOCK_N,
+        BLOCK_D, PADDED_D,
     )  # fmt: skip
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     acc = acc / total[:, None]
     log_total = tl.log(total) if MASK == 2 else tl.log2(total)
     log_sum = top + log_total if MASK == 2 else (top + log_total) * LN_2
+    rows = first_row + tl.arange(0, BLOCK_M)
     row_at = head_index.to(tl.int64) * q_len + rows
     tl.store(lse + row_at, tl.where(empty, float("-inf"), log_sum), mask=rows < q_len)
     if IN_PARTS:
@@ -183,4 +187,4 @@ def attention_forward_kernel(
         tl.store(parts + row_at * 2 + 1, log_total, mask=rows < q_len)
     row_stride = num_heads * head_dim
     out += batch * q_len * row_stride + head * head_dim
-    store_rows(out, rows, row_stride, q_len, head_dim, acc.to(out.dtype.element_ty), BLOCK_D)
+    store_rows(out, first_row, row_stride, q_len, head_dim, acc.to(out.dtype.element_ty), BLOCK_M, BLOCK_D)

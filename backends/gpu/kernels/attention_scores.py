@@ -15,20 +15,25 @@ SIZES = ["q_len", "kv_len", "num_heads", "num_key_value_heads", "bound_heads", "
 
 
 @triton.jit
-def load_rows(base, rows, stride, num_rows, head_dim, BLOCK_D: tl.constexpr, PADDED_D: tl.constexpr):
-    """[len(rows), BLOCK_D], zeros beyond num_rows and head_dim. Offsets are 64 bits wide: a row may lie 2^31 away."""
-    dims = tl.arange(0, BLOCK_D)
-    pointers = base + rows.to(tl.int64)[:, None] * stride + dims[None, :]
+def load_rows(
+    base, first, stride, num_rows, head_dim, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PADDED_D: tl.constexpr
+):
+    """[BLOCK, BLOCK_D] from row `first` on, zeros beyond num_rows and head_dim.
+
+    A row may lie 2^31 away, so the block's address has 64 bits; offsets in it have 32, which halves their registers.
+    """
+    rows, dims = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    pointers = base + first.to(tl.int64) * stride + (rows[:, None] * stride + dims[None, :])
     if PADDED_D:
-        return tl.load(pointers, mask=(rows < num_rows)[:, None] & (dims < head_dim)[None, :], other=0.0)
-    return tl.load(pointers, mask=(rows < num_rows)[:, None], other=0.0)
+        return tl.load(pointers, mask=(rows < num_rows - first)[:, None] & (dims < head_dim)[None, :], other=0.0)
+    return tl.load(pointers, mask=(rows < num_rows - first)[:, None], other=0.0)
 
 
 @triton.jit
-def store_rows(base, rows, stride, num_rows, head_dim, values, BLOCK_D: tl.constexpr):
-    dims = tl.arange(0, BLOCK_D)
-    pointers = base + rows.to(tl.int64)[:, None] * stride + dims[None, :]
-    tl.store(pointers, values, mask=(rows < num_rows)[:, None] & (dims < head_dim)[None, :])
+def store_rows(base, first, stride, num_rows, head_dim, values, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    rows, dims = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    pointers = base + first.to(tl.int64) * stride + (rows[:, None] * stride + dims[None, :])
+    tl.store(pointers, values, mask=(rows < num_rows - first)[:, None] & (dims < head_dim)[None, :])
 
 
 @triton.jit
@@ -55,7 +60,9 @@ def attends(rows, columns, q_len, kv_len, bounds, CAUSAL: tl.constexpr, NUM_BOUN
 @triton.jit
 def masked_scores(
     products,
+    first_row,
     rows,
+    first_column,
     columns,
     q_len,
     kv_len,
@@ -68,11 +75,13 @@ def masked_scores(
     MASK: tl.constexpr,
     NUM_BOUNDS: tl.constexpr,
 ):
-    """factor * q k^T plus a floating mask, -inf where the pair does not attend."""
-    seen = attends(rows, columns, q_len, kv_len, bounds, CAUSAL, NUM_BOUNDS)
+    """factor * q k^T plus a floating mask, -inf where the pair does not attend. Rows and columns count from the block's
+    first."""
+    seen = attends(first_row + rows, first_column + columns, q_len, kv_len, bounds, CAUSAL, NUM_BOUNDS)
     scores = products * factor
     if MASK != 0:
-        at = mask + rows.to(tl.int64) * mask_row + columns.to(tl.int64) * mask_column
+        corner = mask + first_row.to(tl.int64) * mask_row + first_column.to(tl.int64) * mask_column
+        at = corner + (rows * mask_row + columns * mask_column)
         if MASK == 1:
             seen = seen & (tl.load(at, mask=seen, other=0) != 0)
         else:

@@ -3,7 +3,7 @@ tiles measures the neighbours of each entry."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fusionkit_backends.gpu.kernels.card import card
@@ -29,13 +29,13 @@ SIXTEEN_BITS: dict[int, dict[tuple[Pass, int], Tiles]] = {
     80: {
         ("forward", 64): Tiles(128, 64, 4, 3),
         ("forward", 128): Tiles(128, 64, 8, 2),
-        ("forward", 256): Tiles(64, 32, 4, 2),
+        ("forward", 256): Tiles(64, 32, 8, 2),
         ("dq", 64): Tiles(128, 64, 8, 2),
-        ("dq", 128): Tiles(64, 64, 4, 2),
+        ("dq", 128): Tiles(64, 64, 8, 2),
         ("dq", 256): Tiles(64, 32, 8, 1),
-        ("dk_dv", 64): Tiles(64, 128, 8, 2),
-        ("dk_dv", 128): Tiles(32, 64, 4, 2),
-        ("dk_dv", 256): Tiles(32, 64, 8, 1),
+        ("dk_dv", 64): Tiles(32, 128, 8, 2),
+        ("dk_dv", 128): Tiles(32, 64, 8, 2),
+        ("dk_dv", 256): Tiles(32, 32, 8, 1),
     },
     90: {
         ("forward", 64): Tiles(128, 128, 8, 3),
@@ -52,23 +52,32 @@ SIXTEEN_BITS: dict[int, dict[tuple[Pass, int], Tiles]] = {
 
 # float32 is multiplied without tensor cores: TF32's 10 bits would not keep the op's promise.
 FLOAT32: dict[tuple[Pass, int], Tiles] = {
-    ("forward", 64): Tiles(64, 32, 4, 2),
-    ("forward", 128): Tiles(32, 32, 4, 2),
-    ("forward", 256): Tiles(16, 32, 4, 1),
-    ("dq", 64): Tiles(32, 32, 4, 1),
-    ("dq", 128): Tiles(32, 32, 4, 1),
-    ("dq", 256): Tiles(16, 16, 4, 1),
-    ("dk_dv", 64): Tiles(32, 32, 4, 1),
-    ("dk_dv", 128): Tiles(32, 32, 4, 1),
-    ("dk_dv", 256): Tiles(16, 16, 4, 1),
+    ("forward", 64): Tiles(64, 32, 8, 2),
+    ("forward", 128): Tiles(32, 32, 8, 1),
+    ("forward", 256): Tiles(16, 32, 8, 1),
+    ("dq", 64): Tiles(32, 32, 8, 1),
+    ("dq", 128): Tiles(32, 32, 8, 1),
+    ("dq", 256): Tiles(16, 16, 8, 1),
+    ("dk_dv", 64): Tiles(32, 32, 8, 1),
+    ("dk_dv", 128): Tiles(32, 32, 8, 1),
+    ("dk_dv", 256): Tiles(16, 16, 8, 1),
 }
 
 
-def choose(direction: Pass, head_dim: int, itemsize: int) -> Tiles:
-    """For the current card; one newer than the table takes its last column. itemsize: of q's dtype."""
+def choose(direction: Pass, head_dim: int, itemsize: int, masked: bool) -> Tiles:
+    """For the current card; one newer than the table takes its last column. itemsize: of q's dtype. masked: by a
+    tensor, a block of which takes registers and shared memory too."""
     if INTERPRETED:
         return SMALL
     size = next(limit for limit in (64, 128, 256) if head_dim <= limit)
     if itemsize == 4:
         return FLOAT32[direction, size]
-    return SIXTEEN_BITS[90 if card().capability >= 90 else 80][direction, size]
+    tiles = SIXTEEN_BITS[90 if card().capability >= 90 else 80][direction, size]
+    return halved(tiles) if masked else tiles
+
+
+def halved(tiles: Tiles) -> Tiles:
+    """The longer side of the block of scores is halved; 16 is the least that a product takes."""
+    if tiles.block_m > tiles.block_n:
+        return replace(tiles, block_m=tiles.block_m // 2)
+    return replace(tiles, block_n=max(16, tiles.block_n // 2))

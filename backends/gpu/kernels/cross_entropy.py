@@ -38,8 +38,8 @@ def cross_entropy_kernel(
         rising = tl.maximum(largest, logit)
         total = total * tl.exp(largest - rising) + tl.exp(logit - rising)
         largest = rising
-    # An unknown label is never read: its loss is NaN. Before the reductions, whose barriers keep it from being read after
-    # another warp has put the gradient in the logits' place.
+    # An unknown label is never read: its loss is NaN. The load stands before the reductions, whose barriers keep it
+    # from finding the gradient that another warp has put in the logits' place.
     at_label = tl.load(logits_ptr + label, mask=known, other=float("nan"))
     top = tl.max(largest, 0)
     log_partition = top + tl.log(tl.sum(total * tl.exp(largest - top), 0))

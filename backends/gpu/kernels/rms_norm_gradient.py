@@ -7,7 +7,8 @@
 Each program leaves its part of dweight in float32, and column_sum.py adds the parts in order: no atomics, so that a
 run repeats bit by bit. The parts of two programs a multiprocessor are 5.4 MB each way at 5120 columns, and stay in the
 second-level cache. The floor is dy, sum and dsum (with a residual its gradient too): 503 MB at 16384 x 5120 in
-bfloat16. Predicted, not run on hardware: 90% of the copy rate at 16384 rows, 75% at 2048, where the second launch weighs.
+bfloat16. Predicted, not run on hardware: 90% of the copy rate at 16384 rows, 75% at 2048, where the second launch
+weighs.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     (y1, y2) = (x1 cos - x2 sin, x2 cos + x1 sin)
 
 One program a token: it holds the token's row of cos and sin and goes through the heads of q, then of k, sixteen at a
-time. The floor is memory: q and k are read and written once, 671 MB for 1 x 16384 tokens, 40 + 40 heads of 128 in bfloat16;
-the tables are 1.2% of that. Predicted, not run on hardware: 93% of the copy rate for both directions.
+time. The floor is memory: q and k are read and written once, 671 MB for 16384 tokens with 40 + 40 heads of 128 in
+bfloat16; the tables are 1.2% of that. Predicted, not run on hardware: 93% of the copy rate for both directions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _rotate_heads(
             tl.store(y_rows + (element + HALF) * y_element, right.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seq_len", "max_position"])
+@triton.jit(do_not_specialize=["seq_len", "max_position", "position_batch"])
 def rope_kernel(
     q_ptr, k_ptr, cos_ptr, sin_ptr, position_ptr, new_q_ptr, new_k_ptr, seq_len, max_position, q_heads, k_heads,
     q_batch, q_token, q_head, q_element, k_batch, k_token, k_head, k_element,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-# Columns that a program holds: 512 threads have 32 of each of the forward pass's tensors, 16 of the more that the gradient
-# keeps. Longer rows are read twice.
+# Columns that a program holds: 512 threads have 32 of each of the forward pass's tensors, and 16 in the gradient, which
+# keeps more. Longer rows are read twice.
 LONGEST, LONGEST_FOR_GRADIENT = 16384, 8192
 TILE = 2048  # elements of a program when rows are short
 
