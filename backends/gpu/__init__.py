@@ -7,7 +7,7 @@ interpreter on the CPU and compile for sm_80 and sm_90.
 
 from __future__ import annotations
 
-from fusionkit_backends.gpu import health
+from fusionkit_backends.gpu import health, triton_support
 from fusionkit_backends.gpu.attention_choice import PLAIN, PLAIN_NOTE, SETTING
 
 from fusionkit.backend import Backend, DeviceModel, Kernel
@@ -64,7 +64,12 @@ backend = Backend(
             "fusion_rope",
             notes=((OneOf("q.dtype", _SIXTEEN_BITS), "computed in float32: cos and sin must not be rounded"),),
         ),
-        "fusion_add_rms_norm": torch_kernel("fusion_add_rms_norm"),
+        "fusion_add_rms_norm": Kernel(
+            {"paddle": "fusionkit_backends.gpu.fusion_add_rms_norm:fusion_add_rms_norm"},
+            when=(Not(OneOf("traced", (True,)), "the Triton kernel is launched, and a graph is traced"),),
+            available=triton_support.unavailable,
+            for_framework={"torch": torch_kernel("fusion_add_rms_norm")},
+        ),
         # Paddle's own limits on its flash attention: paddle/nn/functional/sdpa.py, check_head_dim_size_flash.
         "flash_attention": _kernel(
             "flash_attention",

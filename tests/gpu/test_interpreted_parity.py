@@ -26,3 +26,17 @@ def cases():
 def test_interpreted_kernel_agrees_with_float64(op, case, dtype, interpreter, parity_of):
     interpreter(op=op, case=case, dtype=dtype)
     parity_of("gpu", "torch, interpreted on the CPU: not run on hardware")
+
+
+def cases_on_paddles_tensors():
+    op = "fusion_add_rms_norm"  # the one op that Paddle's tensors take to a Triton kernel
+    for dtype in GPU.kernels[op].dtypes:
+        for case in getattr(fk, op).spec.cases:
+            if not case.llama:
+                yield pytest.param(op, case.name, dtype, id=f"{op}-gpu-{dtype}-{case.name}-paddle-interpreted")
+
+
+@pytest.mark.parametrize("op, case, dtype", list(cases_on_paddles_tensors()))
+def test_interpreted_kernel_on_paddles_tensors_agrees_with_float64(op, case, dtype, interpreter, parity_of):
+    interpreter(op=op, case=case, dtype=dtype, route="paddle")
+    parity_of("gpu", "paddle, interpreted on the CPU: not run on hardware")
