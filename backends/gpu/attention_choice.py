@@ -22,6 +22,7 @@ PLAIN = AllOf(
         InverseRoot("scale", "head_dim"),
         MultipleOf("head_dim", 8),
         Between("head_dim", 8, 257),
+        Between("batch_size", 1, None),
         Between("q_len", 1, None),
         Between("kv_len", 1, None),
         AnyOf((OneOf("causal", (False,)), SameSize("q_len", "kv_len"), OneOf("q_len", (1,)))),

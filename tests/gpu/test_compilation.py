@@ -13,10 +13,12 @@ from fusionkit_backends.gpu.kernels import ahead_of_time
 from triton.runtime.jit import JITFunction
 
 from tests.gpu import launches
+from tests.gpu.attention_calls import flash_attention, paged_attention
 from tests.gpu.launches import empty
 
 TOKENS, HIDDEN, INTERMEDIATE = 2048, 5120, 13824
 LONG = 40000  # columns that no program holds
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # of a block, as the CUDA programming guide says
 
 
 def swiglu(dtype):
@@ -53,7 +55,15 @@ def fused_linear_cross_entropy(dtype):
     yield {"x": empty(TOKENS, HIDDEN, dtype=dtype), "weight": empty(HIDDEN, 32000, dtype=dtype), "labels": labels}
 
 
-OPS = (fusion_add_rms_norm, fusion_rms_norm, fusion_rope, fused_linear_cross_entropy, swiglu)
+OPS = (
+    fusion_add_rms_norm,
+    fusion_rms_norm,
+    fusion_rope,
+    fused_linear_cross_entropy,
+    swiglu,
+    flash_attention,
+    paged_attention,
+)
 CALLS = {calls.__name__: calls for calls in OPS}
 
 
@@ -66,6 +76,7 @@ def test_kernels_compile_and_do_not_spill(op, dtype, capability):
     for variant in ahead_of_time.variants(made, capability):
         used = ahead_of_time.resources(ahead_of_time.compiled(variant, capability))
         assert 0 < used.registers <= 255 and used.spilled_bytes == 0, (variant.key, used)
+        assert used.shared_bytes <= SHARED_BYTES[capability], (variant.key, used)
 
 
 def test_every_kernel_is_compiled_here():

@@ -207,8 +207,10 @@ def attention_dq_kernel(
     kv_head = head // (num_heads // num_key_value_heads)
     first_row = query_block * BLOCK_M
     rows = first_row + tl.arange(0, BLOCK_M)
-    queries = load_rows(q + batch * q_batch + head * q_head, rows, q_row, q_len, head_dim, BLOCK_D, PADDED_D)
-    grads = load_rows(dout + batch * dout_batch + head * dout_head, rows, dout_row, q_len, head_dim, BLOCK_D, PADDED_D)
+    q += batch * q_batch + head * q_head
+    dout += batch * dout_batch + head * dout_head
+    queries = load_rows(q, first_row, q_row, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D)
+    grads = load_rows(dout, first_row, dout_row, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D)
     k += batch * k_batch + kv_head * k_head
     v += batch * v_batch + kv_head * v_head
     mask += batch * mask_batch + head * mask_head
@@ -230,12 +232,12 @@ def attention_dq_kernel(
         acc = add_key_blocks(
             acc, queries, grads, top, log_total, mean, k, v, first_row, 0, whole, blocks, k_row, v_row, q_len, kv_len,
             head_dim, mask, mask_row, mask_column, bounds, factor, False, False, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
-            BLOCK_N, BLOCK_D, PADDED_D,
+            BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
         )  # fmt: skip
     acc = add_key_blocks(
         acc, queries, grads, top, log_total, mean, k, v, first_row, whole, end, blocks, k_row, v_row, q_len, kv_len,
         head_dim, mask, mask_row, mask_column, bounds, factor, True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS,
-        IN_PARTS, BLOCK_N, BLOCK_D, PADDED_D,
+        IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
     )  # fmt: skip
     row_stride = num_heads * head_dim
     dq += batch * q_len * row_stride + head * head_dim

@@ -20,10 +20,10 @@ def load_rows(
 ):
     """[BLOCK, BLOCK_D] from row `first` on, zeros beyond num_rows and head_dim.
 
-    A row may lie 2^31 away, so the block's address has 64 bits; offsets in it have 32, which halves their registers.
+    The block's address has 64 bits; offsets in it have 32, which halves their registers.
     """
     rows, dims = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    pointers = base + first.to(tl.int64) * stride + (rows[:, None] * stride + dims[None, :])
+    pointers = base + (tl.zeros([], tl.int64) + first) * stride + (rows[:, None] * stride + dims[None, :])
     if PADDED_D:
         return tl.load(pointers, mask=(rows < num_rows - first)[:, None] & (dims < head_dim)[None, :], other=0.0)
     return tl.load(pointers, mask=(rows < num_rows - first)[:, None], other=0.0)
@@ -32,7 +32,7 @@ def load_rows(
 @triton.jit
 def store_rows(base, first, stride, num_rows, head_dim, values, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     rows, dims = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    pointers = base + first.to(tl.int64) * stride + (rows[:, None] * stride + dims[None, :])
+    pointers = base + (tl.zeros([], tl.int64) + first) * stride + (rows[:, None] * stride + dims[None, :])
     tl.store(pointers, values, mask=(rows < num_rows - first)[:, None] & (dims < head_dim)[None, :])
 
 
@@ -80,7 +80,8 @@ def masked_scores(
     seen = attends(first_row + rows, first_column + columns, q_len, kv_len, bounds, CAUSAL, NUM_BOUNDS)
     scores = products * factor
     if MASK != 0:
-        corner = mask + first_row.to(tl.int64) * mask_row + first_column.to(tl.int64) * mask_column
+        zero = tl.zeros([], tl.int64)  # makes the sums 64 bits wide
+        corner = mask + (zero + first_row) * mask_row + (zero + first_column) * mask_column
         at = corner + (rows * mask_row + columns * mask_column)
         if MASK == 1:
             seen = seen & (tl.load(at, mask=seen, other=0) != 0)
