@@ -27,17 +27,23 @@ def unavailable() -> str | None:
 
 def torch_unavailable() -> str | None:
     """Without an import where PyTorch's own version file rules it out."""
+    missing = torch_incomplete()
+    if missing is not None:
+        return missing
+    import torch
+
+    return None if torch.cuda.is_available() else "PyTorch finds no NVIDIA card"
+
+
+def torch_incomplete() -> str | None:
+    """What of PyTorch for CUDA and Triton is not installed."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return f"PyTorch is not installed: {TORCH_FIX}"
     version = Path(spec.origin).with_name("version.py")
     if not version.exists() or not re.search(r"^cuda\b[^=]*=\s*'", version.read_text(), re.MULTILINE):
         return "the installed PyTorch is not built for CUDA"
-    if importlib.util.find_spec("triton") is None:
-        return f"Triton is not installed: {TORCH_FIX}"
-    import torch
-
-    return None if torch.cuda.is_available() else "PyTorch finds no NVIDIA card"
+    return None if importlib.util.find_spec("triton") else f"Triton is not installed: {TORCH_FIX}"
 
 
 def paddle_unavailable() -> str | None:
@@ -52,9 +58,11 @@ def checks() -> list[Check]:
     cards, cuda = pci.cards(NVIDIA, classes=(DISPLAY,)), built_for("cuda_version")
     if not cards:
         return [Check("NVIDIA card", True, "none, so nothing is to be mended")]
-    tool = shutil.which("nvidia-smi")
+    tool, torch = shutil.which("nvidia-smi"), torch_incomplete()
+    either = cuda is not None or torch is None  # one framework is enough
     return [
         Check("NVIDIA card", True, f"{len(cards)}"),
         Check("driver", tool is not None, tool or "nvidia-smi is not on PATH", "install NVIDIA's driver"),
-        Check("Paddle", cuda is not None, f"built for CUDA {cuda}" if cuda else "not built for CUDA", PADDLE_FIX),
+        Check("Paddle", either, f"built for CUDA {cuda}" if cuda else "not built for CUDA", PADDLE_FIX),
+        Check("PyTorch", either, torch or "built for CUDA, with Triton", TORCH_FIX),
     ]

@@ -31,7 +31,9 @@ def programs(calls):
         return {variant.key for variant in ahead_of_time.variants(warmup.launches(calls), 90)}
 
 
-@pytest.mark.parametrize("settings", [{}, {"weight_dtype": "float32"}, {"positions": True, "num_key_value_heads": 8}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"weight_dtype": "float32"}, {"positions": True, "num_key_value_heads": 8, "packed": True}]
+)
 def test_a_step_of_any_length_compiles_nothing_more(settings):
     calls = warmup.llama_calls(**LLAMA, **settings)
     warm = programs(calls)

@@ -1,25 +1,12 @@
-"""fused_linear on PyTorch tensors: cuBLAS, which adds the bias in the product's epilogue. No kernel of ours.
-
-PyTorch lets cuBLAS add partial sums in 16 bits unless
-`torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction` (and its fp16 sibling) is False: set it for the one
-rounding that the spec promises.
-"""
+"""fused_linear on PyTorch tensors: cuBLAS, which adds the bias in the product's epilogue. No kernel of ours."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from fusionkit_backends.gpu.autograd.products import product
+from fusionkit_backends.gpu.autograd.products import product, product_and_bias
 from fusionkit_backends.gpu.autograd.rows import as_rows, require_shape
-
-
-def _forward(rows: torch.Tensor, operand: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if bias is None:
-        return product(rows, operand, rows.dtype)
-    if bias.dtype == rows.dtype and (rows.is_cuda or rows.dtype == torch.float32):
-        return torch.addmm(bias, rows, operand)
-    return (product(rows, operand, torch.float32) + bias.float()).to(rows.dtype)  # a float32 bias must not be rounded
 
 
 class _Linear(torch.autograd.Function):
@@ -27,7 +14,9 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return _forward(as_rows(x), weight.to(x.dtype), bias).view(*x.shape[:-1], weight.shape[1])
+        rows, operand = as_rows(x), weight.to(x.dtype)
+        y = product(rows, operand, x.dtype) if bias is None else product_and_bias(rows, operand, bias)
+        return y.view(*x.shape[:-1], weight.shape[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -22,9 +22,7 @@ class _AddRmsNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, dy: torch.Tensor | None, dtotal: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dy: torch.Tensor | None, dtotal: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         total, weight, rstd = ctx.saved_tensors
         if dy is None:  # only the sum was used
             dy = torch.zeros(total.shape, dtype=ctx.dtypes[0], device=total.device)

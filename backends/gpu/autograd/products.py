@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+_REDUCTIONS = {
+    torch.bfloat16: "allow_bf16_reduced_precision_reduction",
+    torch.float16: "allow_fp16_reduced_precision_reduction",
+}
+
+
+@contextmanager
+def rounded_once(dtype: torch.dtype) -> Iterator[None]:
+    """PyTorch lets cuBLAS add the parts of a product that is split along its depth in 16 bits: not here."""
+    name = _REDUCTIONS.get(dtype)
+    settings = torch.backends.cuda.matmul
+    if name is None or not getattr(settings, name):
+        yield
+        return
+    setattr(settings, name, False)
+    try:
+        yield
+    finally:
+        setattr(settings, name, True)
 
 
 def product(
@@ -24,6 +47,15 @@ def product(
         if out is None:
             return result
         return out.add_(result) if add else out.copy_(result)
-    if out is None:
-        return torch.mm(a, b)
-    return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+    with rounded_once(a.dtype):
+        if out is None:
+            return torch.mm(a, b)
+        return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+
+
+def product_and_bias(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """a @ b + bias [columns], in a's dtype; in cuBLAS's epilogue where the dtypes agree."""
+    if bias.dtype == a.dtype and (a.is_cuda or a.dtype == torch.float32):
+        with rounded_once(a.dtype):
+            return torch.addmm(bias, a, b)
+    return (product(a, b, torch.float32) + bias.float()).to(a.dtype)  # a float32 bias must not be rounded
