@@ -36,17 +36,13 @@ def rms_norm_long_kernel(
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        tile = _sum(
-            x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns
-        )
+        tile = _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns)
         squares += tile * tile
     rstd = inverse_root(tl.sum(squares, 0), columns, epsilon)
     tl.store(rstd_ptr + row, rstd)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        tile = _sum(
-            x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns
-        )
+        tile = _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns)
         y = tile * rstd * tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
         tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=column < columns)
         if residual_ptr is not None:
