@@ -114,10 +114,10 @@ def listed_blocks(problem: Problem, tiles: Tiles, by_query: bool) -> dict[str, A
     extremes = problem.empty((heads, num_key_blocks, num_bounds, 2), "int32")
     blocks, counts = problem.empty((heads, programs, listed), "int32"), problem.empty((heads, programs), "int32")
     shared = {"extremes": extremes, "kv_len": kv_len, "NUM_BOUNDS": num_bounds, "BLOCK_N": tiles.block_n}
-    launch_named(attention_blocks.bound_extremes_kernel, (num_key_blocks, heads), bounds=bounds, **shared)
+    launch_named(attention_blocks.bound_extremes_kernel, (heads, num_key_blocks), bounds=bounds, **shared)
     launch_named(
         attention_blocks.attending_blocks_kernel,
-        (programs, heads),
+        (heads, programs),
         **shared,
         blocks=blocks,
         counts=counts,
@@ -142,7 +142,7 @@ def forward(problem: Problem) -> tuple[Any, Any, Any]:
     tiles = problem.tiles_of("forward")
     launch_named(
         attention_forward.attention_forward_kernel,
-        (triton.cdiv(q_len, tiles.block_m), batch_size * num_heads),
+        (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
         **problem.described(),
         **listed_blocks(problem, tiles, by_query=True),
         out=out,
@@ -176,7 +176,7 @@ def _delta(problem: Problem, out: Any, lse: Any, dout: Any, dlse: Any) -> Any:
     del constants["BLOCK_N"]
     launch_named(
         attention_backward.attention_delta_kernel,
-        (triton.cdiv(q_len, tiles.block_m), batch_size * num_heads),
+        (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
         out=out,
         dout=dout,
         lse=lse,
@@ -197,7 +197,7 @@ def _dq(problem: Problem, shared: dict[str, Any]) -> Any:
     dq, tiles = problem.empty(tuple(problem.q.shape), "q"), problem.tiles_of("dq")
     launch_named(
         attention_backward.attention_dq_kernel,
-        (triton.cdiv(q_len, tiles.block_m), batch_size * num_heads),
+        (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
         **shared,
         **listed_blocks(problem, tiles, by_query=True),
         dq=dq,
@@ -212,7 +212,7 @@ def _dk_dv(problem: Problem, shared: dict[str, Any]) -> tuple[Any, Any]:
     tiles = problem.tiles_of("dk_dv")
     launch_named(
         attention_backward.attention_dk_dv_kernel,
-        (triton.cdiv(kv_len, tiles.block_n), batch_size * heads),
+        (triton.cdiv(kv_len, tiles.block_n) * batch_size * heads,),
         **shared,
         **listed_blocks(problem, tiles, by_query=False),
         dk=dk,

@@ -32,10 +32,11 @@ def attention_delta_kernel(
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
-    """Grid (query blocks, batch_size * num_heads). All but dout are dense. A row without keys has no gradient."""
-    head_index = tl.program_id(1).to(tl.int64)
+    """Grid (query blocks * batch_size * num_heads). All but dout are dense. A row without keys has no gradient."""
+    num_blocks = tl.cdiv(q_len, BLOCK_M)
+    head_index = (tl.program_id(0) // num_blocks).to(tl.int64)
     batch, head = head_index // num_heads, head_index % num_heads
-    first_row = tl.program_id(0) * BLOCK_M
+    first_row = tl.program_id(0) % num_blocks * BLOCK_M
     rows = first_row + tl.arange(0, BLOCK_M)
     row_stride = num_heads * head_dim
     out += batch * q_len * row_stride + head * head_dim
@@ -198,11 +199,11 @@ def attention_dq_kernel(
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
-    """Grid (query blocks, batch_size * num_heads). lse, delta and dq are dense; lists of key blocks as forward."""
-    query_block = tl.program_id(0)
+    """Grid (query blocks * batch_size * num_heads). lse, delta and dq are dense; lists of key blocks as forward."""
+    num_blocks = tl.cdiv(q_len, BLOCK_M)
+    query_block, head_index = tl.program_id(0) % num_blocks, tl.program_id(0) // num_blocks
     if CAUSAL:
-        query_block = tl.num_programs(0) - 1 - query_block
-    head_index = tl.program_id(1)
+        query_block = num_blocks - 1 - query_block
     batch, head = (head_index // num_heads).to(tl.int64), head_index % num_heads
     kv_head = head // (num_heads // num_key_value_heads)
     first_row = query_block * BLOCK_M
@@ -223,7 +224,7 @@ def attention_dq_kernel(
     if NUM_BOUNDS > 0:
         bound_head = batch * bound_heads + (kv_head if bound_heads > 1 else 0)
         bounds += bound_head * kv_len * NUM_BOUNDS
-        listed = bound_head * tl.num_programs(0) + query_block
+        listed = bound_head * num_blocks + query_block
         blocks += listed * max_blocks
         end = tl.load(counts + listed)
     if MASK != 0 or NUM_BOUNDS > 0:
@@ -349,8 +350,9 @@ def attention_dk_dv_kernel(
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
-    """Grid (key blocks, batch_size * num_key_value_heads): the query heads that share a key head are added in order."""
-    key_block, head_index = tl.program_id(0), tl.program_id(1)
+    """Grid (key blocks * batch_size * num_key_value_heads): the query heads that share a key head are added in order."""
+    num_blocks = tl.cdiv(kv_len, BLOCK_N)
+    key_block, head_index = tl.program_id(0) % num_blocks, tl.program_id(0) // num_blocks
     batch, kv_head = (head_index // num_key_value_heads).to(tl.int64), head_index % num_key_value_heads
     group = num_heads // num_key_value_heads
     first_column = key_block * BLOCK_N
@@ -368,7 +370,7 @@ def attention_dk_dv_kernel(
     if NUM_BOUNDS > 0:
         bound_head = batch * bound_heads + (kv_head if bound_heads > 1 else 0)
         bounds += bound_head * kv_len * NUM_BOUNDS
-        listed = bound_head * tl.num_programs(0) + key_block
+        listed = bound_head * num_blocks + key_block
         blocks += listed * max_blocks
         first, end = 0, tl.load(counts + listed)
     if MASK != 0 or NUM_BOUNDS > 0:

@@ -13,12 +13,12 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["kv_len"])
 def bound_extremes_kernel(bounds, extremes, kv_len, NUM_BOUNDS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Least and greatest of each column in a block of keys. bounds [heads, kv_len, NUM_BOUNDS] ->
-    extremes [heads, blocks, NUM_BOUNDS, 2]. Grid (blocks, heads)."""
-    head, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    extremes [heads, blocks, NUM_BOUNDS, 2]. Grid (heads, blocks)."""
+    head, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
     exists = columns < kv_len
     at = bounds + (head * kv_len + columns) * NUM_BOUNDS
-    to = extremes + (head * tl.num_programs(0) + block) * NUM_BOUNDS * 2
+    to = extremes + (head * tl.num_programs(1) + block) * NUM_BOUNDS * 2
     for column in tl.static_range(NUM_BOUNDS):
         tl.store(to + 2 * column, tl.min(tl.load(at + column, mask=exists, other=2147483647), 0))
         tl.store(to + 2 * column + 1, tl.max(tl.load(at + column, mask=exists, other=-2147483648), 0))
@@ -67,10 +67,10 @@ def attending_blocks_kernel(
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """blocks [heads, programs, num_listed], ascending; counts [heads, programs]. Grid (programs, heads): BY_QUERY a
+    """blocks [heads, programs, num_listed], ascending; counts [heads, programs]. Grid (heads, programs): BY_QUERY a
     program is a block of queries and lists key blocks, else the other way round."""
-    own, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    listed = head * tl.num_programs(0) + own
+    head, own = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    listed = head * tl.num_programs(1) + own
     extremes += head * num_key_blocks * NUM_BOUNDS * 2
     count = 0
     for start in range(0, num_listed, CHUNK):

@@ -130,16 +130,16 @@ def attention_forward_kernel(
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
-    """Grid (query blocks, batch_size * num_heads). out and lse are dense; scale >= 0, NEGATIVE turns its sign.
+    """Grid (query blocks * batch_size * num_heads), blocks first: other axes end at 65535. out and lse are dense; scale >= 0, NEGATIVE turns its sign.
 
     IN_PARTS also keeps the two addends of lse, in the units of the scores: their sum is rounded, and under a finite
     minimum of -65504 the gradients of float32 would lose 16 bits by that. parts: [batch_size, num_heads, q_len, 2].
     With bounds, `blocks` and `counts` list the key blocks that some row of the query block sees.
     """
-    query_block = tl.program_id(0)
+    num_blocks = tl.cdiv(q_len, BLOCK_M)
+    query_block, head_index = tl.program_id(0) % num_blocks, tl.program_id(0) // num_blocks
     if CAUSAL:  # the blocks with the most keys start first
-        query_block = tl.num_programs(0) - 1 - query_block
-    head_index = tl.program_id(1)
+        query_block = num_blocks - 1 - query_block
     batch, head = (head_index // num_heads).to(tl.int64), head_index % num_heads
     kv_head = head // (num_heads // num_key_value_heads)
     first_row = query_block * BLOCK_M
@@ -158,7 +158,7 @@ def attention_forward_kernel(
     if NUM_BOUNDS > 0:
         bound_head = batch * bound_heads + (kv_head if bound_heads > 1 else 0)
         bounds += bound_head * kv_len * NUM_BOUNDS
-        listed = bound_head * tl.num_programs(0) + query_block
+        listed = bound_head * num_blocks + query_block
         blocks += listed * max_blocks
         end = tl.load(counts + listed)
     if MASK != 0 or NUM_BOUNDS > 0:

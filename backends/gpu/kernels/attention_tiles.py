@@ -45,8 +45,8 @@ SIXTEEN_BITS: dict[int, dict[tuple[Pass, int], Tiles]] = {
         ("dq", 128): Tiles(128, 64, 8, 2),
         ("dq", 256): Tiles(64, 32, 8, 2),
         ("dk_dv", 64): Tiles(64, 128, 8, 2),
-        ("dk_dv", 128): Tiles(64, 128, 8, 2),
-        ("dk_dv", 256): Tiles(32, 64, 8, 2),
+        ("dk_dv", 128): Tiles(32, 128, 8, 2),
+        ("dk_dv", 256): Tiles(16, 64, 8, 2),
     },
 }
 
@@ -56,7 +56,7 @@ FLOAT32: dict[tuple[Pass, int], Tiles] = {
     ("forward", 128): Tiles(32, 32, 8, 1),
     ("forward", 256): Tiles(16, 32, 8, 1),
     ("dq", 64): Tiles(32, 32, 8, 1),
-    ("dq", 128): Tiles(32, 32, 8, 1),
+    ("dq", 128): Tiles(16, 32, 8, 1),
     ("dq", 256): Tiles(16, 16, 8, 1),
     ("dk_dv", 64): Tiles(32, 32, 8, 1),
     ("dk_dv", 128): Tiles(32, 32, 8, 1),
@@ -66,14 +66,16 @@ FLOAT32: dict[tuple[Pass, int], Tiles] = {
 
 def choose(direction: Pass, head_dim: int, itemsize: int, masked: bool) -> Tiles:
     """For the current card; one newer than the table takes its last column. itemsize: of q's dtype. masked: by a
-    tensor, a block of which takes registers and shared memory too."""
+    tensor, a block of which takes registers too, as do the conditions of a head_dim that is padded."""
     if INTERPRETED:
         return SMALL
     size = next(limit for limit in (64, 128, 256) if head_dim <= limit)
     if itemsize == 4:
         return FLOAT32[direction, size]
     tiles = SIXTEEN_BITS[90 if card().capability >= 90 else 80][direction, size]
-    return halved(tiles) if masked else tiles
+    if head_dim != size:
+        tiles = halved(tiles)
+    return replace(halved(halved(tiles)), num_stages=1) if masked else tiles
 
 
 def halved(tiles: Tiles) -> Tiles:

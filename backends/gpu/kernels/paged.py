@@ -145,7 +145,7 @@ def _attend(
     del constants["PADDED_D"]
     launch_named(
         paged_attention.paged_attention_kernel,
-        (triton.cdiv(tokens[1] * (num_heads // heads), tiles.block_m), step.batch_size * heads, splits),
+        (step.batch_size * heads, triton.cdiv(tokens[1] * (num_heads // heads), tiles.block_m), splits),
         q=step.q,
         out=out,
         partial=out if partial is None else partial[0],
@@ -168,7 +168,7 @@ def _attend(
 
 def _attend_short(step: Step, plan: Plan, out: Any) -> None:
     """The keys of a row are divided so that two programs wait for every multiprocessor."""
-    tiles = SMALL if INTERPRETED else Tiles(SHORT, 64, 4, 3 if step.q.element_size() == 2 else 1)
+    tiles = SMALL if INTERPRETED else (Tiles(SHORT, 64, 4, 3) if step.q.element_size() == 2 else Tiles(SHORT, 32, 4, 1))
     wanted = triton.cdiv(2 * card().num_multiprocessors, max(1, step.batch_size * step.key_cache.shape[1]))
     splits = max(1, min(wanted, triton.cdiv(plan.longest_short, LEAST_SPLIT)))
     tokens = (1, plan.most_short)
@@ -201,5 +201,5 @@ def _prefill_tiles(step: Step) -> Tiles:
         return SMALL
     wide = step.q.shape[2] > 128
     if step.q.element_size() == 4:
-        return Tiles(16 if wide else 32, 32, 4, 1)
-    return Tiles(64, 32 if wide else 64, 4, 2)
+        return Tiles(16 if wide else 32, 32, 8, 1)
+    return Tiles(64, 32 if wide else 64, 8, 2)

@@ -62,23 +62,23 @@ def paged_attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid (query blocks of the longest row, batch_size * num_key_value_heads, splits).
+    """Grid (batch_size * num_key_value_heads, query blocks of the longest row, splits).
 
     Serves rows of least..most tokens. out is dense; SPLIT: partial [splits, tokens, heads, head_dim] and partial_lse
     [splits, tokens, heads], in powers of 2, take its place, for keys split * split_keys and so on.
     """
-    row, kv_head = tl.program_id(1) // num_key_value_heads, tl.program_id(1) % num_key_value_heads
+    row, kv_head = tl.program_id(0) // num_key_value_heads, tl.program_id(0) % num_key_value_heads
     split = tl.program_id(2)
     first_token, start, count = row_of_step(encoder, decoder, this_time, row)
     group = num_heads // num_key_value_heads
-    members = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # token of the row * group + head of the group
-    if (count >= least) & (count <= most) & (tl.program_id(0) * BLOCK_M < count * group):
+    members = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)  # token of the row * group + head of the group
+    if (count >= least) & (count <= most) & (tl.program_id(1) * BLOCK_M < count * group):
         tokens, heads = members // group, kv_head * group + members % group
         exists, dims = members < count * group, tl.arange(0, BLOCK_D)
         columns = (first_token + tokens).to(tl.int64)
         element = exists[:, None] & (dims < head_dim)[None, :]
         queries = tl.load((q + columns * q_token + heads * q_head)[:, None] + dims[None, :], mask=element, other=0.0)
-        last_token = tl.minimum((tl.program_id(0) * BLOCK_M + BLOCK_M - 1) // group, count - 1)
+        last_token = tl.minimum((tl.program_id(1) * BLOCK_M + BLOCK_M - 1) // group, count - 1)
         limit = start + last_token + 1
         first, end = split * split_keys, limit
         if SPLIT:
