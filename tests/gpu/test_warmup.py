@@ -8,6 +8,8 @@ import dataclasses
 import pytest
 from fusionkit_backends.gpu import warmup
 from fusionkit_backends.gpu.kernels import ahead_of_time, card
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
 
 from fusionkit.spec import TensorSpec
 
@@ -46,3 +48,37 @@ def test_another_width_is_another_program():
     """So that the test above can fail."""
     calls = warmup.llama_calls(**LLAMA)
     assert not programs(warmup.llama_calls(**{**LLAMA, "hidden_size": 4096})) <= programs(calls)
+
+
+class NoCard:
+    """What Triton asks of a driver before it compiles; nothing can be loaded or launched."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def compiler_for_a_card_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(driver, "_active", NoCard())
+    with card.assumed(card.H100):
+        yield
+
+
+def test_warmup_compiles_each_program_once(compiler_for_a_card_that_is_not_there):
+    """Through Triton's own cache: what warmup compiled is there for a step of another length, and is counted."""
+    norm = (
+        "fusion_rms_norm",
+        {"x": TensorSpec((1, 2048, 1024), "bfloat16"), "weight": TensorSpec((1024,), "bfloat16")},
+    )
+    assert warmup.warmup([norm]).num_programs == 3  # forward, gradient, sum of the gradient's parts
+    assert warmup.warmup(with_tokens([norm], 3, 777)).num_programs == 0
+    half = ("fusion_rms_norm", {name: dataclasses.replace(spec, dtype="float16") for name, spec in norm[1].items()})
+    with warmup.compilations() as compiled:
+        warmup.warmup([half], training=False)
+    assert compiled == ["rms_norm_kernel"]
