@@ -70,11 +70,12 @@ def test_explain_names_what_runs():
     assert attention_choice.SETTING in fusionkit_backends.gpu.backend.settings
 
 
-def test_half_blocks_are_blocks():
-    for table in attention_tiles.SIXTEEN_BITS.values():
-        for tiles in table.values():
-            half = attention_tiles.halved(tiles)
-            assert min(half.block_m, half.block_n) >= 16 and half != tiles
+def test_every_pass_and_head_dim_has_blocks_that_a_product_takes():
+    for table in (*attention_tiles.SIXTEEN_BITS.values(), attention_tiles.MASKED, attention_tiles.FLOAT32):
+        assert len(table) == 9
+        assert all(min(tiles.block_m, tiles.block_n) >= 16 for tiles in table.values())
+    padded = attention_tiles.SIXTEEN_BITS.values()
+    assert all(tiles.block_n >= 32 for table in padded for tiles in table.values())
 
 
 def test_the_framework_is_never_called_on_the_host():

@@ -350,7 +350,7 @@ def attention_dk_dv_kernel(
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
-    """Grid (key blocks * batch_size * num_key_value_heads): the query heads that share a key head are added in order."""
+    """Grid (key blocks * batch_size * num_key_value_heads): query heads that share a key head are added in order."""
     num_blocks = tl.cdiv(kv_len, BLOCK_N)
     key_block, head_index = tl.program_id(0) % num_blocks, tl.program_id(0) // num_blocks
     batch, kv_head = (head_index // num_key_value_heads).to(tl.int64), head_index % num_key_value_heads

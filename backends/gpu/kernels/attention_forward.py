@@ -130,7 +130,9 @@ def attention_forward_kernel(
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
-    """Grid (query blocks * batch_size * num_heads), blocks first: other axes end at 65535. out and lse are dense; scale >= 0, NEGATIVE turns its sign.
+    """Grid (query blocks * batch_size * num_heads), blocks first: other axes end at 65535. out and lse are dense.
+
+    scale >= 0; NEGATIVE turns its sign.
 
     IN_PARTS also keeps the two addends of lse, in the units of the scores: their sum is rounded, and under a finite
     minimum of -65504 the gradients of float32 would lose 16 bits by that. parts: [batch_size, num_heads, q_len, 2].

@@ -46,8 +46,21 @@ SIXTEEN_BITS: dict[int, dict[tuple[Pass, int], Tiles]] = {
         ("dq", 256): Tiles(64, 32, 8, 2),
         ("dk_dv", 64): Tiles(64, 128, 8, 2),
         ("dk_dv", 128): Tiles(32, 128, 8, 2),
-        ("dk_dv", 256): Tiles(16, 64, 8, 2),
+        ("dk_dv", 256): Tiles(32, 32, 8, 2),
     },
+}
+
+# Beside a mask that is a tensor, a block of which takes registers and shared memory too; for every card.
+MASKED: dict[tuple[Pass, int], Tiles] = {
+    ("forward", 64): Tiles(64, 32, 8, 1),
+    ("forward", 128): Tiles(64, 32, 8, 1),
+    ("forward", 256): Tiles(32, 32, 8, 1),
+    ("dq", 64): Tiles(64, 32, 8, 1),
+    ("dq", 128): Tiles(32, 32, 8, 1),
+    ("dq", 256): Tiles(32, 16, 8, 1),
+    ("dk_dv", 64): Tiles(32, 64, 8, 1),
+    ("dk_dv", 128): Tiles(32, 32, 8, 1),
+    ("dk_dv", 256): Tiles(32, 16, 8, 1),
 }
 
 # float32 is multiplied without tensor cores: TF32's 10 bits would not keep the op's promise.
@@ -59,27 +72,21 @@ FLOAT32: dict[tuple[Pass, int], Tiles] = {
     ("dq", 128): Tiles(16, 32, 8, 1),
     ("dq", 256): Tiles(16, 16, 8, 1),
     ("dk_dv", 64): Tiles(32, 32, 8, 1),
-    ("dk_dv", 128): Tiles(32, 32, 8, 1),
+    ("dk_dv", 128): Tiles(16, 32, 8, 1),
     ("dk_dv", 256): Tiles(16, 16, 8, 1),
 }
 
 
 def choose(direction: Pass, head_dim: int, itemsize: int, masked: bool) -> Tiles:
-    """For the current card; one newer than the table takes its last column. itemsize: of q's dtype. masked: by a
-    tensor, a block of which takes registers too, as do the conditions of a head_dim that is padded."""
+    """For the current card; one newer than the table takes its last column. itemsize: of q's dtype."""
     if INTERPRETED:
         return SMALL
     size = next(limit for limit in (64, 128, 256) if head_dim <= limit)
     if itemsize == 4:
         return FLOAT32[direction, size]
+    if masked:
+        return MASKED[direction, size]
     tiles = SIXTEEN_BITS[90 if card().capability >= 90 else 80][direction, size]
-    if head_dim != size:
-        tiles = halved(tiles)
-    return replace(halved(halved(tiles)), num_stages=1) if masked else tiles
-
-
-def halved(tiles: Tiles) -> Tiles:
-    """The longer side of the block of scores is halved; 16 is the least that a product takes."""
-    if tiles.block_m > tiles.block_n:
-        return replace(tiles, block_m=tiles.block_m // 2)
-    return replace(tiles, block_n=max(16, tiles.block_n // 2))
+    if head_dim == size:
+        return tiles
+    return replace(tiles, block_n=tiles.block_n // 2)  # the conditions of a head_dim that is padded take registers
