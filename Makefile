@@ -23,7 +23,7 @@ help:
 demo: build $(STAMPS)/examples
 	@$(PYTHON) -m examples.llama2_13b.demo
 
-test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/test
+test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test
 	@echo "== tests, $(WORKERS) at a time"
 	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
 

@@ -41,6 +41,7 @@ class Kernel:
         notes: (predicate, text): what a caller should know when the predicate holds, such as a copy.
         minimum_versions: the vendor's packages and the version below which the kernel is not to be trusted.
         available: None, or the reason why this kernel alone cannot run here, such as an op that an older plugin lacks.
+        for_framework: framework -> the kernel that serves its tensors instead of this one, with conditions of its own.
     """
 
     functions: Mapping[str, str]
@@ -53,6 +54,11 @@ class Kernel:
     notes: tuple[tuple[Predicate, str], ...] = ()
     minimum_versions: Mapping[str, str] = field(default_factory=dict)
     available: Callable[[], str | None] = _nothing_missing
+    for_framework: Mapping[str, Kernel] = field(default_factory=dict)
+
+    def serving(self, framework: str | None) -> Kernel:
+        """The kernel that a framework's tensors get."""
+        return self.for_framework.get(framework, self) if framework else self
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ from fusionkit.policy import use_backend
 from fusionkit.select import CHOSEN
 from fusionkit.spec import Array, Case, Epsilons, OpSpec, TwiceComposition, exact, rounding_to
 
-Route = Literal["numpy", "paddle", "static"]
+Route = Literal["numpy", "paddle", "static", "torch"]
 ROUTES: tuple[Route, ...] = ("numpy", "paddle", "static")
+ALL_ROUTES: tuple[Route, ...] = (*ROUTES, "torch")  # which only kernels for PyTorch's own tensors serve
+FRAMEWORKS: Mapping[Route, str] = {"static": "paddle"}  # route -> framework, where it is not the route's name
 
 
 class ParityError(FusionkitError, AssertionError):
@@ -42,19 +44,26 @@ class Comparison:
 
 def applies(spec: OpSpec, route: Route) -> bool:
     """Ops that write their inputs are not run as a traced function of copies: the predictor's tests cover them. A
-    program that is traced holds no collective op."""
+    program that is traced holds no collective op, and PyTorch's tensors no group of ours."""
+    if route == "torch":
+        return not spec.collective
     return route != "static" or not (spec.mutates or spec.collective)
 
 
 def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdict:
     """Whether the backend declares that it takes the case: what it refuses is not to be checked."""
-    bound, adapter = arguments.bind(op.spec, (), arguments.of_rank(op.spec, arguments_of(op.spec, case, dtype), 0))
-    call = arguments.describe(op.spec, bound, adapter, training=False)
-    call.check()
-    call.framework = "numpy" if route == "numpy" else "paddle"
-    call.device = device_of(backend, route)
-    if op.spec.collective and call.device_type != "cpu":
+    if op.spec.collective and device_of(backend, route) != "cpu":
         return Verdict("no", ("the ranks of a device are processes, not threads of this one",))
+    made = arguments.of_rank(op.spec, arguments_of(op.spec, case, dtype), 0)
+    return _verdict(op, made, backend, route, training=False)
+
+
+def _verdict(op: Op, made: Mapping[str, Any], backend: str, route: Route, training: bool) -> Verdict:
+    """What the backend says to these arguments, were they the route's tensors on the backend's device."""
+    call = arguments.describe(op.spec, *arguments.bind(op.spec, (), made), training=training)
+    call.check()
+    call.framework = FRAMEWORKS.get(route, route)
+    call.device = device_of(backend, route)
     return select.judge(_plugin(backend), call).verdict
 
 
@@ -63,6 +72,10 @@ def device_of(backend: str, route: Route) -> str:
     declared = _plugin(backend).backend
     if route == "numpy" or declared is None or declared.owns("cpu"):
         return "cpu"
+    if route == "torch":
+        from fusionkit.frameworks.torch import knows_device
+
+        return next(f"{name}:0" for name in declared.device_types if knows_device(name))
     return f"{declared.device_types[0]}:0"
 
 
@@ -112,7 +125,7 @@ def _run(op: Op, made: Mapping[str, Any], backend: str, route: Route, rank: int 
     forward, backward = _runners(op, route, device)
     with use_backend(backend):
         got, written = _counted(op, backend, lambda: forward(_copied(made)))
-        if op.spec.reference_vjp is None or op.explain(**made, device=device, training=True).chosen != backend:
+        if op.spec.reference_vjp is None or not _verdict(op, made, backend, route, training=True):
             return got, written, None, None
         grads = _grad_outputs(op.spec, got, rank)
         return got, written, grads, _counted(op, backend, lambda: backward(made, grads))
@@ -163,15 +176,15 @@ def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _runners(op: Op, route: Route, device: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     if route == "numpy":
         return _through_numpy(op)
-    paddle = frameworks.load("paddle")
-    wrapped = paddle.traced(op) if route == "static" else op  # type: ignore[attr-defined]
+    framework = frameworks.load(FRAMEWORKS.get(route, route))
+    wrapped = framework.traced(op) if route == "static" else op  # type: ignore[attr-defined]
 
     def forward(arguments: dict[str, Any]) -> tuple[Any, dict[str, Array]]:
-        got = paddle.carried(wrapped, device)(**arguments)
+        got = framework.carried(wrapped, device)(**arguments)
         return got, {name: arguments[name] for name in op.spec.mutates}
 
     def backward(arguments: Mapping[str, Any], grads: Any) -> Any:
-        return paddle.vjp(wrapped, op.spec, grads, device, arguments)
+        return framework.vjp(wrapped, op.spec, grads, device, arguments)
 
     return forward, backward
 

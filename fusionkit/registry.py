@@ -123,14 +123,21 @@ def check(name: str, loaded: object) -> None:
     for op, kernel in loaded.kernels.items():
         if op not in OP_NAMES:
             raise PluginError(f"{name}: no op is called {op!r}; there are: {', '.join(OP_NAMES)}")
-        for framework, reference in kernel.functions.items():
-            if framework not in frameworks.NAMES:
-                raise PluginError(f"{name}: {op}: no framework is called {framework!r}; {', '.join(frameworks.NAMES)}")
-            _check_signature(name, op, reference)
-        _check_subjects(name, op, kernel)
+        for framework in kernel.for_framework:
+            _check_framework(name, op, framework)
+        for each in (kernel, *kernel.for_framework.values()):
+            for framework, reference in each.functions.items():
+                _check_framework(name, op, framework)
+                _check_signature(name, op, reference)
+            _check_subjects(name, op, each)
     for op in loaded.gaps:
         if op not in OP_NAMES or op in loaded.kernels:
             raise PluginError(f"{name}: gaps must name ops without a kernel, got {op!r}")
+
+
+def _check_framework(name: str, op: str, framework: str) -> None:
+    if framework not in frameworks.NAMES:
+        raise PluginError(f"{name}: {op}: no framework is called {framework!r}; {', '.join(frameworks.NAMES)}")
 
 
 def _check_subjects(name: str, op: str, kernel: Kernel) -> None:

@@ -24,7 +24,7 @@ class Candidate:
     backend: str
     verdict: Verdict
     kernel: Kernel | None
-    offered: bool  # the backend has the op: going past it is then a fallback
+    offered: bool  # the backend has the op for the framework's tensors: going past it is then a fallback
     remarks: tuple[str, ...] = ()  # what to know of the backend although it says yes
 
 
@@ -69,12 +69,14 @@ def judge(plugin: registry.Plugin, call: Call) -> Candidate:
     kernel = backend.kernels.get(call.spec.name)
     if kernel is None:
         return Candidate(plugin.name, Verdict("no", (_gap(backend, call.spec.name),)), None, False)
+    kernel = kernel.serving(call.framework)
     missing = _missing(backend, kernel)
+    offered = bool(_judge_framework(kernel, call))
     if missing is not None and not call.elsewhere:
-        return Candidate(plugin.name, Verdict("no", (f"not available: {missing}",)), kernel, True)
+        return Candidate(plugin.name, Verdict("no", (f"not available: {missing}",)), kernel, offered)
     proof = PROOF_IN_WORDS[backend.proven_on]
     remarks = tuple(filter(None, (proof, missing and f"not on this machine: {missing}")))
-    return Candidate(plugin.name, judge_kernel(kernel, call), kernel, True, remarks)
+    return Candidate(plugin.name, judge_kernel(kernel, call), kernel, offered, remarks)
 
 
 def _gap(backend: Backend, op: str) -> str:

@@ -60,12 +60,18 @@ class Edge:
         return f"{self.backend}-{self.op}-{'in' if self.accepted else 'out'}-{'training-' * self.training}{shown}"
 
 
+def is_of_the_arguments(predicate: Predicate) -> bool:
+    """Not of what the process did before, nor of a graph being traced: no TensorSpec tells those."""
+    asked = {subject for each in (predicate, *predicate.children()) for subject in each.subjects()}
+    return not predicate.by_process and "traced" not in asked
+
+
 def edges(backend: Backend) -> list[Edge]:
     found = []
     for op, kernel in backend.kernels.items():
         spec = load_spec(op)
         for predicate in select.conditions(kernel, spec.inputs[0].name):
-            if predicate.by_process:
+            if not is_of_the_arguments(predicate):
                 continue
             for changes, accepted in _sides(spec, predicate):
                 training = changes.get("training", False)

@@ -1,16 +1,21 @@
-"""The gpu backend: NVIDIA cards, through the fused functions of a Paddle built for CUDA.
+"""The gpu backend: NVIDIA cards, through the fused functions of a Paddle built for CUDA, and through Triton kernels on
+PyTorch tensors.
 
-Not run on a card: the calls are checked against the signatures of Paddle's own Python functions, and nothing more.
+Not run on a card. Calls of Paddle's functions are checked against their signatures; the Triton kernels run in Triton's
+interpreter on the CPU and compile for sm_80 and sm_90.
 """
 
 from __future__ import annotations
 
-from fusionkit_backends.gpu import health
+from fusionkit_backends.gpu import health, triton_support
+from fusionkit_backends.gpu.attention_choice import PLAIN, PLAIN_NOTE, SETTING
 
 from fusionkit.backend import Backend, DeviceModel, Kernel
 from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present
+from fusionkit.ops import load_spec
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
+_UNPACKED = OneOf("weight.packed_by", (None,))
 _MASTER_WEIGHT = AllOf((OneOf("x.dtype", _SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))
 
 
@@ -19,13 +24,37 @@ def _kernel(
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16"),
     when: tuple[Predicate, ...] = (),
     notes: tuple[tuple[Predicate, str], ...] = (),
+    for_torch: Kernel | None = None,
 ) -> Kernel:
-    return Kernel({"paddle": f"fusionkit_backends.gpu.{op}:{op}"}, dtypes=dtypes, when=when, notes=notes)
+    """Paddle's function, and the Triton kernel for PyTorch tensors where there is one."""
+    return Kernel(
+        {"paddle": f"fusionkit_backends.gpu.{op}:{op}"},
+        dtypes=dtypes,
+        when=when,
+        notes=notes,
+        available=health.paddle_unavailable,
+        for_framework={"torch": for_torch or torch_kernel(op)} if for_torch or op in _TORCH else {},
+    )
+
+
+def torch_kernel(op: str, when: tuple[Predicate, ...] = (), notes: tuple[tuple[Predicate, str], ...] = ()) -> Kernel:
+    """`autograd/<op>.py`: any size and stride, in the three floating dtypes. It refuses wrong sizes itself."""
+    return Kernel(
+        {"torch": f"fusionkit_backends.gpu.autograd.{op}:{op}"},
+        directions=("forward", "backward") if load_spec(op).reference_vjp else ("forward",),
+        when=when,
+        notes=notes,
+        checks_sizes=True,
+        available=health.torch_unavailable,
+    )
+
+
+_TORCH = {"fusion_rms_norm", "fusion_rope", "swiglu"}  # ops of Paddle's that have a Triton kernel too
 
 
 backend = Backend(
     name="gpu",
-    device_types=("gpu",),
+    device_types=("gpu", "cuda"),  # as Paddle and PyTorch name it
     proven_on="none",
     kernels={
         "fusion_rms_norm": _kernel(
@@ -34,6 +63,12 @@ backend = Backend(
         "fusion_rope": _kernel(
             "fusion_rope",
             notes=((OneOf("q.dtype", _SIXTEEN_BITS), "computed in float32: cos and sin must not be rounded"),),
+        ),
+        "fusion_add_rms_norm": Kernel(
+            {"paddle": "fusionkit_backends.gpu.fusion_add_rms_norm:fusion_add_rms_norm"},
+            when=(Not(OneOf("traced", (True,)), "the Triton kernel is launched, and a graph is traced"),),
+            available=triton_support.unavailable,
+            for_framework={"torch": torch_kernel("fusion_add_rms_norm")},
         ),
         # Paddle's own limits on its flash attention: paddle/nn/functional/sdpa.py, check_head_dim_size_flash.
         "flash_attention": _kernel(
@@ -46,16 +81,25 @@ backend = Backend(
                 Not(OneOf("return_lse", (True,)), "return_lse is not offered: Paddle's has no gradient"),
             ),
             notes=((Present("startend_row_indices"), "rows that see no key are what Paddle's kernel makes of them"),),
+            for_torch=torch_kernel(
+                "flash_attention", when=(Between("head_dim", 1, 257),), notes=((PLAIN, PLAIN_NOTE),)
+            ),
         ),
+        "paged_attention": torch_kernel("paged_attention", when=(Between("head_dim", 1, 257),)),
         "swiglu": _kernel("swiglu"),
-        "fused_linear": _kernel("fused_linear", when=(OneOf("weight.packed_by", (None,)),)),
-    },
-    gaps={
-        "fusion_add_rms_norm": "fused_rms_norm with a residual is for inference, and no adapter is written",
-        "paged_attention": "block_multihead_attention takes the prompt's offsets too, and no adapter is written",
+        "fused_linear": _kernel(
+            "fused_linear",
+            when=(_UNPACKED,),
+            for_torch=torch_kernel("fused_linear", when=(_UNPACKED,), notes=((_UNPACKED, "the product is cuBLAS's"),)),
+        ),
+        "fused_linear_cross_entropy": torch_kernel(
+            "fused_linear_cross_entropy",
+            notes=((OneOf("framework", ("torch",)), "products are cuBLAS's, the cross entropy Triton's"),),
+        ),
     },
     available=health.unavailable,
     doctor=health.checks,
+    settings={SETTING: ("auto", "triton"), "FUSIONKIT_GPU_CHECK_VALUES": ("0", "1")},
     device_models={
         "A100-SXM4-80GB": DeviceModel(
             name="A100-SXM4-80GB",

@@ -13,6 +13,7 @@ HELP = "print the op x backend table"
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _FULL = tuple(_SHORT)
+_HOME = {"paddle", "numpy"}  # a kernel that takes neither is shown with what it takes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +32,9 @@ def run(options: argparse.Namespace) -> int:
     if options.conditions:
         for backend in backends:
             for op, kernel in backend.kernels.items():
-                print(f"\n{backend.name} {op}")
-                print("\n".join(f"  {rule}" for rule in select.conditions(kernel, load_spec(op).inputs[0].name)))
+                for framework, each in {"": kernel, **kernel.for_framework}.items():
+                    print(f"\n{backend.name} {op}" + (f", {framework} tensors" if framework else ""))
+                    print("\n".join(f"  {rule}" for rule in select.conditions(each, load_spec(op).inputs[0].name)))
     return 0
 
 
@@ -46,7 +48,8 @@ def _cell(op: str, kernel: Kernel | None) -> str:
         return "-"
     dtypes = "yes" if kernel.dtypes == _FULL else " ".join(_SHORT.get(dtype, dtype) for dtype in kernel.dtypes)
     inference = load_spec(op).reference_vjp is None
-    return dtypes if inference or "backward" in kernel.directions else f"{dtypes}, forward only"
+    cell = dtypes if inference or "backward" in kernel.directions else f"{dtypes}, forward only"
+    return cell if kernel.functions.keys() & _HOME else f"{cell}, {' and '.join(kernel.functions)} only"
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

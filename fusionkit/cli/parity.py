@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 import fusionkit
 from fusionkit import parity, registry
+from fusionkit.backend import Kernel
 from fusionkit.errors import PluginError
 from fusionkit.ops import OP_NAMES
 
@@ -18,7 +19,7 @@ HELP = "run every case on a backend and hold the results against float64"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="cpu", help="the backend to prove (default: cpu)")
     parser.add_argument("--op", choices=OP_NAMES, action="append", help="only this op; may be repeated")
-    parser.add_argument("--route", choices=parity.ROUTES, action="append", help="only this way in; may be repeated")
+    parser.add_argument("--route", choices=parity.ALL_ROUTES, action="append", help="only this way in; may be repeated")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
         for op in options.op or OP_NAMES
         if op in backend.kernels
         for case in getattr(fusionkit, op).spec.cases
-        for dtype in backend.kernels[op].dtypes
-        for route in options.route or parity.ROUTES
+        for dtype in _dtypes(backend.kernels[op])
+        for route in options.route or parity.ALL_ROUTES
         if parity.applies(getattr(fusionkit, op).spec, route)
     ]
     accepted = [each for each in planned if parity.judged(*each[:3], options.backend, each[3])]
@@ -49,3 +50,8 @@ def run(options: argparse.Namespace) -> int:
         f"{len(planned) - len(accepted)} refused by what the backend declares"
     )
     return int(bool(failures) or not accepted)
+
+
+def _dtypes(kernel: Kernel) -> list[str]:
+    """Of the kernel and of those that serve one framework."""
+    return list(dict.fromkeys(dtype for each in (kernel, *kernel.for_framework.values()) for dtype in each.dtypes))

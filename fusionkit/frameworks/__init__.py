@@ -14,7 +14,7 @@ NAMES = ("paddle", "numpy", "torch")
 
 class Framework(Protocol):
     """What an adapter module `fusionkit.frameworks.<name>` offers; the last three only where `autocast` may be on or
-    arrays are carried: Paddle's."""
+    arrays are carried: not NumPy's."""
 
     NAME: str
 

@@ -35,7 +35,9 @@ def test_the_recorded_signature_is_the_installed_paddles(reference):
 
 
 def test_every_kernel_of_gpu_and_xpu_is_called_here():
-    assert set(CALLS) == {(name, op) for name in ("gpu", "xpu") for op in BACKENDS[name].kernels}
+    kernels = {(name, op): kernel for name in ("gpu", "xpu") for op, kernel in BACKENDS[name].kernels.items()}
+    through_paddle = {call for call, kernel in kernels.items() if "paddle" in kernel.functions}
+    assert set(CALLS) == through_paddle - {("gpu", "fusion_add_rms_norm")}  # a Triton kernel: tests/gpu
 
 
 @pytest.fixture

@@ -1,0 +1,205 @@
+"""Launches attention over a paged cache: inspect, store, attend, add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from fusionkit_backends.gpu.kernels import paged_attention, paged_rows
+from fusionkit_backends.gpu.kernels.attention import block_constants
+from fusionkit_backends.gpu.kernels.attention_tiles import SMALL, Tiles
+from fusionkit_backends.gpu.kernels.card import card
+from fusionkit_backends.gpu.kernels.launch import INTERPRETED
+from fusionkit_backends.gpu.kernels.named import launch_named
+
+SHORT = 16  # rows of a tile: a row of more queries, heads of a group included, does not divide its keys
+BLOCK_H = 8
+LEAST_SPLIT = 16 if INTERPRETED else 256  # keys that are worth a program
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call whose rows were inspected, and the cache's tensors; the last axes of all are dense."""
+
+    q: Any
+    k: Any
+    v: Any
+    key_cache: Any
+    value_cache: Any
+    block_tables: Any
+    seq_lens_encoder: Any
+    seq_lens_decoder: Any
+    seq_lens_this_time: Any
+    scale: float
+    empty: Callable[[tuple[int, ...], str], Any]
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.seq_lens_this_time.shape[0])
+
+    def lengths(self) -> dict[str, Any]:
+        return {
+            "encoder": self.seq_lens_encoder,
+            "decoder": self.seq_lens_decoder,
+            "this_time": self.seq_lens_this_time,
+        }
+
+    def cache(self) -> dict[str, Any]:
+        """The caches, the tables and their strides."""
+        tables: dict[str, Any] = {"tables": self.block_tables, "table_row": self.block_tables.stride()[0]}
+        for name, cache in (("key", self.key_cache), ("value", self.value_cache)):
+            block, head, slot, _ = cache.stride()
+            tables |= {f"{name}_cache": cache, f"{name}_block": block, f"{name}_head": head, f"{name}_slot": slot}
+        return {**tables, "block_size": self.key_cache.shape[2], "head_dim": self.q.shape[2]}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the host must know of the rows before it launches: the most tokens of a row, of a short and of a long one
+    (0: there is none), and the longest sequence of the short ones."""
+
+    most: int
+    most_short: int
+    most_long: int
+    longest_short: int
+
+
+def inspect(step: Step) -> Any:
+    """[batch_size, 3] int32 on the device; paged_rows.inspect_rows_kernel says what."""
+    found = step.empty((step.batch_size, 3), "int32")
+    num_blocks, _, block_size, _ = step.key_cache.shape
+    launch_named(
+        paged_rows.inspect_rows_kernel,
+        (step.batch_size,),
+        **step.lengths(),
+        tables=step.block_tables,
+        found=found,
+        table_row=step.block_tables.stride()[0],
+        max_blocks=step.block_tables.shape[1],
+        num_blocks=num_blocks,
+        block_size=block_size,
+        CHUNK=128,
+    )
+    return found
+
+
+def most_of_short(step: Step) -> int:
+    """Tokens of a row whose queries fit one tile."""
+    return max(1, SHORT // (step.q.shape[1] // step.key_cache.shape[1]))
+
+
+def plan(step: Step, rows: list[tuple[int, int]]) -> Plan:
+    """rows: (first position, tokens) of each."""
+    limit = most_of_short(step)
+    short = [(start, count) for start, count in rows if 0 < count <= limit]
+    long = [count for _, count in rows if count > limit]
+    counts, lengths = [count for _, count in short], [start + count for start, count in short]
+    return Plan(max([0, *counts, *long]), max([0, *counts]), max([0, *long]), max([0, *lengths]))
+
+
+def run(step: Step, plan: Plan) -> Any:
+    """out [tokens, num_heads, head_dim], after the new tokens were stored."""
+    out = step.empty(tuple(step.q.shape), "q")
+    _store(step, plan)
+    if plan.most_short:
+        _attend_short(step, plan, out)
+    if plan.most_long:
+        limit = most_of_short(step)
+        _attend(step, out, (limit + 1, plan.most_long), _prefill_tiles(step))
+    return out
+
+
+def _store(step: Step, plan: Plan) -> None:
+    heads = step.k.shape[1]
+    launch_named(
+        paged_rows.store_tokens_kernel,
+        (plan.most, step.batch_size, triton.cdiv(heads, BLOCK_H)),
+        k=step.k,
+        v=step.v,
+        **step.lengths(),
+        **step.cache(),
+        k_token=step.k.stride()[0],
+        k_head=step.k.stride()[1],
+        v_token=step.v.stride()[0],
+        v_head=step.v.stride()[1],
+        num_heads=heads,
+        BLOCK_H=BLOCK_H,
+        BLOCK_D=triton.next_power_of_2(step.q.shape[2]),
+    )
+
+
+def _attend(
+    step: Step,
+    out: Any,
+    tokens: tuple[int, int],
+    tiles: Tiles,
+    partial: tuple[Any, Any] | None = None,
+    splits: int = 1,
+    split_keys: int = 0,
+) -> None:
+    num_tokens, num_heads, head_dim = step.q.shape
+    heads = step.key_cache.shape[1]
+    constants = block_constants(tiles, head_dim)
+    del constants["PADDED_D"]
+    launch_named(
+        paged_attention.paged_attention_kernel,
+        (step.batch_size * heads, triton.cdiv(tokens[1] * (num_heads // heads), tiles.block_m), splits),
+        q=step.q,
+        out=out,
+        partial=out if partial is None else partial[0],
+        partial_lse=out if partial is None else partial[1],
+        **step.lengths(),
+        **step.cache(),
+        q_token=step.q.stride()[0],
+        q_head=step.q.stride()[1],
+        num_heads=num_heads,
+        num_key_value_heads=heads,
+        num_tokens=num_tokens,
+        least=tokens[0],
+        most=tokens[1],
+        split_keys=split_keys,
+        scale=step.scale,
+        SPLIT=partial is not None,
+        **constants,
+    )
+
+
+def _attend_short(step: Step, plan: Plan, out: Any) -> None:
+    """The keys of a row are divided so that two programs wait for every multiprocessor."""
+    tiles = SMALL if INTERPRETED else (Tiles(SHORT, 64, 4, 3) if step.q.element_size() == 2 else Tiles(SHORT, 32, 4, 1))
+    wanted = triton.cdiv(2 * card().num_multiprocessors, max(1, step.batch_size * step.key_cache.shape[1]))
+    splits = max(1, min(wanted, triton.cdiv(plan.longest_short, LEAST_SPLIT)))
+    tokens = (1, plan.most_short)
+    if splits == 1:
+        return _attend(step, out, tokens, tiles)
+    split_keys = triton.cdiv(triton.cdiv(plan.longest_short, splits), tiles.block_n) * tiles.block_n
+    num_tokens, num_heads, head_dim = step.q.shape
+    partial = step.empty((splits, num_tokens, num_heads, head_dim), "float32")
+    partial_lse = step.empty((splits, num_tokens, num_heads), "float32")
+    _attend(step, out, tokens, tiles, (partial, partial_lse), splits, split_keys)
+    launch_named(
+        paged_attention.add_splits_kernel,
+        (plan.most_short, step.batch_size, num_heads),
+        partial=partial,
+        partial_lse=partial_lse,
+        out=out,
+        **step.lengths(),
+        num_heads=num_heads,
+        num_tokens=num_tokens,
+        head_dim=head_dim,
+        most=plan.most_short,
+        num_splits=splits,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+    )
+    return None
+
+
+def _prefill_tiles(step: Step) -> Tiles:
+    if INTERPRETED:
+        return SMALL
+    wide = step.q.shape[2] > 128
+    if step.q.element_size() == 4:
+        return Tiles(16 if wide else 32, 32, 8, 1)
+    return Tiles(64, 32 if wide else 64, 8, 2)

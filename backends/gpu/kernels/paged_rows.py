@@ -1,0 +1,92 @@
+"""The rows of a step over a paged cache: what they ask for, whether it fits, and their new keys and values stored."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+CHUNK = tl.constexpr(128)
+
+
+@triton.jit
+def row_of_step(encoder, decoder, this_time, row):
+    """(first token in q, first position, tokens) of the row."""
+    first = 0
+    for start in range(0, row, CHUNK):
+        others = start + tl.arange(0, CHUNK)
+        first += tl.sum(tl.load(this_time + others, mask=others < row, other=0), 0)
+    position = 0
+    if tl.load(encoder + row) <= 0:
+        position = tl.load(decoder + row)
+    return first, position, tl.load(this_time + row)
+
+
+@triton.jit(do_not_specialize=["table_row", "max_blocks", "num_blocks", "block_size"])
+def inspect_rows_kernel(
+    encoder, decoder, this_time, tables, found, table_row, max_blocks, num_blocks, block_size, CHUNK: tl.constexpr
+):
+    """found [batch_size, 3] int32: the row's first position, its tokens, and 1 where the op's rules are broken.
+
+    Grid (batch_size). So the host waits for twelve bytes a row once, and not for the tables.
+    """
+    row = tl.program_id(0)
+    prompt, count = tl.load(encoder + row), tl.load(this_time + row)
+    position = tl.where(prompt > 0, 0, tl.load(decoder + row))
+    needed = tl.cdiv(position + count, block_size)
+    wrong = (prompt < 0) | (position < 0) | (needed > max_blocks) | ((prompt > 0) & (count != prompt))
+    outside = 0
+    for start in range(0, tl.minimum(needed, max_blocks), CHUNK):
+        others = start + tl.arange(0, CHUNK)
+        block = tl.load(
+            tables + row.to(tl.int64) * table_row + others, mask=others < tl.minimum(needed, max_blocks), other=0
+        )
+        outside += tl.sum(((block < 0) | (block >= num_blocks)).to(tl.int32), 0)
+    broken = (count < 0) | ((count > 0) & (wrong | (outside > 0)))
+    tl.store(found + row * 3, position)
+    tl.store(found + row * 3 + 1, count)
+    tl.store(found + row * 3 + 2, broken.to(tl.int32))
+
+
+@triton.jit(do_not_specialize=["table_row", "num_heads", "block_size"])
+def store_tokens_kernel(
+    k,
+    v,
+    key_cache,
+    value_cache,
+    tables,
+    encoder,
+    decoder,
+    this_time,
+    k_token,
+    k_head,
+    v_token,
+    v_head,
+    key_block,
+    key_head,
+    key_slot,
+    value_block,
+    value_head,
+    value_slot,
+    table_row,
+    num_heads,
+    block_size,
+    head_dim,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """key_cache, value_cache [blocks, heads, slots, head_dim] get k, v [tokens, heads, head_dim].
+    Grid (most tokens of a row, batch_size, blocks of heads)."""
+    index, row = tl.program_id(0), tl.program_id(1)
+    first, position, count = row_of_step(encoder, decoder, this_time, row)
+    if index < count:
+        position += index
+        token = (first + index).to(tl.int64)
+        block = tl.load(tables + row.to(tl.int64) * table_row + position // block_size).to(tl.int64)
+        slot = (position % block_size).to(tl.int64)
+        heads, dims = (tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H))[:, None], tl.arange(0, BLOCK_D)[None, :]
+        exists = (heads < num_heads) & (dims < head_dim)
+        keys = tl.load(k + token * k_token + heads * k_head + dims, mask=exists)
+        values = tl.load(v + token * v_token + heads * v_head + dims, mask=exists)
+        heads = heads.to(tl.int64)
+        tl.store(key_cache + block * key_block + heads * key_head + slot * key_slot + dims, keys, mask=exists)
+        tl.store(value_cache + block * value_block + heads * value_head + slot * value_slot + dims, values, mask=exists)

@@ -1,0 +1,126 @@
+"""The gradient of rms_norm.py: programs that stay, each on every n-th row, with the weight's gradient in registers.
+
+    normalised = sum * rstd
+    dsum = rstd * (dy * weight - normalised * mean(dy * weight * normalised)) + dresidual
+    dweight = sum over rows of dy * normalised
+
+Each program leaves its part of dweight in float32, and column_sum.py adds the parts in order: no atomics, so that a
+run repeats bit by bit. The parts of two programs a multiprocessor are 5.4 MB each way at 5120 columns, and stay in the
+second-level cache. The floor is dy, sum and dsum (with a residual its gradient too): 503 MB at 16384 x 5120 in
+bfloat16. Predicted, not run on hardware: 90% of the copy rate at 16384 rows, 75% at 2048, where the second launch
+weighs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from fusionkit_backends.gpu.kernels import column_sum, rms_norm_long
+from fusionkit_backends.gpu.kernels.card import card
+from fusionkit_backends.gpu.kernels.launch import launch
+from fusionkit_backends.gpu.kernels.row_blocks import LONGEST_FOR_GRADIENT, load_tile, row_blocks, store_tile
+
+PROGRAMS_PER_MULTIPROCESSOR = 2
+
+
+@triton.jit
+def _weight(pointer, stride, column, columns):
+    return tl.load(pointer + column * stride, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _finish(
+    scaled, normalised, mean, rstd, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr, columns, row, column,
+    inside,
+):  # fmt: skip
+    """The gradient of one block of columns, into what has asked for it."""
+    dx = rstd[:, None] * (scaled - normalised * mean[:, None])
+    if dtotal_ptr is not None:
+        dx += load_tile(dtotal_ptr, row, dtotal_row, column, dtotal_column, inside)
+    store_tile(dx_ptr, row, columns, column, dx, inside)
+    if dresidual_ptr is not None:
+        store_tile(dresidual_ptr, row, columns, column, dx, inside)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def rms_norm_gradient_kernel(
+    dy_ptr, total_ptr, dtotal_ptr, weight_ptr, rstd_ptr, dx_ptr, dresidual_ptr, parts_ptr, num_rows, columns,
+    dy_row, dy_column, total_row, total_column, dtotal_row, dtotal_column, weight_stride,
+    ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    head, tail = tl.arange(0, HEAD), HEAD + tl.arange(0, TAIL if TAIL > 0 else 1)
+    weight = _weight(weight_ptr, weight_stride, head, columns)
+    dweight = tl.zeros((ROWS, HEAD), tl.float32)
+    if TAIL > 0:
+        weight_tail = _weight(weight_ptr, weight_stride, tail, columns)
+        dweight_tail = tl.zeros((ROWS, TAIL), tl.float32)
+    # Two stages: the next row is under way to shared memory (cp.async) while this one is worked on.
+    for group in tl.range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0), num_stages=2):
+        row = group * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        in_rows = (row < num_rows)[:, None]
+        inside, in_tail = in_rows & (head < columns)[None, :], in_rows & (tail < columns)[None, :]
+        rstd = tl.load(rstd_ptr + row, mask=row < num_rows, other=0.0)
+        dy = load_tile(dy_ptr, row, dy_row, head, dy_column, inside)
+        normalised = load_tile(total_ptr, row, total_row, head, total_column, inside) * rstd[:, None]
+        scaled = dy * weight
+        dot = tl.sum(scaled * normalised, 1)
+        dweight += dy * normalised
+        if TAIL > 0:
+            dy = load_tile(dy_ptr, row, dy_row, tail, dy_column, in_tail)
+            normalised_tail = load_tile(total_ptr, row, total_row, tail, total_column, in_tail) * rstd[:, None]
+            scaled_tail = dy * weight_tail
+            dot += tl.sum(scaled_tail * normalised_tail, 1)
+            dweight_tail += dy * normalised_tail
+        mean = dot / columns
+        _finish(
+            scaled, normalised, mean, rstd, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr, columns, row,
+            head, inside,
+        )  # fmt: skip
+        if TAIL > 0:
+            _finish(
+                scaled_tail, normalised_tail, mean, rstd, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr,
+                columns, row, tail, in_tail,
+            )  # fmt: skip
+    if parts_ptr is not None:
+        part = parts_ptr + tl.program_id(0).to(tl.int64) * columns
+        tl.store(part + head, tl.sum(dweight, 0), mask=head < columns)
+        if TAIL > 0:
+            tl.store(part + tail, tl.sum(dweight_tail, 0), mask=tail < columns)
+
+
+def num_parts(rows: int, columns: int) -> int:
+    """How many rows `parts` of `backward` must have."""
+    groups = triton.cdiv(rows, row_blocks(columns).rows)
+    return min(groups, PROGRAMS_PER_MULTIPROCESSOR * card().num_multiprocessors)
+
+
+def backward(
+    dy: Any, total: Any, dtotal: Any | None, weight: Any, rstd: Any, dx: Any, dresidual: Any | None, parts: Any | None,
+    dweight: Any | None,
+) -> None:  # fmt: skip
+    """Write dx, and where they are given dresidual (the same in another dtype) and dweight.
+
+    Args:
+        dy, total, dtotal, dx, dresidual: [rows, columns]; the last two contiguous. total is x, or the sum that the
+            forward pass stored, and dtotal that sum's own gradient.
+        rstd: [rows] float32, from the forward pass.
+        parts: [num_parts(rows, columns), columns] float32, a workspace; None if nobody wants dweight.
+    """
+    rows, columns = dy.shape
+    strides = (
+        *dy.stride(), *total.stride(), *((0, 0) if dtotal is None else dtotal.stride()), *weight.stride(),
+    )  # fmt: skip
+    arguments = (dy, total, dtotal, weight, rstd, dx, dresidual, parts, rows, columns, *strides)
+    programs = num_parts(rows, columns)
+    if columns > LONGEST_FOR_GRADIENT:
+        rms_norm_long.backward(rows, programs, arguments)
+    else:
+        blocks = row_blocks(columns)
+        launch(
+            rms_norm_gradient_kernel, (programs,), *arguments,
+            ROWS=blocks.rows, HEAD=blocks.head, TAIL=blocks.tail, num_warps=blocks.num_warps,
+        )  # fmt: skip
+    if parts is not None:
+        column_sum.column_sum(parts, dweight)

@@ -1,0 +1,111 @@
+"""rms_norm and its gradient for rows that no program can hold: read twice, block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from fusionkit_backends.gpu.kernels.launch import launch
+from fusionkit_backends.gpu.kernels.row_blocks import inverse_root
+
+BLOCK, NUM_WARPS = 4096, 8
+
+
+@triton.jit
+def _load(pointer, row, row_stride, column, column_stride, columns):
+    return tl.load(pointer + row * row_stride + column * column_stride, mask=column < columns, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns):
+    tile = _load(x_ptr, row, x_row, column, x_column, columns)
+    if residual_ptr is not None:
+        tile += _load(residual_ptr, row, residual_row, column, residual_column, columns)
+        tile = tile.to(sum_ptr.dtype.element_ty).to(tl.float32)
+    return tile
+
+
+@triton.jit(do_not_specialize=["num_rows", "epsilon"])
+def rms_norm_long_kernel(
+    x_ptr, residual_ptr, weight_ptr, y_ptr, sum_ptr, rstd_ptr, num_rows, columns, epsilon,
+    x_row, x_column, residual_row, residual_column, weight_stride,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        tile = _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns)
+        squares += tile * tile
+    rstd = inverse_root(tl.sum(squares, 0), columns, epsilon)
+    tl.store(rstd_ptr + row, rstd)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        tile = _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns)
+        y = tile * rstd * tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
+        tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=column < columns)
+        if residual_ptr is not None:
+            stored = tile.to(sum_ptr.dtype.element_ty)
+            tl.store(sum_ptr + row * columns + column, stored, mask=column < columns)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def rms_norm_long_gradient_kernel(
+    dy_ptr, total_ptr, dtotal_ptr, weight_ptr, rstd_ptr, dx_ptr, dresidual_ptr, parts_ptr, num_rows, columns,
+    dy_row, dy_column, total_row, total_column, dtotal_row, dtotal_column, weight_stride,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    rstd = tl.load(rstd_ptr + row)
+    dots = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
+        dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
+        dots += dy * weight * (_load(total_ptr, row, total_row, column, total_column, columns) * rstd)
+    mean = tl.sum(dots, 0) / columns
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
+        dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
+        normalised = _load(total_ptr, row, total_row, column, total_column, columns) * rstd
+        dx = rstd * (dy * weight - normalised * mean)
+        if dtotal_ptr is not None:
+            dx += _load(dtotal_ptr, row, dtotal_row, column, dtotal_column, columns)
+        place = row * columns + column
+        tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), mask=column < columns)
+        if dresidual_ptr is not None:
+            tl.store(dresidual_ptr + place, dx.to(dresidual_ptr.dtype.element_ty), mask=column < columns)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_parts"])
+def rms_norm_long_weight_kernel(
+    dy_ptr, total_ptr, rstd_ptr, parts_ptr, num_rows, num_parts, columns,
+    dy_row, dy_column, total_row, total_column,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A part of dweight: the program's block of columns over every num_parts-th row."""
+    part = tl.program_id(0).to(tl.int64) % num_parts
+    column = (tl.program_id(0) // num_parts) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for row in range(part, num_rows, num_parts):
+        dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
+        total += dy * (_load(total_ptr, row, total_row, column, total_column, columns) * tl.load(rstd_ptr + row))
+    tl.store(parts_ptr + part * columns + column, total, mask=column < columns)
+
+
+def forward(rows: int, arguments: tuple[Any, ...]) -> None:
+    """As rms_norm.forward, with the kernel's own arguments."""
+    launch(rms_norm_long_kernel, (rows,), *arguments, BLOCK=BLOCK, num_warps=NUM_WARPS)
+
+
+def backward(rows: int, num_parts: int, arguments: tuple[Any, ...]) -> None:
+    """As rms_norm_gradient.backward, with the kernel's own arguments."""
+    launch(rms_norm_long_gradient_kernel, (rows,), *arguments, BLOCK=BLOCK, num_warps=NUM_WARPS)
+    dy, total, _, _, rstd, _, _, parts, _, columns, *strides = arguments
+    if parts is not None:
+        launch(
+            rms_norm_long_weight_kernel, (num_parts * triton.cdiv(columns, BLOCK),), dy, total, rstd, parts, rows,
+            num_parts, columns, *strides[:4], BLOCK=BLOCK, num_warps=NUM_WARPS,
+        )  # fmt: skip

@@ -1,0 +1,58 @@
+"""How a row lies in a program: whole, in two blocks whose lengths are powers of two, as Triton's must be.
+
+One block would round 5120 up to 8192 and leave three eighths of the lanes idle; 4096 + 1024 leaves none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+# Columns that a program holds: 512 threads have 32 of each of the forward pass's tensors, and 16 in the gradient, which
+# keeps more. Longer rows are read twice.
+LONGEST, LONGEST_FOR_GRADIENT = 16384, 8192
+TILE = 2048  # elements of a program when rows are short
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """rows of one program, its two blocks of columns (the second may be 0), and the warps for them."""
+
+    rows: int
+    head: int
+    tail: int
+    num_warps: int
+
+
+def row_blocks(columns: int) -> RowBlocks:
+    """By the number of columns alone, so that another number of rows compiles nothing."""
+    whole = triton.next_power_of_2(columns)
+    head, tail = whole, 0
+    if columns >= TILE and columns < whole:
+        rest = columns - whole // 2
+        if triton.next_power_of_2(rest) < whole // 2:
+            head, tail = whole // 2, triton.next_power_of_2(rest)
+    rows = max(1, TILE // head)
+    warps = max(4, min(16, triton.next_power_of_2((head + tail) * rows // 640)))
+    return RowBlocks(rows, head, tail, warps)
+
+
+@triton.jit
+def inverse_root(squares, columns, epsilon):
+    """1 / sqrt(mean + epsilon) in float64, once a row: rounded once, as gradients that cancel make its error large."""
+    mean = squares.to(tl.float64) / columns + epsilon
+    return (1.0 / tl.sqrt(mean)).to(tl.float32)
+
+
+@triton.jit
+def load_tile(pointer, row, row_stride, column, column_stride, inside):
+    """[rows, columns] in float32; zeros outside."""
+    places = pointer + row[:, None] * row_stride + column[None, :] * column_stride
+    return tl.load(places, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(pointer, row, row_stride, column, value, inside):
+    tl.store(pointer + row[:, None] * row_stride + column[None, :], value.to(pointer.dtype.element_ty), mask=inside)
