@@ -14,7 +14,7 @@ help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, predict"
 	@echo "make test   run every test"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
-	@echo "make sanitize  run the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
+	@echo "make sanitize  run the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make bench  measure each op beside the machine's ceiling and its peers"
 	@echo "make lint   ruff, mypy, clang-format"
 	@echo "make build  compile what changed and install fusionkit in $(VENV), editable"

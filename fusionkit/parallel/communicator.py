@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,7 @@ class Communicator:
         self._handle = ctypes.c_void_p()
         self._flights: deque[Flight] = deque()  # with their arrays, until they are done
         self._flights_lock = threading.Lock()
+        self._process = os.getpid()
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         if not 0 <= rank < world_size:
             raise argument_error("Communicator", "rank", f"in [0, {world_size})", rank, f"world_size {world_size}")
@@ -204,7 +206,7 @@ class Communicator:
         """Leaves. Peers that still wait for this rank fail, and so does this rank's work in flight. Called at the
         object's end as well."""
         handle, self._handle = self._handle, ctypes.c_void_p()
-        if handle:
+        if handle and self._process == os.getpid():  # a forked child has neither the thread nor the right to leave
             library().fusionkit_parallel_leave(handle)
             self._flights.clear()
 
@@ -250,6 +252,11 @@ class Communicator:
     def _submit(self, call: Call, arrays: object, result: Any, sync_op: bool) -> Any:
         if not self._handle:
             raise CommunicatorError(f"{OPS[call.op]}: the communicator must be open, it was closed")
+        if self._process != os.getpid():
+            raise CommunicatorError(
+                f"{OPS[call.op]}: the communicator must be used in the process that made it, {self._process}, got its "
+                f"child {os.getpid()}, which would take the parent's messages. Make communicators after the fork"
+            )
         if not sync_op:
             return self._start(call, arrays, result)
         if _group.calls is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -88,3 +90,30 @@ def test_arguments_that_no_rank_can_use():
             alone.reduce_scatter(np.ones(2))
     with pytest.raises(CommunicatorError, match="closed"):
         alone.barrier()
+
+
+def test_a_forked_child_neither_uses_nor_leaves_its_parents_communicator():
+    script = """
+import os, numpy as np
+from fusionkit.parallel import Communicator, CommunicatorError
+from fusionkit.parallel.parity import run_ranks
+
+def run(rank, communicator):
+    works = [communicator.all_reduce(np.ones(8), sync_op=False) for _ in range(3)]  # the thread is there
+    [work.wait() for work in works]
+    communicator.barrier()
+    if rank == 0 and (child := os.fork()) == 0:
+        try:
+            communicator.barrier()
+        except CommunicatorError as error:
+            communicator.close()
+            os._exit(3 if "must be used in the process that made it" in str(error) else 4)
+        os._exit(5)
+    if rank == 0:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return float(communicator.all_reduce(np.ones(1))[0])
+
+print(run_ranks(2, run))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "3\n[2.0, 2.0]\n", done.stderr
