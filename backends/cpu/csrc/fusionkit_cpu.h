@@ -143,8 +143,8 @@ FUSIONKIT_API void pack_weight(const Tensor& weight, DType dtype, void* packed);
 FUSIONKIT_API void linear_packed(const Tensor& x, const void* packed, size_t packed_size, int64_t in_features,
                                  int64_t out_features, const Tensor& bias, const Tensor& y);
 
-// dweight = x^T dy, or with `accumulate` += it: then dweight is float32. x [rows, in_features], dy [rows, out_features],
-// dweight [in_features, out_features] in x's dtype or float32.
+// dweight = x^T dy, or with `accumulate` += it: then dweight is float32. x [rows, in_features], dy [rows,
+// out_features], dweight [in_features, out_features] in x's dtype or float32.
 FUSIONKIT_API void weight_grad(const Tensor& x, const Tensor& dy, const Tensor& dweight, bool accumulate);
 
 // to = from, rounded to to's dtype; both [rows, cols] of floating dtypes.

@@ -98,7 +98,8 @@ void bind_products(py::module_& module) {
              "-> (dx, dweight, dbias or None); of bias only shape and dtype are read");
   module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a, "-> uint8 array");
   module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
-             "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(), "-> y, which is out if given");
+             "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(),
+             "-> y, which is out if given");
   module.def("weight_grad", &weight_grad_array, "x"_a, "dy"_a, py::arg("dweight").noconvert(), "accumulate"_a = false,
              "dweight = x^T dy, or += in float32");
   module.def("cast", &cast_array, "from"_a, py::arg("to").noconvert(), "to = from in to's dtype; both [rows, cols]");
