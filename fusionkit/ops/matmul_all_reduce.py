@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from fusionkit.call import Call
-from fusionkit.ops.shards import INVALID, SUM_OF_ROUNDED_PRODUCTS, WORLD_SIZES, bind_world_size, case, invalid, summed
+from fusionkit.ops.shards import (
+    INVALID,
+    SUM_OF_ROUNDED_PRODUCTS,
+    WORLD_SIZES,
+    bind_world_size,
+    case,
+    invalid,
+    product_cost,
+    summed,
+)
 from fusionkit.spec import FLOATING, Array, Cost, Epsilons, Input, OpSpec, Output, Rounding, Tolerance, exact
 
 
@@ -79,11 +88,7 @@ def check(call: Call) -> None:
 
 
 def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
-    """One rank's product, and with the backward two more. Bytes of memory, not of the link."""
-    rows, k, n = dims["..."], dims["in_features"], dims["out_features"]
-    if not training:
-        return Cost(2.0 * rows * k * n, itemsize * (rows * k + k * n), itemsize * rows * n)
-    return Cost(6.0 * rows * k * n, itemsize * (2 * (rows * k + k * n) + rows * n), itemsize * (rows * (k + n) + k * n))
+    return product_cost(dims["..."], dims["in_features"], dims["out_features"], itemsize, training)
 
 
 spec = OpSpec(

@@ -16,6 +16,7 @@ from fusionkit.ops.shards import (
     block,
     case,
     invalid,
+    product_cost,
     summed,
 )
 from fusionkit.spec import (
@@ -94,11 +95,7 @@ def check(call: Call) -> None:
 
 
 def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
-    """One rank's product, and with the backward two more. Bytes of memory, not of the link."""
-    rows, k, n = dims["rows"], dims["in_features"], dims["out_features"]
-    if not training:
-        return Cost(2.0 * rows * k * n, itemsize * (rows * k + k * n), itemsize * rows * n)
-    return Cost(6.0 * rows * k * n, itemsize * (2 * (rows * k + k * n) + rows * n), itemsize * (rows * (k + n) + k * n))
+    return product_cost(dims["rows"], dims["in_features"], dims["out_features"], itemsize, training)
 
 
 spec = OpSpec(

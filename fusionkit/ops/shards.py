@@ -12,7 +12,7 @@ import numpy as np
 
 from fusionkit.call import Call
 from fusionkit.errors import argument_error
-from fusionkit.spec import Array, Case, GroupSpec, InvalidCase, Rounding, TwiceComposition
+from fusionkit.spec import Array, Case, Cost, GroupSpec, InvalidCase, Rounding, TwiceComposition
 
 WORLD_SIZES = (1, 2, 3, 4, 8)
 
@@ -54,6 +54,13 @@ def block(array: Array, rank: int, world_size: int) -> Array:
     """The rank's rows of what a reduce-scatter gives."""
     rows = array.shape[0] // world_size
     return array[rank * rows : (rank + 1) * rows]
+
+
+def product_cost(rows: float, k: float, n: float, itemsize: int, training: bool) -> Cost:
+    """One rank's product of [rows, k] by [k, n], and with the backward two more. Bytes of memory, not of the link."""
+    if not training:
+        return Cost(2.0 * rows * k * n, itemsize * (rows * k + k * n), itemsize * rows * n)
+    return Cost(6.0 * rows * k * n, itemsize * (2 * (rows * k + k * n) + rows * n), itemsize * (rows * (k + n) + k * n))
 
 
 def case(
