@@ -17,6 +17,8 @@ from tests import communicator_program, kernel_program
 from tests.guard_pages import MISTAKES
 from tests.kernel_program import ADDRESS, ADDRESS_FLAGS, ROOT, THREAD
 
+TIMEOUT = 600  # seconds for one program; the longest takes about 150 on two cores
+
 
 def library(name: str) -> str:
     command = ["g++", f"-print-file-name={name}"]
@@ -35,7 +37,10 @@ def address_environment() -> Mapping[str, str]:
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True)
+    try:
+        return subprocess.run([*map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{' '.join(map(str, command))}: no end after {TIMEOUT} s")
 
 
 def require_clean(title: str, *command: str | Path, env: Mapping[str, str] | None = None) -> None:

@@ -35,10 +35,10 @@ void plant(const char* mistake) {
     const Call one = all_reduce(own, from, *to);
     const auto work = Communicator::start(&one, 1);
     if (std::strcmp(mistake, "early_read") == 0) {
-      double sum = 0;
-      while (!work->is_done())
-        for (const float each : *to) sum += each;
-      std::printf("%g\n", sum);
+      // One element: ThreadSanitizer restores a stack for each racing read, minutes for all of them.
+      float first = 0;
+      while (!work->is_done()) first = to->front();
+      std::printf("%g\n", first);
     }
     if (std::strcmp(mistake, "freed_buffer") == 0) to.reset();
     work->wait();
