@@ -12,8 +12,9 @@ namespace {
 constexpr size_t kBufferBytes = 256 << 10;
 // What comes behind a plan in the same system call: a small message is there at once.
 constexpr size_t kReadAheadBytes = 4 << 10;
-// A thread that shares its core with arithmetic is woken for this much of a long message, not for each packet.
-constexpr size_t kWakeBytes = 64 << 10;
+// A thread that shares its core with arithmetic is woken for this much of a long message, not for each packet: 64 KiB
+// kept a core busy for 2.9% at 200 Mbit/s, 256 KiB for 2.3%.
+constexpr size_t kWakeBytes = 256 << 10;
 constexpr size_t kCallBytes = 1 << 20;
 
 }  // namespace

