@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -270,7 +271,7 @@ class Folder:
         self.folder.mkdir(exist_ok=True)
 
     def set(self, key: str, value: bytes) -> None:
-        partial = self.folder / f"{os.getpid()}.partial"
+        partial = self.folder / f"{os.getpid()}.{threading.get_ident()}.partial"  # ranks may be threads
         partial.write_bytes(value)
         partial.rename(self.folder / key.replace("/", "-"))
 
