@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusionkit.errors import argument_error
-from fusionkit.parallel.native import DTYPES, OPS, REDUCE_OPS, Call, Exchange, library
+from fusionkit.parallel.native import DTYPES, OPS, REDUCE_OPS, Call, Exchange, library, run
 from fusionkit.parallel.store import Store, join_store
 from fusionkit.parallel.work import CommunicatorError, Flight, Work, check
 
@@ -305,4 +305,4 @@ def _number(array: Array, op: str) -> int:
 
 def _run(calls: list[Call]) -> None:
     if calls:
-        check(library().fusionkit_parallel_run((Call * len(calls))(*calls), len(calls)))
+        check(run()((Call * len(calls))(*calls), len(calls)))

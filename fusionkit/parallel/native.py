@@ -92,13 +92,12 @@ def library() -> Any:
         ctypes.c_double,
         ctypes.POINTER(ctypes.c_void_p),
     ]
-    loaded.fusionkit_parallel_run.argtypes = [ctypes.POINTER(Call), ctypes.c_size_t]
     loaded.fusionkit_parallel_start.argtypes = [
         ctypes.POINTER(Call),
         ctypes.c_size_t,
         ctypes.POINTER(ctypes.c_void_p),
     ]
-    loaded.fusionkit_parallel_wait.argtypes = [ctypes.c_void_p]
+    loaded.fusionkit_parallel_wait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
     loaded.fusionkit_parallel_is_done.argtypes = [ctypes.c_void_p]
     loaded.fusionkit_parallel_forget.argtypes = [ctypes.c_void_p]
     loaded.fusionkit_parallel_forget.restype = None
@@ -113,3 +112,10 @@ def library() -> Any:
     loaded.fusionkit_parallel_leave.argtypes = [ctypes.c_void_p]
     loaded.fusionkit_parallel_leave.restype = None
     return loaded
+
+
+@functools.cache
+def run() -> Any:
+    """fusionkit_parallel_run, which releases the interpreter's lock by itself, so that Ctrl-C ends a call that waits."""
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(Call), ctypes.c_size_t)
+    return prototype(("fusionkit_parallel_run", library()))

@@ -8,6 +8,8 @@ from typing import Any
 from fusionkit.errors import FusionkitError
 from fusionkit.parallel.native import Call, library
 
+WAIT_MS = 100
+
 
 class CommunicatorError(FusionkitError, RuntimeError):
     """A peer is dead, late or calls something else. The communicator cannot be used any more, on any rank."""
@@ -25,7 +27,9 @@ class Flight:
         return bool(library().fusionkit_parallel_is_done(self._handle))
 
     def wait(self) -> None:
-        check(library().fusionkit_parallel_wait(self._handle))
+        done = ctypes.c_int()
+        while not done:  # between two looks Python handles signals
+            check(library().fusionkit_parallel_wait(self._handle, WAIT_MS, ctypes.byref(done)))
 
     def __del__(self) -> None:
         if self._handle:

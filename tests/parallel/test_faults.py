@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -117,3 +121,56 @@ print(run_ranks(2, run))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "3\n[2.0, 2.0]\n", done.stderr
+
+
+def interrupt_after(seconds: float) -> threading.Timer:
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return timer
+
+
+@contextlib.contextmanager
+def two_ranks(timeout: float = 30):
+    """Both in this process: the second joins on a thread."""
+    identifier = unique_id()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(Communicator, identifier, 1, 2, timeout=timeout)
+        with Communicator(identifier, 0, 2, timeout=timeout) as own, other.result() as peer:
+            yield own, peer, pool
+
+
+def test_ctrl_c_ends_a_call_that_waits_and_the_other_rank_is_told():
+    with two_ranks() as (own, peer, _):
+        begin = time.monotonic()
+        timer = interrupt_after(0.2)
+        with pytest.raises(KeyboardInterrupt):
+            own.all_reduce(np.ones(4))
+        timer.join()
+        with pytest.raises(CommunicatorError, match="a call was interrupted on rank 0"):
+            peer.all_reduce(np.ones(4))
+        assert time.monotonic() - begin < 5
+
+
+def test_ctrl_c_while_work_is_awaited_leaves_the_work_going():
+    with two_ranks() as (own, peer, pool):
+        work = own.all_reduce(np.ones(4), sync_op=False)
+        timer = interrupt_after(0.2)
+        with pytest.raises(KeyboardInterrupt):
+            work.wait()
+        timer.join()
+        pool.submit(peer.all_reduce, np.ones(4)).result()
+        np.testing.assert_array_equal(work.wait(), np.full(4, 2.0))
+
+
+@pytest.mark.parametrize("is_progressing", (False, True))
+def test_a_close_on_another_thread_ends_a_call_that_waits(is_progressing):
+    with two_ranks() as (own, _, pool):
+        if is_progressing:
+            own.barrier(sync_op=False)
+        waiting = pool.submit(own.all_reduce, np.ones(4))
+        time.sleep(0.2)
+        begin = time.monotonic()
+        own.close()
+        with pytest.raises(CommunicatorError, match="it was closed before the call was done"):
+            waiting.result()
+        assert time.monotonic() - begin < 5

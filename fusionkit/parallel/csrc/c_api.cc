@@ -1,5 +1,8 @@
 // The communicator for Python's ctypes. Functions return 0, or leave the error's text and return -2 for a
 // bad argument, else -1.
+#include <dlfcn.h>
+
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -41,6 +44,33 @@ int guarded(Body&& body) {
     return -1;
   }
 }
+
+// Gives up Python's lock, and takes it again for a look at what signals have come and at the end. Python's functions
+// are looked up in the process: the library is linked to no version of Python.
+class PythonThread {
+ public:
+  PythonThread() { state_ = save_(); }
+  ~PythonThread() { restore_(state_); }
+  PythonThread(const PythonThread&) = delete;
+
+  bool is_interrupted() const {
+    restore_(state_);
+    const bool is_raised = check_signals_() != 0;
+    state_ = save_();
+    return is_raised;
+  }
+
+ private:
+  template <typename Function>
+  static Function* find(const char* name) {
+    return reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
+  }
+
+  void* (*const save_)() = find<void*()>("PyEval_SaveThread");
+  void (*const restore_)(void*) = find<void(void*)>("PyEval_RestoreThread");
+  int (*const check_signals_)() = find<int()>("PyErr_CheckSignals");
+  mutable void* state_;
+};
 
 }  // namespace
 
@@ -94,16 +124,19 @@ EXPORT int fusionkit_parallel_join_hosts(const Listener* listener, const void* k
   });
 }
 
+// With Python's lock held, which is released meanwhile. When a signal's handler raises, the exception is left set.
 EXPORT int fusionkit_parallel_run(const Call* calls, size_t num_calls) {
-  return guarded([&] { Communicator::run(calls, num_calls); });
+  const PythonThread thread;
+  return guarded([&] { Communicator::run(calls, num_calls, [&] { return thread.is_interrupted(); }); });
 }
 
 EXPORT int fusionkit_parallel_start(const Call* calls, size_t num_calls, std::shared_ptr<Work>** made) {
   return guarded([&] { *made = new std::shared_ptr<Work>(Communicator::start(calls, num_calls)); });
 }
 
-EXPORT int fusionkit_parallel_wait(const std::shared_ptr<Work>* work) {
-  return guarded([&] { (*work)->wait(); });
+// Puts into `is_done` whether the call is done, for which it waits no longer than this.
+EXPORT int fusionkit_parallel_wait(const std::shared_ptr<Work>* work, int milliseconds, int* is_done) {
+  return guarded([&] { *is_done = (*work)->wait_for(std::chrono::milliseconds(milliseconds)) ? 1 : 0; });
 }
 
 EXPORT int fusionkit_parallel_is_done(const std::shared_ptr<Work>* work) { return (*work)->is_done() ? 1 : 0; }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <list>
 #include <map>
 #include <set>
 #include <stdexcept>
@@ -18,7 +19,13 @@ constexpr int64_t kSleepMicroseconds = 50000;  // how soon a dead peer is notice
 // How long a call that blocks looks again before it sleeps: a wake took some 30 us where this was measured, ten times
 // what a small message takes. The progress thread, beside which the process computes, does not.
 constexpr std::chrono::microseconds kSpin(50);
+constexpr std::chrono::milliseconds kPatience(50);  // of a caller who wants to be asked whether to give up
+constexpr char kClosed[] = "communicator: it was closed before the call was done";
 constexpr int64_t kSleepOfManyMicroseconds = 200;  // a sleep hears one communicator only
+
+std::runtime_error interrupted(int rank) {
+  return std::runtime_error("communicator: a call was interrupted on rank " + std::to_string(rank));
+}
 
 int num_cores() {
   cpu_set_t cores;
@@ -39,6 +46,16 @@ class Communicator::Lock {
   std::unique_lock<std::mutex> held_;
 };
 
+class Communicator::Use {
+ public:
+  explicit Use(Communicator* of) : of_(of) { ++of_->num_running_; }
+  ~Use() { --of_->num_running_; }
+  Use(const Use&) = delete;
+
+ private:
+  Communicator* of_;
+};
+
 Communicator::Communicator(std::unique_ptr<Transport> transport, double timeout)
     : transport_(std::move(transport)),
       timeout_(timeout),
@@ -49,10 +66,14 @@ Communicator::Communicator(std::unique_ptr<Transport> transport, double timeout)
 }
 
 Communicator::~Communicator() {
+  is_leaving_ = true;
+  while (num_running_ != 0) {
+    transport_->wake();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   {
     const Lock lock(*this);
-    is_leaving_ = true;
-    for (const auto& work : in_flight_) work->finish("communicator: it was closed before the call was done");
+    for (const auto& work : in_flight_) work->finish(kClosed);
     in_flight_.clear();
   }
   started_.notify_all();
@@ -66,9 +87,10 @@ std::string Communicator::name() const {
   return text;
 }
 
-void Communicator::run(const Call* calls, size_t num_calls) {
+void Communicator::run(const Call* calls, size_t num_calls, const GivesUp& gives_up) {
   std::set<Communicator*> communicators;  // in the order of addresses, so that two threads lock in one order
   for (size_t i = 0; i < num_calls; ++i) communicators.insert(calls[i].communicator);
+  const std::list<Use> uses(communicators.begin(), communicators.end());
   std::map<Communicator*, std::unique_ptr<Lock>> locks;
   for (Communicator* each : communicators) locks[each] = std::make_unique<Lock>(*each);
   for (size_t i = 0; i < num_calls; ++i) calls[i].communicator->check(calls[i]);
@@ -84,9 +106,15 @@ void Communicator::run(const Call* calls, size_t num_calls) {
       each->transport_->wake();
       locks[each].reset();
     }
-    move(own, own_works);
+    move(own, own_works, gives_up);
     locks.clear();
-    for (const auto& work : others) work->wait();
+    for (const auto& work : others) {
+      while (!work->wait_for(kPatience)) {
+        for (const Communicator* each : communicators)
+          if (each->is_leaving_) throw std::runtime_error(kClosed);
+        if (gives_up != nullptr && gives_up()) throw interrupted((*communicators.begin())->rank());
+      }
+    }
   } catch (const std::exception& error) {
     locks.clear();
     for (Communicator* each : communicators) {
@@ -98,8 +126,8 @@ void Communicator::run(const Call* calls, size_t num_calls) {
 }
 
 void Communicator::move(const std::vector<Communicator*>& communicators,
-                        const std::vector<std::shared_ptr<Work>>& works) {
-  auto last_moved = Clock::now();
+                        const std::vector<std::shared_ptr<Work>>& works, const GivesUp& gives_up) {
+  auto last_moved = Clock::now(), last_asked = last_moved;
   while (!std::all_of(works.begin(), works.end(), [](const auto& work) { return work->is_done(); })) {
     Transport& first = *communicators.front()->transport_;
     const uint32_t seen = first.changes();
@@ -115,6 +143,10 @@ void Communicator::move(const std::vector<Communicator*>& communicators,
       continue;
     }
     for (Communicator* each : communicators) each->require_progress(last_moved);
+    if (gives_up != nullptr && Clock::now() - last_asked >= kPatience) {
+      last_asked = Clock::now();
+      if (gives_up()) throw interrupted(communicators.front()->rank());
+    }
     first.wait(seen, communicators.size() == 1 ? kSleepMicroseconds : kSleepOfManyMicroseconds);
     for (Communicator* each : communicators)
       if (each != communicators.front()) each->transport_->wait(each->transport_->changes(), 0);
@@ -214,6 +246,7 @@ bool Communicator::advance(Reduction& reduction) {
 }
 
 void Communicator::require_progress(Clock::time_point last_moved) {
+  if (is_leaving_) throw std::runtime_error(kClosed);
   const std::string failure = transport_->failure();
   if (!failure.empty()) {
     const Plan* pending = nullptr;

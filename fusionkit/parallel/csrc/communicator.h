@@ -1,8 +1,10 @@
 // A group of ranks and the calls that they make together.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -46,6 +48,9 @@ struct Call {
 // that were started and that nobody may be waiting for; it exists from the first of them on.
 class Communicator {
  public:
+  // Asked every 50 ms by a call that waits: whether its caller gives up.
+  using GivesUp = std::function<bool()>;
+
   // A call fails when nothing has moved for `timeout` seconds.
   Communicator(std::unique_ptr<Transport> transport, double timeout);
   ~Communicator();
@@ -56,8 +61,8 @@ class Communicator {
 
   // Makes the calls together, of one or more communicators, and returns when all are done. Calls of one communicator
   // begin in the order given, and a send can wait for a receive that is behind it. After a failure a communicator
-  // fails always, on all ranks.
-  static void run(const Call* calls, size_t num_calls);
+  // fails always, on all ranks; it does so too when the caller gives up, or closes it from another thread.
+  static void run(const Call* calls, size_t num_calls, const GivesUp& gives_up = nullptr);
 
   // As run, for one communicator, but returns at once. What the calls read and write must stay until the work is done.
   // Calls in flight have the order in which they were started, on every rank the same.
@@ -66,6 +71,7 @@ class Communicator {
  private:
   using Clock = std::chrono::steady_clock;
   class Lock;
+  class Use;
 
   // schedule.cc: a call as messages to and from each peer.
   std::shared_ptr<Work> schedule(const Call* calls, size_t num_calls);
@@ -84,7 +90,8 @@ class Communicator {
   Reduction& new_reduction(const Call& call, const void* own, void* out, size_t size);
 
   // Moves the bytes of these until all works are done.
-  static void move(const std::vector<Communicator*>& communicators, const std::vector<std::shared_ptr<Work>>& works);
+  static void move(const std::vector<Communicator*>& communicators, const std::vector<std::shared_ptr<Work>>& works,
+                   const GivesUp& gives_up);
   bool advance();
   bool advance(Reduction& reduction);
   void require_progress(Clock::time_point last_moved);
@@ -94,10 +101,12 @@ class Communicator {
   const std::unique_ptr<Transport> transport_;
   const double timeout_;
   const bool may_spin_;
+  std::atomic<bool> is_leaving_{false};
+  std::atomic<int> num_running_{0};  // calls that block, which must have left before this ends
   std::mutex queue_;  // whoever waits for mutex_ holds it, so that the progress thread cannot come first again
   std::mutex mutex_;  // for all below
   std::condition_variable started_;
-  bool is_leaving_ = false, is_progressing_ = false;  // the latter: the progress thread moves what is in flight
+  bool is_progressing_ = false;  // the progress thread moves what is in flight
   Turns turns_;
   std::vector<Channel> channels_;
   std::vector<std::shared_ptr<Work>> in_flight_;

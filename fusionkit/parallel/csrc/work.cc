@@ -10,9 +10,14 @@ bool Work::is_done() const {
 }
 
 void Work::wait() const {
+  while (!wait_for(std::chrono::hours(1))) continue;
+}
+
+bool Work::wait_for(std::chrono::milliseconds time) const {
   std::unique_lock<std::mutex> lock(mutex_);
-  finished_.wait(lock, [this] { return is_done_; });
+  if (!finished_.wait_for(lock, time, [this] { return is_done_; })) return false;
   if (!failure_.empty()) throw std::runtime_error(failure_);
+  return true;
 }
 
 void Work::finish(const std::string& failure) {

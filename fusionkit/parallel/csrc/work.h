@@ -1,6 +1,7 @@
 // Calls that were started together and are not awaited yet.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -27,6 +28,8 @@ class Work {
   bool is_done() const;
   // Returns when all results are there; throws when the communicator failed before.
   void wait() const;
+  // The same, for no longer than this: false when they are not there yet.
+  bool wait_for(std::chrono::milliseconds time) const;
 
  private:
   friend class Channel;
