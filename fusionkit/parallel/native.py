@@ -116,6 +116,6 @@ def library() -> Any:
 
 @functools.cache
 def run() -> Any:
-    """fusionkit_parallel_run, which releases the interpreter's lock by itself, so that Ctrl-C ends a call that waits."""
+    """fusionkit_parallel_run, which releases the interpreter's lock by itself: Ctrl-C ends a call that waits."""
     prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(Call), ctypes.c_size_t)
     return prototype(("fusionkit_parallel_run", library()))

@@ -22,7 +22,7 @@ BURST_BYTES = 96 << 10  # packets on a veth have up to 64 KiB before they are se
 QUEUE = "100ms"  # the longest wait in the queue before packets are dropped
 RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-# Its packets leave as they come. Where the system's default paces them by timers (BBR), each timer is an interrupt on the
+# Its packets leave as they come. Where the default paces them by timers (BBR), each timer is an interrupt on the
 # core that computes: the same collective kept a core busy for 3.4% of its time and 2.6% without.
 CONGESTION_CONTROL = "reno"
 START_S = 10.0
