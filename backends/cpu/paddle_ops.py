@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fusionkit_backends.cpu import health, runtime
+from fusionkit_backends.cpu import health, paddle_gradients, runtime
 
 LIBRARY = health.LIBRARY_DIR / "libfusionkit_paddle.so"
 
@@ -35,6 +35,7 @@ def load() -> None:
         _require_built_for(paddle.version.full_version)
         runtime.native()
         load_op_meta_info_and_register_op(str(LIBRARY))
+        paddle_gradients.connect(paddle._C_ops._run_custom_op)
         _is_grad_enabled, _in_dynamic_mode = paddle.is_grad_enabled, paddle.in_dynamic_mode
         _run_custom_op = paddle._C_ops._run_custom_op
 
