@@ -1,8 +1,8 @@
 """Runs each differentiable custom op once, alone, before threads use them.
 
 Paddle 3.3 connects an op with its gradient at the op's first call, in a map of the process that nothing guards: two
-threads' first calls end in "Attribute cast error", wrong gradients or a crash (seen in about 1 of 30 processes whose ranks were
-threads).
+threads' first calls end in "Attribute cast error", wrong gradients or a crash, in some 1 of 30 processes whose ranks
+are threads.
 """
 
 from __future__ import annotations
