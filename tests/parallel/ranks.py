@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionkit.parallel import Communicator, CommunicatorError, group
+from fusionkit.parallel import Communicator, CommunicatorError, group, unique_id
 from fusionkit.parallel.native import DTYPES
 
 # One element, an odd number, one more than the direct limit of 4 KiB in every dtype, more than a ring of 256 KiB.
@@ -254,6 +254,69 @@ def different(communicator: Communicator, how: str) -> None:
     elif how == "pair":
         communicator.recv(np.ones(3), 0) if odd else communicator.send(one, 1) if communicator.rank == 0 else None
     communicator.barrier()
+
+
+def fused_forever(communicator: Communicator, op: str, started: str) -> None:
+    """Overlapped calls until another rank is gone."""
+    from fusionkit_backends.cpu import overlap
+
+    import fusionkit as fk
+
+    x, weight = np.ones((512, 512), "f"), np.ones((512, 512), "f")
+    with overlap.overlapped():
+        getattr(fk, op)(x, weight, group=communicator)
+        (Path(started) / str(communicator.rank)).touch()
+        while True:
+            getattr(fk, op)(x, weight, group=communicator)
+
+
+def groups_of_two(communicator: Communicator) -> tuple[Communicator, Communicator]:
+    """Of four ranks: with the neighbour (0 and 1, 2 and 3), and with the rank two places away."""
+    rank, made = communicator.rank, []
+    for leader, place in ((rank // 2 * 2, rank % 2), (rank % 2, rank // 2)):
+        identifiers = communicator.all_gather(np.frombuffer(unique_id(), np.uint8))
+        made.append(Communicator(identifiers[leader].tobytes(), place, 2, timeout=communicator.timeout))
+    return made[0], made[1]
+
+
+def accumulated(
+    communicator: Communicator, arrays: dict[str, list], recomputes: bool
+) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+    """A block of two linear layers on a 2 x 2 grid of ranks: tensor parallel with the neighbour, data parallel with the
+    other. Two micro-batches add up their gradients, which the second group then sums. This rank's y of the last
+    micro-batch, gradients of both weights, and how often a fused op ran."""
+    import paddle
+
+    import fusionkit as fk
+    from fusionkit import nn, parallel
+
+    tensor_parallel, data_parallel = groups_of_two(communicator)
+    rank, replica = tensor_parallel.rank, data_parallel.rank
+    x, first, second, dy = (np.array(arrays[name], "f") for name in ("x", "first", "second", "dy"))
+    up = parallel.ColumnSequenceParallelLinear(
+        *first.shape, has_bias=False, mp_group=tensor_parallel, gather_output=False
+    )
+    down = parallel.RowSequenceParallelLinear(
+        *second.shape, has_bias=False, mp_group=tensor_parallel, input_is_parallel=True
+    )
+    up.weight.set_value(np.split(first, 2, 1)[rank])
+    down.weight.set_value(np.split(second, 2, 0)[rank])
+
+    def block(tokens):
+        return down(paddle.nn.functional.relu(up(tokens)))
+
+    for micro in range(2):
+        tokens = paddle.to_tensor(np.split(x[replica, micro], 2)[rank])
+        tokens.stop_gradient = False
+        y = nn.recompute(block, tokens) if recomputes else block(tokens)
+        y.backward(paddle.to_tensor(np.split(dy[replica, micro], 2)[rank]))
+    gradients = {
+        name: data_parallel.all_reduce(layer.weight.grad.numpy()) for name, layer in (("first", up), ("second", down))
+    }
+    num_fused = sum(
+        count for (op, *_), count in fk.ledger().items() if op in ("all_gather_matmul", "matmul_reduce_scatter")
+    )
+    return y.numpy(), gradients, num_fused
 
 
 def segments(communicator: Communicator) -> tuple[list[str], bool]:
