@@ -262,7 +262,7 @@ def fused_forever(communicator: Communicator, op: str, started: str) -> None:
 
     import fusionkit as fk
 
-    x, weight = np.ones((512, 512), "f"), np.ones((512, 512), "f")
+    x, weight = np.ones((504, 512), "f"), np.ones((512, 512), "f")  # rows for 2 and 3 ranks
     with overlap.overlapped():
         getattr(fk, op)(x, weight, group=communicator)
         (Path(started) / str(communicator.rank)).touch()
