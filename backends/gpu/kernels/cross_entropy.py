@@ -38,11 +38,13 @@ def cross_entropy_kernel(
         rising = tl.maximum(largest, logit)
         total = total * tl.exp(largest - rising) + tl.exp(logit - rising)
         largest = rising
-    # An unknown label is never read: its loss is NaN. The load stands before the reductions, whose barriers keep it
+    # An unknown label is never read. The load stands before the reductions, whose barriers keep it
     # from finding the gradient that another warp has put in the logits' place.
-    at_label = tl.load(logits_ptr + label, mask=known, other=float("nan"))
+    at_label = tl.load(logits_ptr + label, mask=known, other=0.0)
     top = tl.max(largest, 0)
     log_partition = top + tl.log(tl.sum(total * tl.exp(largest - top), 0))
+    # An unknown label makes NaN of the loss and of the gradient, which both go through it.
+    log_partition = tl.where(known, log_partition, float("nan"))
     tl.store(loss_ptr + row, tl.where(counted, log_partition - at_label, 0.0))
     if gradient_ptr is not None:
         gradient_ptr += row * vocab_size
