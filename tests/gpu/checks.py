@@ -132,11 +132,35 @@ def wrong_values_are_not_read():
         rope.rotate(q, q, table, table, torch.tensor([[0, 4, -1]]), False, new_q, new_k, 1)
         assert new_q.isnan().flatten(2).all(-1).tolist() == [[False, True, True]]
         assert not new_q[0, 0].isnan().any()
-        losses = torch.empty(3)
-        cross_entropy.cross_entropy(torch.randn(3, 5), torch.tensor([4, 5, -1]), -100, losses, None)
-        assert losses.isnan().tolist() == [False, True, True]
+        losses, gradient = torch.empty(4), torch.empty(4, 5)
+        cross_entropy.cross_entropy(torch.randn(4, 5), torch.tensor([4, 5, -1, -100]), -100, losses, gradient)
+        assert losses.isnan().tolist() == [False, True, True, False]
+        assert gradient.isnan().all(-1).tolist() == [False, True, True, False]
+        assert not gradient[0].isnan().any() and not gradient[3].any()
     finally:
         values.require_values = real
+
+
+def heads_far_apart():
+    """The third head lies 2^31 elements behind the first: strides times heads must not wrap around. Of the buffer's
+    4 GiB the pages of a few kilobytes are touched."""
+    buffer = torch.empty(2**31 + 2**16, dtype=torch.float16)
+
+    def far(*sizes, at=0):
+        batch_size, length, heads, width = sizes
+        return buffer.as_strided(sizes, (length * width, width, 2**30, 1), at).copy_(torch.randn(sizes))
+
+    q, k, v = (far(1, 5, 3, 16, at=4096 * i) for i in range(3))
+    mask = far(1, 5, 3, 5, at=4096 * 3).transpose(1, 2)
+    table = torch.rand(5, 8)
+    with fk.use_backend("gpu"):
+        for op, arguments in (
+            ("flash_attention", {"q": q, "k": k, "v": v, "attn_mask": mask}),
+            ("fusion_rope", {"q": q, "k": k, "cos": table, "sin": table}),
+        ):
+            near = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in arguments.items()}
+            for want, got in zip(results(getattr(fk, op), near), results(getattr(fk, op), arguments), strict=True):
+                assert torch.equal(want, got), op
 
 
 def refused(op, case):

@@ -205,7 +205,8 @@ def attention_dq_kernel(
     if CAUSAL:
         query_block = num_blocks - 1 - query_block
     batch, head = (head_index // num_heads).to(tl.int64), head_index % num_heads
-    kv_head = head // (num_heads // num_key_value_heads)
+    kv_head = (head // (num_heads // num_key_value_heads)).to(tl.int64)  # head * stride can pass 2^31
+    head = head.to(tl.int64)
     first_row = query_block * BLOCK_M
     rows = first_row + tl.arange(0, BLOCK_M)
     q += batch * q_batch + head * q_head
@@ -222,7 +223,7 @@ def attention_dq_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     whole, end = key_range(first_row, q_len, kv_len, CAUSAL, BLOCK_M, BLOCK_N)
     if NUM_BOUNDS > 0:
-        bound_head = batch * bound_heads + (kv_head if bound_heads > 1 else 0)
+        bound_head = batch * bound_heads + tl.minimum(kv_head, bound_heads - 1)
         bounds += bound_head * kv_len * NUM_BOUNDS
         listed = bound_head * num_blocks + query_block
         blocks += listed * max_blocks
@@ -356,8 +357,9 @@ def attention_dk_dv_kernel(
     batch, kv_head = (head_index // num_key_value_heads).to(tl.int64), head_index % num_key_value_heads
     group = num_heads // num_key_value_heads
     first_column = key_block * BLOCK_N
-    k += batch * k_batch + kv_head * k_head
-    v += batch * v_batch + kv_head * v_head
+    # head * stride can pass 2^31; the head itself stays in 32 bits, as it is held to the end
+    k += batch * k_batch + kv_head.to(tl.int64) * k_head
+    v += batch * v_batch + kv_head.to(tl.int64) * v_head
     keys = load_rows(k, first_column, k_row, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
     values = load_rows(v, first_column, v_row, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
     factor = scale if MASK == 2 else scale * LOG2_E
@@ -378,7 +380,7 @@ def attention_dk_dv_kernel(
     dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for member in range(0, group):
-        head = kv_head * group + member
+        head = (kv_head * group + member).to(tl.int64)
         q_head_base = q + batch * q_batch + head * q_head
         dout_head_base = dout + batch * dout_batch + head * dout_head
         mask_base = mask + batch * mask_batch + head * mask_head

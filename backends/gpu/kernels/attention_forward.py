@@ -143,7 +143,8 @@ def attention_forward_kernel(
     if CAUSAL:  # the blocks with the most keys start first
         query_block = num_blocks - 1 - query_block
     batch, head = (head_index // num_heads).to(tl.int64), head_index % num_heads
-    kv_head = head // (num_heads // num_key_value_heads)
+    kv_head = (head // (num_heads // num_key_value_heads)).to(tl.int64)  # head * stride can pass 2^31
+    head = head.to(tl.int64)
     first_row = query_block * BLOCK_M
     q += batch * q_batch + head * q_head
     queries = load_rows(q, first_row, q_row, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D)
@@ -158,7 +159,7 @@ def attention_forward_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     whole, end = key_range(first_row, q_len, kv_len, CAUSAL, BLOCK_M, BLOCK_N)
     if NUM_BOUNDS > 0:
-        bound_head = batch * bound_heads + (kv_head if bound_heads > 1 else 0)
+        bound_head = batch * bound_heads + tl.minimum(kv_head, bound_heads - 1)
         bounds += bound_head * kv_len * NUM_BOUNDS
         listed = bound_head * num_blocks + query_block
         blocks += listed * max_blocks

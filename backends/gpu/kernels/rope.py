@@ -28,7 +28,8 @@ def _rotate_heads(
     """All heads of one token that are this program's share."""
     for start in range(tl.program_id(1) * HEADS, num_heads, tl.num_programs(1) * HEADS):
         head = start + tl.arange(0, HEADS)[:, None]
-        x_rows, y_rows = x_ptr + head * x_head, y_ptr + head * y_head
+        wide = head.to(tl.int64)  # head * stride can pass 2^31
+        x_rows, y_rows = x_ptr + wide * x_head, y_ptr + wide * y_head
         if INTERLEAVED:
             # Read and written whole, so that neighbours share one access; taken apart in registers.
             element = tl.arange(0, 2 * BLOCK_HALF)[None, :]
