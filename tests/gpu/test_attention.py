@@ -78,6 +78,23 @@ def test_every_pass_and_head_dim_has_blocks_that_a_product_takes():
     assert all(tiles.block_n >= 32 for table in padded for tiles in table.values())
 
 
+def test_the_framework_gets_dense_rows(monkeypatch):
+    """Its fused kernels take no strided last axis, and fusionkit allows them no other."""
+    from fusionkit_backends.gpu.autograd import flash_attention
+
+    q = torch.randn(2, 4, 3, 16)[..., ::2]
+    seen, real = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*tensors, **settings):
+        seen.extend(tensor.stride(-1) for tensor in tensors)
+        return real(*tensors, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    monkeypatch.setattr(flash_attention, "_preferred", lambda device: [flash_attention.SDPBackend.MATH])
+    out = flash_attention.frameworks_own(q, q, q, True)
+    assert out.shape == q.shape and seen == [1, 1, 1]
+
+
 def test_the_framework_is_never_called_on_the_host():
     q = torch.zeros(1, 4, 1, 8, dtype=torch.bfloat16)
     assert attention_choice.is_plain(q, q, True, (None, None), None, False)

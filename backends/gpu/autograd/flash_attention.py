@@ -132,6 +132,7 @@ AMPERE = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFF
 
 def frameworks_own(q: Any, k: Any, v: Any, causal: bool) -> Any:
     grouped = q.shape[2] != k.shape[2]
+    q, k, v = map(dense_last, (q, k, v))  # the kernels behind it refuse a strided last axis
     with sdpa_kernel(_preferred(q.device.index), set_priority=True):
         out = torch.nn.functional.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal, enable_gqa=grouped
