@@ -139,7 +139,7 @@ def _attend(
     splits: int = 1,
     split_keys: int = 0,
 ) -> None:
-    num_tokens, num_heads, head_dim = step.q.shape
+    _, num_heads, head_dim = step.q.shape
     heads = step.key_cache.shape[1]
     constants = block_constants(tiles, head_dim)
     del constants["PADDED_D"]
@@ -156,7 +156,7 @@ def _attend(
         q_head=step.q.stride()[1],
         num_heads=num_heads,
         num_key_value_heads=heads,
-        num_tokens=num_tokens,
+        num_rows=step.batch_size,
         least=tokens[0],
         most=tokens[1],
         split_keys=split_keys,
@@ -175,9 +175,10 @@ def _attend_short(step: Step, plan: Plan, out: Any) -> None:
     if splits == 1:
         return _attend(step, out, tokens, tiles)
     split_keys = triton.cdiv(triton.cdiv(plan.longest_short, splits), tiles.block_n) * tiles.block_n
-    num_tokens, num_heads, head_dim = step.q.shape
-    partial = step.empty((splits, num_tokens, num_heads, head_dim), "float32")
-    partial_lse = step.empty((splits, num_tokens, num_heads), "float32")
+    _, num_heads, head_dim = step.q.shape
+    # Places for the short rows alone: beside a long prefill, places for every token would take gigabytes.
+    places = splits, step.batch_size * plan.most_short, num_heads
+    partial, partial_lse = step.empty((*places, head_dim), "float32"), step.empty(places, "float32")
     _attend(step, out, tokens, tiles, (partial, partial_lse), splits, split_keys)
     launch_named(
         paged_attention.add_splits_kernel,
@@ -187,7 +188,7 @@ def _attend_short(step: Step, plan: Plan, out: Any) -> None:
         out=out,
         **step.lengths(),
         num_heads=num_heads,
-        num_tokens=num_tokens,
+        num_rows=step.batch_size,
         head_dim=head_dim,
         most=plan.most_short,
         num_splits=splits,

@@ -13,7 +13,7 @@ import triton.language as tl
 from fusionkit_backends.gpu.kernels.attention_forward import LOG2_E
 from fusionkit_backends.gpu.kernels.paged_rows import row_of_step
 
-SIZES = ["table_row", "num_heads", "num_key_value_heads", "block_size", "num_tokens", "least", "most", "split_keys"]
+SIZES = ["table_row", "num_heads", "num_key_value_heads", "block_size", "num_rows", "least", "most", "split_keys"]
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def paged_attention_kernel(
     num_heads,
     num_key_value_heads,
     block_size,
-    num_tokens,
+    num_rows,
     head_dim,
     least,
     most,
@@ -64,8 +64,8 @@ def paged_attention_kernel(
 ):
     """Grid (batch_size * num_key_value_heads, query blocks of the longest row, splits).
 
-    Serves rows of least..most tokens. out is dense; SPLIT: partial [splits, tokens, heads, head_dim] and partial_lse
-    [splits, tokens, heads], in powers of 2, take its place, for keys split * split_keys and so on.
+    Serves rows of least..most tokens. out is dense; SPLIT: partial [splits, num_rows * most, heads, head_dim] and
+    partial_lse [splits, num_rows * most, heads], in powers of 2, take its place, for keys split * split_keys and so on.
     """
     row, kv_head = tl.program_id(0) // num_key_value_heads, tl.program_id(0) % num_key_value_heads
     split = tl.program_id(2)
@@ -106,8 +106,8 @@ def paged_attention_kernel(
             top = new_top
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         place = columns * num_heads + heads
-        if SPLIT:
-            place += split.to(tl.int64) * num_tokens * num_heads
+        if SPLIT:  # moved by whole tokens: places of their own for the block's rows would spill registers
+            place += ((split.to(tl.int64) * num_rows + row) * most - first_token) * num_heads
             lse = tl.where(total == 0.0, float("-inf"), top + tl.log2(total))
             tl.store(partial_lse + place, lse, mask=exists)
             tl.store((partial + place * head_dim)[:, None] + dims[None, :], acc, mask=element)
@@ -115,7 +115,7 @@ def paged_attention_kernel(
             tl.store((out + place * head_dim)[:, None] + dims[None, :], acc.to(out.dtype.element_ty), mask=element)
 
 
-@triton.jit(do_not_specialize=["num_heads", "num_tokens", "most", "num_splits"])
+@triton.jit(do_not_specialize=["num_heads", "num_rows", "most", "num_splits"])
 def add_splits_kernel(
     partial,
     partial_lse,
@@ -124,7 +124,7 @@ def add_splits_kernel(
     decoder,
     this_time,
     num_heads,
-    num_tokens,
+    num_rows,
     head_dim,
     most,
     num_splits,
@@ -135,7 +135,7 @@ def add_splits_kernel(
     first, _, count = row_of_step(encoder, decoder, this_time, row)
     if (index < count) & (count <= most):
         dims = tl.arange(0, BLOCK_D)
-        place = (first + index).to(tl.int64) * num_heads + head
+        place = (row.to(tl.int64) * most + index) * num_heads + head
         top, total = float("-inf"), 0.0
         acc = tl.zeros([BLOCK_D], tl.float32)
         for _ in range(num_splits):
@@ -144,6 +144,6 @@ def add_splits_kernel(
             kept, weight = tl.exp2(top - new_top), tl.exp2(lse - new_top)
             values = tl.load(partial + place * head_dim + dims, mask=dims < head_dim, other=0.0)
             acc, total, top = acc * kept + values * weight, total * kept + weight, new_top
-            place += num_tokens.to(tl.int64) * num_heads
+            place += num_rows.to(tl.int64) * most * num_heads
         place = ((first + index).to(tl.int64) * num_heads + head) * head_dim
         tl.store(out + place + dims, (acc / total).to(out.dtype.element_ty), mask=dims < head_dim)
