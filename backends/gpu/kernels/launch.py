@@ -5,6 +5,7 @@ Recording serves `warmup` and the tests that compile ahead of time: they see the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,13 @@ class Launch:
     constants: dict[str, Any]
 
 
-_recorded: list[Launch] | None = None
+class _Recording(threading.local):
+    """Of the thread that asked for it: the launches of others run meanwhile."""
+
+    launches: list[Launch] | None = None
+
+
+_recording = _Recording()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -36,9 +43,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         grid: programs along up to three axes; with a 0 among them nothing is launched.
         *arguments: in the kernel's order; tensors, numbers, None.
         **constants: `tl.constexpr` parameters, and num_warps, num_stages.
+
+    Raises:
+        ValueError: the tensors are on different devices.
     """
-    if _recorded is not None:
-        _recorded.append(Launch(kernel, arguments, constants))
+    if _recording.launches is not None:
+        _recording.launches.append(Launch(kernel, arguments, constants))
         return
     if 0 in grid:
         return
@@ -46,7 +56,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         kernel[grid](*arguments, **constants)
         return
     active = driver.active
-    here, there = active.get_current_device(), arguments[0].get_device()
+    here, there = active.get_current_device(), _device(arguments)
     if here == there:
         kernel[grid](*arguments, **constants)
         return
@@ -57,12 +67,26 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         active.set_current_device(here)
 
 
+def _device(arguments: tuple[Any, ...]) -> int:
+    """The card of all tensors. Triton looks at none of the pointers after a program's first launch."""
+    there = int(arguments[0].get_device())
+    for argument in arguments:
+        if hasattr(argument, "get_device") and argument.get_device() != there:
+            raise ValueError(f"all tensors must be on one card, got cards {there} and {argument.get_device()}")
+    return there
+
+
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Launches inside are appended to the list and not run. For one thread: gradients must be taken in this one."""
-    global _recorded
-    before, _recorded = _recorded, []
+    """This thread's launches are appended to the list and not run: gradients must be taken in it as well."""
+    before, made = _recording.launches, list[Launch]()
+    _recording.launches = made
     try:
-        yield _recorded
+        yield made
     finally:
-        _recorded = before
+        _recording.launches = before
+
+
+def is_recording() -> bool:
+    """Whether this thread's launches are recorded."""
+    return _recording.launches is not None
