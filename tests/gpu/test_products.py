@@ -32,6 +32,18 @@ def test_sums_in_16_bits_are_off_for_one_product_and_then_as_they_were(dtype, se
         setattr(settings, name, before)
 
 
+def test_the_last_of_two_products_in_flight_restores_the_setting():
+    settings, name = torch.backends.cuda.matmul, SETTINGS["bfloat16"]
+    assert getattr(settings, name)
+    first, second = rounded_once(torch.bfloat16), rounded_once(torch.bfloat16)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not getattr(settings, name)
+    second.__exit__(None, None, None)
+    assert getattr(settings, name)
+
+
 def test_an_evaluation_takes_no_gradients():
     x, weight = empty(64, 32, dtype="bfloat16"), empty(32, 100, dtype="bfloat16")
     labels = torch.empty(64, dtype=torch.int64, device="meta")

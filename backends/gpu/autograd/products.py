@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+
+class _Reduction:
+    """PyTorch's flag of one dtype. It is the process's: the first product in flight clears it, the last restores it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lock = threading.Lock()
+        self.num_holders = 0
+        self.was_set = False
+
+    def clear(self) -> None:
+        settings = torch.backends.cuda.matmul
+        with self.lock:
+            if self.num_holders == 0:
+                self.was_set = getattr(settings, self.name)
+                if self.was_set:
+                    setattr(settings, self.name, False)
+            self.num_holders += 1
+
+    def restore(self) -> None:
+        with self.lock:
+            self.num_holders -= 1
+            if self.num_holders == 0 and self.was_set:
+                setattr(torch.backends.cuda.matmul, self.name, True)
+
+
 _REDUCTIONS = {
-    torch.bfloat16: "allow_bf16_reduced_precision_reduction",
-    torch.float16: "allow_fp16_reduced_precision_reduction",
+    torch.bfloat16: _Reduction("allow_bf16_reduced_precision_reduction"),
+    torch.float16: _Reduction("allow_fp16_reduced_precision_reduction"),
 }
 
 
 @contextmanager
 def rounded_once(dtype: torch.dtype) -> Iterator[None]:
     """PyTorch lets cuBLAS add the parts of a product that is split along its depth in 16 bits: not here."""
-    name = _REDUCTIONS.get(dtype)
-    settings = torch.backends.cuda.matmul
-    if name is None or not getattr(settings, name):
+    reduction = _REDUCTIONS.get(dtype)
+    if reduction is None:
         yield
         return
-    setattr(settings, name, False)
+    reduction.clear()
     try:
         yield
     finally:
-        setattr(settings, name, True)
+        reduction.restore()
 
 
 def product(
