@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import pkgutil
 import re
 
@@ -161,6 +162,21 @@ def heads_far_apart():
             near = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in arguments.items()}
             for want, got in zip(results(getattr(fk, op), near), results(getattr(fk, op), arguments), strict=True):
                 assert torch.equal(want, got), op
+
+
+def rows_without_columns():
+    """Sums of nothing: the bias, zeros, and the logarithm of the vocabulary's size."""
+    x, weight = torch.empty(3, 0, requires_grad=True), torch.empty(0, 5, requires_grad=True)
+    bias = torch.arange(5.0)
+    with fk.use_backend("gpu"):
+        assert torch.equal(fk.fused_linear(x, weight, bias), bias.expand(3, 5))
+        assert torch.equal(fk.fused_linear(x, weight), torch.zeros(3, 5))
+        loss, num_tokens = fk.fused_linear_cross_entropy(x, weight, torch.tensor([0, 1, 4]))
+        assert num_tokens == 3 and abs(float(loss) - 3 * math.log(5)) < 1e-6
+        made = [loss, fk.fused_linear(x, weight).sum(), fk.swiglu(x, x).sum()]
+        scale = torch.empty(0, requires_grad=True)
+        made += [fk.fusion_rms_norm(x, scale).sum(), fk.fusion_add_rms_norm(x, x, scale)[1].sum()]
+        assert [x.shape == grad.shape for grad in (torch.autograd.grad(each, x)[0] for each in made)] == [True] * 5
 
 
 def refused(op, case):

@@ -48,7 +48,14 @@ def test_loss_by_chunks(dtype, keep_float32, interpreter):
 
 @pytest.mark.parametrize(
     "name",
-    ["gradients_twice", "one_output_alone", "wrong_values_are_not_read", "heads_far_apart", "repeats_bit_by_bit"],
+    [
+        "gradients_twice",
+        "one_output_alone",
+        "wrong_values_are_not_read",
+        "heads_far_apart",
+        "rows_without_columns",
+        "repeats_bit_by_bit",
+    ],
 )
 def test_holds(name, interpreter):
     interpreter(call=checks(name))

@@ -15,6 +15,8 @@ def forward(
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = None if residual is None else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
     rstd = torch.empty(rows.shape[0], dtype=torch.float32, device=x.device)
+    if rows.shape[1] == 0:  # no program holds a row without columns
+        return y, total, rstd
     residual_rows, total_rows = (None if t is None else as_rows(t) for t in (residual, total))
     rms_norm.forward(rows, residual_rows, weight, epsilon, as_rows(y), total_rows, rstd)
     return y, total, rstd
@@ -34,6 +36,8 @@ def backward(
     dx = torch.empty(dy.shape, dtype=dtypes[0], device=dy.device)
     other = dtypes[1] is not None and dtypes[1] is not dtypes[0]
     dresidual = torch.empty(dy.shape, dtype=dtypes[1], device=dy.device) if other else None
+    if rows.shape[1] == 0:
+        return dx, dx if dresidual is None else dresidual, torch.empty_like(weight) if wants_weight else None
     parts = dweight = None
     if wants_weight:
         shape = rms_norm_gradient.num_parts(*rows.shape), rows.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:
     """[rows, last axis], of the same memory where the strides allow it, else of a copy."""
-    return tensor.reshape(-1, tensor.shape[-1]) if tensor.numel() else tensor.new_empty((0, tensor.shape[-1]))
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def as_long_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
