@@ -6,8 +6,10 @@
     warmup(llama_calls(**llama))
 
 Triton compiles one program for each kind of arguments: dtypes, which addresses and sizes are multiples of 16, the
-constants that tables choose by size. Numbers of tokens are not among them, so that one warmup serves every length.
-What it compiles is kept on disk by Triton (TRITON_CACHE_DIR) for the next process.
+constants that tables choose by size. Numbers of tokens are not among them, so that one warmup serves every length,
+but for an attn_mask: its row stride is kv_len, and multiples of 16 are a program apart. Plain attention, which the
+framework runs on a card, is not warmed up: cuDNN builds a plan for each length, at the first call with it.
+What Triton compiles is kept on disk (TRITON_CACHE_DIR) for the next process.
 """
 
 from __future__ import annotations
