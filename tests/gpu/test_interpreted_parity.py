@@ -12,29 +12,10 @@ TORCH = {op: kernel.serving("torch") for op, kernel in GPU.kernels.items()}
 KERNELS = {op: kernel for op, kernel in TORCH.items() if "torch" in kernel.functions}
 ATTENTION = ("flash_attention", "paged_attention")  # minutes at Llama's sizes; bench_gpu.py checks those on a card
 
-# Attention takes a second a case. All run in float32; the 16 bits run where rounding, masks or blocks differ: float16
-# is bfloat16's program with another instruction.
-SKIPPED_IN_16_BITS = {"S1", "S15", "S16", "S31", "S67", "S67-causal", "D1", "D2", "D15", "D31", "D1-wide"}
-FLOAT16 = (
-    "S17",
-    "S33-causal",
-    "D64",
-    "GQA-4:2",
-    "bool-causal",
-    "documents",
-    "rows-4",
-    "scale-negative",
-    "lse-empty-rows",
-)
-FLOAT16_MASKS = ("float", "float-inf", "float-minimum-bfloat16", "float-minimum-float16")
-
 
 def runs(op, case, dtype):
-    if case.llama:
-        return dtype == "bfloat16" and op not in ATTENTION  # the large sizes in the dtype that they are used in
-    if op != "flash_attention" or dtype == "float32":
-        return True
-    return case.name in (*FLOAT16, *FLOAT16_MASKS) if dtype == "float16" else case.name not in SKIPPED_IN_16_BITS
+    """Llama's sizes in the dtype that they are used in, all others in each."""
+    return not case.llama or (dtype == "bfloat16" and op not in ATTENTION)
 
 
 def cases():
