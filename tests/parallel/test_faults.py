@@ -174,3 +174,18 @@ def test_a_close_on_another_thread_ends_a_call_that_waits(is_progressing):
         with pytest.raises(CommunicatorError, match="it was closed before the call was done"):
             waiting.result()
         assert time.monotonic() - begin < 5
+
+
+def test_a_signals_handler_may_close_what_its_thread_waits_for():
+    with two_ranks() as (own, peer, _):
+        before = signal.signal(signal.SIGUSR1, lambda *_: own.close())
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        try:
+            with pytest.raises(CommunicatorError, match="it was closed before the call was done"):
+                own.all_reduce(np.ones(4))
+        finally:
+            timer.join()
+            signal.signal(signal.SIGUSR1, before)
+        with pytest.raises(CommunicatorError):
+            peer.all_reduce(np.ones(4))

@@ -149,4 +149,4 @@ EXPORT int fusionkit_parallel_sum_in_order(DType dtype, const char* const* sourc
   return guarded([&] { fusionkit_parallel::sum_in_order(dtype, sources, num_sources, count, out_dtype, out); });
 }
 
-EXPORT void fusionkit_parallel_leave(Communicator* communicator) { delete communicator; }
+EXPORT void fusionkit_parallel_leave(Communicator* communicator) { Communicator::leave(communicator); }

@@ -48,13 +48,33 @@ class Communicator::Lock {
 
 class Communicator::Use {
  public:
-  explicit Use(Communicator* of) : of_(of) { ++of_->num_running_; }
-  ~Use() { --of_->num_running_; }
+  explicit Use(Communicator* of) : of_(of) {
+    ++of_->num_running_;
+    used_here.push_back(of);
+  }
+  ~Use() {
+    used_here.erase(std::find(used_here.begin(), used_here.end(), of_));
+    const bool is_left = of_->is_left_;  // before it may be gone
+    if (--of_->num_running_ == 0 && is_left) delete of_;
+  }
   Use(const Use&) = delete;
 
+  static bool is_here(const Communicator* of) {
+    return std::find(used_here.begin(), used_here.end(), of) != used_here.end();
+  }
+
  private:
+  static thread_local std::vector<const Communicator*> used_here;
   Communicator* of_;
 };
+
+thread_local std::vector<const Communicator*> Communicator::Use::used_here;
+
+void Communicator::leave(Communicator* self) {
+  if (!Use::is_here(self)) return delete self;
+  self->is_left_ = true;
+  self->is_leaving_ = true;
+}
 
 Communicator::Communicator(std::unique_ptr<Transport> transport, double timeout)
     : transport_(std::move(transport)),

@@ -64,6 +64,10 @@ class Communicator {
   // fails always, on all ranks; it does so too when the caller gives up, or closes it from another thread.
   static void run(const Call* calls, size_t num_calls, const GivesUp& gives_up = nullptr);
 
+  // Deletes it: at once, or when `gives_up` of a call of this thread ran a signal's handler that leaves, after that
+  // call.
+  static void leave(Communicator* self);
+
   // As run, for one communicator, but returns at once. What the calls read and write must stay until the work is done.
   // Calls in flight have the order in which they were started, on every rank the same.
   static std::shared_ptr<Work> start(const Call* calls, size_t num_calls);
@@ -101,8 +105,8 @@ class Communicator {
   const std::unique_ptr<Transport> transport_;
   const double timeout_;
   const bool may_spin_;
-  std::atomic<bool> is_leaving_{false};
-  std::atomic<int> num_running_{0};  // calls that block, which must have left before this ends
+  std::atomic<bool> is_leaving_{false}, is_left_{false};  // the latter: the last call that runs deletes it
+  std::atomic<int> num_running_{0};                       // calls that block, which must have left before this ends
   std::mutex queue_;  // whoever waits for mutex_ holds it, so that the progress thread cannot come first again
   std::mutex mutex_;  // for all below
   std::condition_variable started_;
