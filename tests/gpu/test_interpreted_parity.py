@@ -10,12 +10,11 @@ from fusionkit import registry
 GPU = next(backend for backend in registry.loaded() if backend.name == "gpu")
 TORCH = {op: kernel.serving("torch") for op, kernel in GPU.kernels.items()}
 KERNELS = {op: kernel for op, kernel in TORCH.items() if "torch" in kernel.functions}
-ATTENTION = ("flash_attention", "paged_attention")  # minutes at Llama's sizes; bench_gpu.py checks those on a card
 
 
 def runs(op, case, dtype):
-    """Llama's sizes in the dtype that they are used in, all others in each."""
-    return not case.llama or (dtype == "bfloat16" and op not in ATTENTION)
+    """Llama's sizes, each of which takes up to a minute, in the dtype that they are used in; all others in each."""
+    return not case.llama or dtype == "bfloat16"
 
 
 def cases():
