@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusionkit.errors import argument_error
-from fusionkit.parallel.native import DTYPES, OPS, REDUCE_OPS, Call, Exchange, library, run
+from fusionkit.parallel.native import DTYPES, OPS, REDUCE_OPS, Call, Exchange, library, run_on_main_thread
 from fusionkit.parallel.store import Store, join_store
 from fusionkit.parallel.work import CommunicatorError, Flight, Work, check
 
@@ -89,6 +89,7 @@ class Communicator:
 
     def _begin(self, rank: int, world_size: int, timeout: float) -> None:
         self._handle = ctypes.c_void_p()
+        self._open = [True]
         self._flights: deque[Flight] = deque()  # with their arrays, until they are done
         self._flights_lock = threading.Lock()
         self._process = os.getpid()
@@ -205,9 +206,13 @@ class Communicator:
     def close(self) -> None:
         """Leaves. Peers that still wait for this rank fail, and so does this rank's work in flight. Called at the
         object's end as well."""
+        try:
+            self._open.pop()  # in one step: of two threads, or a signal's handler and what it interrupted, one leaves
+        except IndexError:
+            return
         handle, self._handle = self._handle, ctypes.c_void_p()
-        if handle and self._process == os.getpid():  # a forked child has neither the thread nor the right to leave
-            library().fusionkit_parallel_leave(handle)
+        # A forked child has neither the thread nor the right to leave. While calls are about to end, bytes still move.
+        if handle and self._process == os.getpid() and library().fusionkit_parallel_leave(handle):
             self._flights.clear()
 
     def __enter__(self) -> Communicator:
@@ -217,7 +222,7 @@ class Communicator:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_handle"):
+        if hasattr(self, "_open"):
             self.close()
 
     def _call(
@@ -272,8 +277,14 @@ class Communicator:
         with self._flights_lock:
             while self._flights and self._flights[0].is_done():
                 self._flights.popleft()
-            self._flights.append(Flight([call], arrays))
-            return Work(self._flights[-1], self, result)
+            flight = Flight([call], arrays)
+            self._flights.append(flight)  # before it starts: Ctrl-C may come as soon as it has
+            try:
+                flight.start()
+            finally:
+                if not flight.is_started():
+                    self._flights.remove(flight)
+            return Work(flight, self, result)
 
 
 def _result(op: str, out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -304,5 +315,8 @@ def _number(array: Array, op: str) -> int:
 
 
 def _run(calls: list[Call]) -> None:
-    if calls:
-        check(run()((Call * len(calls))(*calls), len(calls)))
+    if not calls:
+        return
+    is_main = threading.get_ident() == threading.main_thread().ident
+    run = run_on_main_thread() if is_main else library().fusionkit_parallel_run
+    check(run((Call * len(calls))(*calls), len(calls)))

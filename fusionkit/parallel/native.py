@@ -109,13 +109,13 @@ def library() -> Any:
         ctypes.c_int,
         ctypes.c_void_p,
     ]
+    loaded.fusionkit_parallel_run.argtypes = [ctypes.POINTER(Call), ctypes.c_size_t]
     loaded.fusionkit_parallel_leave.argtypes = [ctypes.c_void_p]
-    loaded.fusionkit_parallel_leave.restype = None
     return loaded
 
 
 @functools.cache
-def run() -> Any:
-    """fusionkit_parallel_run, which releases the interpreter's lock by itself: Ctrl-C ends a call that waits."""
+def run_on_main_thread() -> Any:
+    """As fusionkit_parallel_run, but it releases the interpreter's lock by itself, so that Ctrl-C ends a call."""
     prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(Call), ctypes.c_size_t)
-    return prototype(("fusionkit_parallel_run", library()))
+    return prototype(("fusionkit_parallel_run_on_main_thread", library()))

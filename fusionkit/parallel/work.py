@@ -16,15 +16,21 @@ class CommunicatorError(FusionkitError, RuntimeError):
 
 
 class Flight:
-    """A started call with everything that it reads and writes; kept until it is done."""
+    """A call with everything that it reads and writes; kept until it is done."""
 
     def __init__(self, calls: list[Call], arrays: object) -> None:
         self._handle = ctypes.c_void_p()
-        self._arrays = arrays
-        check(library().fusionkit_parallel_start((Call * len(calls))(*calls), len(calls), ctypes.byref(self._handle)))
+        self._calls, self._arrays = calls, arrays
+
+    def start(self) -> None:
+        calls = (Call * len(self._calls))(*self._calls)
+        check(library().fusionkit_parallel_start(calls, len(calls), ctypes.byref(self._handle)))
+
+    def is_started(self) -> bool:
+        return bool(self._handle)
 
     def is_done(self) -> bool:
-        return bool(library().fusionkit_parallel_is_done(self._handle))
+        return self.is_started() and bool(library().fusionkit_parallel_is_done(self._handle))
 
     def wait(self) -> None:
         done = ctypes.c_int()

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fusionkit.parallel import Communicator, CommunicatorError, unique_id
+from fusionkit.parallel import Communicator, CommunicatorError, group, unique_id
 
 
 @pytest.mark.parametrize("size", (8, 1_000_000))
@@ -187,5 +187,53 @@ def test_a_signals_handler_may_close_what_its_thread_waits_for():
         finally:
             timer.join()
             signal.signal(signal.SIGUSR1, before)
-        with pytest.raises(CommunicatorError):
-            peer.all_reduce(np.ones(4))
+        np.testing.assert_array_equal(peer.all_reduce(np.ones(4)), np.full(4, 2.0))  # what had been sent arrives
+        with pytest.raises(CommunicatorError, match="a rank that has left"):
+            peer.barrier()
+
+
+def test_a_signals_handler_that_calls_what_its_thread_waits_for_is_refused():
+    refused = []
+
+    def handler(*_):
+        with pytest.raises(CommunicatorError, match="a signal's handler must not make calls"):
+            own.barrier()
+        refused.append(True)
+
+    with two_ranks() as (own, peer, pool):
+        before = signal.signal(signal.SIGUSR1, handler)
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+        later = threading.Timer(0.6, lambda: pool.submit(peer.all_reduce, np.ones(4)))
+        for each in (timer, later):
+            each.start()
+        try:
+            np.testing.assert_array_equal(own.all_reduce(np.ones(4)), np.full(4, 2.0))
+        finally:
+            timer.join()
+            signal.signal(signal.SIGUSR1, before)
+    assert refused
+
+
+def test_a_group_whose_communicator_was_closed_is_refused():
+    closed = pytest.raises(CommunicatorError, match="it was closed before the call was done")
+    with two_ranks() as (own, _, _pool), closed, group():
+        own.send(np.ones(4), 1)
+        own.close()
+
+
+def test_threads_that_close_while_others_call_leave_once():
+    """1 of 4 threads closes, the others call until they are told."""
+    for _ in range(20):
+        with two_ranks() as (own, _, _pool), ThreadPoolExecutor(4) as callers:
+
+            def call(own=own):
+                while True:
+                    own.all_reduce(np.ones(4), sync_op=False)
+                    own.barrier()
+
+            futures = [callers.submit(call) for _ in range(3)]
+            closers = [callers.submit(own.close), callers.submit(own.close)]
+            for each in closers:
+                each.result(timeout=20)
+            for each in futures:
+                assert isinstance(each.exception(timeout=20), CommunicatorError)

@@ -124,8 +124,13 @@ EXPORT int fusionkit_parallel_join_hosts(const Listener* listener, const void* k
   });
 }
 
-// With Python's lock held, which is released meanwhile. When a signal's handler raises, the exception is left set.
 EXPORT int fusionkit_parallel_run(const Call* calls, size_t num_calls) {
+  return guarded([&] { Communicator::run(calls, num_calls); });
+}
+
+// For Python's main thread, which handles signals, with Python's lock held; it is released meanwhile. When a signal's
+// handler raises, the exception is left set.
+EXPORT int fusionkit_parallel_run_on_main_thread(const Call* calls, size_t num_calls) {
   const PythonThread thread;
   return guarded([&] { Communicator::run(calls, num_calls, [&] { return thread.is_interrupted(); }); });
 }
@@ -149,4 +154,5 @@ EXPORT int fusionkit_parallel_sum_in_order(DType dtype, const char* const* sourc
   return guarded([&] { fusionkit_parallel::sum_in_order(dtype, sources, num_sources, count, out_dtype, out); });
 }
 
-EXPORT void fusionkit_parallel_leave(Communicator* communicator) { Communicator::leave(communicator); }
+// Whether the communicator is gone: 0 while calls of other threads, or of this one's, are about to end.
+EXPORT int fusionkit_parallel_leave(Communicator* communicator) { return Communicator::leave(communicator) ? 1 : 0; }

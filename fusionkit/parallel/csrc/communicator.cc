@@ -23,8 +23,21 @@ constexpr std::chrono::milliseconds kPatience(50);  // of a caller who wants to 
 constexpr char kClosed[] = "communicator: it was closed before the call was done";
 constexpr int64_t kSleepOfManyMicroseconds = 200;  // a sleep hears one communicator only
 
-std::runtime_error interrupted(int rank) {
-  return std::runtime_error("communicator: a call was interrupted on rank " + std::to_string(rank));
+class Interrupted : public std::runtime_error {
+ public:
+  Interrupted() : std::runtime_error("communicator: a call was interrupted") {}
+};
+
+// Who may be called: a call that another thread's close() overtook finds out here. Never destroyed: objects of the
+// interpreter may end later.
+std::mutex& registry() {
+  static std::mutex& made = *new std::mutex;
+  return made;
+}
+
+std::set<const Communicator*>& living() {
+  static std::set<const Communicator*>& made = *new std::set<const Communicator*>;
+  return made;
 }
 
 int num_cores() {
@@ -46,22 +59,27 @@ class Communicator::Lock {
   std::unique_lock<std::mutex> held_;
 };
 
+// Keeps a communicator from being deleted while a call is inside.
 class Communicator::Use {
  public:
   explicit Use(Communicator* of) : of_(of) {
-    ++of_->num_running_;
+    const std::lock_guard<std::mutex> lock(registry());
+    if (living().count(of) == 0) throw std::runtime_error(kClosed);
+    if (std::count(used_here.begin(), used_here.end(), of) != 0)
+      throw std::runtime_error(
+          "communicator: a signal's handler must not make calls while its own thread waits in one, got one. Set a flag "
+          "in the handler and call later");
     used_here.push_back(of);
+    ++of_->num_running_;
   }
   ~Use() {
     used_here.erase(std::find(used_here.begin(), used_here.end(), of_));
-    const bool is_left = of_->is_left_;  // before it may be gone
-    if (--of_->num_running_ == 0 && is_left) delete of_;
+    std::unique_lock<std::mutex> lock(registry());
+    const bool deletes = --of_->num_running_ == 0 && of_->is_left_;
+    lock.unlock();
+    if (deletes) delete of_;
   }
   Use(const Use&) = delete;
-
-  static bool is_here(const Communicator* of) {
-    return std::find(used_here.begin(), used_here.end(), of) != used_here.end();
-  }
 
  private:
   static thread_local std::vector<const Communicator*> used_here;
@@ -70,10 +88,19 @@ class Communicator::Use {
 
 thread_local std::vector<const Communicator*> Communicator::Use::used_here;
 
-void Communicator::leave(Communicator* self) {
-  if (!Use::is_here(self)) return delete self;
-  self->is_left_ = true;
-  self->is_leaving_ = true;
+bool Communicator::leave(Communicator* self) {
+  {
+    const std::lock_guard<std::mutex> lock(registry());
+    if (living().erase(self) == 0) return true;
+    self->is_leaving_ = true;
+    self->is_left_ = self->num_running_ != 0;
+    if (self->is_left_) {
+      self->transport_->wake();
+      return false;
+    }
+  }
+  delete self;
+  return true;
 }
 
 Communicator::Communicator(std::unique_ptr<Transport> transport, double timeout)
@@ -83,13 +110,15 @@ Communicator::Communicator(std::unique_ptr<Transport> transport, double timeout)
       num_sent_(world_size()),
       num_received_(world_size()) {
   for (int peer = 0; peer < world_size(); ++peer) channels_.emplace_back(*transport_, turns_, peer);
+  const std::lock_guard<std::mutex> lock(registry());
+  living().insert(this);
 }
 
 Communicator::~Communicator() {
   is_leaving_ = true;
-  while (num_running_ != 0) {
-    transport_->wake();
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  {
+    const std::lock_guard<std::mutex> lock(registry());
+    living().erase(this);
   }
   {
     const Lock lock(*this);
@@ -126,29 +155,36 @@ void Communicator::run(const Call* calls, size_t num_calls, const GivesUp& gives
       each->transport_->wake();
       locks[each].reset();
     }
-    move(own, own_works, gives_up);
+    move(own, own_works, communicators, gives_up);
     locks.clear();
-    for (const auto& work : others) {
-      while (!work->wait_for(kPatience)) {
-        for (const Communicator* each : communicators)
-          if (each->is_leaving_) throw std::runtime_error(kClosed);
-        if (gives_up != nullptr && gives_up()) throw interrupted((*communicators.begin())->rank());
-      }
-    }
+    for (const auto& work : others)
+      while (!work->wait_for(kPatience)) ask(communicators, gives_up);
   } catch (const std::exception& error) {
     locks.clear();
+    const bool is_interrupted = dynamic_cast<const Interrupted*>(&error) != nullptr;
     for (Communicator* each : communicators) {
       const Lock lock(*each);
-      each->fail(error.what());
+      each->fail(error.what() + (is_interrupted ? " on rank " + std::to_string(each->rank()) : ""));
     }
     throw;
   }
 }
 
+void Communicator::ask(const std::set<Communicator*>& all, const GivesUp& gives_up) {
+  for (const Communicator* each : all)
+    if (each->is_leaving_) throw std::runtime_error(kClosed);
+  if (gives_up != nullptr && gives_up()) throw Interrupted();
+}
+
 void Communicator::move(const std::vector<Communicator*>& communicators,
-                        const std::vector<std::shared_ptr<Work>>& works, const GivesUp& gives_up) {
+                        const std::vector<std::shared_ptr<Work>>& works, const std::set<Communicator*>& all,
+                        const GivesUp& gives_up) {
   auto last_moved = Clock::now(), last_asked = last_moved;
   while (!std::all_of(works.begin(), works.end(), [](const auto& work) { return work->is_done(); })) {
+    if (const auto now = Clock::now(); now - last_asked >= kPatience) {
+      last_asked = now;
+      ask(all, gives_up);
+    }
     Transport& first = *communicators.front()->transport_;
     const uint32_t seen = first.changes();
     bool moved = false;
@@ -163,10 +199,6 @@ void Communicator::move(const std::vector<Communicator*>& communicators,
       continue;
     }
     for (Communicator* each : communicators) each->require_progress(last_moved);
-    if (gives_up != nullptr && Clock::now() - last_asked >= kPatience) {
-      last_asked = Clock::now();
-      if (gives_up()) throw interrupted(communicators.front()->rank());
-    }
     first.wait(seen, communicators.size() == 1 ? kSleepMicroseconds : kSleepOfManyMicroseconds);
     for (Communicator* each : communicators)
       if (each != communicators.front()) each->transport_->wait(each->transport_->changes(), 0);
@@ -178,6 +210,7 @@ std::shared_ptr<Work> Communicator::start(const Call* calls, size_t num_calls) {
   for (size_t i = 0; i < num_calls; ++i)
     if (calls[i].communicator != &self)
       throw std::invalid_argument("start: all calls must be of one communicator, got several. Start each by itself");
+  const Use use(&self);
   const Lock lock(self);
   for (size_t i = 0; i < num_calls; ++i) self.check(calls[i]);
   std::shared_ptr<Work> work;
@@ -266,7 +299,6 @@ bool Communicator::advance(Reduction& reduction) {
 }
 
 void Communicator::require_progress(Clock::time_point last_moved) {
-  if (is_leaving_) throw std::runtime_error(kClosed);
   const std::string failure = transport_->failure();
   if (!failure.empty()) {
     const Plan* pending = nullptr;
@@ -291,7 +323,7 @@ void Communicator::require_progress(Clock::time_point last_moved) {
 }
 
 void Communicator::fail(const std::string& text) noexcept {
-  if (transport_->failure().empty()) transport_->fail(text);
+  if (!is_leaving_ && transport_->failure().empty()) transport_->fail(text);
   for (Channel& channel : channels_) {
     channel.outgoing.clear();
     channel.incoming.clear();

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -64,9 +65,9 @@ class Communicator {
   // fails always, on all ranks; it does so too when the caller gives up, or closes it from another thread.
   static void run(const Call* calls, size_t num_calls, const GivesUp& gives_up = nullptr);
 
-  // Deletes it: at once, or when `gives_up` of a call of this thread ran a signal's handler that leaves, after that
-  // call.
-  static void leave(Communicator* self);
+  // Ends the calls that run, of whatever thread, and deletes it: at once, or when the last of them has ended. Returns
+  // whether it is gone; until it is, what works in flight read and write must stay.
+  static bool leave(Communicator* self);
 
   // As run, for one communicator, but returns at once. What the calls read and write must stay until the work is done.
   // Calls in flight have the order in which they were started, on every rank the same.
@@ -94,8 +95,9 @@ class Communicator {
   Reduction& new_reduction(const Call& call, const void* own, void* out, size_t size);
 
   // Moves the bytes of these until all works are done.
-  static void move(const std::vector<Communicator*>& communicators, const std::vector<std::shared_ptr<Work>>& works,
-                   const GivesUp& gives_up);
+  static void move(const std::vector<Communicator*>& own, const std::vector<std::shared_ptr<Work>>& works,
+                   const std::set<Communicator*>& all, const GivesUp& gives_up);
+  static void ask(const std::set<Communicator*>& all, const GivesUp& gives_up);
   bool advance();
   bool advance(Reduction& reduction);
   void require_progress(Clock::time_point last_moved);
@@ -105,10 +107,11 @@ class Communicator {
   const std::unique_ptr<Transport> transport_;
   const double timeout_;
   const bool may_spin_;
-  std::atomic<bool> is_leaving_{false}, is_left_{false};  // the latter: the last call that runs deletes it
-  std::atomic<int> num_running_{0};                       // calls that block, which must have left before this ends
-  std::mutex queue_;  // whoever waits for mutex_ holds it, so that the progress thread cannot come first again
-  std::mutex mutex_;  // for all below
+  std::atomic<bool> is_leaving_{false};
+  int num_running_ = 0;   // calls that are inside run or start; these two are guarded by `registry`
+  bool is_left_ = false;  // the last of them deletes it
+  std::mutex queue_;      // whoever waits for mutex_ holds it, so that the progress thread cannot come first again
+  std::mutex mutex_;      // for all below
   std::condition_variable started_;
   bool is_progressing_ = false;  // the progress thread moves what is in flight
   Turns turns_;
