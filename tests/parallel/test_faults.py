@@ -193,25 +193,28 @@ def test_a_signals_handler_may_close_what_its_thread_waits_for():
 
 
 def test_a_signals_handler_that_calls_what_its_thread_waits_for_is_refused():
-    refused = []
+    refused = threading.Event()
 
     def handler(*_):
         with pytest.raises(CommunicatorError, match="a signal's handler must not make calls"):
             own.barrier()
-        refused.append(True)
+        refused.set()
+
+    def answer(peer):
+        assert refused.wait(20)
+        return peer.all_reduce(np.ones(4))
 
     with two_ranks() as (own, peer, pool):
         before = signal.signal(signal.SIGUSR1, handler)
-        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
-        later = threading.Timer(0.6, lambda: pool.submit(peer.all_reduce, np.ones(4)))
-        for each in (timer, later):
-            each.start()
+        answered = pool.submit(answer, peer)
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
         try:
             np.testing.assert_array_equal(own.all_reduce(np.ones(4)), np.full(4, 2.0))
         finally:
             timer.join()
             signal.signal(signal.SIGUSR1, before)
-    assert refused
+        answered.result()
 
 
 def test_a_group_whose_communicator_was_closed_is_refused():
