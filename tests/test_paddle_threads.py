@@ -16,8 +16,6 @@ import sys, threading
 import paddle
 from fusionkit_backends.cpu import paddle_gradients, paddle_ops
 
-if sys.argv[1:] == ["unconnected"]:
-    paddle_gradients.connect = lambda run: None
 paddle_ops.load()
 ops = list(paddle_gradients.SMALLEST.items())
 barrier = threading.Barrier(8)

@@ -91,7 +91,7 @@ class Communicator:
         self._handle = ctypes.c_void_p()
         self._open = [True]
         self._flights: deque[Flight] = deque()  # with their arrays, until they are done
-        self._flights_lock = threading.Lock()
+        self._flights_lock = threading.RLock()  # a signal's handler may come while it is held
         self._process = os.getpid()
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         if not 0 <= rank < world_size:

@@ -92,6 +92,7 @@ def library() -> Any:
         ctypes.c_double,
         ctypes.POINTER(ctypes.c_void_p),
     ]
+    loaded.fusionkit_parallel_run.argtypes = [ctypes.POINTER(Call), ctypes.c_size_t]
     loaded.fusionkit_parallel_start.argtypes = [
         ctypes.POINTER(Call),
         ctypes.c_size_t,
@@ -109,7 +110,6 @@ def library() -> Any:
         ctypes.c_int,
         ctypes.c_void_p,
     ]
-    loaded.fusionkit_parallel_run.argtypes = [ctypes.POINTER(Call), ctypes.c_size_t]
     loaded.fusionkit_parallel_leave.argtypes = [ctypes.c_void_p]
     return loaded
 

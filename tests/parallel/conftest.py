@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,11 @@ class Ranks:
         outputs = [process.communicate(timeout=seconds)[0] for process in self.processes]
         return [pickle.loads(output) if output else None for output in outputs]
 
-    def kill(self, rank: int) -> None:
+    def kill(self, rank: int, started: Path | None = None) -> None:
+        """started: the folder in which each rank makes a file when it is in its calls; waits for all of them."""
+        while started is not None and len(os.listdir(started)) < len(self.processes):
+            assert all(process.poll() is None for process in self.processes)
+            time.sleep(0.02)
         self.processes[rank].send_signal(signal.SIGKILL)
 
     def end(self) -> None:

@@ -22,10 +22,7 @@ from fusionkit.parallel import Communicator, CommunicatorError, group, unique_id
 def test_a_killed_rank_ends_the_others(start, tmp_path, transport, world_size, size):
     (tmp_path / "started").mkdir()
     ranks = start("forever", world_size, transport=transport, size=size, started=str(tmp_path / "started"))
-    while len(os.listdir(tmp_path / "started")) < world_size:
-        assert all(process.poll() is None for process in ranks.processes)
-        time.sleep(0.02)
-    ranks.kill(world_size - 2)
+    ranks.kill(world_size - 2, tmp_path / "started")
     begin = time.monotonic()
     results = ranks.results()
     assert time.monotonic() - begin < 5  # far below the timeout of 30 s

@@ -21,6 +21,7 @@ PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsente
 BURST_BYTES = 96 << 10  # packets on a veth have up to 64 KiB before they are segmented; longer ones are lost
 QUEUE = "100ms"  # the longest wait in the queue before packets are dropped
 RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
+SUBNET = "10.77.0.0/16"  # `address` gives its addresses
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 # Its packets leave as they come. Where the default paces them by timers (BBR), each timer is an interrupt on the
 # core that computes: the same collective kept a core busy for 3.4% of its time and 2.6% without.
@@ -59,9 +60,6 @@ def missing() -> list[str]:
 
 def bucket(rate: str) -> str:
     return f"rate {rate} burst {BURST_BYTES} latency {QUEUE}"
-
-
-SUBNET = "10.77.0.0/16"
 
 
 def address(rank: int) -> str:

@@ -104,7 +104,8 @@ void Tcp::sleep(int64_t microseconds) {
   const int num_events = epoll_wait(epoll_.fd, events, 64, static_cast<int>((microseconds + 999) / 1000));
   for (int i = 0; i < num_events; ++i) take(events[i].data.u64, events[i].events);
   if (num_events != 0 || microseconds == 0) return;
-  // Old kernels have bugs that lose the event of SO_RCVLOWAT: a look after a whole sleep costs one call.
+  // Should the kernel not tell of fewer bytes than SO_RCVLOWAT that are the last to come: a look after a whole sleep
+  // costs one call.
   for (const auto& peer : peers_)
     if (peer != nullptr) peer->data.may_read = true;
 }
