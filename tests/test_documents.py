@@ -47,6 +47,22 @@ def test_links_lead_somewhere(name):
         assert (path.parent / target).exists(), target
 
 
+def test_every_command_of_the_launcher_names_its_log_folder():
+    """Without --log_dir it makes a folder `log` in the checkout."""
+    found = 0
+    files = [
+        *ROOT.glob("*.md"),
+        *(p for d in ("docs", "examples", "fusionkit", "tests") for p in (ROOT / d).rglob("*")),
+    ]
+    for path in (path for path in files if path.suffix in (".md", ".py")):
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(r"-m(?: |\", \")paddle\.distributed\.launch(?!`)", text):
+            found += 1
+            assert "--log_dir" in text[match.end() : match.end() + 150], f"{path}: {text[match.start() :][:150]}"
+    assert found >= 10
+    assert "/log/" in (ROOT / ".gitignore").read_text().split()
+
+
 def test_guide_to_a_backend_works_as_written(tmp_path):
     """The package of the guide, installed by pip beside this fusionkit, is listed, explained and proven."""
     guide = (ROOT / "docs/adding_a_backend.md").read_text()

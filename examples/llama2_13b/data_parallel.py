@@ -1,7 +1,7 @@
 """Several processes: copies of the model, each on one or more of them, compute their shares of a step's rows.
 
-`python -m paddle.distributed.launch --devices 0,1 SCRIPT` starts a process for each device. A copy on several processes
-is divided by `tensor_parallel.py`; neighbours in the order of ranks share one.
+`python -m paddle.distributed.launch --devices 0,1 --log_dir LOGS SCRIPT` starts a process for each device. A copy on
+several processes is divided by `tensor_parallel.py`; neighbours in the order of ranks share one.
 
 Alone, a process is the first of one, and nothing here costs anything.
 """
@@ -48,7 +48,8 @@ def start(tensor_parallel_degree: int = 1, sequence_parallel: bool = True) -> Te
     if processes() % tensor_parallel_degree:
         raise ValueError(
             f"sft: --tensor_parallel_degree must be a divisor of the number of processes {processes()}, got "
-            f"{tensor_parallel_degree}. Start more with python -m paddle.distributed.launch"
+            f"{tensor_parallel_degree}. Start more: "
+            "python -m paddle.distributed.launch --nproc_per_node N --log_dir LOGS"
         )
     if processes() == 1:
         return ALONE

@@ -1,7 +1,8 @@
 """npu's kernels of the products fused with collectives, through fk.<op> between emulated devices, against float64.
 
-python -m paddle.distributed.launch tests/emulator/matmul_collective_kernels.py, on 2, 4 or 8 devices. Prints as JSON
-how many checks this device passed. A process has one communication domain, so each world size is a launch of its own.
+python -m paddle.distributed.launch --log_dir output/log tests/emulator/matmul_collective_kernels.py, on 2, 4 or 8
+devices. Prints as JSON how many checks this device passed. A process has one communication domain, so each world size
+is a launch of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """npu's products fused with collectives between two emulated devices, against float64: prints the checks as JSON.
 
-python -m paddle.distributed.launch tests/emulator/matmul_collectives.py, on two devices.
+python -m paddle.distributed.launch --log_dir output/log tests/emulator/matmul_collectives.py, on two devices.
 """
 
 from __future__ import annotations

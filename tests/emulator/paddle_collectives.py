@@ -1,6 +1,6 @@
 """Paddle's own collectives between emulated devices, each against NumPy: prints the number of checks as JSON.
 
-python -m paddle.distributed.launch tests/emulator/paddle_collectives.py, on three devices.
+python -m paddle.distributed.launch --log_dir output/log tests/emulator/paddle_collectives.py, on three devices.
 """
 
 from __future__ import annotations
