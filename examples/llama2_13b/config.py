@@ -9,18 +9,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Values with which a field means what this model does; any other is another model.
+from examples.llama2_13b import rope
+
+# Values with which a field means what this model does; null and absence mean the same. Any other is another model.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    # the MLP
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"),
     "mlp_bias": (False,),
-    "attention_dropout": (0, None),
+    "mlp_layer_types": ("dense",),
+    "num_local_experts": (0, 1),
+    # attention: its terms, its scale, which keys a token sees
+    "attention_bias": (False,),
+    "qkv_bias": (False,),
+    "use_qk_norm": (False,),
+    "qk_norm": (False,),
+    "qk_layernorm": (False,),
+    "clip_qkv": (),
+    "attention_dropout": (0,),
+    "attention_multiplier": (),
+    "query_pre_attn_scalar": (),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "attn_logit_softcapping": (),
+    "sliding_window": (),
+    "use_sliding_window": (False,),
+    "layer_types": ("full_attention",),
+    "is_causal": (True,),
+    "use_bidirectional_attention": (False,),
+    # positions; see rope.py for the base of the frequencies
+    "partial_rotary_factor": (1,),
+    "rotary_pct": (1,),
+    "rope_interleave": (False,),
+    "rope_interleaved": (False,),
+    "rope_scaling_type": (),
+    "rope_scaling_factor": (1,),
+    "use_scaled_rope": (False,),
+    "use_long_sequence_strategies": (False,),
+    "no_rope_layers": (1,),
+    "no_rope_layer_interval": (),
+    "alibi": (False,),
+    # embedding, residual stream and scores
     "tie_word_embeddings": (False,),
-    "rope_scaling": (None,),
-    "partial_rotary_factor": (1, None),
-    "sliding_window": (None,),
-    "quantization_config": (None,),
+    "embedding_multiplier": (1,),
+    "residual_multiplier": (1,),
+    "scale_embedding": (False,),
+    "scale_emb": (1,),
+    "scale_depth": (),
+    "use_parallel_residual": (False,),
+    "logits_scaling": (1,),
+    "logit_scale": (1,),
+    "logits_soft_cap": (),
+    "final_logit_softcapping": (),
+    # how the weights are stored
+    "quantization_config": (),
+    "compression_config": (),
+    "quantization": (),
+    "pruned_heads": ({},),
 }
 
 
@@ -87,13 +135,13 @@ class LlamaConfig:
         Raises:
             ValueError: a field has a value that this model does not cover, is missing or impossible.
         """
-        fields = _with_rope_parameters(fields, source)
         for name, values in SUPPORTED.items():
-            if name in fields and fields[name] not in values:
-                rule = " or ".join(json.dumps(value) for value in values if value is not None or len(values) == 1)
+            if not _is_supported(fields.get(name), values):
+                rule = " or ".join(map(json.dumps, values)) or "null"
                 raise ValueError(
                     f"{source}: {name} must be {rule}, got {json.dumps(fields[name])}; this model does not cover others"
                 )
+        fields = {**fields, "rope_theta": rope.theta(fields, source)}
         known = {field.name for field in dataclasses.fields(cls)}
         required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         if missing := sorted(required - {name for name, value in fields.items() if value is not None}):
@@ -122,14 +170,6 @@ class LlamaConfig:
         return {**fixed, **dataclasses.asdict(self), **plain, "torch_dtype": "float32"}
 
 
-def _with_rope_parameters(fields: dict[str, Any], source: str) -> dict[str, Any]:
-    """Newer folders keep theta in `rope_parameters`, beside the kind of scaling."""
-    parameters = fields.get("rope_parameters")
-    if not parameters:
-        return fields
-    if not isinstance(parameters, dict):
-        raise ValueError(f"{source}: rope_parameters must be a JSON object, got {json.dumps(parameters)}")
-    kind = parameters.get("rope_type", "default")
-    if kind != "default":
-        raise ValueError(f"{source}: rope_parameters.rope_type must be default, got {kind}; no scaling is covered")
-    return {**fields, "rope_theta": parameters.get("rope_theta", 10000.0)}
+def _is_supported(value: Any, values: tuple[Any, ...]) -> bool:
+    """A list has a value for each layer."""
+    return all(one is None or one in values for one in (value if isinstance(value, list) else [value]))

@@ -167,6 +167,13 @@ def test_gradients_agree_with_transformers(tmp_path):
         np.testing.assert_allclose(ours[name], expected, rtol=0, atol=atol, err_msg=name)
 
 
+def read_configuration(tmp_path, **fields):
+    kept = {name: value for name, value in SIZES.to_dict().items() if name not in ("head_dim", "rope_theta")}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**kept, **fields}))
+    return LlamaConfig.from_json(path)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
@@ -181,6 +188,19 @@ def test_gradients_agree_with_transformers(tmp_path):
         ("rope_parameters", "linear"),
         ("rope_theta", float("inf")),
         ("sliding_window", 128),
+        ("layer_types", ["full_attention", "sliding_attention", "full_attention"]),
+        ("no_rope_layers", [1, 1, 0]),
+        ("partial_rotary_factor", 0.5),
+        ("attention_multiplier", 0.0078125),
+        ("embedding_multiplier", 12),
+        ("residual_multiplier", 0.22),
+        ("logits_scaling", 8),
+        ("final_logit_softcapping", 30.0),
+        ("attn_logit_softcapping", 50.0),
+        ("is_causal", False),
+        ("alibi", True),
+        ("rope_scaling_type", "ntk"),
+        ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"bits": 4}),
         ("num_key_value_heads", 4),
         ("head_dim", 7),
@@ -193,11 +213,87 @@ def test_gradients_agree_with_transformers(tmp_path):
     ],
 )
 def test_a_configuration_that_is_not_covered_is_refused_by_name(tmp_path, field, value):
-    fields = {name: value for name, value in SIZES.to_dict().items() if name != "head_dim"}
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**fields, field: value}))
     with pytest.raises(ValueError, match=f"config.json.*{field}"):
-        LlamaConfig.from_json(path)
+        read_configuration(tmp_path, **{field: value})
+
+
+THETA_SPELLINGS = {
+    "top": {"rope_theta": 5e5},
+    "top-beside-a-kind": {"rope_theta": 500000, "rope_parameters": {"rope_type": "default"}},
+    "top-beside-an-older-kind": {"rope_theta": 5e5, "rope_scaling": {"type": "default"}},
+    "top-beside-nulls": {
+        "rope_theta": 5e5,
+        "rope_parameters": None,
+        "rope_scaling": {"rope_type": None, "factor": 1.0},
+    },
+    "parameters": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "parameters-beside-null": {
+        "rope_theta": None,
+        "rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 1.0},
+    },
+    "scaling": {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+    "by-layer-type": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+    "everywhere": {"rope_theta": 500000, "rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"rope_theta": 5e5}},
+}
+
+
+@pytest.mark.parametrize("fields", THETA_SPELLINGS.values(), ids=THETA_SPELLINGS)
+def test_every_spelling_of_theta_means_what_transformers_takes_it_for(tmp_path, fields):
+    assert read_configuration(tmp_path, **fields).rope_theta == 500000
+    if "full_attention" not in str(fields):  # transformers' Llama has no layer types
+        theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+        assert theirs.rope_parameters["rope_theta"] == 500000
+
+
+@pytest.mark.parametrize("fields", [{}, {"rope_parameters": {}}, {"rope_scaling": {"rope_type": "default"}}])
+def test_theta_that_no_field_says_is_that_of_transformers(tmp_path, fields):
+    assert read_configuration(tmp_path, **fields).rope_theta == 10000
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == 10000
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta and rope_parameters.rope_theta"),
+        ({"rope_theta": 1e4, "rope_scaling": {"rope_theta": 5e5}}, "rope_theta and rope_scaling.rope_theta"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"rope_theta": 5e5}},
+            "rope_parameters.rope_theta and rope_scaling.rope_theta must be equal, got 10000.0 and 500000.0",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"full_attention": {"rope_theta": 5e5}}},
+            "rope_theta and rope_parameters.full_attention.rope_theta",
+        ),
+        ({"rope_parameters": {"sliding_attention": {}}}, "rope_parameters.sliding_attention must not be there"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention.rope_type must be default"),
+        ({"rope_scaling": {"rope_type": "default", "type": "dynamic"}}, "rope_scaling.type must be default"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2}}, "rope_parameters.factor must be 1 or left out"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor must be 1"),
+        ({"rope_parameters": {"rope_theta": "500000"}}, "rope_theta must be a number"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be positive"),
+        ({"rope_theta": True}, "rope_theta must be a number"),
+    ],
+)
+def test_thetas_that_differ_or_scaled_frequencies_are_refused(tmp_path, fields, words):
+    with pytest.raises(ValueError, match=f"config.json: .*{words}"):
+        read_configuration(tmp_path, **fields)
+
+
+def test_theta_survives_a_save_for_both(tmp_path):
+    model = make_model(rope_theta=5e5)
+    model.save_pretrained(tmp_path)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == 5e5
+    transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert "rope_theta" not in json.loads((tmp_path / "config.json").read_text())  # it stands a level deeper
+    assert Llama.from_pretrained(tmp_path).config.rope_theta == 5e5
+
+
+def test_a_field_that_is_null_or_changes_nothing_is_accepted(tmp_path):
+    fields = {
+        "attention_bias": None, "hidden_act": "swish", "layer_types": ["full_attention"] * 3, "pretraining_tp": 2,
+        "logits_scaling": 1.0, "pruned_heads": {}, "use_cache": False, "chunk_size_feed_forward": 0, "mine": [1],
+    }  # fmt: skip
+    assert read_configuration(tmp_path, **fields) == dataclasses.replace(SIZES, num_key_value_heads=6)
 
 
 def test_the_configuration_of_llama_2_13b():
