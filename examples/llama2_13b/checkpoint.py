@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from examples.llama2_13b import atomic, safetensors_folder
 from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.layout import Array, join, layout, merge
+from examples.llama2_13b.layout import Array, Part, is_transposed, join, layout, merge
 from examples.llama2_13b.tensor_parallel import ALONE, TensorParallel
 
 MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
+# Weights of a model in other formats, and of adapters to it.
+OTHER_WEIGHTS = (
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "model_state*.pdparams",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "adapter_config.json",
+    "adapter_model.*",
+)
 
 
 class Reader:
@@ -31,15 +42,37 @@ class Reader:
     def __init__(
         self, folder: str | Path, config: LlamaConfig, prefix: str = "model", shards: TensorParallel = ALONE
     ) -> None:
-        self._layout, self._shards = layout(config), shards
+        if prefix == "model" and shards.rank == 0:
+            say_unread(Path(folder))
+        self._shards = shards
         self._files = safetensors_folder.Reader(folder, prefix)
-        shapes = {part.name: part.shape for parts in self._layout.values() for part in parts}
+        self._stored = {
+            name: [self._stored_part(name, part) for part in parts] for name, parts in layout(config).items()
+        }
+        shapes = {part.name: part.shape for parts in self._stored.values() for part in parts}
         # Older folders hold the rotary frequencies, which the configuration gives.
         self._files.check(shapes, ignored=lambda name: name.endswith("rotary_emb.inv_freq"))
 
+    def _stored_part(self, parameter: str, part: Part) -> Part:
+        """As the file has it, by the layout that its metadata names."""
+        return part.transposed() if is_transposed(parameter) and self._files.is_in_out(part.name) else part
+
     def read(self, parameter: str) -> Array:
-        rank, size = self._shards.rank, self._shards.size
-        return join(parameter, [self._files.read(part.name, part.axis, rank, size) for part in self._layout[parameter]])
+        return join(parameter, [self._read(part) for part in self._stored[parameter]])
+
+    def _read(self, part: Part) -> Array:
+        tensor = self._files.read(part.name, part.axis, self._shards.rank, self._shards.size)
+        return tensor.T if part.is_transposed else tensor
+
+
+def say_unread(folder: Path) -> None:
+    """A line on stderr where weights lie beside those that are read: they may be of a later save."""
+    if unread := other_weights(folder):
+        print(f"{folder}: only safetensors of the model are read, not {', '.join(unread)}", file=sys.stderr)
+
+
+def other_weights(folder: Path) -> list[str]:
+    return sorted({path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern)})
 
 
 def write_shards(
@@ -75,6 +108,9 @@ def write_shards(
 def save(model: Any, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write `config.json` and the weights in float32. What was there stays readable until the new index is in place.
 
+    Then the weights that it replaces are removed, in whatever format they are: nothing is left that another program
+    could take for the model.
+
     All ranks that share the model call this; the first writes.
 
     Raises:
@@ -94,3 +130,5 @@ def save(model: Any, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES)
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
     atomic.write_file(folder / "config.json", config.encode())
     safetensors_folder.write_index(folder, "model", weight_map)
+    for name in other_weights(folder):
+        (folder / name).unlink(missing_ok=True)

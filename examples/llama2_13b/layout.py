@@ -21,11 +21,24 @@ DIVIDED = {"self_attn.qkv_proj": 0, "mlp.gate_up_proj": 0, "self_attn.o_proj": 1
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor on disk: its name and shape there, and the axis that tensor-parallel ranks divide, if any."""
+    """A tensor on disk: its name and shape there, and the axis that tensor-parallel ranks divide, if any.
+
+    Args:
+        is_transposed: stored as [in_features, out_features], the layout of Paddle's own files.
+    """
 
     name: str
     shape: tuple[int, ...]
     axis: int | None = None
+    is_transposed: bool = False
+
+    def transposed(self) -> Part:
+        return replace(
+            self,
+            shape=self.shape[::-1],
+            axis=None if self.axis is None else 1 - self.axis,
+            is_transposed=not self.is_transposed,
+        )
 
     def shard(self, size: int) -> Part:
         """One rank's."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from examples.llama2_13b import atomic
 Array = NDArray[Any]
 FLOATING = ("F64", "F32", "F16", "BF16")
 MAX_SHARD_BYTES = 5_000_000_000  # what transformers writes
+# The program that a file's metadata names decides the layout of a linear weight: PaddleNLP, PaddleMIX and PaddleFormers
+# write [in_features, out_features] under these names. Files without a name come from tools around transformers.
+OUT_IN, IN_OUT = ("pt", "mlx"), ("np", "pd", "paddle")
 
 
 class Reader:
@@ -24,18 +29,33 @@ class Reader:
 
     Raises:
         FileNotFoundError: neither is there, or a file that the index names is missing.
-        ValueError: a file is truncated or not what its name says.
+        ValueError: a file is truncated or not what its name says, or the files are of two saves.
     """
 
     def __init__(self, folder: str | Path, prefix: str) -> None:
         self.folder = Path(folder)
         index, single = self.folder / f"{prefix}.safetensors.index.json", self.folder / f"{prefix}.safetensors"
         if not index.exists() and not single.exists():
-            raise FileNotFoundError(f"{self.folder}: neither {index.name} nor {single.name} is there")
-        files = _files_of(index) if index.exists() else [single.name]
+            advice = "transformers' from_pretrained(folder).save_pretrained(folder) writes them"
+            raise FileNotFoundError(f"{self.folder}: neither {index.name} nor {single.name} is there; {advice}")
+        weight_map = _weight_map(index) if index.exists() else {}
+        files = sorted(set(weight_map.values())) if index.exists() else [single.name]
+        if single.exists() and single.name not in files:
+            raise ValueError(_two_saves(index, single))
         self.index = index if index.exists() else single
         self._opened = {name: _open(self.folder / name) for name in files}
-        self._file_of = {tensor: name for name, opened in self._opened.items() for tensor in opened.keys()}  # noqa: SIM118
+        self._in_out = {name: _is_in_out(self.folder / name, opened) for name, opened in self._opened.items()}
+        self._file_of: dict[str, str] = {}
+        for name, opened in self._opened.items():
+            for tensor in opened.keys():  # noqa: SIM118
+                elsewhere = self._file_of.setdefault(tensor, weight_map.get(tensor, name))
+                if elsewhere != name:
+                    rule = f"only in {elsewhere}, as {self.index.name} says; the files are of two saves"
+                    raise ValueError(f"{self.folder / name}: {tensor} must be {rule}. Copy or save the model again")
+
+    def is_in_out(self, name: str) -> bool:
+        """Whether the tensor, if it is a linear weight, is stored as [in_features, out_features]."""
+        return name in self._file_of and self._in_out[self._file_of[name]]
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool] = lambda name: False) -> None:
         """Require exactly these tensors.
@@ -52,9 +72,14 @@ class Reader:
             stored = self._opened[self._file_of[name]].get_slice(name)
             where = f"{self.folder / self._file_of[name]}: {name}"
             if tuple(stored.get_shape()) != shape:
-                raise ValueError(f"{where} must be {list(shape)}, got {stored.get_shape()}; see config.json")
+                raise ValueError(
+                    f"{where} must be {list(shape)}, got {stored.get_shape()}; see config.json{self._layout(name)}"
+                )
             if stored.get_dtype() not in FLOATING:
                 raise ValueError(f"{where} must be {', '.join(FLOATING)}, got {stored.get_dtype()}")
+
+    def _layout(self, name: str) -> str:
+        return " and format in the file's metadata, which stands for [in, out] weights" if self.is_in_out(name) else ""
 
     def read(self, name: str, axis: int | None = None, part: int = 0, parts: int = 1) -> NDArray[np.float32]:
         """The tensor, or one of equal parts along an axis: nothing else of it is read."""
@@ -67,12 +92,20 @@ class Reader:
         return tensor.astype(np.float32, copy=False)
 
 
-def _files_of(index: Path) -> list[str]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return sorted(set(weight_map.values()))
+        return {str(tensor): str(file) for tensor, file in weight_map.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{index}: must be JSON with a weight_map of tensor to file, got {error!r}") from None
+
+
+def _two_saves(index: Path, single: Path) -> str:
+    """transformers would read the second, others the first."""
+    written = " and ".join(f"{path.name} ({time.ctime(path.stat().st_mtime)})" for path in (index, single))
+    cure = f"Delete {single.name} to keep the shards that the index names, or {index.name} to keep {single.name}"
+    return f"{index.parent}: one model must be there, got two: {written}. {cure}"
 
 
 def _open(path: Path) -> Any:
@@ -82,6 +115,14 @@ def _open(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: not found; the index names it") from None
     except SafetensorError as error:
         raise ValueError(f"{path}: truncated or not a safetensors file ({error}). Copy it again") from None
+
+
+def _is_in_out(path: Path, opened: Any) -> bool:
+    layout = (opened.metadata() or {}).get("format")
+    if layout not in (None, *OUT_IN, *IN_OUT):
+        rule = f"{', '.join(OUT_IN)} for [out, in] weights or {', '.join(IN_OUT)} for [in, out], got {layout!r}"
+        raise ValueError(f"{path}: format in its metadata must be {rule}. Save it with transformers")
+    return layout in IN_OUT
 
 
 def _some(names: list[str]) -> str:
@@ -127,16 +168,20 @@ def write_index(folder: Path, prefix: str, weight_map: Mapping[str, str]) -> Non
     total_size = sum((folder / file).stat().st_size for file in files)
     index = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=1)
     atomic.write_file(folder / f"{prefix}.safetensors.index.json", index.encode())
-    for old in {*folder.glob(f"{prefix}-*.safetensors"), folder / f"{prefix}.safetensors"}:
-        if old.name not in files:
+    shard = re.compile(re.escape(prefix) + r"(-\d{5}-of-\d{5}(\.\d+)?)?\.safetensors")
+    for old in folder.glob(f"{prefix}*.safetensors"):
+        if shard.fullmatch(old.name) and old.name not in files:
             old.unlink(missing_ok=True)
 
 
 def _save(tensors: dict[str, Array], path: Path) -> None:
+    path.touch()  # with the mode that the umask gives; the library makes its own file, which nobody else may read
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata={"format": "pt"})  # transformers asks for the layout that this names
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error}). What was saved before is still whole") from None
+    path.chmod(mode)
     atomic.sync(path)
 
 
@@ -155,7 +200,7 @@ def divide(shapes: Mapping[str, tuple[int, ...]], max_shard_bytes: int) -> list[
 
 
 def _free_names(folder: Path, prefix: str, count: int) -> list[str]:
-    """`prefix-00001-of-00002.safetensors`, and with a number more when an index there still uses that name."""
+    """`prefix-00001-of-00002.safetensors`, and with a number more when such a file is there."""
     generation = 0
     while True:
         suffix = f".{generation}" if generation else ""

@@ -10,18 +10,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import paddle
 import pytest
+import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from examples.llama2_13b import atomic, checkpoint
+from examples.llama2_13b import atomic, checkpoint, layout
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.tensor_parallel import TensorParallel
 from examples.llama2_13b.tokenizer import Tokenizer
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_model import SIZES
@@ -140,6 +144,136 @@ def test_a_folder_without_configuration_is_named(folder):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json: not found"):
         Llama.from_pretrained(folder)
+
+
+def save_as_transformers(folder, model, **options):
+    """Into a folder that may hold another model."""
+    with tempfile.TemporaryDirectory() as other:
+        model.save_pretrained(other)
+        theirs = transformers.LlamaForCausalLM.from_pretrained(other, dtype=torch.float32)
+        theirs.save_pretrained(folder, **options)
+
+
+@pytest.mark.parametrize("saves", [1, 2])  # the second time our shards have other names
+def test_transformers_saving_one_file_over_our_shards_is_refused(folder, saves):
+    checkpoint.save(make_model(), folder, 10**9)
+    if saves == 2:
+        checkpoint.save(make_model(), folder, 10**9)
+    model = make_model(seed=1)
+    save_as_transformers(folder, model)
+    with pytest.raises(
+        ValueError, match=rf"one model must be there, got two: {INDEX} .* and model.safetensors .*Delete"
+    ):
+        Llama.from_pretrained(folder)
+    (folder / INDEX).unlink()
+    assert_same(Llama.from_pretrained(folder), weights(model))
+
+
+def test_transformers_shards_over_ours_are_read(folder):
+    checkpoint.save(make_model(), folder, SHARD_BYTES)
+    model = make_model(seed=1)
+    save_as_transformers(folder, model, max_shard_size=3 * SHARD_BYTES)
+    assert_same(Llama.from_pretrained(folder), weights(model))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": SHARD_BYTES}], ids=["one-file", "shards"])
+def test_our_save_over_transformers_leaves_nothing_of_it(tmp_path, options):
+    save_as_transformers(tmp_path, make_model(), **options)
+    kept = ["model-best.safetensors", "thesis.bin"]
+    stale = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"]
+    stale += ["model_state.pdparams", "adapter_config.json", "adapter_model.safetensors"]
+    for name in kept + stale:
+        (tmp_path / name).write_bytes(b"")
+    model = make_model(seed=1)
+    checkpoint.save(model, tmp_path, 2 * SHARD_BYTES)
+    listed = set(json.loads((tmp_path / INDEX).read_text())["weight_map"].values())
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".json"} == listed | set(kept)
+    assert_same(Llama.from_pretrained(tmp_path), weights(model))
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(theirs.lm_head.weight.numpy(force=True), weights(model)["lm_head.weight"].T)
+
+
+def test_an_index_of_one_file_is_no_second_model(folder, saved):
+    tensors = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")}))
+    assert_same(Llama.from_pretrained(folder), saved[1])
+
+
+def test_a_shard_of_another_save_is_named(folder):
+    shutil.copy(folder / "model-00001-of-00009.safetensors", folder / "model-00003-of-00009.safetensors")
+    with pytest.raises(ValueError, match="model-00003.*: .* must be only in model-00001.*two saves"):
+        Llama.from_pretrained(folder)
+
+
+def test_weights_in_another_format_are_said_to_be_unread(folder, saved, capsys):
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert_same(Llama.from_pretrained(folder), saved[1])
+    assert "only safetensors of the model are read, not pytorch_model.bin" in capsys.readouterr().err
+
+
+def write_with_format(folder, metadata, transposed):
+    """The weights of `saved` in one file, linear ones transposed."""
+    tensors = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+        path.unlink()
+    linear = [name for name in tensors if "_proj" in name or name == "lm_head.weight"]
+    tensors |= {name: np.ascontiguousarray(tensors[name].T) for name in linear if transposed}
+    save_file(tensors, folder / "model.safetensors", metadata)
+
+
+@pytest.mark.parametrize("layout", ["np", "pd", "paddle"])
+def test_paddles_layout_is_read_by_its_metadata(folder, saved, layout):
+    write_with_format(folder, {"format": layout}, transposed=True)
+    assert_same(Llama.from_pretrained(folder), saved[1])
+
+
+def test_square_weights_in_paddles_layout_are_not_taken_for_the_other(tmp_path):
+    config = dataclasses.replace(SIZES, vocab_size=48, intermediate_size=48, eos_token_id=2)
+    paddle.seed(0)
+    model = Llama(config)
+    checkpoint.save(model, tmp_path)
+    write_with_format(tmp_path, {"format": "np"}, transposed=True)
+    assert_same(Llama.from_pretrained(tmp_path), weights(model))
+
+
+def test_tensor_parallel_ranks_read_their_part_of_paddles_layout(folder):
+    config = make_model().config
+    ranks = [TensorParallel(SimpleNamespace(rank=rank, world_size=2)) for rank in range(2)]
+
+    def parts():
+        readers = [checkpoint.Reader(folder, config, shards=shards) for shards in ranks]
+        return [reader.read(name) for name in layout.layout(config) for reader in readers]
+
+    expected = parts()
+    write_with_format(folder, {"format": "np"}, transposed=True)
+    for got, want in zip(parts(), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("metadata, transposed", [({"format": "np"}, False), ({"format": "pt"}, True), (None, True)])
+def test_weights_in_another_layout_than_the_metadata_says_are_named(folder, metadata, transposed):
+    write_with_format(folder, metadata, transposed)
+    with pytest.raises(ValueError, match=r"model.safetensors: .*_proj.weight must be \[\d+, \d+\], got"):
+        Llama.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("layout", ["flax", "tf", ""])
+def test_a_layout_that_nobody_knows_is_refused(folder, layout):
+    write_with_format(folder, {"format": layout}, transposed=False)
+    with pytest.raises(ValueError, match=f"format in its metadata must be pt, .*got '{layout}'"):
+        Llama.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_every_file_has_the_mode_of_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        make_model().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()}
+    assert set(modes.values()) == {oct(mode)}, modes
 
 
 def test_saving_again_replaces_every_file(folder):
