@@ -48,15 +48,27 @@ def wanted_names(op: str, device_type: str) -> tuple[tuple[str, ...], str | None
 
 
 def _platform_order(device_type: str) -> tuple[str, ...]:
-    """The device's own backends by name, then those for any device. A plugin that did not load comes first: what it
-    would have taken is not known, so every choice names it."""
-    order = []
-    for plugin in registry.plugins():
-        if plugin.backend is None:
-            order.append((0, plugin.name))
-        elif plugin.backend.owns(device_type):
-            order.append((2 if ANY_DEVICE in plugin.backend.device_types else 1, plugin.name))
-    return tuple(name for _, name in sorted(order))
+    """The device's own backend, then others that name the device, then those for any; alphabetically within each."""
+    places = {plugin.name: _place(plugin, device_type) for plugin in registry.plugins()}
+    names = (name for name, place in places.items() if place is not None)
+    return tuple(sorted(names, key=lambda name: (places[name], name)))
+
+
+OWN, NAMED_FOR_ANOTHER, BESIDE, FOR_ANY = range(4)
+
+
+def _place(plugin: registry.Plugin, device_type: str) -> int | None:
+    """A backend is a device's own by its name, so that one which is installed later does not take over in silence. A
+    plugin that did not load counts as one that takes the device: what it would have taken is not known."""
+    if plugin.backend is not None and not plugin.backend.owns(device_type):
+        return None
+    if plugin.name == device_type:
+        return OWN
+    if plugin.backend is None:
+        return BESIDE
+    if ANY_DEVICE in plugin.backend.device_types:
+        return FOR_ANY
+    return NAMED_FOR_ANOTHER if plugin.name in plugin.backend.device_types else BESIDE
 
 
 def judge(plugin: registry.Plugin, call: Call) -> Candidate:
@@ -106,9 +118,20 @@ def notes(candidate: Candidate, call: Call) -> tuple[str, ...]:
     carried = call.framework is not None and call.framework not in kernel.functions
     return (
         *candidate.remarks,
+        *_order(candidate, call),
         *said,
         *((f"{call.framework} arrays are carried to paddle and back",) if carried else ()),
     )
+
+
+def _order(candidate: Candidate, call: Call) -> tuple[str, ...]:
+    """Why a backend that names the device, and could run the call, does not come first."""
+    names, source = wanted_names(call.spec.name, call.device_type)
+    by_name = {plugin.name: _place(plugin, call.device_type) for plugin in registry.plugins()}
+    first = by_name[names[0]] if source is None else None
+    if by_name[candidate.backend] != BESIDE or first is None or first >= BESIDE:
+        return ()
+    return (f'tried after {names[0]}, the device\'s own; fusionkit.use_backend("{candidate.backend}") prefers it',)
 
 
 def conditions(kernel: Kernel, first_input: str) -> tuple[ForwardOnly | OneOf, ...]:
@@ -169,11 +192,11 @@ def refusal(call: Call, source: str | None) -> str:
         head = f"{call.spec.name}: {' and '.join(names)} ({source}) does not accept this call ({describe(call)})"
     elif policy.settings().strict:
         head += "; FUSIONKIT_STRICT=1 forbids a fallback"
-    candidates = [judge(plugin, call) for plugin in registry.plugins()]
-    lines = [f"  {c.backend}: {', '.join(c.verdict.reasons) or c.verdict.answer}" for c in candidates]
-    willing = [c.backend for c in candidates if c.verdict]
-    advice = f'Use fusionkit.use_backend("{willing[-1]}") to run there.' if willing else "Change the arguments."
-    return "\n".join([head, *lines, advice])
+    candidates = {plugin.name: judge(plugin, call) for plugin in registry.plugins()}
+    lines = [f"  {name}: {', '.join(c.verdict.reasons) or c.verdict.answer}" for name, c in candidates.items()]
+    willing = [name for name in _platform_order(call.device_type) if candidates[name].verdict]
+    advice = [f'Use fusionkit.use_backend("{willing[0]}") to run there.'] if willing else []
+    return "\n".join([head, *lines, *advice])
 
 
 def describe(call: Call) -> str:

@@ -85,6 +85,8 @@ def test_guide_to_a_backend_works_as_written(tmp_path):
     assert "abacus" in fusionkit("ops").splitlines()[0]
     assert "ok      beads: all there" in fusionkit("doctor")
     assert "-> abacus: chosen" in fusionkit("explain", "fusion_rms_norm", "x=3x8", "weight=8", "--backend", "abacus")
+    default = fusionkit("explain", "fusion_rms_norm", "x=3x8", "weight=8")
+    assert "-> cpu: chosen" in default and "tried after cpu, the device's own" in default
     refused = fusionkit("explain", "fusion_rms_norm", "x=3x7", "weight=7", "--backend", "abacus")
     assert "hidden_size must be a multiple of 4, got 7" in refused
     assert "fusion_rms_norm  abacus  chosen" in python(use).stdout

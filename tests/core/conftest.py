@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
+import fusionkit as fk
 from fusionkit import registry
 
 
@@ -18,3 +21,15 @@ def install(monkeypatch):
         monkeypatch.setattr(registry, "plugins", lambda: listed)
 
     return install
+
+
+@pytest.fixture
+def prefer(install):
+    """prefer(backend) installs a backend that is asked before the CPU's own until the test ends."""
+    with contextlib.ExitStack() as wishes:
+
+        def prefer(backend):
+            install(backend)
+            wishes.enter_context(fk.use_backend([backend.name, "cpu"]))
+
+        yield prefer

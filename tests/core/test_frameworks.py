@@ -29,15 +29,15 @@ def op():
     return fk.Op("fusion_rms_norm")
 
 
-def test_each_framework_has_the_conditions_of_its_own_kernel(install, op):
-    install(two_kernels())
+def test_each_framework_has_the_conditions_of_its_own_kernel(prefer, op):
+    prefer(two_kernels())
     assert op(torch.ones(2, 64), torch.ones(64)) == "toy ran"
     assert op.explain(paddle.ones([2, 64]), paddle.ones([64])).chosen == "cpu"
     assert op(paddle.ones([2, 48]), paddle.ones([48])) == "toy ran"
 
 
-def test_one_frameworks_kernel_may_be_missing_alone(install, op):
-    install(two_kernels(available=lambda: "no such driver"))
+def test_one_frameworks_kernel_may_be_missing_alone(prefer, op):
+    prefer(two_kernels(available=lambda: "no such driver"))
     explanation = op.explain(torch.ones(2, 48), torch.ones(48))
     assert "not available: no such driver" in str(explanation)
     assert op.explain(paddle.ones([2, 48]), paddle.ones([48])).chosen == "a_toy"
@@ -49,10 +49,10 @@ def test_a_kernel_for_a_framework_that_does_not_exist_is_refused():
         registry.check("toy", backend)
 
 
-def test_a_kernel_of_another_framework_is_not_passed_over(install, op):
+def test_a_kernel_of_another_framework_is_not_passed_over(prefer, op):
     """Paddle's tensors go to cpu, which is then no fallback: strict settings let it be."""
     kernels = {"fusion_rms_norm": Kernel({"torch": toy.REFERENCE})}
-    install(fk.Backend(name="a_toy", device_types=("cpu",), kernels=kernels))
+    prefer(fk.Backend(name="a_toy", device_types=("cpu",), kernels=kernels))
     op(paddle.ones([2, 64]), paddle.ones([64]))
     (reason,) = [reason for (_, backend, reason), count in fk.ledger().items() if backend == "cpu" and count]
     assert reason == "not offered: a_toy: takes torch tensors, got paddle"

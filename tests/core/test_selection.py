@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import fusionkit as fk
-from fusionkit import cli
+from fusionkit import cli, registry
 from fusionkit.capability import Absent, Between, MultipleOf, OneOf, Present, When
 from fusionkit.spec import TensorSpec
 from tests.core import toy
@@ -32,17 +33,66 @@ def test_a_devices_own_backend_comes_before_eager(install, op):
     assert "cpu    no       tensors are on toy:0" in str(explanation)
 
 
-def test_a_refusal_falls_back_to_eager_and_is_counted_with_its_reason(install, op):
-    install(toy.backend(device_types=("cpu",), name="a_toy", when=(MultipleOf("hidden_size", 48),)))
+def test_a_devices_own_backend_comes_before_others_that_are_installed_later(install, op):
+    """The own one carries the device's name, or that of another device which it takes; the alphabet decides nothing."""
+    install(toy.backend(name="a_toy", device_types=("cpu",)))
+    explanation = op.explain(X, WEIGHT)
+    assert (explanation.chosen, explanation.reason) == ("cpu", "chosen")
+    after = """tried after cpu, the device's own; fusionkit.use_backend("a_toy") prefers it"""
+    assert ("a_toy", "yes", (after,)) in explanation.candidates
+    with fk.use_backend("a_toy"):
+        assert op(X, WEIGHT) == "toy ran" and after not in str(op.explain(X, WEIGHT))
+
+
+def test_the_own_backend_of_a_device_with_two_names_is_own_under_both(install, op):
+    own = toy.backend(name="toy", device_types=("toy", "bead"))
+    install(own, toy.backend(name="a_toy", device_types=("toy", "bead")))
+    assert op.explain(X, WEIGHT, device="toy").chosen == op.explain(X, WEIGHT, device="bead").chosen == "toy"
+    install(toy.backend(name="bead", device_types=("bead",)))
+    assert op.explain(X, WEIGHT, device="bead").chosen == "bead"
+
+
+def test_of_two_that_are_not_the_devices_own_the_alphabet_decides(install, op):
+    install(toy.backend(name="b_toy", device_types=("bead",)), toy.backend(name="a_toy", device_types=("bead",)))
+    explanation = op.explain(X, WEIGHT, device="bead")
+    assert explanation.chosen == "a_toy" and "tried after" not in str(explanation)
+
+
+def test_a_plugin_that_did_not_load_stands_after_the_devices_own(monkeypatch, op):
+    broken = registry.Plugin("a_toy", "a_toy-package 1.0", None, "RuntimeError: no driver here")
+    plugins = tuple(sorted((*registry.plugins(), broken), key=lambda plugin: plugin.name))
+    monkeypatch.setattr(registry, "plugins", lambda: plugins)
+    assert op.explain(X, WEIGHT).reason == "chosen"
+    assert op.explain(X, WEIGHT, device="npu").reason == "chosen"
+    missed = fk.Op("swiglu").explain(X, X, device="npu")
+    assert missed.chosen == "eager" and "a_toy: not available: RuntimeError: no driver here" in missed.reason
+
+
+@pytest.mark.parametrize("wish", ["gpu", "npu", "xpu", ["gcu", "gpu"]])
+def test_a_refused_wish_is_told_of_the_first_backend_that_says_yes(op, wish):
+    with fk.use_backend(wish), pytest.raises(fk.NoBackendError) as caught:
+        op(X, WEIGHT)
+    assert str(caught.value).endswith('\nUse fusionkit.use_backend("cpu") to run there.')
+
+
+def test_no_backend_is_advised_where_none_says_yes(op):
+    x, weight = torch.ones(2, 64), torch.ones(64)
+    with pytest.raises(fk.NoBackendError) as caught:
+        op(x, weight)
+    assert "use_backend" not in str(caught.value) and "eager: takes paddle tensors, got torch" in str(caught.value)
+
+
+def test_a_refusal_falls_back_to_eager_and_is_counted_with_its_reason(prefer, op):
+    prefer(toy.backend(device_types=("cpu",), name="a_toy", when=(MultipleOf("hidden_size", 48),)))
     op(X, WEIGHT)
     reason = "fallback: a_toy: hidden_size must be a multiple of 48, got 64"
     assert fk.ledger()[("fusion_rms_norm", "cpu", reason)] == 1
     assert op(np.ones((2, 48), np.float32), np.ones(48, np.float32)) == "toy ran"
 
 
-def test_an_op_that_the_device_does_not_have_is_not_a_fallback(install, op):
+def test_an_op_that_the_device_does_not_have_is_not_a_fallback(prefer, op):
     bare = fk.Backend(name="a_toy", device_types=("cpu",), kernels={})
-    install(bare)
+    prefer(bare)
     op(X, WEIGHT)
     reason = "not offered: a_toy: a_toy does not have fusion_rms_norm"
     assert fk.ledger()[("fusion_rms_norm", "cpu", reason)] == 1
@@ -54,7 +104,7 @@ def test_an_explicit_name_is_strict_and_the_error_lists_every_candidate(install,
         op(X, WEIGHT)
     text = str(caught.value)
     assert text.startswith("fusion_rms_norm: toy (use_backend) does not accept this call (device cpu, inference")
-    assert "\n  toy: tensors are on cpu" in text and 'use_backend("eager")' in text
+    assert "\n  toy: tensors are on cpu" in text and 'use_backend("cpu")' in text
     (entry,) = fk.ledger()
     assert entry[1] == "none" and entry[2].startswith("refused: ")
 
@@ -84,8 +134,8 @@ def test_unknown_is_chosen_only_on_request(install, op):
     assert op.explain(x, weight, backend="toy").chosen == "toy"
 
 
-def test_an_unavailable_backend_says_why(install, op):
-    install(toy.backend(available=lambda: "the driver is missing", device_types=("cpu",), name="a_toy"))
+def test_an_unavailable_backend_says_why(prefer, op):
+    prefer(toy.backend(available=lambda: "the driver is missing", device_types=("cpu",), name="a_toy"))
     op(X, WEIGHT)
     assert fk.ledger()[("fusion_rms_norm", "cpu", "fallback: a_toy: not available: the driver is missing")] == 1
     status = next(status for status in fk.backends() if status.name == "a_toy")
@@ -103,15 +153,15 @@ def test_a_question_about_a_device_elsewhere_is_answered_by_what_is_declared(ins
     assert ("toy", "no", ("hidden_size must be a multiple of 32, got 48",)) in refused.candidates
 
 
-def test_a_kernel_alone_may_be_unavailable(install, op):
+def test_a_kernel_alone_may_be_unavailable(prefer, op):
     kernel = fk.Kernel({"numpy": toy.REFERENCE}, available=lambda: "the driver has no such op")
-    install(fk.Backend("a_toy", ("cpu",), {"fusion_rms_norm": kernel}))
+    prefer(fk.Backend("a_toy", ("cpu",), {"fusion_rms_norm": kernel}))
     op(X, WEIGHT)
     assert fk.ledger()[("fusion_rms_norm", "cpu", "fallback: a_toy: not available: the driver has no such op")] == 1
 
 
-def test_a_gap_may_say_why(install, op):
-    install(fk.Backend("a_toy", ("cpu",), {}, gaps={"fusion_rms_norm": "beads cannot divide"}))
+def test_a_gap_may_say_why(prefer, op):
+    prefer(fk.Backend("a_toy", ("cpu",), {}, gaps={"fusion_rms_norm": "beads cannot divide"}))
     op(X, WEIGHT)
     reason = "not offered: a_toy: a_toy does not have fusion_rms_norm: beads cannot divide"
     assert fk.ledger()[("fusion_rms_norm", "cpu", reason)] == 1
@@ -125,9 +175,9 @@ def test_what_nobody_ran_says_so_wherever_it_is_named(install, op, capsys):
     assert "toy (not run)" in capsys.readouterr().out
 
 
-def test_what_a_predicate_looked_at_is_looked_at_again(install, op):
+def test_what_a_predicate_looked_at_is_looked_at_again(prefer, op):
     """A remembered decision holds for other sizes only if no predicate asked for the size."""
-    install(
+    prefer(
         toy.backend(
             device_types=("cpu",), name="a_toy", when=(MultipleOf("hidden_size", 64), OneOf("epsilon", (1e-5,)))
         )
@@ -140,11 +190,11 @@ def test_what_a_predicate_looked_at_is_looked_at_again(install, op):
     assert op(X, WEIGHT, epsilon=1e-5) == "toy ran"
 
 
-def test_an_inputs_own_size_is_looked_at_again(install):
+def test_an_inputs_own_size_is_looked_at_again(prefer):
     """A mask for each head has the shape of no named axis alone: the axis is heads or 1."""
     one_mask = When(Present("attn_mask"), OneOf("attn_mask.num_heads", (1,)))
     kernel = fk.Kernel({"numpy": "tests.core.toy:flash_attention"}, when=(one_mask,))
-    install(fk.Backend("a_toy", ("cpu",), {"flash_attention": kernel}))
+    prefer(fk.Backend("a_toy", ("cpu",), {"flash_attention": kernel}))
     op, q = fk.Op("flash_attention"), np.ones((1, 3, 2, 8), np.float32)
     shared, per_head = np.ones((1, 1, 3, 3), bool), np.ones((1, 2, 3, 3), bool)
     assert op(q, q, q, attn_mask=shared) == "toy ran"
