@@ -1,4 +1,4 @@
-"""The communicator and the checks of tests/native/communicator in one executable, for a sanitizer."""
+"""The communicator and the checks of tests/native/communicator in one executable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCES = Path("tests/native/communicator")
 def build_program(variant: Variant) -> Path:
     with contextlib.chdir(ROOT), locked(variant.folder):
         library = [source for source in PARALLEL_SOURCE_DIR.glob("*.cc") if source.name != "c_api.cc"]
-        objects = variant.steps([*library, *SOURCES.glob("*.cc")], ["-I."])
+        objects = variant.steps(library) + variant.steps(SOURCES.glob("*.cc"), ["-I."])
         compile_all(objects)
         program = variant.folder / "communicator_tests"
         link(program, objects, [*variant.flags, "-ldl"])

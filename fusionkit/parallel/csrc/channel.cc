@@ -30,6 +30,19 @@ const Plan* Channel::pending() const {
   return outgoing.empty() ? nullptr : &outgoing.front().plan;
 }
 
+bool Channel::awaits_bytes() const {
+  if (incoming.empty()) return false;
+  const Incoming& first = incoming.front();
+  if (!first.begun || first.reduction == nullptr || first.received == first.size) return true;
+  return transport_.arrived(peer_, first.rest()).size < size_of(first.reduction->dtype);
+}
+
+bool Channel::awaits_room() const {
+  if (outgoing.empty() || !turns_.may_send(outgoing.front().turn)) return false;
+  const Outgoing& first = outgoing.front();
+  return first.ready == nullptr || *first.ready == first.size || first.sent < *first.ready;
+}
+
 bool Channel::send_some() {
   moved_ = 0;
   bool is_any_done = false;

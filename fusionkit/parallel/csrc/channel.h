@@ -47,6 +47,9 @@ class Channel {
   bool advance();
   // The first message still to come or to go, for errors; null when there is none.
   const Plan* pending() const;
+  // Whether nothing moves for want of this peer. A reduction that has its next bytes is waiting for another rank's.
+  bool awaits_bytes() const;
+  bool awaits_room() const;
 
  private:
   bool send_some();

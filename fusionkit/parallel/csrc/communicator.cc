@@ -198,7 +198,11 @@ void Communicator::move(const std::vector<Communicator*>& communicators,
       std::this_thread::yield();  // to a peer on the same core, where there are other processes as well
       continue;
     }
-    for (Communicator* each : communicators) each->require_progress(last_moved);
+    for (Communicator* each : communicators) moved |= each->has_moved_after_all(last_moved);
+    if (moved) {
+      last_moved = Clock::now();
+      continue;
+    }
     first.wait(seen, communicators.size() == 1 ? kSleepMicroseconds : kSleepOfManyMicroseconds);
     for (Communicator* each : communicators)
       if (each != communicators.front()) each->transport_->wait(each->transport_->changes(), 0);
@@ -241,9 +245,8 @@ void Communicator::progress() {
     is_progressing_ = true;
     try {
       const uint32_t seen = transport_->changes();
-      const bool moved = advance();
+      const bool moved = advance() || (!in_flight_.empty() && has_moved_after_all(last_moved));
       if (moved) last_moved = Clock::now();
-      if (!moved && !in_flight_.empty()) require_progress(last_moved);
       lock.unlock();
       if (!moved) transport_->wait(seen, kSleepMicroseconds);
       const std::lock_guard<std::mutex> queue(queue_);
@@ -298,7 +301,7 @@ bool Communicator::advance(Reduction& reduction) {
   return true;
 }
 
-void Communicator::require_progress(Clock::time_point last_moved) {
+bool Communicator::has_moved_after_all(Clock::time_point last_moved) {
   const std::string failure = transport_->failure();
   if (!failure.empty()) {
     const Plan* pending = nullptr;
@@ -307,19 +310,42 @@ void Communicator::require_progress(Clock::time_point last_moved) {
     throw std::runtime_error(op + ": another rank failed: " + failure);
   }
   const double waited = std::chrono::duration<double>(Clock::now() - last_moved).count();
-  if (waited < kSleepMicroseconds * 1e-6 && waited < timeout_) return;
+  if (waited < kSleepMicroseconds * 1e-6 && waited < timeout_) return false;
+  const std::optional<Missed> missed = lost_peer();
+  if (!missed.has_value() && waited < timeout_) return false;
+  if (advance()) return true;  // what came before it went, or while this process did not run
+  if (missed.has_value()) throw missing_answer(missed->peer, missed->got);
+  if (const int peer = late_peer(); peer >= 0) throw missing_answer(peer, "nothing");
+  return false;
+}
+
+// A rank may leave, or end, as soon as its own part is done: that is no fault while all that is needed of it is there.
+std::optional<Communicator::Missed> Communicator::lost_peer() const {
   for (int peer = 0; peer < world_size(); ++peer) {
-    const Plan* pending = channels_[peer].pending();
-    if (pending == nullptr) continue;
-    const std::string lost = peer == rank() ? "" : transport_->lost(peer);
-    const bool is_late = waited >= timeout_;
-    if (lost.empty() && !is_late) continue;
-    if (advance()) return;  // what it wrote before
-    throw std::runtime_error(std::string(name_of(pending->op)) + ": rank " + std::to_string(peer) +
-                             " must answer within " + seconds(timeout_) + ", got " + (lost.empty() ? "nothing" : lost) +
-                             "; " + pending->describe() + ", on rank " + std::to_string(rank()) + " of " +
-                             std::to_string(world_size()) + ", communicator " + name());
+    const Channel& channel = channels_[peer];
+    if (peer == rank() || (!channel.awaits_bytes() && channel.outgoing.empty())) continue;
+    if (const std::string lost = transport_->lost(peer); !lost.empty()) return Missed{peer, lost};
   }
+  return std::nullopt;
+}
+
+// A peer that takes nothing may itself be waiting for the one that sends nothing: so that one comes first.
+int Communicator::late_peer() const {
+  const auto first = [this](const auto& is_late) {
+    const auto found = std::find_if(channels_.begin(), channels_.end(), is_late);
+    return found == channels_.end() ? -1 : static_cast<int>(found - channels_.begin());
+  };
+  if (const int peer = first([](const Channel& each) { return each.awaits_bytes(); }); peer >= 0) return peer;
+  if (const int peer = first([](const Channel& each) { return each.awaits_room(); }); peer >= 0) return peer;
+  return first([](const Channel& each) { return each.pending() != nullptr; });
+}
+
+std::runtime_error Communicator::missing_answer(int peer, const std::string& got) const {
+  const Plan& pending = *channels_[peer].pending();
+  return std::runtime_error(std::string(name_of(pending.op)) + ": rank " + std::to_string(peer) +
+                            " must answer within " + seconds(timeout_) + ", got " + got + "; " + pending.describe() +
+                            ", on rank " + std::to_string(rank()) + " of " + std::to_string(world_size()) +
+                            ", communicator " + name());
 }
 
 void Communicator::fail(const std::string& text) noexcept {

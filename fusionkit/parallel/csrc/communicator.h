@@ -7,7 +7,9 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -100,7 +102,16 @@ class Communicator {
   static void ask(const std::set<Communicator*>& all, const GivesUp& gives_up);
   bool advance();
   bool advance(Reduction& reduction);
-  void require_progress(Clock::time_point last_moved);
+  struct Missed {
+    int peer;
+    std::string got;
+  };
+
+  // After a time without progress: whether a last look finds some. Throws when nobody can be waited for any longer.
+  bool has_moved_after_all(Clock::time_point last_moved);
+  std::optional<Missed> lost_peer() const;  // one without which nothing can go on
+  int late_peer() const;                    // the one that nothing moves for; -1 when there is no call
+  std::runtime_error missing_answer(int peer, const std::string& got) const;
   void fail(const std::string& text) noexcept;
   void progress();
 

@@ -51,6 +51,14 @@ Call all_reduce(Communicator& communicator, const Floats& from, Floats& to) {
   return call(communicator, Op::kAllReduce, from, to, from.size());
 }
 
+Call reduce_scatter(Communicator& communicator, const Floats& from, Floats& to) {
+  return call(communicator, Op::kReduceScatter, from, to, to.size());
+}
+
+Call reduce(Communicator& communicator, const Floats& from, Floats& to, int root) {
+  return call(communicator, Op::kReduce, from, to, from.size(), root);
+}
+
 void check_calls(Way way, int world_size) {
   run_group(way, world_size, [&](Communicator& own) {
     for (const size_t size : kSizes) {

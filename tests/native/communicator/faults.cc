@@ -4,7 +4,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
+#include <memory>
 #include <thread>
 
 #include "calls.h"
@@ -23,6 +25,41 @@ void run_all_reduce(Communicator& own, size_t size) {
   Floats to(size);
   const Call one = all_reduce(own, from, to);
   Communicator::run(&one, 1);
+}
+
+// Sends nothing to one peer for a while.
+class HeldBack : public Transport {
+ public:
+  HeldBack(std::unique_ptr<Transport> inner, int peer, const std::atomic<bool>& is_held)
+      : Transport(inner->rank, inner->world_size, inner->group),
+        inner_(std::move(inner)),
+        peer_(peer),
+        held_(is_held) {}
+
+  size_t write(int peer, const char* data, size_t size, bool more) override {
+    return peer == peer_ && held_ ? 0 : inner_->write(peer, data, size, more);
+  }
+  size_t read(int peer, char* into, size_t size) override { return inner_->read(peer, into, size); }
+  Bytes arrived(int peer, size_t wanted) override { return inner_->arrived(peer, wanted); }
+  void consumed(int peer, size_t num_bytes) override { inner_->consumed(peer, num_bytes); }
+  int num_near() const override { return inner_->num_near(); }
+  uint32_t changes() override { return inner_->changes(); }
+  void wait(uint32_t seen, int64_t microseconds) override { inner_->wait(seen, microseconds); }
+  void wake() override { inner_->wake(); }
+  std::string lost(int peer) override { return inner_->lost(peer); }
+  void fail(const std::string& text) override { inner_->fail(text); }
+  std::string failure() override { return inner_->failure(); }
+
+ private:
+  const std::unique_ptr<Transport> inner_;
+  const int peer_;
+  const std::atomic<bool>& held_;
+};
+
+std::unique_ptr<Communicator> join_held_back(const Meeting& meeting, int rank, int peer,
+                                             const std::atomic<bool>& is_held) {
+  constexpr double kTimeout = 20;
+  return std::make_unique<Communicator>(std::make_unique<HeldBack>(meeting.transport(rank), peer, is_held), kTimeout);
 }
 
 }  // namespace
@@ -50,6 +87,45 @@ void check_leaving(Way way) {
   check(thrown[2].empty(), thrown[2]);
   for (int rank = 0; rank < 2; ++rank)
     check(contains(thrown[rank], "got a rank that has left"), name_of(way) + ", leaving: " + thrown[rank]);
+}
+
+// The first rank is done and leaves; what the last one sends to the rank between them is still on its way.
+void check_leaving_early(Way way) {
+  for (const bool scatters : {true, false}) {
+    for (const size_t size : {1, 1025, 20000}) {
+      const Meeting meeting(way, kRanks);
+      std::atomic<bool> is_held{true};
+      const auto thrown = run_ranks(kRanks, [&](int rank) {
+        auto own = rank == 2 ? join_held_back(meeting, rank, 1, is_held) : meeting.join(rank);
+        const Floats from(scatters ? size * kRanks : size, static_cast<float>(rank + 1));
+        Floats to(size);
+        const Call one = scatters ? reduce_scatter(*own, from, to) : reduce(*own, from, to, 1);
+        Communicator::run(&one, 1);
+        check(rank != 1 || (to.front() == 6 && to.back() == 6), name_of(way) + ", a reduction after a rank has left");
+        if (rank != 0) return;
+        own.reset();
+        pause(200);
+        is_held = false;
+      });
+      for (const std::string& text : thrown) check(text.empty(), name_of(way) + ", leaving early: " + text);
+    }
+  }
+}
+
+// Each of the first two waits for the other to take its bytes, because the last one sends none.
+void check_blame(Way way) {
+  const Meeting meeting(way, kRanks);
+  const auto thrown = run_ranks(kRanks, [&](int rank) {
+    const auto own = meeting.join(rank, 0.5);
+    const Floats from(kRanks * size_t{4000000});
+    Floats to(from.size() / kRanks);
+    const Call one = reduce_scatter(*own, from, to);
+    if (rank == 2) return pause(1500);
+    Communicator::run(&one, 1);
+  });
+  for (int rank = 0; rank < 2; ++rank)
+    check(contains(thrown[rank], "rank 2 must answer within 0.5 s, got nothing"),
+          name_of(way) + ", a late rank: " + thrown[rank]);
 }
 
 void check_closing(Way way) {

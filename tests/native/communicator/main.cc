@@ -21,6 +21,8 @@ void check_all() {
     check_groups(way, 3);
     check_mismatch(way);
     check_leaving(way);
+    check_leaving_early(way);
+    check_blame(way);
     check_closing(way);
     check_absence(way);
   }

@@ -25,10 +25,13 @@ Meeting::Meeting(Way way, int world_size) : world_size(world_size), way_(way) {
   }
 }
 
+std::unique_ptr<Transport> Meeting::transport(int rank, double timeout) const {
+  return way_ == Way::kMemory ? fusionkit_parallel::join(key_.id, rank, world_size, timeout)
+                              : join_hosts(*listeners_[rank], key_, rank, members_, timeout, timeout);
+}
+
 std::unique_ptr<Communicator> Meeting::join(int rank, double timeout) const {
-  auto transport = way_ == Way::kMemory ? fusionkit_parallel::join(key_.id, rank, world_size, timeout)
-                                        : join_hosts(*listeners_[rank], key_, rank, members_, timeout, timeout);
-  return std::make_unique<Communicator>(std::move(transport), timeout);
+  return std::make_unique<Communicator>(transport(rank, timeout), timeout);
 }
 
 std::vector<std::string> run_ranks(int world_size, const std::function<void(int)>& work) {

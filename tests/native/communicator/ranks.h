@@ -21,6 +21,7 @@ class Meeting {
  public:
   Meeting(Way way, int world_size);
 
+  std::unique_ptr<Transport> transport(int rank, double timeout = 20) const;
   std::unique_ptr<Communicator> join(int rank, double timeout = 20) const;
   int port(int rank) const { return members_[rank].port; }
 
