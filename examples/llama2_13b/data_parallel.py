@@ -21,6 +21,8 @@ from fusionkit.parallel import Communicator, collectives
 from fusionkit.parallel.groups import communicator_of
 
 Item = TypeVar("Item")
+# The others wait while one writes: 13B's checkpoint is 156 GB. A process that ended is noticed at once all the same.
+SAVING_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def _on_host(tensor_parallel_degree: int) -> Axes:
     copy, part = divmod(rank, tensor_parallel_degree)
 
     def joined(name: str, rank: int, size: int) -> Communicator | None:
-        return Communicator.from_store(store, rank, size, name=f"sft/{name}") if size > 1 else None
+        if size == 1:
+            return None
+        return Communicator.from_store(store, rank, size, name=f"sft/{name}", timeout=SAVING_SECONDS)
 
     return Axes(
         joined(f"data {part}", copy, processes() // tensor_parallel_degree),

@@ -6,9 +6,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from examples.llama2_13b import atomic
 
 TRAIN, EVALUATION = "#2f6db5", "#d9622b"
@@ -16,9 +13,14 @@ TRAIN, EVALUATION = "#2f6db5", "#d9622b"
 
 def draw(log: list[dict[str, Any]], path: Path, title: str) -> None:
     """Every step's loss faint, their running mean over 5% of the run strong, evaluations as points."""
-    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+    import matplotlib  # here, for training works without it
+    from matplotlib.figure import Figure
+
+    plain = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "text.usetex": False}
+    with matplotlib.rc_context(plain):
         figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.add_subplot(title=title, xlabel="step", ylabel="loss per token (nats)")
+        axes = figure.add_subplot(xlabel="step", ylabel="loss per token (nats)")
+        axes.set_title(title.encode(errors="replace").decode(), parse_math=False)  # a folder's name: any $, any bytes
         steps, losses = [line["step"] for line in log], [line["loss"] for line in log]
         axes.plot(steps, losses, color=TRAIN, alpha=0.25, linewidth=1)
         axes.plot(steps, _running_mean(losses), color=TRAIN, linewidth=2, label=f"training, now {losses[-1]:.3f}")

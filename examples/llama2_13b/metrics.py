@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import fusionkit as fk
 from examples.llama2_13b import atomic
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.layout import layout
+from examples.llama2_13b.remarks import beside_the_work, say
 
 
 def model_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
@@ -74,17 +76,26 @@ class Log:
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_log(path) if line["step"] <= step] if path.exists() else []
         atomic.write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """On a full disk the line waits for the next."""
+        held_up = bool(self._unwritten)
+        self._unwritten += (json.dumps(line) + "\n").encode()
+        try:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not held_up:
+                say(f"{self._file.name}: {error.strerror}; training goes on, its lines wait for room", sys.stderr)
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        with beside_the_work(f"{self._file.name} lacks its last lines"), self._file:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.data import Sample
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.optimizer import AdamW
+from examples.llama2_13b.remarks import say
 from examples.llama2_13b.sft_flags import SftFlags
 from examples.llama2_13b.tensor_parallel import TensorParallel
 from examples.llama2_13b.tokenizer import Tokenizer
@@ -65,21 +66,21 @@ def sft(flags: SftFlags) -> int:
     if not data_parallel.is_first():
         return 128 + interrupted if interrupted else 0
     if interrupted:
-        print(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
+        say(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
         return 128 + interrupted
-    print(f"model, log.jsonl and loss.png: {flags.output_dir}")
+    say(f"model and log.jsonl: {flags.output_dir}")
     return 0
 
 
 def describe(flags: SftFlags, trainer: Trainer, peak: float) -> None:
     tokens = sum(map(len, trainer.train))
-    print(f"training samples: {len(trainer.train)} of {tokens} tokens; evaluation samples: {len(trainer.evaluation)}")
+    say(f"training samples: {len(trainer.train)} of {tokens} tokens; evaluation samples: {len(trainer.evaluation)}")
     processes = f" on {data_parallel.processes()} processes" if data_parallel.processes() > 1 else ""
     if trainer.model.shards.size > 1:
         tokens_too = " and the sequence" if trainer.model.shards.divides_tokens else ""
         processes += f", {trainer.model.shards.size} of which divide the layers{tokens_too} of each copy"
-    print(f"steps: {trainer.step} to {trainer.num_steps}, {flags.dtype} arithmetic{processes}")
-    print(f"peak: fused_linear {flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
+    say(f"steps: {trainer.step} to {trainer.num_steps}, {flags.dtype} arithmetic{processes}")
+    say(f"peak: fused_linear {flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
 
 
 def set_device(flags: SftFlags) -> None:

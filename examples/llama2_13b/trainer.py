@@ -23,6 +23,7 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.optimizer import AdamW
 from examples.llama2_13b.order import Order, chunks
 from examples.llama2_13b.packing import Batch, Row
+from examples.llama2_13b.remarks import Screen, beside_the_work
 from examples.llama2_13b.schedule import learning_rate
 from examples.llama2_13b.sft_flags import SftFlags
 
@@ -63,40 +64,64 @@ class Trainer:
     def run(self, peak_flops: float) -> int:
         """Train to the end, or to a signal, whose number is returned; 0 at the end, whatever came in the last step."""
         output = Path(self.flags.output_dir)
+        with Interrupt() as interrupt:
+            stopped = self._train(output, peak_flops, interrupt)
+            if data_parallel.is_first():
+                with beside_the_work("loss.png is not drawn"):
+                    log = metrics.read_log(output / "log.jsonl")
+                    loss_curve.draw(log, output / "loss.png", f"fine-tuning {output.name}")
+        return stopped
+
+    def _train(self, output: Path, peak_flops: float, interrupt: Interrupt) -> int:
+        """All steps. Work is saved before anything that can fail or take long: the model before the last evaluation."""
         log = metrics.Log(output / "log.jsonl", self.step) if data_parallel.is_first() else None
-        remaining = itertools.islice(self._order.steps(), self.step, self.num_steps)
-        progress = tqdm(
-            remaining,
-            initial=self.step,
-            total=self.num_steps,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not data_parallel.is_first(),
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file keeps every line
-        )
-        stopped = 0
-        with Interrupt() as interrupt, progress, log or contextlib.nullcontext():
+        with self._progress() as progress, log or contextlib.nullcontext():
             for rows in progress:
                 line = self._step(rows, peak_flops)
                 self.step = line["step"]
-                if self.evaluation and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps):
+                if self.step == self.num_steps and data_parallel.rank() == 0:
+                    with interrupt.held():
+                        self._save_model(output)
+                stopped = self._stops(interrupt)
+                if self._evaluates() and not stopped:
                     line["eval_loss"] = self.evaluate()
+                    stopped = self._stops(interrupt)
                 if log:
                     log.write(line)
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
                 progress.set_postfix(shown, refresh=False)
-                # A signal reaches each process in its own time; they stop together.
-                asked = data_parallel.any_process(interrupt.signal != 0)
-                stopped = (interrupt.signal or signal.SIGTERM) if asked and self.step < self.num_steps else 0
-                if data_parallel.rank() == 0 and (self._is_due(self.flags.save_steps) or stopped):
-                    self._save_checkpoint(output)
+                if stopped or self._is_due(self.flags.save_steps):
+                    if data_parallel.rank() == 0:
+                        with interrupt.held():
+                            self._save_checkpoint(output)
+                    stopped = self._stops(interrupt) or stopped  # nobody leaves while another writes
                 if stopped:
-                    break
-        if data_parallel.is_first():
-            loss_curve.draw(metrics.read_log(output / "log.jsonl"), output / "loss.png", f"fine-tuning {output.name}")
-        if data_parallel.rank() == 0 and not stopped:
-            self._save_model(output)
-        return stopped
+                    return stopped
+        return 0
+
+    def _progress(self) -> tqdm:
+        screen = Screen(sys.stderr)
+        return tqdm(
+            itertools.islice(self._order.steps(), self.step, self.num_steps),
+            initial=self.step,
+            total=self.num_steps,
+            unit="step",
+            file=screen,
+            dynamic_ncols=True,
+            disable=not data_parallel.is_first(),
+            mininterval=0.1 if screen.isatty() else 10.0,  # seconds; a log file keeps every line
+        )
+
+    def _stops(self, interrupt: Interrupt) -> int:
+        """The signal to stop for, or 0: in the last step there is nothing left to stop.
+
+        A signal reaches each process in its own time. They agree here, and each waits for the last.
+        """
+        asked = data_parallel.any_process(interrupt.signal != 0)
+        return (interrupt.signal or signal.SIGTERM) if asked and self.step < self.num_steps else 0
+
+    def _evaluates(self) -> bool:
+        return bool(self.evaluation) and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps)
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.step % interval == 0
