@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +225,81 @@ def test_export_needs_a_kernel_for_every_call(tmp_path):
     weight = fk.pack_weight(np.ones((8, 4), np.float32), dtype="float32")
     with pytest.raises(ValueError, match="fused_linear: weight must be a tensor while a program is traced"):
         passes.export(Calls(fk.fused_linear, weight=weight), tmp_path / "program", specs(x=[-1, 8]))
+
+
+@contextmanager
+def file_size_limit(num_bytes):
+    """Writing past it fails as on a full disk, or on FAT beyond 4 GiB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def sizes_of_program(folder, layer):
+    passes.export(layer, folder / "program", specs(x=[-1, 48]))
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("file", ["program.json", "program.pdiparams"])
+@pytest.mark.parametrize("missing", [1, 1000, "all"])
+def test_a_program_that_the_disk_does_not_take_whole_is_an_error(tmp_path, file, missing):
+    layer = Weighted(1 if file == "program.json" else 64)  # the other file is smaller, and fits
+    size = sizes_of_program(tmp_path, layer)[file]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with file_size_limit(0 if missing == "all" else size - missing), pytest.raises(OSError, match=r"disk|large"):
+        passes.export(layer, tmp_path / "program", specs(x=[-1, 48]))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Weighted(paddle.nn.Layer):
+    """Parameters of every number of dimensions that a model has, and a buffer."""
+
+    def __init__(self, columns, dtype="float32"):
+        super().__init__()
+        self.weight = self.create_parameter([48, columns], dtype=dtype)
+        self.norm = self.create_parameter([48], dtype=dtype)
+        self.register_buffer("table", paddle.ones([3, 1, 300], dtype))
+
+    def forward(self, tensors):
+        x = fk.fusion_rms_norm(tensors["x"].cast(self.weight.dtype), self.norm)
+        return fk.fused_linear(x, self.weight).cast("float32") + self.table.cast("float32").sum()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("columns", [1, 127, 128, 16384])
+def test_the_size_of_the_parameters_is_known_before_they_are_written(tmp_path, columns, dtype):
+    layer = Weighted(columns, dtype)
+    want = passes.files.parameters_size([layer.weight, layer.norm, layer.table])
+    assert sizes_of_program(tmp_path, layer)["program.pdiparams"] == want
+
+
+@pytest.mark.parametrize("file", ["program.json", "program.pdiparams"])
+def test_a_damaged_byte_is_found_before_the_program_runs(tmp_path, file):
+    passes.export(Weighted(64), tmp_path / "program", specs(x=[-1, 48]))
+    content = bytearray((tmp_path / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file}: must be of checksum [0-9a-f]{{8}}, got .*Export it again"):
+        passes.create_predictor(tmp_path / "program")
+
+
+def test_the_checksum_is_that_of_the_pieces_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes.files, "PIECE", 7)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(23)))
+    pieces = [zlib.crc32(bytes(range(start, min(start + 7, 23)))) for start in (0, 7, 14, 21)]
+    assert passes.files.checksum(path) == f"{zlib.crc32(np.array(pieces, '<u4').tobytes()):08x}"
+
+
+def test_a_program_without_parameters_leaves_none_of_an_older_one(tmp_path):
+    passes.export(Weighted(64), tmp_path / "program", specs(x=[-1, 48]))
+    passes.export(Calls(fk.swiglu), tmp_path / "program", specs(gate=[-1, 8], up=[-1, 8]))
+    assert {path.name for path in tmp_path.iterdir()} == {"program.json", "program.sizes"}
+    x = paddle.ones([2, 8])
+    passes.create_predictor(tmp_path / "program").run([x, x])
 
 
 def test_export_leaves_device_and_policy_as_they_were(tmp_path):

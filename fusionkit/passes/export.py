@@ -17,7 +17,7 @@ CUSTOM_OP = "custom_op."  # Paddle's name of a custom op in a program: "custom_o
 
 
 def export(layer: Any, path: str | Path, input_spec: Sequence[Any]) -> None:
-    """Write `path.json`, the program, `path.pdiparams`, its parameters, and `path.sizes`, what these must measure.
+    """Write `path.json`, the program, `path.pdiparams`, its parameters, and `path.sizes`, sizes and checksums of both.
 
     The program is traced for inference on the host, whatever device is in use, so that each op is the neutral one.
 
@@ -29,14 +29,16 @@ def export(layer: Any, path: str | Path, input_spec: Sequence[Any]) -> None:
     Raises:
         NoBackendError: a call has no neutral op that takes it.
         FusionkitError: the layer itself calls a custom op that only some device has.
+        OSError: the disk did not take a file whole; what was at `path` before is still there.
     """
     owner = neutral.load()
     layer.eval()
     with _on_host(), use_backend(owner.name), paddle.no_grad():
         traced = paddle.jit.to_static(layer, input_spec=list(input_spec), full_graph=True)
         _require_neutral(traced.forward.concrete_program.main_program)
-        paddle.jit.save(traced, str(path))
-    files.write_sizes(path)
+        with files.replacing(path) as written:
+            paddle.jit.save(traced, str(written))
+            files.seal(written, traced.forward.concrete_program.parameters[0])
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import shutil
 
 import pytest
@@ -77,6 +79,34 @@ def test_an_export_that_fails_leaves_the_older_one_whole(tiny_folder, tmp_path, 
         export(ExportFlags(str(tiny_folder), str(output), "bfloat16"))
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+
+
+@pytest.mark.parametrize("limit", [30_000, 60_000, 300_000])  # the tokenizer fits; then the program, not the weights
+def test_a_limit_on_the_size_of_files_is_an_error(tiny_folder, tmp_path, limit):
+    output = tmp_path / "exported"
+    export(ExportFlags(str(tiny_folder), str(output)))
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(
+            OSError, match=r"export: model.(json|pdiparams) must be .*the disk is full or takes no larger"
+        ):
+            export(ExportFlags(str(tiny_folder), str(output)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+
+
+def test_every_exported_file_has_the_mode_of_the_umask(tiny_folder, tmp_path):
+    before = os.umask(0o027)
+    try:
+        export(ExportFlags(str(tiny_folder), str(tmp_path / "exported")))
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "exported").iterdir()} == {"0o640"}
+    assert (tmp_path / "exported").stat().st_mode & 0o777 == 0o750
 
 
 def test_bad_flags_and_folders_are_errors(tiny_folder, tmp_path):

@@ -190,6 +190,15 @@ def test_a_missing_or_truncated_program_is_named(damaged, name, size):
         run(damaged, "hello")
 
 
+@pytest.mark.parametrize("name", ["model.json", "model.pdiparams"])
+def test_a_damaged_program_is_named(damaged, name):
+    content = bytearray((damaged / name).read_bytes())
+    content[-20] ^= 4
+    (damaged / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"damaged/{name}: must be of checksum .*Export it again"):
+        run(damaged, "hello")
+
+
 def test_a_program_of_another_model_is_named(damaged):
     config = json.loads((damaged / "config.json").read_text())
     (damaged / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
