@@ -97,8 +97,11 @@ class TensorParallel:
         return gather_rows(x_TH, self.group) if self.divides_tokens else x_TH
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Complete the gradients of weights that have seen this rank's tokens only, in one call."""
-        partial_ones = [parameter for parameter in parameters if is_sequence_parallel_parameter(parameter)]
+        """Complete the gradients of weights that have seen this rank's tokens only, in one call.
+
+        All ranks have one or none has: in a step of few rows a copy of the model may get no row.
+        """
+        partial_ones = [p for p in parameters if is_sequence_parallel_parameter(p) and p.grad is not None]
         if not partial_ones:
             return
         flat = paddle.concat([parameter.grad.flatten() for parameter in partial_ones])

@@ -198,9 +198,8 @@ class Trainer:
 
 
 def deciding(flags: SftFlags) -> dict[str, object]:
-    """What a run that resumes must share: its flags, and of several copies of the model their number."""
-    processes = {"processes": data_parallel.size()} if data_parallel.size() > 1 else {}
-    return flags.deciding() | processes
+    """What a run that resumes must share: its flags, and the number of copies of the model."""
+    return flags.deciding() | {"copies": data_parallel.size()}
 
 
 def packer(flags: SftFlags) -> packing.Pack:

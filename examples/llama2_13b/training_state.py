@@ -90,11 +90,24 @@ def require_same(state: TrainingState, data: str, flags: Mapping[str, Any], fold
         ValueError: naming the first flag, or the data.
     """
     for name, value in flags.items():
-        if state.flags.get(name) != value:
+        if name == "copies":
+            _require_copies(state.flags, value, folder)
+        elif state.flags.get(name) != value:
             rule = f"{state.flags.get(name)!r} as in {folder}"
             raise ValueError(f"sft: --{name} must be {rule}, got {value!r}. Resume with the same flags, or start anew")
     if state.data != data:
         raise ValueError(f"sft: the training data must be that of {folder}, got other samples. Start a new run")
+
+
+def _require_copies(saved: Mapping[str, Any], copies: Any, folder: Path) -> None:
+    """A step's rows are shared out over the copies, so their number decides which samples a step sees."""
+    wanted = saved.get("copies", saved.get("processes", 1))  # the latter in older checkpoints, where there were several
+    if wanted != copies:
+        raise ValueError(
+            f"sft: the number of copies of the model must be {wanted} as in {folder}, got {copies}; a step has as many "
+            f"times --per_device_train_batch_size rows. Start {wanted} times --tensor_parallel_degree processes with "
+            "python -m paddle.distributed.launch --nproc_per_node N --log_dir LOGS, or start anew"
+        )
 
 
 def checkpoints(output: Path) -> list[Path]:

@@ -286,6 +286,22 @@ def test_a_failing_first_op_leaves_the_run_that_was_to_be_overwritten(sft_flags,
     assert len(losses(tmp_path / "run")) == 2 and training_state.checkpoints(tmp_path / "run")
 
 
+@pytest.mark.parametrize("recorded", [{"copies": 2}, {"processes": 2}, {}], ids=["now", "older", "older-single"])
+def test_another_number_of_copies_is_refused_when_resuming(sft_flags, tmp_path, recorded):
+    """Older checkpoints recorded several as processes, and one not at all."""
+    sft(sft_flags(max_steps=1, warmup_steps=0, save_steps=1))
+    path = tmp_path / "run" / "checkpoint-1" / training_state.STATE
+    state = json.loads(path.read_text())
+    assert state["flags"].pop("copies") == 1
+    path.write_text(json.dumps({**state, "flags": state["flags"] | recorded}))
+    resumed = sft_flags(max_steps=2, warmup_steps=0, resume_from_checkpoint="last")
+    if not recorded:
+        assert sft(resumed) == 0
+        return
+    with pytest.raises(ValueError, match="number of copies of the model must be 2 as in .*, got 1.*launch"):
+        sft(resumed)
+
+
 def test_other_data_is_refused_when_resuming(sft_flags, tmp_path):
     sft(sft_flags(max_steps=2, save_steps=1))
     other = tmp_path / "other"

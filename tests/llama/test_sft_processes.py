@@ -1,14 +1,16 @@
-"""Fine-tuning on four processes on the CPU: two copies of the model, each divided over two, against one process."""
+"""Fine-tuning on several processes on the CPU: copies of the model, also divided over two, against one process."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
+from examples.llama2_13b import training_state
 from examples.llama2_13b.metrics import read_log
 from examples.llama2_13b.sft import sft
 from tests.llama.conftest import DATA, EXAMPLE
@@ -24,15 +26,24 @@ FLAGS = {
 }
 
 
-def launched(processes, output, model, log, **flags):
+def command(processes, output, model, log, **flags):
     launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log)]
-    given = {**FLAGS, "model_name_or_path": str(model), "output_dir": str(output), **flags}
-    words = [f"--{name}={value}" for name, value in given.items()] + ["--zero_padding"]
-    command = [sys.executable, *launch, str(EXAMPLE / "sft.py"), *words]
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLE.parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    logs = "".join(path.read_text()[-3000:] for path in sorted(log.glob("workerlog.*")))
-    return done.returncode, logs
+    given = {**FLAGS, "model_name_or_path": str(model), "output_dir": str(output), "zero_padding": True, **flags}
+    return [sys.executable, *launch, str(EXAMPLE / "sft.py"), *(f"--{name}={value}" for name, value in given.items())]
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(EXAMPLE.parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def printed(log):
+    return "".join(path.read_text()[-3000:] for path in sorted(log.glob("workerlog.*")))
+
+
+def launched(processes, output, model, log, **flags):
+    words = command(processes, output, model, log, **flags)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    return done.returncode, printed(log)
 
 
 def test_data_and_tensor_parallelism_together_train_as_one_process(tiny_folder, sft_flags, tmp_path):
@@ -52,6 +63,68 @@ def test_data_and_tensor_parallelism_together_train_as_one_process(tiny_folder, 
     )
     assert apart < 1e-3 * moved  # AdamW's first steps take the sign of gradients that may be rounding alone
     assert (tmp_path / "four" / "checkpoint-1" / "trainer_state.json").exists()
+
+
+def uneven(folder):
+    """Three rows for training and one for evaluation, one of them of two tokens."""
+    folder.mkdir()
+    lines = (DATA / "train.json").read_text(encoding="utf-8").splitlines()
+    (folder / "train.json").write_text("\n".join([lines[0], '{"src": "", "tgt": "a"}', lines[1]]), encoding="utf-8")
+    (folder / "dev.json").write_text(lines[2], encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("processes, degree", [(4, 2), (4, 1)], ids=["tensor2-data2", "data4"])
+def test_copies_without_rows_change_no_loss(tiny_folder, sft_flags, tmp_path, processes, degree):
+    """An epoch's last step has one row, or three for four copies in two micro-batches; evaluation has one."""
+    rows = {(4, 2): 2, (4, 1): 8}[processes, degree]
+    flags = {"dataset_name_or_path": uneven(tmp_path / "data"), "zero_padding": False, "max_steps": 4}
+    accumulation = {"gradient_accumulation_steps": rows * degree // processes}
+    given = flags | accumulation | {"tensor_parallel_degree": degree}
+    code, logs = launched(processes, tmp_path / "many", tiny_folder, tmp_path / "log", **given)
+    assert code == 0, logs
+    one = {**FLAGS, **flags, "output_dir": str(tmp_path / "one"), "warmup_steps": 0}
+    assert sft(sft_flags(**one, per_device_train_batch_size=rows)) == 0
+    many, one = (read_log(tmp_path / name / "log.jsonl") for name in ("many", "one"))
+    np.testing.assert_allclose([line["loss"] for line in many], [line["loss"] for line in one], rtol=1e-5)
+    assert many[-1]["eval_loss"] == pytest.approx(one[-1]["eval_loss"], rel=1e-5)
+
+
+def test_a_signal_to_the_launcher_leaves_a_checkpoint_for_as_many_copies(tiny_folder, sft_flags, tmp_path):
+    """The launcher sends SIGTERM to its processes three times. One process may not go on: its steps see fewer rows."""
+    output, log = tmp_path / "two", tmp_path / "log"
+    constant = {"lr_scheduler_type": "constant", "save_steps": 1000}
+    words = command(2, output, tiny_folder, log, max_steps=3000, **constant)
+    with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: (output / "log.jsonl").exists() and read_log(output / "log.jsonl"), process)
+            process.terminate()
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+    (checkpoint,) = training_state.checkpoints(output)
+    done = training_state.load(checkpoint).step
+    flags = {**FLAGS, **constant, "save_steps": None, "max_steps": done + 2, "warmup_steps": 0}
+    with pytest.raises(ValueError, match=r"number of copies of the model must be 2 as in .*checkpoint-\d+, got 1"):
+        sft(sft_flags(**flags, output_dir=str(output), resume_from_checkpoint="last"))
+    resumed = {
+        "max_steps": done + 2,
+        "save_steps": 1,
+        "lr_scheduler_type": "constant",
+        "resume_from_checkpoint": "last",
+    }
+    code, logs = launched(2, output, tiny_folder, log, **resumed)
+    assert code == 0, logs
+    assert sft(sft_flags(**flags, output_dir=str(tmp_path / "one"), per_device_train_batch_size=2)) == 0
+    two, one = (read_log(folder / "log.jsonl") for folder in (output, tmp_path / "one"))
+    np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-3)
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_processes_that_make_no_whole_copies_are_refused(sft_flags, tmp_path):
