@@ -15,6 +15,7 @@ from examples.llama2_13b import data, flags
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.flags import flag
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.reservation import reserved
 from examples.llama2_13b.tokenizer import Tokenizer
 
 PROGRAM = "examples.llama2_13b.create"
@@ -35,6 +36,11 @@ def create(flags: CreateFlags) -> int:
     Raises:
         ValueError, OSError: something in flags, config or data is wrong; nothing was written.
     """
+    with reserved(Path(flags.output_dir), "create: --output_dir"):
+        return _create(flags)
+
+
+def _create(flags: CreateFlags) -> int:
     if not flags.overwrite_output_dir and (Path(flags.output_dir) / "config.json").exists():
         raise ValueError(
             f"create: --output_dir must hold no model yet, got {flags.output_dir}. Name another folder, or give the "

@@ -17,6 +17,7 @@ from examples.llama2_13b.decode_step import DecodeStep
 from examples.llama2_13b.flags import flag
 from examples.llama2_13b.generation_settings import GenerationSettings
 from examples.llama2_13b.model import DTYPES, Llama
+from examples.llama2_13b.reservation import LOCK, reserved
 from examples.llama2_13b.sft import TEMPLATE
 from examples.llama2_13b.tokenizer import Tokenizer
 from fusionkit import passes
@@ -43,31 +44,35 @@ def export(flags: ExportFlags) -> int:
     Raises:
         ValueError, OSError: something in flags or model folder is wrong, or the disk is full.
     """
-    source, output = Path(flags.model_name_or_path), Path(flags.output_path)
-    require_free(output)
-    tokenizer = Tokenizer.from_pretrained(source)
-    settings = GenerationSettings.from_pretrained(source, LlamaConfig.from_json(source / "config.json"))
-    model = Llama.from_pretrained(source, flags.dtype)
-    narrow_matrices(model)
-    with atomic.new_folder(output) as folder:
-        step = DecodeStep(model)
-        passes.export(step, folder / "model", step.input_spec())
-        config = {**model.config.to_dict(), "torch_dtype": flags.dtype}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tokenizer.save(folder)
-        settings.save(folder)
-        if (source / TEMPLATE).exists():
-            (folder / TEMPLATE).write_bytes((source / TEMPLATE).read_bytes())
+    output = Path(flags.output_path)
+    with reserved(output, "export: --output_path"):
+        require_free(output)
+        _write(Path(flags.model_name_or_path), output, flags.dtype)
     size = sum((output / name).stat().st_size for name in FILES)
     print(f"{output}: {', '.join(FILES)}, {size / 1e6:.1f} MB in {flags.dtype}, with config and tokenizer")
     return 0
 
 
+def _write(source: Path, output: Path, dtype: str) -> None:
+    tokenizer = Tokenizer.from_pretrained(source)
+    settings = GenerationSettings.from_pretrained(source, LlamaConfig.from_json(source / "config.json"))
+    model = Llama.from_pretrained(source, dtype)
+    narrow_matrices(model)
+    with atomic.new_folder(output) as folder:
+        step = DecodeStep(model)
+        passes.export(step, folder / "model", step.input_spec())
+        config = {**model.config.to_dict(), "torch_dtype": dtype}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        tokenizer.save(folder)
+        settings.save(folder)
+        if (source / TEMPLATE).exists():
+            (folder / TEMPLATE).write_bytes((source / TEMPLATE).read_bytes())
+
+
 def require_free(output: Path) -> None:
     """Replacing a folder removes what it holds, so it must be an export or empty."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"export: --output_path must be a folder, got the file {output}")
-    if output.is_dir() and any(output.iterdir()) and not all((output / name).exists() for name in FILES):
+    held = {path.name for path in output.iterdir()} - {LOCK}
+    if held and not held >= set(FILES):
         raise ValueError(f"export: --output_path must be empty or an older export, got {output}. Name another folder")
 
 

@@ -26,6 +26,7 @@ from examples.llama2_13b.generation import Generation
 from examples.llama2_13b.generation_settings import STRATEGIES, GenerationSettings
 from examples.llama2_13b.key_value_cache import KeyValueCache, blocks_for
 from examples.llama2_13b.prompts import Prompt
+from examples.llama2_13b.reservation import new_file
 from examples.llama2_13b.sft import TEMPLATE
 from examples.llama2_13b.static_program import StaticProgram
 from examples.llama2_13b.tokenizer import Tokenizer
@@ -151,7 +152,7 @@ def predict(flags: PredictFlags) -> int:
 
 
 def _opened(path: str | None) -> contextlib.AbstractContextManager[TextIO]:
-    return contextlib.nullcontext(sys.stdout) if path is None else open(path, "w", encoding="utf-8")
+    return contextlib.nullcontext(sys.stdout) if path is None else new_file(Path(path), "predict: --output_file")
 
 
 if __name__ == "__main__":

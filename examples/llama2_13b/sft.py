@@ -8,6 +8,7 @@ Ctrl-C or SIGTERM saves a checkpoint after the running step; `--resume_from_chec
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import paddle
@@ -19,6 +20,7 @@ from examples.llama2_13b.data import Sample
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.optimizer import AdamW
 from examples.llama2_13b.remarks import say
+from examples.llama2_13b.reservation import reserved
 from examples.llama2_13b.sft_flags import SftFlags
 from examples.llama2_13b.tensor_parallel import TensorParallel
 from examples.llama2_13b.tokenizer import Tokenizer
@@ -37,6 +39,12 @@ def sft(flags: SftFlags) -> int:
         FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
     """
     set_device(flags)
+    # One process of a run writes, and so has the folder for all.
+    with reserved(Path(flags.output_dir), "sft: --output_dir") if data_parallel.is_first() else nullcontext():
+        return _train(flags)
+
+
+def _train(flags: SftFlags) -> int:
     shards = data_parallel.start(flags.tensor_parallel_degree, flags.sequence_parallel)
     tokenizer = Tokenizer.from_pretrained(flags.model_name_or_path)
     template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None

@@ -1,0 +1,153 @@
+"""One writer a folder: a second is refused at once, and a process that died holds nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.llama2_13b.create import CreateFlags, create
+from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.metrics import read_log
+from examples.llama2_13b.predict import PredictFlags, predict
+from examples.llama2_13b.reservation import LOCK, new_file, reserved
+from examples.llama2_13b.sft import sft
+from tests.llama.conftest import DATA, EXAMPLE
+from tests.llama.test_sft import weights
+
+ROOT = EXAMPLE.parents[1]
+FLAG = "test: --output_dir"
+
+
+def python(code, *arguments, **options):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
+
+
+def test_two_runs_started_together_end_with_one_whole_and_one_refused(tiny_folder, tmp_path):
+    output = tmp_path / "run"
+    flags = {"model_name_or_path": tiny_folder, "dataset_name_or_path": DATA, "output_dir": output, "src_length": 100}
+    words = [f"--{name}={value}" for name, value in (flags | {"max_length": 256, "max_steps": 3}).items()]
+    command = [sys.executable, "-m", "examples.llama2_13b.sft", *words]
+    runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [run.communicate()[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 1]
+    (refused,) = [text for run, text in zip(runs, told, strict=True) if run.returncode]
+    assert "error: sft: --output_dir must " in refused and "Traceback" not in refused
+    assert [line["step"] for line in read_log(output / "log.jsonl")] == [1, 2, 3] and weights(output)
+    assert not (output / LOCK).exists()
+
+
+def test_every_writer_is_refused_while_another_writes(sft_flags, tiny_folder, tmp_path):
+    output = tmp_path / "run"
+    config = str(EXAMPLE / "configs" / "tiny.json")
+    with reserved(output, FLAG):
+        for write, flags, name in (
+            (sft, sft_flags(overwrite_output_dir=True), "sft: --output_dir"),
+            (create, CreateFlags(config, str(DATA), str(output), overwrite_output_dir=True), "create: --output_dir"),
+            (export, ExportFlags(str(tiny_folder), str(output)), "export: --output_path"),
+        ):
+            with pytest.raises(ValueError, match=f"{name} must be one that no other process writes, got {output}"):
+                write(flags)
+        assert [path.name for path in output.iterdir()] == [LOCK]
+    assert not output.exists()
+    assert export(ExportFlags(str(tiny_folder), str(output))) == 0
+    assert not (output / LOCK).exists()
+
+
+def test_a_file_of_answers_has_one_writer(tiny_folder, tmp_path):
+    export(ExportFlags(str(tiny_folder), str(tmp_path / "exported")))
+    answers = tmp_path / "answers.json"
+    answers.write_text("older\n")
+    flags = PredictFlags(str(tmp_path / "exported"), ("a",), output_file=str(answers), max_length=2)
+    with new_file(answers, "test: --output_file") as other:
+        other.write("mine\n")
+        other.flush()
+        with pytest.raises(ValueError, match="predict: --output_file must be one that no other process writes"):
+            predict(flags)
+        assert answers.read_text() == "mine\n"
+    assert predict(flags) == 0
+    assert answers.read_text().count("\n") == 1 and "mine" not in answers.read_text()
+    with new_file(Path("/dev/null"), "test"), new_file(Path("/dev/null"), "test"):
+        pass
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from examples.llama2_13b.reservation import reserved
+with reserved(Path(sys.argv[1]), "test: --output_dir"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    folder = tmp_path / "a" / "run"
+    with python(HOLD, folder, stdin=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="no other process"), reserved(folder, FLAG):
+            pass
+        process.kill()
+    assert (folder / LOCK).exists()
+    with reserved(folder, FLAG):
+        (folder / "work").touch()
+    assert [path.name for path in folder.iterdir()] == ["work"]
+
+
+def test_what_was_made_and_stayed_empty_is_removed(tmp_path):
+    with pytest.raises(KeyError), reserved(tmp_path / "a" / "b", FLAG):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with reserved(tmp_path / "mine", FLAG):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+CONTEND = """
+import os, sys
+from pathlib import Path
+from examples.llama2_13b.reservation import reserved
+folder, held = Path(sys.argv[1]), 0
+while held < 50:
+    try:
+        with reserved(folder, "test: --output_dir"):
+            os.close(os.open(folder.with_name("alone"), os.O_CREAT | os.O_EXCL))
+            folder.with_name("alone").unlink()
+            held += 1
+    except ValueError:
+        pass
+"""
+
+
+def test_one_at_a_time_however_many_come(tmp_path):
+    """The file goes away with its owner, and the folder too: nobody may hold a lock on what is gone."""
+    processes = [python(CONTEND, tmp_path / "run") for _ in range(4)]
+    for process in processes:
+        process.communicate(timeout=120)
+    assert [process.returncode for process in processes] == [0] * 4
+
+
+def test_a_file_system_without_locks_is_a_line(tmp_path, monkeypatch, capfd):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with reserved(tmp_path / "run", FLAG):
+        pass
+    assert "cannot be locked (No locks available)" in capfd.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "run").touch()
+    with (
+        pytest.raises(ValueError, match="test: --output_dir must be a folder, got the file"),
+        reserved(tmp_path / "run", FLAG),
+    ):
+        pass
