@@ -66,7 +66,7 @@ def describe(
     if training is None:
         wanting = [tensor for name, tensor in live.items() if spec.input(name).differentiable]
         training = adapter is not None and adapter.wants_gradient(wanting)
-    where = device or _device(spec, described, adapter)
+    where = _device(spec, described, adapter) if device is None else device
     return Call(
         spec=spec,
         tensors=described,

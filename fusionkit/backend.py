@@ -102,7 +102,7 @@ class Backend:
     """A device family's plugin.
 
     Args:
-        name: lower case: "toy". Users write it in `use_backend`. The backend that carries its device's name is tried first.
+        name: lower case: "toy". Users write it in `use_backend`. A device's own backend carries the device's name.
         device_types: whose tensors it takes, as the framework names them; ("*",) for all.
         kernels: op name -> kernel. An op that is missing is an op that the vendor does not have.
         gaps: op name -> why the device does not have it, where there is more to say.

@@ -214,13 +214,14 @@ class Op:
             training: whether gradients are wanted; None: enabled and required by some input.
 
         Raises:
-            TypeError, ValueError: the call breaks the op's own rules, whatever the backend.
+            TypeError, ValueError: the call breaks the op's own rules, whatever the backend, or no device is called so.
         """
         if backend is not None:
             with policy.use_backend(backend):
                 return self.explain(*args, device=device, training=training, **kwargs)
         arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
         call = arguments_of.describe(self.spec, arguments, adapter, device, training)
+        registry.require_device(call)
         call.check()
         try:
             selection = select.select(call)

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from fusionkit import arguments, frameworks, oracle, registry, select
+from fusionkit.backend import Backend
 from fusionkit.capability import Verdict
 from fusionkit.errors import FusionkitError
 from fusionkit.frameworks.numpy import DTYPES
@@ -48,6 +49,19 @@ def applies(spec: OpSpec, route: Route) -> bool:
     if route == "torch":
         return not spec.collective
     return route != "static" or not (spec.mutates or spec.collective)
+
+
+def serves(backend: Backend, route: Route) -> bool:
+    """Whether some kernel of the backend takes the route's tensors, or has arrays carried to Paddle and back."""
+    framework = FRAMEWORKS.get(route, route)
+    takes = {framework, "paddle"} if framework == "numpy" else {framework}
+    return any(takes & kernel.serving(framework).functions.keys() for kernel in backend.kernels.values())
+
+
+def needs(route: Route) -> tuple[str, ...]:
+    """The package that the route's tensors come from."""
+    framework = FRAMEWORKS.get(route, route)
+    return () if framework == "numpy" else (framework,)
 
 
 def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdict:

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit import frameworks
-from fusionkit.backend import INTERFACE_VERSION, PROOF_IN_WORDS, Backend, Kernel, Proof
-from fusionkit.errors import PluginError, SettingError
+from fusionkit.backend import ANY_DEVICE, INTERFACE_VERSION, PROOF_IN_WORDS, Backend, Kernel, Proof
+from fusionkit.call import Call
+from fusionkit.errors import PluginError, SettingError, argument_error
+from fusionkit.frameworks import custom_device
 from fusionkit.ops import OP_NAMES, load_spec
 
 GROUP = "fusionkit.backends"
@@ -167,7 +169,7 @@ def _declared_signature(reference: str) -> str:
     module, _, function = reference.partition(":")
     try:
         spec = importlib.util.find_spec(module)
-        source = Path(spec.origin).read_text() if spec and spec.origin and spec.origin.endswith(".py") else ""
+        source = Path(spec.origin).read_bytes() if spec and spec.origin and spec.origin.endswith(".py") else b""
         tree = ast.parse(source)
     except (ImportError, OSError, SyntaxError) as error:
         raise PluginError(f"{reference} cannot be found: {type(error).__name__}: {error}") from error
@@ -236,6 +238,22 @@ def require_name(name: str, source: str) -> None:
     names = [plugin.name for plugin in plugins()]
     if name not in names:
         raise SettingError(f"{source}: no backend is called {name!r}; {nearest(name, names)}")
+
+
+def require_device(call: Call) -> None:
+    """A question about a device that exists nowhere is a slip of the pen."""
+    kind, colon, index = call.device.partition(":")
+    if call.elsewhere and kind not in (known := device_types()) and kind not in custom_device.present():
+        rule = f"{', '.join(known)}, or one of these with an index"
+        raise argument_error(call.spec.name, "device", rule, repr(call.device))
+    if colon and not index.isdecimal():
+        raise argument_error(call.spec.name, "device", f"{kind} or {kind}:0, {kind}:1, ...", repr(call.device))
+
+
+def device_types() -> list[str]:
+    """The devices that the installed backends name."""
+    named = {device_type for backend in loaded() for device_type in backend.device_types}
+    return sorted(named - {ANY_DEVICE})
 
 
 def require_unique() -> None:

@@ -200,11 +200,19 @@ def refusal(call: Call, source: str | None) -> str:
 
 
 def describe(call: Call) -> str:
-    shown = [f"{name} {tensor}" for name, tensor in call.tensors.items()]
+    shown = [*(f"{name} {tensor}" for name, tensor in call.tensors.items()), *_values(call)]
     where = f"device {shown_device(call)}"
     if call.spec.collective:
         where += f", world_size {call.dims['world_size']}"
     return f"{where}, {'training' if call.training else 'inference'}, {', '.join(shown)}"
+
+
+def _values(call: Call) -> list[str]:
+    """The arguments that are no tensors and differ from their defaults; a group is shown by its size."""
+    parameters = call.spec.parameters.parameters
+    defaults = {name: repr(parameters[name].default) for name in call.values if name != "group"}
+    given = {name: repr(call.values[name]) for name in defaults}
+    return [f"{name}={value:.60}" for name, value in given.items() if value != defaults[name]]
 
 
 def shown_device(call: Call) -> str:

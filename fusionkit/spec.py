@@ -27,6 +27,16 @@ INTEGER = ("int32", "int64")
 UNKNOWN = -1  # a dimension that is not known while a static graph is traced
 
 DTYPES = (*FLOATING, "float64", "bool", "uint8", "int8", *INTEGER)
+SHORT_DTYPES = {  # as people write them
+    **{"f32": "float32", "fp32": "float32", "float": "float32", "bf16": "bfloat16"},
+    **{"f16": "float16", "fp16": "float16", "half": "float16", "f64": "float64", "fp64": "float64"},
+    **{"u8": "uint8", "i8": "int8", "i32": "int32", "int": "int32", "i64": "int64", "long": "int64"},
+}
+
+
+def full_dtype(name: str) -> str:
+    """The dtype's full name for one of its short ones; any other name as it is."""
+    return SHORT_DTYPES.get(name, name)
 
 
 def exact(array: Array) -> Array:
@@ -50,7 +60,7 @@ class TensorSpec:
 
     Args:
         shape: dimensions; -1 where unknown.
-        dtype: a name such as "bfloat16".
+        dtype: a name such as "bfloat16", or "bf16" for short.
         device: "cpu", "toy:0", ...; None for the framework's current device.
         contiguous: whether the last axis is dense and the others follow in row-major order.
         packed_by: the backend that packed it, for a `PackedWeight`.
@@ -69,6 +79,7 @@ class TensorSpec:
         if not all(isinstance(size, int) and size >= UNKNOWN for size in sizes):
             raise argument_error("TensorSpec", "shape", "sizes of at least 0, or -1 for unknown", repr(self.shape))
         object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "dtype", full_dtype(self.dtype))
 
     def __str__(self) -> str:
         shape = ", ".join("?" if size == UNKNOWN else str(size) for size in self.shape)

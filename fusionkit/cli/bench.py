@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionkit import registry
+from fusionkit import extras, registry
 from fusionkit.ops import OP_NAMES
+from fusionkit.spec import full_dtype
 
 if TYPE_CHECKING:  # pytest-benchmark is an extra
     from fusionkit.benchmark.result import Result
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="*", metavar="OP", help=f"ops, or {DISPATCH!r} (default: all of them)")
     parser.add_argument("--backend", default="cpu", help="whose kernels (default: cpu)")
     parser.add_argument("--case", default=".*", metavar="REGEX", help="only the calls whose name it matches whole")
-    parser.add_argument("--dtype", help="only this dtype")
+    parser.add_argument("--dtype", type=full_dtype, help="only this dtype")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
     parser.add_argument("--threads", type=int, help="of every contestant (default: the physical cores)")
     parser.add_argument("--no-peers", action="store_true", help="kernels and ceilings alone")
@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"bench: OP must be one of {', '.join(known)}, got {what!r}")
     if options.rounds < 1:
         raise ValueError(f"bench: --rounds must be at least 1, got {options.rounds}")
-    if importlib.util.find_spec("pytest_benchmark") is None:
-        raise ValueError("bench: pytest-benchmark is not installed. Run: pip install 'fusionkit[bench]'")
+    if absent := extras.missing("pytest_benchmark", "paddle", *(["matplotlib"] if options.chart else [])):
+        raise ValueError(f"bench: {absent}")
     what = options.what or known
     if DISPATCH in what:
         from fusionkit.benchmark import dispatch
@@ -70,7 +70,7 @@ def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
         raise ValueError(f"bench: no call of {', '.join(ops)} has a name like --case {options.case!r} and that --dtype")
     num_threads = options.threads or device.num_threads()
     wanted = [ALONE] if options.no_peers else list(KINDS)
-    if importlib.util.find_spec("torch") is None:
+    if extras.missing("torch"):
         wanted = [kind for kind in wanted if kind.contestants != "torch"]
     workers = [Worker(kind, options.backend, num_threads) for kind in wanted]
     results: list[Result] = []

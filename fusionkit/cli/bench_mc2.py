@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionkit import registry
+from fusionkit import extras, registry
 from fusionkit.benchmark.mc2.cases import BACKWARD, BYTES, FORWARD, OPS, ROWS_OF_A_RANK
+from fusionkit.spec import full_dtype
 
 if TYPE_CHECKING:
     from fusionkit.benchmark.mc2.suite import Found
@@ -23,7 +23,7 @@ SWEEP = "200mbit,250mbit,300mbit,400mbit"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="*", metavar="OP", help=f"of {', '.join(OPS)} (default: all)")
     parser.add_argument("--direction", choices=(FORWARD, BACKWARD), action="append", help="default: both")
-    parser.add_argument("--dtype", choices=tuple(BYTES), default="bfloat16")
+    parser.add_argument("--dtype", type=full_dtype, choices=tuple(BYTES), default="bfloat16")
     parser.add_argument("--backend", default="cpu", help="whose kernels (default: cpu)")
     parser.add_argument("--ranks", type=int, default=2, help="processes, each with a core and a network (default: 2)")
     parser.add_argument("--link", metavar="RATE,...", help="each rank's egress, as tc has it (default: 200mbit)")
@@ -83,8 +83,9 @@ def check(options: argparse.Namespace) -> None:
     if options.c <= 0:
         raise ValueError(f"bench mc2: --c must be more than 0, got {options.c}")
     registry.require_name(options.backend, "--backend")
-    if (options.timeline or options.chart) and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("bench mc2: matplotlib is not installed. Run: pip install 'fusionkit[bench]'")
+    backward = BACKWARD in (options.direction or [BACKWARD])
+    if absent := extras.missing(*["matplotlib"] * bool(options.timeline or options.chart), *["paddle"] * backward):
+        raise ValueError(f"bench mc2: {absent}")
 
 
 def report(options: argparse.Namespace, found: Found) -> None:

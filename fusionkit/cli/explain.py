@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
+import json
 from typing import Any
 
 import fusionkit
@@ -19,12 +21,14 @@ HELP = "say which backend would run a call, and why: fusionkit explain fusion_rm
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("op")
     tensor = (
-        "a tensor as 2048x5120:bfloat16 (float32 when left out, ? for an unknown size), or a value; group=8 for 8 ranks"
+        "a tensor as 2048x5120:bfloat16 or 2048x5120:bf16 (float32 when left out, ? for an unknown size), or a value;"
+        " group=8 for 8 ranks"
     )
     parser.add_argument("arguments", nargs="*", metavar="NAME=VALUE", help=tensor)
     parser.add_argument("--device", default="cpu", help="a device such as cpu or toy:0; it need not be here")
     parser.add_argument("--backend", help="as in use_backend: a name, or names in order, separated by commas")
     parser.add_argument("--training", action="store_true", help="gradients are wanted")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,8 +47,14 @@ def run(options: argparse.Namespace) -> int:
     wish = options.backend.split(",") if options.backend else None
     backend = wish[0] if wish and len(wish) == 1 else wish
     explanation = op.explain(**arguments, device=options.device, backend=backend, training=options.training)
-    print(explanation)
+    print(json.dumps(_as_json(explanation), indent=1) if options.json else explanation)
     return 0 if explanation.chosen else 1
+
+
+def _as_json(explanation: fusionkit.Explanation) -> dict[str, Any]:
+    keys = ("backend", "verdict", "reasons")
+    candidates = [dict(zip(keys, candidate, strict=True)) for candidate in explanation.candidates]
+    return {**dataclasses.asdict(explanation), "candidates": candidates}
 
 
 def _parse(op: str, text: str, tensors: set[str]) -> tuple[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+from typing import Any
 
 from fusionkit import registry, select
 from fusionkit.backend import PROOF_IN_WORDS, Backend, Kernel
@@ -19,10 +22,14 @@ _HOME = {"paddle", "numpy"}  # a kernel that takes neither is shown with what it
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="as the README holds it")
     parser.add_argument("--conditions", action="store_true", help="list every kernel's conditions below the table")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     backends = sorted(registry.loaded(), key=lambda backend: (backend.owns("*"), backend.name))
+    if options.json:
+        print(json.dumps(_as_json(backends), indent=1))
+        return 0
     header = ["op", *map(_title, backends)]
     rows = [[op, *(_cell(op, backend.kernels.get(op)) for backend in backends)] for op in OP_NAMES]
     print(_markdown(header, rows) if options.markdown else _columns(header, rows))
@@ -36,6 +43,22 @@ def run(options: argparse.Namespace) -> int:
                     print(f"\n{backend.name} {op}" + (f", {framework} tensors" if framework else ""))
                     print("\n".join(f"  {rule}" for rule in select.conditions(each, load_spec(op).inputs[0].name)))
     return 0
+
+
+def _as_json(backends: list[Backend]) -> dict[str, Any]:
+    """Every backend's state; for each op its kernels by backend and, where they differ, by framework."""
+    kernels = {op: {b.name: _kernel(op, b.kernels[op]) for b in backends if op in b.kernels} for op in OP_NAMES}
+    return {"backends": [dataclasses.asdict(status) for status in registry.backends()], "ops": kernels}
+
+
+def _kernel(op: str, kernel: Kernel) -> dict[str, Any]:
+    return {
+        "frameworks": sorted(kernel.functions),
+        "dtypes": kernel.dtypes,
+        "directions": kernel.directions,
+        "conditions": [str(rule) for rule in select.conditions(kernel, load_spec(op).inputs[0].name)],
+        "for_framework": {framework: _kernel(op, each) for framework, each in kernel.for_framework.items()},
+    }
 
 
 def _title(backend: Backend) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
+from fusionkit import extras
 from fusionkit.errors import argument_error
 
 NAME = "plan"
@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> int:
 
     device = devices.find(options.device)
     check(options.tp, options.tokens)
-    if options.chart and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plan: --chart needs matplotlib, which is not installed. Run: pip install 'fusionkit[bench]'")
+    if absent := extras.missing(*(["matplotlib"] if options.chart else [])):
+        raise ValueError(f"plan: --chart: {absent}")
     print(report.text(device, options.tokens, options.tp))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -39,18 +39,20 @@ def missing_device(device_type: str) -> str | None:
         return "Paddle is not installed: pip install paddlepaddle==3.3.1"
     if not libraries():
         return f"Paddle has no device {device_type}: {folder} holds no plugin"
-    present = {name.partition(":")[0] for name in _devices()}
-    if device_type not in present:
-        found = ", ".join(sorted(present)) or "no device"
-        return f"Paddle has no device {device_type}: the plugins in {folder} give {found}"
+    found = present()
+    if device_type not in found:
+        given = ", ".join(sorted(found)) or "no device"
+        return f"Paddle has no device {device_type}: the plugins in {folder} give {given}"
     return None
 
 
-def _devices() -> list[str]:
+def present() -> set[str]:
+    """The types of the devices that Paddle's plugins give here. Imports Paddle only if there is a plugin."""
+    if not libraries():
+        return set()
     import paddle
 
-    names: list[str] = paddle.device.get_available_custom_device()
-    return names
+    return {name.partition(":")[0] for name in paddle.device.get_available_custom_device()}
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
+from fusionkit import extras
 from fusionkit.benchmark.collectives.cases import Case
 
 MODULE = "fusionkit.benchmark.collectives.worker"
@@ -25,8 +26,8 @@ class Kind:
 
     def missing(self) -> str | None:
         """What must be installed first."""
-        if self.worker == "gloo" and importlib.util.find_spec("paddle") is None:
-            return "Paddle: pip install paddlepaddle"
+        if self.worker == "gloo" and (absent := extras.missing("paddle")):
+            return f"Paddle: {absent}"
         if self.worker == "mpi" and (importlib.util.find_spec("mpi4py") is None or shutil.which("mpirun") is None):
             return "OpenMPI and mpi4py: apt-get install openmpi-bin; pip install mpi4py"
         return None
