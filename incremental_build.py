@@ -6,6 +6,7 @@ A file is made again when its command, its source or a header that the source in
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -83,13 +84,22 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def num_jobs() -> int:
+    """The number of fusionkit/cores.py, which is loaded by its path: the package may not be installed yet."""
+    spec = importlib.util.spec_from_file_location("cores", Path(__file__).with_name("fusionkit") / "cores.py")
+    assert spec is not None and spec.loader is not None
+    cores = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cores)
+    return int(cores.for_processes().number)
+
+
 def compile_all(steps: list[CompileStep]) -> int:
     """Compiles what is not current and returns how many that were; every failure is shown before it raises."""
     todo = [
         step for step in steps if not is_current(step.object, step.record, step.command(step.object), step.inputs())
     ]
     failures = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(num_jobs()) as pool:
         for number, (step, seconds, result) in enumerate(pool.map(compile_one, todo), 1):
             print(f"fusionkit: [{number}/{len(todo)}] compile {step.name} ({seconds:.1f} s)", flush=True)
             print(result.stdout + result.stderr, end="", flush=True)

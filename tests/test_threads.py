@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fusionkit import cores
 
 # Large enough to be shared by five threads.
 CALL = """
@@ -19,6 +22,12 @@ def call():
     return float(fk.fusion_rms_norm(x, weight).sum())
 """
 GNU = "from fusionkit_backends.cpu import runtime\nruntime._paddle_libs = lambda: None\n"
+DOCTOR = """
+import contextlib, io, fusionkit.cli
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    fusionkit.cli.main(["doctor"])
+print(next(line.strip() for line in out.getvalue().splitlines() if " threads: " in line))
+"""
 NUM_THREADS = CALL + "print(runtime.native().num_threads())"
 
 
@@ -35,9 +44,14 @@ def siblings(cpu):
     return file.read_text().strip() if file.exists() else str(cpu)
 
 
+def default_count():
+    quota = cores.quota()
+    count = len({siblings(cpu) for cpu in os.sched_getaffinity(0)})
+    return str(count if quota is None else min(count, math.ceil(quota.cores)))
+
+
 def test_default_is_every_physical_core_that_the_process_may_use():
-    cpus = os.sched_getaffinity(0)
-    assert in_process(NUM_THREADS) == str(len({siblings(cpu) for cpu in cpus}))
+    assert in_process(NUM_THREADS) == default_count()
 
 
 def test_taskset_is_respected():
@@ -51,9 +65,14 @@ def test_omp_num_threads_is_respected(text, count):
 
 
 def test_omp_num_threads_that_is_no_number_is_named():
-    assert 'OMP_NUM_THREADS must be a positive integer, got "many"' in in_process(
-        CALL + "call()", OMP_NUM_THREADS="many"
-    )
+    told = 'OMP_NUM_THREADS must be a positive integer up to 8192, got "many". Correct it or unset it'
+    assert told in in_process(CALL + "call()", OMP_NUM_THREADS="many")
+    assert told in in_process(DOCTOR, OMP_NUM_THREADS="many")
+
+
+def test_doctor_shows_the_number_and_what_set_it():
+    assert in_process(DOCTOR, OMP_NUM_THREADS="3") == "ok      threads: 3 (OMP_NUM_THREADS)"
+    assert in_process(DOCTOR).startswith(f"ok      threads: {default_count()} (")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +82,7 @@ def test_omp_num_threads_that_is_no_number_is_named():
 def test_the_default_is_the_same_whichever_library_is_imported_first(order, environment, count):
     """`import paddle` sets OMP_NUM_THREADS to 1, unless it is one number already."""
     if count is None:
-        count = str(len({siblings(cpu) for cpu in os.sched_getaffinity(0)}))
+        count = default_count()
     assert in_process(order, **environment) == count
 
 

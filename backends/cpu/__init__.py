@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fusionkit_backends.cpu import health
+from fusionkit_backends.cpu import health, threads
 from fusionkit_backends.cpu.serial import SERIAL, IsSerial
 
-from fusionkit.backend import Backend, Kernel
+from fusionkit.backend import Backend, Check, Kernel
 from fusionkit.capability import AllOf, OneOf, Predicate
 from fusionkit.ops import OP_NAMES, load_spec
 
@@ -41,12 +41,16 @@ def _kernel(op: str) -> Kernel:
     )
 
 
+def _doctor() -> list[Check]:
+    return [*health.checks(), threads.check()]
+
+
 backend = Backend(
     name="cpu",
     device_types=("cpu",),
     kernels={op: _kernel(op) for op in OP_NAMES if Path(__file__).with_name(f"{op}.py").exists()},
     available=health.unavailable,
-    doctor=health.checks,
+    doctor=_doctor,
     settings={"FUSIONKIT_CPU_ISA": ("avx512", "avx2", "portable")},
     benchmark="fusionkit_backends.cpu.benchmark",
     neutral_ops="fusionkit_backends.cpu.paddle_ops:load",

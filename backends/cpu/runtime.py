@@ -13,6 +13,8 @@ import threading
 from pathlib import Path
 from types import ModuleType
 
+from fusionkit_backends.cpu import threads
+
 from fusionkit.policy import setting
 
 _lock = threading.Lock()
@@ -34,6 +36,7 @@ def _load() -> ModuleType:
     openmp = "libgomp.so.1" if paddle_libs is None else str(paddle_libs / "libiomp5.so")
     ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)
     module = importlib.import_module("fusionkit_backends.cpu._native")
+    module.set_num_threads(threads.default().number)
     if (isa := setting("FUSIONKIT_CPU_ISA")) is not None:
         module.set_isa(isa)
     if paddle_libs is not None:

@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from fusionkit import cores
+
 NAME = "bench collectives"
 HELP = "measure the communicator's calls beside gloo's and OpenMPI's, in one run"
 
@@ -31,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"bench collectives: --{name} must be at least {least}, got {getattr(options, name)}")
     sizes = [size for size in SIZES if size <= options.largest << 20]
     cases = [Case(op, size) for op in (CEILING, *(options.what or OPS)) for size in sizes]
-    lines = [f"{options.ranks} ranks on {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; medians of"
+    processors = cores.for_processes().number
+    lines = [f"{options.ranks} ranks on {processors} processors, load {os.getloadavg()[0]:.1f}; medians of"
              f" {options.rounds} rounds"]  # fmt: skip
     lines += [f"{kind.name} is left out. It needs {kind.missing()}" for kind in PEERS if kind.missing()]
     groups: list[Group] = []

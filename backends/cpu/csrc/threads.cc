@@ -1,16 +1,12 @@
 #include <dlfcn.h>
 #include <omp.h>
 #include <pthread.h>
-#include <sched.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
 #include <exception>
-#include <fstream>
 #include <mutex>
 #include <new>
-#include <set>
 #include <stdexcept>
 #include <string>
 #ifdef FUSIONKIT_STD_THREADS
@@ -27,59 +23,7 @@ namespace {
 constexpr int kMaxCpus = 8192;
 constexpr size_t kAlignment = 64;  // one cache line, one AVX-512 vector
 
-// Hardware threads of one core name the same siblings; a CPU without that file counts as a core.
-int physical_cores() {
-  cpu_set_t* allowed = CPU_ALLOC(kMaxCpus);
-  const size_t size = CPU_ALLOC_SIZE(kMaxCpus);
-  CPU_ZERO_S(size, allowed);
-  if (sched_getaffinity(0, size, allowed) != 0) {
-    CPU_FREE(allowed);
-    return static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  }
-  std::set<std::string> cores;
-  for (int cpu = 0; cpu < kMaxCpus; ++cpu) {
-    if (!CPU_ISSET_S(cpu, size, allowed)) continue;
-    std::string siblings = "cpu " + std::to_string(cpu);
-    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-    std::getline(file, siblings);
-    cores.insert(siblings);
-  }
-  CPU_FREE(allowed);
-  return cores.empty() ? 1 : static_cast<int>(cores.size());
-}
-
-// What this process was started with, whatever it has set since.
-std::string environment_at_start(const std::string& name) {
-  std::ifstream file("/proc/self/environ");
-  for (std::string entry; std::getline(file, entry, '\0');)
-    if (entry.compare(0, name.size() + 1, name + "=") == 0) return entry.substr(name.size() + 1);
-  return "";
-}
-
-// `import paddle` sets OMP_NUM_THREADS to 1 where it is unset or a list. A 1 beside Paddle is therefore taken from the
-// process's start.
-std::string omp_num_threads() {
-  const char* text = std::getenv("OMP_NUM_THREADS");
-  if (text == nullptr) return "";
-  void* paddle = std::string(text) == "1" ? dlopen("libpaddle.so", RTLD_LAZY | RTLD_NOLOAD) : nullptr;
-  if (paddle == nullptr) return text;
-  dlclose(paddle);
-  return environment_at_start("OMP_NUM_THREADS");
-}
-
-// OMP_NUM_THREADS may be a list, one entry per nesting level; the first counts here.
-int default_num_threads() {
-  const std::string text = omp_num_threads();
-  if (text.empty()) return physical_cores();
-  char* end = nullptr;
-  const long count = std::strtol(text.c_str(), &end, 10);
-  if (end == text.c_str() || (*end != '\0' && *end != ',') || count < 1 || count > kMaxCpus)
-    throw std::invalid_argument("num_threads: OMP_NUM_THREADS must be a positive integer, got \"" + text +
-                                "\". Correct it or unset it");
-  return static_cast<int>(count);
-}
-
-std::atomic<int> thread_count{0};  // 0: not asked for yet
+std::atomic<int> thread_count{1};  // whoever loads the library says how many
 
 // GNU's OpenMP runtime waits forever in a forked child for the threads that its parent had. Intel's starts new ones.
 std::atomic<bool> pool_started{false};
@@ -119,14 +63,7 @@ void run_share(int64_t n, int shares, int share, ShareBody body, void* context) 
 
 }  // namespace
 
-int num_threads() {
-  int count = thread_count.load(std::memory_order_relaxed);
-  if (count == 0) {
-    count = default_num_threads();
-    thread_count.store(count, std::memory_order_relaxed);
-  }
-  return count;
-}
+int num_threads() { return thread_count.load(std::memory_order_relaxed); }
 
 void set_num_threads(int n) {
   if (n < 1 || n > kMaxCpus)

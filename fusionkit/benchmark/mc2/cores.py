@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+from fusionkit import cores
 
 
 def physical_cores() -> list[int]:
-    """The first allowed hardware thread of each physical core."""
-    chosen: dict[str, int] = {}
-    for thread in sorted(os.sched_getaffinity(0)):
-        path = Path(SIBLINGS.format(thread))
-        siblings = path.read_text().strip() if path.exists() else str(thread)
-        chosen.setdefault(siblings, thread)
-    return list(chosen.values())
+    """The first allowed hardware thread of each physical core; no more of them than a quota lets run at once."""
+    return cores.physical_cores()[: cores.for_arithmetic().number]
 
 
 def core_of_each_rank(world_size: int, cores: list[int]) -> list[int]:

@@ -17,6 +17,7 @@ from fusionkit.benchmark.mc2 import claim, grid, network, timeline
 from fusionkit.benchmark.mc2 import run as runs
 from fusionkit.benchmark.mc2.cases import BACKWARD, FORWARD, OPS, Case
 from fusionkit.benchmark.mc2.measurement import Measurement
+from fusionkit.cores import for_processes
 
 SWEEP_RATIO = 0.85  # c at the slowest link of a sweep
 
@@ -26,7 +27,7 @@ def machine() -> dict[str, Any]:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": for_processes().number,
         "kernel": platform.release(),
         "load before": os.getloadavg()[0],
         "date": datetime.date.today().isoformat(),
