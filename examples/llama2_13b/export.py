@@ -67,6 +67,8 @@ def _write(source: Path, output: Path, dtype: str) -> None:
         settings.save(folder)
         if (source / TEMPLATE).exists():
             (folder / TEMPLATE).write_bytes((source / TEMPLATE).read_bytes())
+    if settings.without_effect:
+        print(settings.without_effect)
 
 
 def require_free(output: Path) -> None:

@@ -89,7 +89,8 @@ def _from_file(kind: type[Any], path: str, program: str) -> dict[str, Any]:
         raise ValueError(f"{program}: {path}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{program}: {path}: must be a JSON object of flags, got {type(content).__name__}")
-    return {name: _checked(kind, name, value, f"{program}: {path}") for name, value in content.items()}
+    source = f"{program}: {path}"
+    return {name: _checked(_types(kind, name, source), name, value, source) for name, value in content.items()}
 
 
 def _from_command_line(kind: type[Any], argv: list[str], program: str) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _from_command_line(kind: type[Any], argv: list[str], program: str) -> dict[s
         if not word.startswith("--"):
             raise ValueError(f"{program}: expected a flag such as --{next(iter(_fields(kind)))}, got {word!r}")
         name, equals, text = word[2:].partition("=")
-        kinds = _types(kind, name, program)
+        kinds = tuple(each for each in _types(kind, name, program) if each is not type(None))  # no word stands for null
         if not equals:
             if words and not words[0].startswith("--"):
                 text = words.pop(0)
@@ -114,7 +115,7 @@ def _from_command_line(kind: type[Any], argv: list[str], program: str) -> dict[s
                 text = "true"
             else:
                 raise ValueError(f"{program}: --{name} must be followed by a value, got none")
-        values[name] = _checked(kind, name, _read(text, kinds), program)
+        values[name] = _checked(kinds, name, _read(text, kinds), program)
     return values
 
 
@@ -141,8 +142,7 @@ def _types(kind: type[Any], name: str, source: str) -> tuple[type, ...]:
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
-def _checked(kind: type[Any], name: str, value: Any, source: str) -> Any:
-    kinds = _types(kind, name, source)
+def _checked(kinds: tuple[type, ...], name: str, value: Any, source: str) -> Any:
     if float in kinds and type(value) is int:
         value = float(value)
     if type(value) not in kinds:

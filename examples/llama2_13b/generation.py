@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Generation:
         max_length: new tokens of a row at most.
         batch_size: rows at a time.
         seed: of the random numbers.
+        max_tokens: of prompt and answer together at most; a prompt is shorter.
     """
 
     step: Step
@@ -75,6 +77,7 @@ class Generation:
     max_length: int
     batch_size: int
     seed: int
+    max_tokens: int = sys.maxsize
     num_tokens: int = field(default=0, init=False)  # generated so far
 
     def run(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, list[int]]]:
@@ -91,18 +94,21 @@ class Generation:
                 ended = token in self.settings.eos_token_ids
                 if not ended:
                     row.tokens.append(token)
-                if ended or len(row.answer) == self.max_length:
+                if ended or len(row.tokens) == self._limit(row.num_prompt):
                     rows.remove(row)
                     self.cache.give_back(row.blocks)
                     yield row.number, row.answer
 
+    def _limit(self, num_prompt: int) -> int:
+        return min(num_prompt + self.max_length, self.max_tokens)
+
     def _insert(self, waiting: deque[tuple[int, list[int]]], rows: list[Row]) -> None:
         while waiting and len(rows) < self.batch_size:
             number, prompt = waiting[0]
-            blocks = self.cache.borrow(len(prompt) + self.max_length)
+            blocks = self.cache.borrow(self._limit(len(prompt)))
             if blocks is None:
                 if not rows:
-                    raise ValueError(f"generation: the cache must hold {len(prompt) + self.max_length} tokens of a row")
+                    raise ValueError(f"generation: the cache must hold {self._limit(len(prompt))} tokens of a row")
                 return
             waiting.popleft()
             random = np.random.default_rng([self.seed, number])

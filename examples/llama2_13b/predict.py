@@ -23,7 +23,7 @@ from examples.llama2_13b.chat_template import ChatTemplate
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.flags import flag, words
 from examples.llama2_13b.generation import Generation
-from examples.llama2_13b.generation_settings import STRATEGIES, GenerationSettings
+from examples.llama2_13b.generation_settings import FILE, STRATEGIES, GenerationSettings
 from examples.llama2_13b.key_value_cache import KeyValueCache, blocks_for
 from examples.llama2_13b.prompts import Prompt
 from examples.llama2_13b.reservation import new_file
@@ -32,7 +32,9 @@ from examples.llama2_13b.static_program import StaticProgram
 from examples.llama2_13b.tokenizer import Tokenizer
 
 PROGRAM = "examples.llama2_13b.predict"
-SETTINGS = ("decode_strategy", "top_p", "temperature", "repetition_penalty")
+SETTINGS = ("decode_strategy", "top_p", "temperature", "repetition_penalty", "top_k", "min_p")
+SAMPLING = ("top_p", "temperature", "top_k", "min_p")
+MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class PredictFlags:
     data_file: str | None = flag("prompts: .json lines with src and tgt, or text with a prompt a line", None)
     output_file: str | None = flag("JSON lines go here", None)
     src_length: int | None = flag("tokens kept of a source, its end; all if not given", None)
-    max_length: int = flag("new tokens of an answer at most", 256)
+    max_length: int | None = flag(f"new tokens of an answer at most, {MAX_NEW_TOKENS} unless the model says", None)
     batch_size: int = flag("prompts at a time", 8)
     block_size: int = flag("positions in a block of the key-value cache", 64)
     decode_strategy: str | None = flag(" | ".join(STRATEGIES), None)
     top_p: float | None = flag("sample from the fewest likeliest tokens with this sum, 0.7 unless the model says", None)
     temperature: float | None = flag("scores are divided by it, 0.95 unless the model says", None)
     repetition_penalty: float | None = flag("scores of tokens seen are lowered by this factor", None)
+    top_k: int | None = flag("sample from so many likeliest tokens, all if 0 or if the model does not say", None)
+    min_p: float | None = flag("sample from tokens with this part of the highest probability", None)
     seed: int = flag("of sampling", 42)
 
     def __post_init__(self) -> None:
@@ -72,9 +76,18 @@ class PredictFlags:
         """The model's settings with what was given here; what would have no effect is refused."""
         given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
         settings = dataclasses.replace(of_model, **given)
-        for name in ("top_p", "temperature"):
+        for name in SAMPLING:
             self.require(not settings.is_greedy or name not in given, name, "left out with greedy_search")
         return settings
+
+    def lengths(self, of_model: GenerationSettings, positions: int) -> tuple[int, int]:
+        """(new tokens, tokens of prompt and answer together), both at most."""
+        if self.max_length is not None:
+            self.require(self.max_length < positions, "max_length", f"below the model's {positions} positions")
+            return self.max_length, positions
+        if of_model.max_new_tokens is not None:
+            return of_model.max_new_tokens, positions
+        return MAX_NEW_TOKENS, min(positions, of_model.max_length or positions)
 
 
 @dataclass(frozen=True)
@@ -106,21 +119,23 @@ class Predictor:
     def __init__(self, flags: PredictFlags, asked: list[Prompt]) -> None:
         folder = Path(flags.model_name_or_path)
         config = LlamaConfig.from_json(folder / "config.json")
-        settings = flags.settings(GenerationSettings.from_pretrained(folder, config))
+        of_model = GenerationSettings.from_pretrained(folder, config)
+        settings, self.without_effect = flags.settings(of_model), of_model.without_effect
         self._tokenizer = Tokenizer.from_pretrained(folder)
         template = ChatTemplate.from_json(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
         positions = config.max_position_embeddings
-        flags.require(flags.max_length < positions, "max_length", f"below the model's {positions} positions")
+        max_length, max_tokens = flags.lengths(of_model, positions)
         context = f"the model has {positions} positions and --max_length {flags.max_length} takes the rest"
+        if flags.max_length is None:
+            context = f"the model has {positions} positions, and max_length of {FILE} is {of_model.max_length}"
+        room = flags.max_length or 1  # an answer whose length was not asked for ends where the positions do
         self._asked = asked
-        self._tokens = prompts.encode(
-            asked, self._tokenizer, template, flags.src_length, positions - flags.max_length, context
-        )
+        self._tokens = prompts.encode(asked, self._tokenizer, template, flags.src_length, max_tokens - room, context)
         program = StaticProgram(folder, config)
-        longest = max(map(len, self._tokens)) + flags.max_length
+        longest = min(max(map(len, self._tokens)) + max_length, max_tokens)
         num_blocks = min(flags.batch_size, len(asked)) * blocks_for(longest, flags.block_size)
         cache = KeyValueCache(config, program.dtype, num_blocks, flags.block_size)
-        self.generation = Generation(program, cache, settings, flags.max_length, flags.batch_size, flags.seed)
+        self.generation = Generation(program, cache, settings, max_length, flags.batch_size, flags.seed, max_tokens)
 
     def run(self) -> Iterator[Prediction]:
         """In the order of the prompts, each as soon as it and those before it are answered."""
@@ -140,6 +155,8 @@ def predict(flags: PredictFlags) -> int:
     else:
         asked = prompts.from_texts(flags.prompts or [prompts.DEFAULT])
     predictor = Predictor(flags, asked)
+    if predictor.without_effect:
+        print(predictor.without_effect, file=sys.stderr)
     started = time.perf_counter()
     with _opened(flags.output_file) as lines:
         for prediction in predictor.run():

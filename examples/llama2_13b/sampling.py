@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from examples.llama2_13b.generation_settings import GenerationSettings
 
 Floats = NDArray[np.float64]
+LARGEST = np.finfo(np.float64).max  # a penalty may take a score beyond it, and infinity has no softmax
 
 
 def next_token(
@@ -32,7 +33,7 @@ def next_token(
     scores = penalized(logits.astype(np.float64), settings.repetition_penalty, seen)
     if settings.is_greedy:
         return int(scores.argmax())
-    cumulative = np.cumsum(distribution(scores, settings.temperature, settings.top_p))
+    cumulative = np.cumsum(distribution(scores, settings))
     return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
 
 
@@ -45,18 +46,29 @@ def penalized(scores: Floats, penalty: float, seen: Collection[int]) -> Floats:
         return scores
     tokens = np.unique(np.fromiter(seen, np.int64))
     result = scores.copy()
-    result[tokens] = np.where(scores[tokens] > 0, scores[tokens] / penalty, scores[tokens] * penalty)
-    return result
+    with np.errstate(over="ignore"):
+        result[tokens] = np.where(scores[tokens] > 0, scores[tokens] / penalty, scores[tokens] * penalty)
+    return np.clip(result, -LARGEST, LARGEST)
 
 
-def distribution(scores: Floats, temperature: float, top_p: float) -> Floats:
-    """softmax(scores / temperature), restricted to the fewest likeliest tokens whose sum reaches top_p.
+def distribution(scores: Floats, settings: GenerationSettings) -> Floats:
+    """softmax(scores / temperature), restricted to the tokens that top_k, then top_p, then min_p keep.
 
-    Not normalised again. Source: Holtzman et al. 2019, arXiv:1904.09751, section 3.1.
+    top_k keeps the tokens with so many highest scores, equal ones included; 0 keeps all. top_p keeps the fewest
+    likeliest tokens whose sum reaches that part of what is left. min_p keeps those with at least that part of the
+    highest probability. Not normalised again.
+
+    Source: Holtzman et al. 2019, arXiv:1904.09751, section 3.1 (top_p); Nguyen et al. 2024, arXiv:2407.01082 (min_p);
+    the order of transformers 5.
     """
-    probabilities = np.exp((scores - scores.max()) / temperature)
+    with np.errstate(over="ignore"):
+        probabilities = np.exp((scores - scores.max()) / settings.temperature)
+    if 0 < settings.top_k < scores.size:
+        kth = np.partition(scores, -settings.top_k)[-settings.top_k]
+        probabilities[scores < kth] = 0
     probabilities /= probabilities.sum()
     order = np.argsort(-probabilities, kind="stable")
     before = np.cumsum(probabilities[order]) - probabilities[order]
-    probabilities[order[before >= top_p]] = 0
+    probabilities[order[before >= settings.top_p]] = 0
+    probabilities[probabilities < settings.min_p * probabilities.max()] = 0
     return probabilities

@@ -151,6 +151,10 @@ def test_bad_flags_are_refused(words, text):
     "words, text",
     [
         (["--decode_strategy", "greedy_search", "--top_p", 0.5], "--top_p must be left out with greedy_search"),
+        (["--decode_strategy", "greedy_search", "--top_k", 5], "--top_k must be left out with greedy_search"),
+        (["--top_k", -1], "top_k must be at least 0"),
+        (["--repetition_penalty", "inf"], "repetition_penalty must be finite, got inf"),
+        (["--min_p", "nan"], "min_p must be finite, got nan"),
         (["--decode_strategy", "beam"], "decode_strategy must be sampling or greedy_search, got beam"),
         (["--temperature", 0.0], "temperature must be above 0"),
         (["--max_length", 256], "--max_length must be below the model's 256 positions, got 256"),
@@ -163,6 +167,56 @@ def test_bad_flags_are_refused(words, text):
 def test_what_cannot_be_answered_is_refused(exported, words, text):
     with pytest.raises((ValueError, OSError), match=text):
         run(exported, *words)
+
+
+def settings_file(folder, **fields):
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+
+
+def answers(folder, *words):
+    """Their lengths in tokens; no token ends one."""
+    predictor = Predictor(parse("--model_name_or_path", folder, *words), from_texts(["a", "x" * 150]))
+    predictor.generation.settings = dataclasses.replace(predictor.generation.settings, eos_token_ids=())
+    prompts = [len(tokens) for tokens in predictor._tokens]
+    return prompts, [len(answer) for _, answer in sorted(predictor.generation.run(predictor._tokens))]
+
+
+def test_an_answer_is_as_long_as_flag_file_and_positions_allow(damaged):
+    prompts, lengths = answers(damaged)
+    assert lengths == [256 - length for length in prompts]  # all positions, which are fewer than 256 new tokens
+    settings_file(damaged, max_new_tokens=9, max_length=100)
+    assert answers(damaged)[1] == [9, 9]
+    assert answers(damaged, "--max_length", 5)[1] == [5, 5]
+    settings_file(damaged, max_new_tokens=1000)
+    assert answers(damaged)[1] == [256 - length for length in prompts]
+    settings_file(damaged, max_length=200)
+    assert answers(damaged)[1] == [200 - length for length in prompts]
+    settings_file(damaged, max_length=20)
+    with pytest.raises(
+        ValueError, match="prompt 2 must be at most 19 tokens .* max_length of generation_config.json is 20"
+    ):
+        answers(damaged)
+
+
+def test_top_k_of_the_file_reaches_the_export_and_the_answers(tiny_folder, tmp_path, capsys):
+    source = shutil.copytree(tiny_folder, tmp_path / "source")
+    settings_file(source, do_sample=True, top_k=1, num_beams=4, max_new_tokens=12)
+    notice = "generation_config.json: without effect here: num_beams 4"
+    export(ExportFlags(str(source), str(tmp_path / "exported")))
+    assert notice in capsys.readouterr().out
+    written = json.loads((tmp_path / "exported" / "generation_config.json").read_text())
+    assert written.items() >= {"top_k": 1, "num_beams": 4, "max_new_tokens": 12}.items()
+
+    def output(*words):
+        assert predict(parse("--model_name_or_path", tmp_path / "exported", "hello", *words)) == 0
+        captured = capsys.readouterr()
+        assert captured.err.count(notice) == 1
+        return captured.out
+
+    greedy = output("--decode_strategy", "greedy_search")
+    assert output("--seed", 1) == output("--seed", 2) == greedy
+    assert output("--seed", 1, "--top_k", 0) != greedy != output("--seed", 1, "--top_k", 50)
+    assert output("--top_k", 50, "--min_p", 1.0) == greedy
 
 
 def test_src_length_keeps_the_end_of_a_source(exported, capsys):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import torch
+import transformers
+from transformers.generation import logits_process
 
 from examples.llama2_13b import sampling
 from examples.llama2_13b.config import LlamaConfig
@@ -58,6 +63,54 @@ def test_repetition_penalty_lowers_seen_tokens_whatever_their_sign():
     assert np.abs(draws(seen=[0, 1], repetition_penalty=2.0) - want).max() < 0.014
 
 
+REFERENCES = {
+    "top_k-1": {"top_k": 1},
+    "top_k-3": {"top_k": 3},
+    "top_k-all": {"top_k": 50},
+    "min_p": {"min_p": 0.2},
+    "min_p-1": {"min_p": 1.0},
+    "top_k-then-top_p": {"top_k": 3, "top_p": 0.8},
+    "all": {"temperature": 0.7, "top_k": 30, "top_p": 0.9, "min_p": 0.05},
+}
+
+
+@pytest.mark.parametrize("changes", REFERENCES.values(), ids=REFERENCES)
+def test_the_distribution_is_that_of_transformers(changes):
+    random = np.random.default_rng(5)
+    for scores in (LOGITS.astype(np.float64), random.normal(0, 3, 37), np.array([1.0, 2.0, 2.0, 2.0, 0.0])):
+        got = sampling.distribution(scores, settings(**changes))
+        row = torch.from_numpy(scores)[None]
+        for name, warper in WARPERS.items():
+            if name in changes:
+                row = warper(min(changes[name], len(scores)) if name == "top_k" else changes[name])(None, row)
+        np.testing.assert_allclose(got / got.sum(), torch.softmax(row, -1)[0].numpy(), rtol=0, atol=1e-12)
+
+
+WARPERS = {
+    "temperature": logits_process.TemperatureLogitsWarper,
+    "top_k": logits_process.TopKLogitsWarper,
+    "top_p": logits_process.TopPLogitsWarper,
+    "min_p": logits_process.MinPLogitsWarper,
+}
+
+
+def test_top_k_of_one_and_min_p_of_one_draw_the_highest():
+    for changes in ({"top_k": 1}, {"min_p": 1.0}):
+        np.testing.assert_array_equal(draws(count=50, **changes), [1, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("penalty", [1e-320, 1e-300, 0.5, 3.0, 1e300])
+@pytest.mark.parametrize("temperature", [5e-324, 1.0, 1e300])
+def test_a_token_of_the_vocabulary_comes_whatever_the_scores(penalty, temperature):
+    largest = np.finfo(np.float32).max
+    for scores in ([largest, -largest, 0, 1], [-largest] * 4, [largest] * 4, [0] * 4, [1e-45, -1e-45, 0, 1]):
+        for chosen in (settings(repetition_penalty=penalty, temperature=temperature, top_p=0.9, top_k=2, min_p=0.1),
+                       settings(repetition_penalty=penalty, decode_strategy="greedy_search")):  # fmt: skip
+            random = np.random.default_rng(0)
+            tokens = [sampling.next_token(np.array(scores, np.float32), chosen, [0, 1, 2], random) for _ in range(20)]
+            assert set(tokens) <= {0, 1, 2, 3}
+
+
 def test_greedy_takes_the_first_of_the_highest():
     greedy = settings(decode_strategy="greedy_search")
     assert sampling.next_token(np.array([1, 7, 7], np.float32), greedy, [], np.random.default_rng(0)) == 1
@@ -75,6 +128,15 @@ def test_scores_that_are_not_finite_are_refused():
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
         ({"temperature": 0.0}, "temperature must be above 0; --decode_strategy greedy_search is its limit, got 0.0"),
         ({"repetition_penalty": -1.0}, "repetition_penalty must be above 0"),
+        ({"temperature": -1.0, "decode_strategy": "greedy_search"}, "temperature must be above 0"),
+        ({"top_k": -1}, "top_k must be at least 0; 0 keeps every token, got -1"),
+        ({"top_k": 2.0}, "top_k must be an integer, got 2.0"),
+        ({"top_k": True}, "top_k must be an integer, got True"),
+        ({"min_p": -0.1}, r"min_p must be in \[0, 1\]"),
+        ({"min_p": 1.5}, r"min_p must be in \[0, 1\]"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_length": -1}, "max_length must be at least 1, got -1"),
+        ({"temperature": "hot"}, "temperature must be a number, got hot"),
         ({"decode_strategy": "beam_search"}, "decode_strategy must be sampling or greedy_search, got beam_search"),
     ],
 )
@@ -83,8 +145,86 @@ def test_impossible_settings_are_refused(changes, text):
         settings(**changes)
 
 
+@pytest.mark.parametrize("strategy", ["sampling", "greedy_search"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_refused(strategy, name, value):
+    with pytest.raises(ValueError, match=f"generation: {name} must be finite, got -?(nan|inf)"):
+        settings(decode_strategy=strategy, **{name: value})
+
+
+CONFIG = LlamaConfig(32, 16, 16, 1, 2, 64, 1e-5)
+
+
+def read(folder, **fields):
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+    return GenerationSettings.from_pretrained(folder, CONFIG)
+
+
+def test_greedy_uses_no_temperature(tmp_path):
+    for fields in (
+        {"temperature": 0.0},
+        {"temperature": 0, "top_p": 0},
+        {"temperature": None, "top_p": None, "top_k": None},
+    ):
+        assert read(tmp_path, do_sample=False, **fields).is_greedy
+        with pytest.raises(ValueError, match="temperature must be above 0|top_p must be in"):
+            read(tmp_path, do_sample=True, **{"temperature": 0.0, **{k: v for k, v in fields.items() if v is not None}})
+
+
+def test_every_field_of_a_file_is_read_or_named_and_kept(tmp_path):
+    used = {"top_k": 1, "min_p": 0.25, "max_new_tokens": 7, "max_length": 30, "repetition_penalty": 1.2}
+    named = {"num_beams": 4, "typical_p": 0.9, "no_repeat_ngram_size": 3, "suppress_tokens": [5], "stop_strings": "x"}
+    quiet = {
+        "length_penalty": 1.0,
+        "early_stopping": False,
+        "max_time": None,
+        "transformers_version": "5",
+        "pad_token_id": 0,
+    }
+    found = read(tmp_path, do_sample=True, **used, **named, **quiet)
+    assert {name: getattr(found, name) for name in used} == used
+    want = 'num_beams 4, typical_p 0.9, no_repeat_ngram_size 3, suppress_tokens [5], stop_strings "x"'
+    assert found.without_effect == f"generation_config.json: without effect here: {want}"
+    found.save(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert written.items() >= (used | named | quiet).items()
+    assert GenerationSettings.from_pretrained(tmp_path, CONFIG) == found
+
+
+def test_a_file_that_asks_for_nothing_else_names_nothing(tmp_path):
+    assert read(tmp_path, do_sample=False, temperature=0.6, eos_token_id=2, num_beams=1, mine=None).without_effect == ""
+    assert "mine 3" in read(tmp_path, mine=3).without_effect
+
+
+def test_transformers_own_file_is_read(tmp_path):
+    theirs = transformers.GenerationConfig(do_sample=True, top_k=3, min_p=0.1, max_new_tokens=5, eos_token_id=[2, 3])
+    theirs.save_pretrained(tmp_path)
+    found = GenerationSettings.from_pretrained(tmp_path, CONFIG)
+    assert (found.top_k, found.min_p, found.max_new_tokens, found.eos_token_ids) == (3, 0.1, 5, (2, 3))
+    assert found.without_effect == ""
+
+
+def test_both_spellings_of_the_strategy_mean_one_thing(tmp_path):
+    assert read(tmp_path, decode_strategy="greedy_search").is_greedy
+    assert not read(tmp_path, decode_strategy="sampling", do_sample=True).is_greedy
+    for fields, text in [
+        ({"decode_strategy": "greedy_search", "do_sample": True}, "do_sample and decode_strategy must mean the same"),
+        ({"decode_strategy": "beam_search"}, "decode_strategy must be sampling or greedy_search, got beam_search"),
+        ({"do_sample": "false"}, "do_sample must be true or false"),
+    ]:
+        with pytest.raises(ValueError, match=f"generation_config.json: .*{text}"):
+            read(tmp_path, **fields)
+
+
+@pytest.mark.parametrize("token", [-1, 32, [2, 32]])
+def test_an_end_token_that_cannot_come_is_refused(tmp_path, token):
+    with pytest.raises(ValueError, match="eos_token_id must be at least 0 and below vocab_size 32, got (-1|32)"):
+        read(tmp_path, eos_token_id=token)
+
+
 def test_settings_of_a_folder_are_read_and_the_rest_are_defaults(tmp_path):
-    config = LlamaConfig(32, 16, 16, 1, 2, 64, 1e-5)
+    config = CONFIG
     assert GenerationSettings.from_pretrained(tmp_path, config) == GenerationSettings((2,), "sampling", 0.7, 0.95, 1.0)
     (tmp_path / "generation_config.json").write_text('{"do_sample": false, "eos_token_id": [2, 7], "top_p": 0.9}')
     read = GenerationSettings.from_pretrained(tmp_path, config)
