@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from examples.llama2_13b import atomic, safetensors_folder
+import numpy as np
+
+from examples.llama2_13b import atomic, safetensors_folder, stored_dtypes
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.layout import Array, Part, is_transposed, join, layout, merge
 from examples.llama2_13b.tensor_parallel import ALONE, TensorParallel
@@ -57,6 +59,10 @@ class Reader:
         """As the file has it, by the layout that its metadata names."""
         return part.transposed() if is_transposed(parameter) and self._files.is_in_out(part.name) else part
 
+    def dtypes(self) -> dict[str, str]:
+        """Of every tensor."""
+        return {part.name: self._files.dtype(part.name) for parts in self._stored.values() for part in parts}
+
     def read(self, parameter: str) -> Array:
         return join(parameter, [self._read(part) for part in self._stored[parameter]])
 
@@ -80,6 +86,7 @@ def write_shards(
     prefix: str,
     config: LlamaConfig,
     shards_of: Callable[[str], list[Array]],
+    dtypes: Mapping[str, str],
     max_shard_bytes: int = MAX_SHARD_BYTES,
     writes: bool = True,
 ) -> dict[str, str]:
@@ -87,31 +94,42 @@ def write_shards(
 
     Args:
         shards_of: a parameter's shards on all ranks that divide it, in order, else the one array.
+        dtypes: of every tensor, in safetensors' words.
         writes: False only asks for all shards in the same order, for ranks that give their own to the one that writes.
     """
     owners = {part.name: (name, parts) for name, parts in layout(config).items() for part in parts}
-    shapes = {part.name: part.shape for _, parts in owners.values() for part in parts}
+    sizes = {name: count * stored_dtypes.NUMPY[dtypes[name]].itemsize for name, count in elements(config).items()}
 
     def values(names: list[str]) -> dict[str, Array]:
         tensors: dict[str, Array] = {}
         for parameter, parts in dict.fromkeys(owners[name] for name in names):
             tensors |= merge(parameter, shards_of(parameter), parts)
-        return {name: tensors[name] for name in names}
+        return {name: stored_dtypes.rounded(tensors[name], dtypes[name]) for name in names}
 
     if not writes:
-        for names in safetensors_folder.divide(shapes, max_shard_bytes):
+        for names in safetensors_folder.divide(sizes, max_shard_bytes):
             values(names)
         return {}
-    return safetensors_folder.write_shards(folder, prefix, shapes, values, max_shard_bytes)
+    return safetensors_folder.write_shards(folder, prefix, sizes, values, max_shard_bytes)
 
 
-def save(model: Any, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write `config.json` and the weights in float32. What was there stays readable until the new index is in place.
+def elements(config: LlamaConfig) -> dict[str, int]:
+    """Of every tensor."""
+    return {part.name: int(np.prod(part.shape)) for parts in layout(config).values() for part in parts}
+
+
+def save(
+    model: Any, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES, dtypes: Mapping[str, str] | None = None
+) -> None:
+    """Write `config.json` and the weights. What was there stays readable until the new index is in place.
 
     Then the weights that it replaces are removed, in whatever format they are: nothing is left that another program
     could take for the model.
 
     All ranks that share the model call this; the first writes.
+
+    Args:
+        dtypes: of every tensor, in safetensors' words; float32 if not given.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there is still whole.
@@ -120,15 +138,16 @@ def save(model: Any, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES)
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(model.named_parameters())
+    dtypes = dtypes or dict.fromkeys(elements(model.config), "F32")
 
     def shards_of(name: str) -> list[Array]:
         return model.shards.all_shards(parameters[name], parameters[name])
 
-    weight_map = write_shards(folder, "model", model.config, shards_of, max_shard_bytes, writes)
+    weight_map = write_shards(folder, "model", model.config, shards_of, dtypes, max_shard_bytes, writes)
     if not writes:
         return
-    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    atomic.write_file(folder / "config.json", config.encode())
+    config = {**model.config.to_dict(), "torch_dtype": stored_dtypes.prevailing(elements(model.config), dtypes)}
+    atomic.write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     safetensors_folder.write_index(folder, "model", weight_map)
     for name in other_weights(folder):
         (folder / name).unlink(missing_ok=True)

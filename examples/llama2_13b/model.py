@@ -24,6 +24,7 @@ from paddle import Tensor, nn
 import fusionkit as fk
 from examples.llama2_13b import checkpoint
 from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.stored_dtypes import word
 from examples.llama2_13b.tensor_parallel import ALONE, TensorParallel
 from fusionkit.nn import LanguageModelHead, RotaryEmbedding, recompute
 
@@ -116,6 +117,7 @@ class Llama(nn.Layer):
         self.activation_dtype = dtype
         self.recompute = recompute
         self.shards = shards
+        self.stored_dtypes: dict[str, str] | None = None  # of the folder that the parameters come from
         normal = nn.initializer.Normal(std=config.initializer_range)
         self.embed_tokens = nn.Embedding(
             config.vocab_size, config.hidden_size, weight_attr=paddle.ParamAttr(initializer=normal)
@@ -183,14 +185,21 @@ class Llama(nn.Layer):
             model = cls(config, dtype, recompute, shards)
         for name, parameter in model.named_parameters():
             parameter.set_value(weights.read(name))
+        model.stored_dtypes = weights.dtypes()
         return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
         """Write the Hugging Face folder that `from_pretrained` reads; an older one stays whole until the end.
 
         All ranks that share the model call this; the first writes.
+
+        Args:
+            folder: where to.
+            dtype: of every tensor. By default each has that of the folder which the model comes from, else float32. A
+                tensor with values that its dtype does not reach is written in float32.
         """
-        checkpoint.save(self, folder)
+        given = dtype and dict.fromkeys(checkpoint.elements(self.config), word(dtype))
+        checkpoint.save(self, folder, dtypes=given or self.stored_dtypes)
 
 
 def attend_causally(startend_row_indices: Tensor | None) -> Attend:

@@ -54,14 +54,15 @@ class AdamW:
 
         All ranks that share the model call this; the first writes.
         """
-        state, shards = self._adamw.state_dict(), self._model.shards
+        state, shards, config = self._adamw.state_dict(), self._model.shards, self._model.config
+        dtypes = dict.fromkeys(checkpoint.elements(config), "F32")
         for moment in MOMENTS:
 
             def shards_of(name: str, moment: str = moment) -> list[Array]:
                 parameter = self._parameters[name]
                 return shards.all_shards(parameter, state[f"{parameter.name}_{moment}_0"])
 
-            weight_map = checkpoint.write_shards(folder, moment, self._model.config, shards_of, writes=shards.rank == 0)
+            weight_map = checkpoint.write_shards(folder, moment, config, shards_of, dtypes, writes=shards.rank == 0)
             if shards.rank == 0:
                 safetensors_folder.write_index(folder, moment, weight_map)
         first = next(iter(self._parameters.values())).name

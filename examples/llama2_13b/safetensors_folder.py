@@ -81,6 +81,10 @@ class Reader:
     def _layout(self, name: str) -> str:
         return " and format in the file's metadata, which stands for [in, out] weights" if self.is_in_out(name) else ""
 
+    def dtype(self, name: str) -> str:
+        """One of FLOATING."""
+        return str(self._opened[self._file_of[name]].get_slice(name).get_dtype())
+
     def read(self, name: str, axis: int | None = None, part: int = 0, parts: int = 1) -> NDArray[np.float32]:
         """The tensor, or one of equal parts along an axis: nothing else of it is read."""
         stored = self._opened[self._file_of[name]].get_slice(name)
@@ -133,14 +137,14 @@ def _some(names: list[str]) -> str:
 def write_shards(
     folder: Path,
     prefix: str,
-    shapes: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[str, int],
     values: Callable[[list[str]], dict[str, Array]],
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> dict[str, str]:
-    """Write float32 tensors as `prefix-*.safetensors`; readers see what was there before until `write_index`.
+    """Write tensors as `prefix-*.safetensors`; readers see what was there before until `write_index`.
 
     Args:
-        shapes: of every tensor, by name, in order.
+        sizes: bytes of every tensor, by name, in order.
         values: the tensors of a shard, for their names: one shard at a time is held.
         max_shard_bytes: a shard is closed before it grows over this.
 
@@ -150,7 +154,7 @@ def write_shards(
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing new stays behind.
     """
-    shards = divide(shapes, max_shard_bytes)
+    shards = divide(sizes, max_shard_bytes)
     files = _free_names(folder, prefix, len(shards))
     try:
         for file, names in zip(files, shards, strict=True):
@@ -185,12 +189,11 @@ def _save(tensors: dict[str, Array], path: Path) -> None:
     atomic.sync(path)
 
 
-def divide(shapes: Mapping[str, tuple[int, ...]], max_shard_bytes: int) -> list[list[str]]:
+def divide(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
     """The names of each file's tensors."""
     shards: list[list[str]] = []
     room = 0
-    for name, shape in shapes.items():
-        num_bytes = 4 * int(np.prod(shape))
+    for name, num_bytes in sizes.items():
         if not shards or num_bytes > room:
             shards.append([])
             room = max_shard_bytes

@@ -60,6 +60,7 @@ def _train(flags: SftFlags) -> int:
         model, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
     )
     if start and state:
+        model.stored_dtypes = state.stored_dtypes
         optimizer.load(start, state.optimizer)
     files = tokenizer.files | ({TEMPLATE: Path(flags.chat_template).read_bytes()} if flags.chat_template else {})
     trainer = Trainer(

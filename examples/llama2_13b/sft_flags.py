@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from examples.llama2_13b.flags import flag
+from examples.llama2_13b.model import DTYPES
 from examples.llama2_13b.schedule import KINDS
 
 
@@ -35,6 +36,7 @@ class SftFlags:
     adam_epsilon: float = flag("added to the second moment's root", 1e-8)
     max_grad_norm: float = flag("limit of the gradient's global norm; 0 for none", 1.0)
     bf16: bool = flag("bfloat16 arithmetic; parameters and optimizer stay float32", False)
+    save_dtype: str | None = flag(f"of the final model: {' | '.join(DTYPES)}; that of its source if not given", None)
     recompute: bool = flag("compute activations again instead of keeping them", False)
     tensor_parallel_degree: int = flag("processes that share each copy of the model, neighbours", 1)
     sequence_parallel: bool = flag("such processes share the tokens between products too", True)
@@ -62,6 +64,7 @@ class SftFlags:
             self.require(getattr(self, name) > 0, name, "above 0")
         self.require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", "at least 1, or -1")
         self.require(self.lr_scheduler_type in KINDS, "lr_scheduler_type", " or ".join(KINDS))
+        self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
         self.require(self.src_length < self.max_length, "src_length", f"below max_length {self.max_length}")
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
         self.require(self.zero_padding or not self.greedy_zero_padding, "zero_padding", "true with greedy_zero_padding")

@@ -194,7 +194,7 @@ class Trainer:
     def _save_model(self, output: Path) -> None:
         if data_parallel.is_first():
             training_state.write_files(output, self.files)
-        self.model.save_pretrained(output)
+        self.model.save_pretrained(output, self.flags.save_dtype)
 
 
 def deciding(flags: SftFlags) -> dict[str, object]:

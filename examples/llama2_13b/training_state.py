@@ -30,12 +30,14 @@ class TrainingState:
         data: fingerprint of the samples.
         flags: those that decide data order and losses; a run that resumes must have the same.
         optimizer: the scalars of the optimizer's state.
+        stored_dtypes: of the run's first model, for its last one; a checkpoint is float32.
     """
 
     step: int
     data: str
     flags: dict[str, Any]
     optimizer: dict[str, float]
+    stored_dtypes: dict[str, str] | None = None
 
 
 def fingerprint(samples: list[Sample]) -> str:
@@ -56,14 +58,15 @@ def save(folder: Path, model: Llama, optimizer: AdamW, files: Mapping[str, bytes
     All ranks that share the model call this; the first writes.
     """
     if model.shards.rank != 0:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, "float32")
         optimizer.save(folder)
         return
     with atomic.new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, "float32")
         write_files(temporary, files)
         scalars = optimizer.save(temporary)
-        (temporary / STATE).write_text(json.dumps({**state, "optimizer": scalars}, indent=2) + "\n", encoding="utf-8")
+        whole = {**state, "optimizer": scalars, "stored_dtypes": model.stored_dtypes}
+        (temporary / STATE).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> TrainingState:

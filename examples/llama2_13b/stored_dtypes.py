@@ -1,0 +1,39 @@
+"""The dtypes of tensors on disk, in safetensors' words: a fine-tuned model comes out as its source came in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+NUMPY = {name: np.dtype(kind) for name, kind in
+         (("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", ml_dtypes.bfloat16))}  # fmt: skip
+
+
+def word(dtype: str) -> str:
+    """Of a name such as "bfloat16"."""
+    return next(word for word, kind in NUMPY.items() if kind.name == dtype)
+
+
+def rounded(value: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The value in another dtype; as it is where that holds no number so large, as float16 from 65520 on."""
+    with np.errstate(over="ignore"):
+        other = value.astype(NUMPY[dtype], copy=False)
+    return other if np.isfinite(other).all() else value
+
+
+def prevailing(sizes: Mapping[str, int], dtypes: Mapping[str, str]) -> str:
+    """The name of the dtype that most elements have: what config.json says of the whole folder.
+
+    Args:
+        sizes: elements of every tensor.
+        dtypes: of every tensor.
+    """
+    elements: Counter[str] = Counter()
+    for name, size in sizes.items():
+        elements[dtypes[name]] += size
+    return NUMPY[elements.most_common(1)[0][0]].name
