@@ -12,6 +12,8 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from examples.llama2_13b import remarks
+
 Flags = TypeVar("Flags")
 
 
@@ -60,7 +62,8 @@ def usage(kind: type[Any], program: str) -> str:
 def main(kind: type[Flags], run: Any, program: str) -> None:
     """Parse the command line and run; what a user can mend is one line, what Paddle raises keeps its trace."""
     try:
-        code = run(parse(kind, sys.argv[1:], program))
+        with remarks.screens():
+            code = run(parse(kind, sys.argv[1:], program))
     except (ValueError, OSError, ArithmeticError) as error:
         if "paddle" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts:
             raise

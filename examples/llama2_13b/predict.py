@@ -8,15 +8,14 @@ Prints the source, target and output of each prompt, and a JSON line: into --out
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from examples.llama2_13b import flags, prompts
 from examples.llama2_13b.chat_template import ChatTemplate
@@ -26,6 +25,7 @@ from examples.llama2_13b.generation import Generation
 from examples.llama2_13b.generation_settings import FILE, STRATEGIES, GenerationSettings
 from examples.llama2_13b.key_value_cache import KeyValueCache, blocks_for
 from examples.llama2_13b.prompts import Prompt
+from examples.llama2_13b.remarks import required, say, shown
 from examples.llama2_13b.reservation import new_file
 from examples.llama2_13b.sft import TEMPLATE
 from examples.llama2_13b.static_program import StaticProgram
@@ -100,9 +100,14 @@ class Prediction:
         parts = (("Source", source), ("Target", target), ("Output", self.output))
         return "\n".join(f"***********{name}**********\n{text}" for name, text in parts)
 
-    def json_line(self) -> str:
+    def json_line(self, encoding: str = "utf-8") -> str:
         fields = {"src": self.prompt.src, "tgt": self.prompt.tgt, "output": self.output}
-        return json.dumps(fields, ensure_ascii=False)
+        line = json.dumps(fields, ensure_ascii=False)
+        try:
+            line.encode(encoding)
+        except UnicodeEncodeError:
+            return json.dumps(fields)  # JSON's own escapes, which every reader knows
+        return line
 
 
 def _shown(text: str | list[str]) -> str:
@@ -156,20 +161,30 @@ def predict(flags: PredictFlags) -> int:
         asked = prompts.from_texts(flags.prompts or [prompts.DEFAULT])
     predictor = Predictor(flags, asked)
     if predictor.without_effect:
-        print(predictor.without_effect, file=sys.stderr)
+        say(predictor.without_effect, sys.stderr)
     started = time.perf_counter()
-    with _opened(flags.output_file) as lines:
+    if flags.output_file is None:
         for prediction in predictor.run():
-            print(prediction.banners())
-            print(prediction.json_line(), file=lines, flush=True)
+            _print(prediction)
+    else:
+        with new_file(Path(flags.output_file), "predict: --output_file") as lines:
+            for prediction in predictor.run():
+                print(prediction.json_line(), file=lines, flush=True)
+                say(prediction.banners())  # after the file, which must have every answer, whoever reads the screen
     seconds, tokens = time.perf_counter() - started, predictor.generation.num_tokens
     rate = f"{tokens} in {seconds:.1f} s, {tokens / seconds:.0f} a second"
-    print(f"prompts: {len(asked)}; tokens: {rate}", file=sys.stderr)
+    say(f"prompts: {len(asked)}; tokens: {rate}", sys.stderr)
     return 0
 
 
-def _opened(path: str | None) -> contextlib.AbstractContextManager[TextIO]:
-    return contextlib.nullcontext(sys.stdout) if path is None else new_file(Path(path), "predict: --output_file")
+def _print(prediction: Prediction) -> None:
+    """Banners and line; when the reader has gone, as after `| head`, the command ends like others there."""
+    stream = required()
+    line = prediction.json_line(getattr(stream, "encoding", None) or "ascii")
+    try:
+        print(f"{shown(prediction.banners(), stream)}\n{line}", file=stream, flush=True)
+    except BrokenPipeError:
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 if __name__ == "__main__":

@@ -13,36 +13,59 @@ class Screen:
     """A stream that may be gone: a closed terminal or pipe, a full disk behind `2> file`, or None for a closed one."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
+        self.stream = stream
 
     def write(self, text: str) -> None:
         """Characters that the stream's encoding lacks become their codes."""
-        if self._stream is None:
+        if self.stream is None:
             return
-        encoding = getattr(self._stream, "encoding", None) or "ascii"
         try:
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.stream.write(shown(text, self.stream))
         except (OSError, ValueError):  # the latter of a closed file
             self._give_up()
 
     def flush(self) -> None:
         try:
-            if self._stream is not None:
-                self._stream.flush()
+            if self.stream is not None:
+                self.stream.flush()
         except (OSError, ValueError):
             self._give_up()
 
     def isatty(self) -> bool:
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+        return self.stream is not None and not self.stream.closed and self.stream.isatty()
 
     def _give_up(self) -> None:
         """What the stream still holds goes nowhere, else Python would exit with status 120."""
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), self._stream.fileno())  # type: ignore[union-attr]
-        self._stream = None
+            os.dup2(nowhere.fileno(), self.stream.fileno())  # type: ignore[union-attr]
+        self.stream = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
+
+
+def shown(text: str, stream: TextIO) -> str:
+    """The text in the characters that the stream's encoding has."""
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@contextlib.contextmanager
+def screens() -> Iterator[None]:
+    """Inside the block what is printed may go unread; see `required` for what may not."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()  # Python's own flush at exit would print a trace where nobody reads
+        sys.stdout, sys.stderr = streams
+
+
+def required() -> TextIO:
+    """Standard output, for what must arrive: writing there fails where a `Screen` would go on."""
+    stream = sys.stdout
+    return stream if not isinstance(stream, Screen) else stream.stream or stream
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,67 @@ def test_a_fresh_process_prints_nothing_but_the_answers(exported):
     assert done.stdout.startswith("***********Source**********\nhello\n***********Target**********\n\n***")
     assert "pass" not in done.stdout and len(done.stdout.splitlines()) >= 7
     assert "prompts: 1; tokens: " in done.stderr and "Traceback" not in done.stderr
+
+
+def command(folder, *words):
+    return [sys.executable, "-m", PROGRAM, "--model_name_or_path", str(folder), "--max_length", "3", *map(str, words)]
+
+
+def start(folder, *words, **environment):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command(folder, *words), cwd=ROOT, env=os.environ | environment, **pipes)
+
+
+QUESTIONS = ["类型#裙 😀", "é", "plain"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_every_answer_arrives_whatever_the_screen_can_show(exported, tmp_path, encoding):
+    (tmp_path / "questions.txt").write_text("\n".join(QUESTIONS), encoding="utf-8")
+    words = ["--data_file", tmp_path / "questions.txt"]
+    with start(exported, *words, "--output_file", tmp_path / "out.json", PYTHONIOENCODING=encoding) as process:
+        shown, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    written = (tmp_path / "out.json").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["src"] for line in written] == QUESTIONS
+    assert QUESTIONS[0].encode(encoding, "backslashreplace") in shown
+    with start(exported, *words, PYTHONIOENCODING=encoding) as process:
+        shown, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    lines = [line for line in shown.decode(encoding).split("\n") if line.startswith("{")]
+    assert [json.loads(line) for line in lines] == [json.loads(line) for line in written]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_costs_no_answer_in_the_file(exported, tmp_path, unbuffered):
+    words = ["--output_file", tmp_path / "out.json", *QUESTIONS]
+    with start(exported, *words, PYTHONUNBUFFERED=unbuffered) as process:
+        process.stdout.close()
+        process.stderr.close()
+    assert process.returncode == 0
+    written = (tmp_path / "out.json").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["src"] for line in written] == QUESTIONS
+
+
+def test_without_a_file_a_reader_that_goes_ends_the_command_quietly(exported):
+    with start(exported, *QUESTIONS) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert errors == b""
+
+
+@pytest.mark.parametrize("words", [[], ["--output_file", "/dev/full"]])
+def test_a_disk_that_takes_no_answer_is_an_error(exported, words):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command(exported, *words, "a"), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_closed_streams_cost_nothing(exported, tmp_path):
+    words = [*command(exported, "--output_file", tmp_path / "out.json", "a"), ">&-", "2>&-"]
+    assert subprocess.run(" ".join(words), shell=True, cwd=ROOT).returncode == 0
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["src"] == "a"
 
 
 @pytest.mark.parametrize(
