@@ -1,5 +1,6 @@
 """`fusionkit bench`: it times what it says, beside the ceiling, and judges ratios rightly. No figure is asserted."""
 
+import contextlib
 import json
 import os
 import re
@@ -53,6 +54,22 @@ def test_one_command_prints_the_table_and_writes_picture_and_record(tmp_path, ca
     assert files["chart"].read_bytes().startswith(b"\x89PNG")
     timed = {each["name"] for each in json.loads(files["json"].read_text())["benchmarks"]}
     assert timed >= {"kernel", "op", "stream", "paddle", "paddle (tuned)", "torch", "torch (tuned)"}
+
+
+def test_a_screen_that_fails_costs_no_measurement(tmp_path, monkeypatch):
+    """Files are written before anything is printed."""
+    files = {name: tmp_path / "made" / f"{name}.out" for name in ("table", "json")}
+    written = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    options = ["--case", "T8xH5120", "--dtype", "bfloat16", "--rounds", "1", "--threads", "1", "--no-peers"]
+    monkeypatch.setattr("builtins.print", closed)
+    with contextlib.suppress(BrokenPipeError):
+        cli.main(["bench", "fusion_rms_norm", *options, *written])
+    assert json.loads(files["json"].read_text())["benchmarks"]
+    assert "fusion_rms_norm" in files["table"].read_text()
+
+
+def closed(*arguments, **options):
+    raise BrokenPipeError
 
 
 def test_contestants_do_run_the_kernel_and_the_op():

@@ -174,9 +174,10 @@ def main() -> None:
         contest(options)
         return
     measured = measure(options)
-    print(table(measured, config_of(options), options.seq_len))
-    if options.json:
+    if options.json:  # first: a screen that fails costs no measurement
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(measured, indent=2, default=str) + "\n", encoding="utf-8")
+    print(table(measured, config_of(options), options.seq_len))
 
 
 if __name__ == "__main__":

@@ -130,10 +130,10 @@ def main() -> None:
     options = arguments()
     reasons = [f"the link is not shaped, which needs {need}" for need in missing()]
     found = measure(options, shaped=not reasons)
-    print(report(options, found, reasons))
-    if options.json:
+    if options.json:  # first: a screen that fails costs no measurement
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"options": vars(options), "ranks": found}, default=str, indent=1) + "\n")
+    print(report(options, found, reasons))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def draw(path: Path, results: Sequence[Result], judged: Sequence[Judged], title:
     colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(r.subject.op_name for r in results))}
     draw_roof(roof, bars, colours)
     draw_shares(shares, bars, judged, colours)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a processor may have any name
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, format="png")
 

@@ -98,11 +98,11 @@ def _report(options: argparse.Namespace, results: Sequence[Result], judged: Sequ
     info = record.machine()
     title = record.title(info, num_threads, options.rounds)
     text = f"{title}\n\n{table.table(results)}\n\n{table.targets(judged)}"
-    print(text)
+    if options.json:  # first: a screen or a picture that fails costs no measurement
+        record.write(options.json, results, info)
     if options.table:
         options.table.parent.mkdir(parents=True, exist_ok=True)
-        options.table.write_text(text + "\n")
-    if options.json:
-        record.write(options.json, results, info)
+        options.table.write_text(text + "\n", encoding="utf-8")
+    print(text)
     if options.chart:
         chart.draw(options.chart, results, judged, title)

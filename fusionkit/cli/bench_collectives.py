@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
         for group in groups:
             group.close()
     text = "\n\n".join(lines)
-    print(text)
-    if options.table:
+    if options.table:  # first: a screen that fails costs no measurement
         options.table.parent.mkdir(parents=True, exist_ok=True)
-        options.table.write_text(text + "\n")
+        options.table.write_text(text + "\n", encoding="utf-8")
+    print(text)
     return 0

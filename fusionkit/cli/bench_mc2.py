@@ -89,18 +89,18 @@ def check(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace, found: Found) -> None:
-    """Prints, and writes the files that are wanted."""
+    """Writes the files that are wanted, and prints: a screen or a picture that fails costs no measurement."""
     from fusionkit.benchmark.mc2 import chart, report, timeline
 
     title = found.title(options)
     parts = [title, report.table(found.measurements) if found.measurements else ""]
     text = "\n\n".join([*filter(None, parts), *([report.grid(found.judged)] if found.judged else [])])
-    print(text)
-    if options.table:
-        options.table.parent.mkdir(parents=True, exist_ok=True)
-        options.table.write_text(text + "\n")
     if options.json:
         report.write(options.json, found.measurements, found.judged, found.machine)
+    if options.table:
+        options.table.parent.mkdir(parents=True, exist_ok=True)
+        options.table.write_text(text + "\n", encoding="utf-8")
+    print(text)
     if options.timeline and found.panels:
         timeline.draw(options.timeline, found.panels, title)
     if options.chart and found.measurements:

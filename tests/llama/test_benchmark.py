@@ -43,3 +43,19 @@ def test_another_model_is_found_out():
 def test_a_contestant_that_does_not_learn_is_found_out():
     with pytest.raises(SystemExit, match="eager must learn"):
         benchmark.require_same_start({"eager": [{"losses": [5.7, 5.7]}]})
+
+
+def test_a_screen_that_fails_costs_no_measurement(monkeypatch, tmp_path):
+    """The record is written before the table is printed, also into a folder that is not there yet."""
+    path = tmp_path / "made" / "step.json"
+    options = benchmark.arguments([*SIZES, "--json", str(path)])
+    monkeypatch.setattr(benchmark, "arguments", lambda: options)
+    monkeypatch.setattr(benchmark, "measure", lambda options: {"runs": 1})
+    monkeypatch.setattr(benchmark, "table", closed)
+    with pytest.raises(BrokenPipeError):
+        benchmark.main()
+    assert json.loads(path.read_text()) == {"runs": 1}
+
+
+def closed(*arguments):
+    raise BrokenPipeError

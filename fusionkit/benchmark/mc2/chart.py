@@ -39,7 +39,7 @@ def draw(path: Path, measurements: Sequence[Measurement], title: str) -> None:
         axes.grid(alpha=0.3)
         for edge in claim.C_RANGE:
             axes.axvline(edge, color="0.6", lw=1, ls=(0, (1, 3)))
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a processor may have any name
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
 

@@ -44,7 +44,7 @@ def draw(path: Path, panels: Sequence[Panel], title: str) -> None:
     all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[number + 1 for number in rows])[:, 0]
     for axes, panel in zip(all_axes, panels, strict=True):
         draw_call(axes, panel)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a processor may have any name
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
 
