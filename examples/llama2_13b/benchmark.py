@@ -19,6 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
 from examples.llama2_13b import metrics, training_step
 from examples.llama2_13b.config import LlamaConfig
 

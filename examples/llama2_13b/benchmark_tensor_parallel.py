@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
 import numpy as np
 
 from fusionkit.benchmark.mc2.cores import core_of_each_rank, physical_cores

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
 import paddle
 
 from examples.llama2_13b import data, flags

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
 from examples.llama2_13b import data, flags, metrics
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data import Example

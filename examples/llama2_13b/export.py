@@ -9,6 +9,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
 from paddle import nn
 
 from examples.llama2_13b import atomic, flags

@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
 from examples.llama2_13b import flags, prompts
 from examples.llama2_13b.chat_template import ChatTemplate
 from examples.llama2_13b.config import LlamaConfig

@@ -11,6 +11,9 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
 import paddle
 
 from examples.llama2_13b import data, data_parallel, flags, metrics, training_state

@@ -33,7 +33,7 @@ def command(processes, output, model, log, **flags):
 
 
 def environment():
-    return os.environ | {"PYTHONPATH": str(EXAMPLE.parents[1]), "OMP_NUM_THREADS": "1"}
+    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def printed(log):
