@@ -32,7 +32,10 @@ class Screen:
             self._give_up()
 
     def isatty(self) -> bool:
-        return self.stream is not None and not self.stream.closed and self.stream.isatty()
+        try:
+            return self.stream is not None and self.stream.isatty()
+        except ValueError:  # closed
+            return False
 
     def _give_up(self) -> None:
         """What the stream still holds goes nowhere, else Python would exit with status 120."""

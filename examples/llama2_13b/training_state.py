@@ -17,6 +17,7 @@ from examples.llama2_13b import atomic
 from examples.llama2_13b.data import Sample
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.optimizer import POWERS, AdamW
+from examples.llama2_13b.remarks import beside_the_work
 
 STATE = "trainer_state.json"
 
@@ -121,4 +122,5 @@ def checkpoints(output: Path) -> list[Path]:
 
 def keep_newest(output: Path, limit: int) -> None:
     for path in checkpoints(output)[:-limit]:
-        shutil.rmtree(path)
+        with beside_the_work(f"{path} is not removed"):  # on NFS a folder that someone reads cannot go
+            shutil.rmtree(path)

@@ -23,7 +23,7 @@ from examples.llama2_13b.optimizer import AdamW
 from examples.llama2_13b.schedule import learning_rate
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.sft_flags import SftFlags
-from examples.llama2_13b.trainer import Trainer
+from examples.llama2_13b.trainer import Trainer, deciding
 from tests.llama.conftest import DATA, EXAMPLE
 
 
@@ -300,6 +300,21 @@ def test_another_number_of_copies_is_refused_when_resuming(sft_flags, tmp_path, 
         return
     with pytest.raises(ValueError, match="number of copies of the model must be 2 as in .*, got 1.*launch"):
         sft(resumed)
+
+
+def test_every_flag_that_decides_is_held_against_the_checkpoint(sft_flags, tmp_path):
+    """Whatever changes the samples that a step sees, or how it learns from them."""
+    flags = deciding(sft_flags())
+    state = training_state.TrainingState(1, "data", flags, {})
+    assert flags.keys() >= {"seed", "src_length", "max_length", "zero_padding", "greedy_zero_padding", "copies"}
+    assert flags.keys() >= {"per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "learning_rate"}
+    training_state.require_same(state, "data", flags, tmp_path)
+    for name in flags:
+        shown = "number of copies of the model" if name == "copies" else f"--{name}"
+        with pytest.raises(ValueError, match=f"sft: .*{shown} must be "):
+            training_state.require_same(state, "data", {**flags, name: "another"}, tmp_path)
+    with pytest.raises(ValueError, match="the training data must be that of"):
+        training_state.require_same(state, "other", flags, tmp_path)
 
 
 def test_other_data_is_refused_when_resuming(sft_flags, tmp_path):
