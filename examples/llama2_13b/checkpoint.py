@@ -13,6 +13,7 @@ import numpy as np
 from examples.llama2_13b import atomic, safetensors_folder, stored_dtypes
 from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.layout import Array, Part, is_transposed, join, layout, merge
+from examples.llama2_13b.remarks import say
 from examples.llama2_13b.tensor_parallel import ALONE, TensorParallel
 
 MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
@@ -44,10 +45,11 @@ class Reader:
     def __init__(
         self, folder: str | Path, config: LlamaConfig, prefix: str = "model", shards: TensorParallel = ALONE
     ) -> None:
-        if prefix == "model" and shards.rank == 0:
-            say_unread(Path(folder))
         self._shards = shards
         self._files = safetensors_folder.Reader(folder, prefix)
+        unread = [*self._files.unread(), *other_weights(Path(folder))]
+        if unread and prefix == "model" and shards.rank == 0:  # they may be of a later save
+            say(f"{folder}: read is {self._files.index.name}, not {', '.join(unread)}", sys.stderr)
         self._stored = {
             name: [self._stored_part(name, part) for part in parts] for name, parts in layout(config).items()
         }
@@ -71,13 +73,8 @@ class Reader:
         return tensor.T if part.is_transposed else tensor
 
 
-def say_unread(folder: Path) -> None:
-    """A line on stderr where weights lie beside those that are read: they may be of a later save."""
-    if unread := other_weights(folder):
-        print(f"{folder}: only safetensors of the model are read, not {', '.join(unread)}", file=sys.stderr)
-
-
 def other_weights(folder: Path) -> list[str]:
+    """Weights in the folder that are not in safetensors, or not the model's."""
     return sorted({path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern)})
 
 

@@ -33,7 +33,7 @@ class Reader:
     """
 
     def __init__(self, folder: str | Path, prefix: str) -> None:
-        self.folder = Path(folder)
+        self.folder, self._prefix = Path(folder), prefix
         index, single = self.folder / f"{prefix}.safetensors.index.json", self.folder / f"{prefix}.safetensors"
         if not index.exists() and not single.exists():
             advice = "transformers' from_pretrained(folder).save_pretrained(folder) writes them"
@@ -52,6 +52,13 @@ class Reader:
                 if elsewhere != name:
                     rule = f"only in {elsewhere}, as {self.index.name} says; the files are of two saves"
                     raise ValueError(f"{self.folder / name}: {tensor} must be {rule}. Copy or save the model again")
+
+    def unread(self) -> list[str]:
+        """Shards in the folder that are not read: what a killed save left, or another model's."""
+        shard = _shard_name(self._prefix)
+        return sorted(
+            path.name for path in self.folder.iterdir() if shard.fullmatch(path.name) and path.name not in self._opened
+        )
 
     def is_in_out(self, name: str) -> bool:
         """Whether the tensor, if it is a linear weight, is stored as [in_features, out_features]."""
@@ -172,10 +179,15 @@ def write_index(folder: Path, prefix: str, weight_map: Mapping[str, str]) -> Non
     total_size = sum((folder / file).stat().st_size for file in files)
     index = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=1)
     atomic.write_file(folder / f"{prefix}.safetensors.index.json", index.encode())
-    shard = re.compile(re.escape(prefix) + r"(-\d{5}-of-\d{5}(\.\d+)?)?\.safetensors")
+    shard = _shard_name(prefix)
     for old in folder.glob(f"{prefix}*.safetensors"):
         if shard.fullmatch(old.name) and old.name not in files:
             old.unlink(missing_ok=True)
+
+
+def _shard_name(prefix: str) -> re.Pattern[str]:
+    """Of transformers' files and of ours, which may have a number more."""
+    return re.compile(re.escape(prefix) + r"(-\d{5}-of-\d{5}(\.\d+)?)?\.safetensors")
 
 
 def _save(tensors: dict[str, Array], path: Path) -> None:

@@ -206,10 +206,15 @@ def test_a_shard_of_another_save_is_named(folder):
         Llama.from_pretrained(folder)
 
 
-def test_weights_in_another_format_are_said_to_be_unread(folder, saved, capsys):
-    (folder / "pytorch_model.bin").write_bytes(b"")
+def test_weights_that_are_not_read_are_named(folder, saved, capsys):
+    stray = ["model-00001-of-00009.1.safetensors", "model-00001-of-00002.safetensors"]  # a killed save, another model
+    for name in [*stray, "pytorch_model.bin"]:
+        (folder / name).write_bytes(b"")
     assert_same(Llama.from_pretrained(folder), saved[1])
-    assert "only safetensors of the model are read, not pytorch_model.bin" in capsys.readouterr().err
+    assert f"read is {INDEX}, not {', '.join(sorted(stray))}, pytorch_model.bin\n" in capsys.readouterr().err
+    checkpoint.save(make_model(), folder, SHARD_BYTES)
+    Llama.from_pretrained(folder)
+    assert capsys.readouterr().err == ""
 
 
 def write_with_format(folder, metadata, transposed):
