@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from examples.llama2_13b.remarks import say
 from examples.llama2_13b.tensor_parallel import ALONE, TensorParallel
 
 MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
+PADDLENLP_NAME = ("model.", "llama.")  # how a name begins with transformers, and with PaddleNLP
 # Weights of a model in other formats, and of adapters to it.
 OTHER_WEIGHTS = (
     "pytorch_model*.bin",
@@ -50,20 +52,23 @@ class Reader:
         unread = [*self._files.unread(), *other_weights(Path(folder))]
         if unread and prefix == "model" and shards.rank == 0:  # they may be of a later save
             say(f"{folder}: read is {self._files.index.name}, not {', '.join(unread)}", sys.stderr)
-        self._stored = {
-            name: [self._stored_part(name, part) for part in parts] for name, parts in layout(config).items()
-        }
+        self._layout = layout(config)
+        self._stored = {name: [self._stored_part(name, part) for part in parts] for name, parts in self._layout.items()}
         shapes = {part.name: part.shape for parts in self._stored.values() for part in parts}
         # Older folders hold the rotary frequencies, which the configuration gives.
         self._files.check(shapes, ignored=lambda name: name.endswith("rotary_emb.inv_freq"))
 
     def _stored_part(self, parameter: str, part: Part) -> Part:
-        """As the file has it, by the layout that its metadata names."""
-        return part.transposed() if is_transposed(parameter) and self._files.is_in_out(part.name) else part
+        """As the file has it: its name there, and the layout that the file's metadata names."""
+        theirs = part.name.replace(*PADDLENLP_NAME, 1)
+        stored = replace(part, name=theirs) if self._files.has(theirs) else part
+        return stored.transposed() if is_transposed(parameter) and self._files.is_in_out(stored.name) else stored
 
     def dtypes(self) -> dict[str, str]:
-        """Of every tensor."""
-        return {part.name: self._files.dtype(part.name) for parts in self._stored.values() for part in parts}
+        """Of every tensor, by its name in `layout`."""
+        parts = [part for parts in self._layout.values() for part in parts]
+        stored = [part for parts in self._stored.values() for part in parts]
+        return {part.name: self._files.dtype(one.name) for part, one in zip(parts, stored, strict=True)}
 
     def read(self, parameter: str) -> Array:
         return join(parameter, [self._read(part) for part in self._stored[parameter]])

@@ -60,9 +60,12 @@ class Reader:
             path.name for path in self.folder.iterdir() if shard.fullmatch(path.name) and path.name not in self._opened
         )
 
+    def has(self, name: str) -> bool:
+        return name in self._file_of
+
     def is_in_out(self, name: str) -> bool:
         """Whether the tensor, if it is a linear weight, is stored as [in_features, out_features]."""
-        return name in self._file_of and self._in_out[self._file_of[name]]
+        return self.has(name) and self._in_out[self._file_of[name]]
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool] = lambda name: False) -> None:
         """Require exactly these tensors.

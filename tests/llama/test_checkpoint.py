@@ -227,6 +227,15 @@ def write_with_format(folder, metadata, transposed):
     save_file(tensors, folder / "model.safetensors", metadata)
 
 
+def test_a_folder_of_paddlenlp_is_read(folder, saved):
+    write_with_format(folder, {"format": "np"}, transposed=True)
+    tensors = load_file(folder / "model.safetensors")
+    theirs = {name.replace("model.", "llama.", 1): value for name, value in tensors.items()}
+    save_file(theirs, folder / "model.safetensors", {"format": "np"})
+    assert_same(Llama.from_pretrained(folder), saved[1])
+    assert checkpoint.Reader(folder, make_model().config).dtypes() == dict.fromkeys(tensors, "F32")
+
+
 @pytest.mark.parametrize("layout", ["np", "pd", "paddle"])
 def test_paddles_layout_is_read_by_its_metadata(folder, saved, layout):
     write_with_format(folder, {"format": layout}, transposed=True)
