@@ -69,7 +69,7 @@ def main(kind: type[Flags], run: Any, program: str) -> None:
             raise
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        remarks.say("stopped", sys.stderr)
         code = 130  # as a shell says of Ctrl-C
     raise SystemExit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -180,12 +181,21 @@ def write_index(folder: Path, prefix: str, weight_map: Mapping[str, str]) -> Non
     """Make the new shards the folder's in one rename, then remove those that they replace."""
     files = set(weight_map.values())
     total_size = sum((folder / file).stat().st_size for file in files)
-    index = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=1)
-    atomic.write_file(folder / f"{prefix}.safetensors.index.json", index.encode())
+    content = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=1)
+    index = folder / f"{prefix}.safetensors.index.json"
+    replaced = _replaced(folder, prefix, index)
+    atomic.write_file(index, content.encode())
+    for name in replaced - files:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _replaced(folder: Path, prefix: str, index: Path) -> set[str]:
+    """Shards, and whatever files of this folder the index names."""
+    named = set()
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        named = {name for name in _weight_map(index).values() if name == Path(name).name}
     shard = _shard_name(prefix)
-    for old in folder.glob(f"{prefix}*.safetensors"):
-        if shard.fullmatch(old.name) and old.name not in files:
-            old.unlink(missing_ok=True)
+    return named | {path.name for path in folder.glob(f"{prefix}*.safetensors") if shard.fullmatch(path.name)}
 
 
 def _shard_name(prefix: str) -> re.Pattern[str]:

@@ -193,6 +193,22 @@ def test_our_save_over_transformers_leaves_nothing_of_it(tmp_path, options):
     np.testing.assert_array_equal(theirs.lm_head.weight.numpy(force=True), weights(model)["lm_head.weight"].T)
 
 
+def test_our_save_removes_what_the_older_index_names(folder):
+    index = json.loads((folder / INDEX).read_text())
+    for number, name in enumerate(sorted(set(index["weight_map"].values()))):
+        (folder / name).rename(folder / f"part{number}.safetensors")
+        index["weight_map"] = {
+            k: f"part{number}.safetensors" if v == name else v for k, v in index["weight_map"].items()
+        }
+    outside = folder.parent / f"{folder.name}.safetensors"
+    outside.write_bytes(b"")
+    index["weight_map"]["x"] = f"../{outside.name}"
+    (folder / INDEX).write_text(json.dumps(index))
+    checkpoint.save(make_model(), folder)
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model-00001-of-00001.safetensors"]
+    outside.unlink()  # it is still there
+
+
 def test_an_index_of_one_file_is_no_second_model(folder, saved):
     tensors = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
     save_file(tensors, folder / "model.safetensors")
