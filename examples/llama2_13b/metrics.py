@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -99,6 +100,9 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a last line that a kill cut short is passed over."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """Every whole line. What a kill or a power cut left of others is passed over."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines

@@ -56,6 +56,7 @@ def shown(text: str, stream: TextIO) -> str:
 @contextlib.contextmanager
 def screens() -> Iterator[None]:
     """Inside the block what is printed may go unread; see `required` for what may not."""
+    _fill_closed_descriptors()
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)  # type: ignore[assignment]
     try:
@@ -63,6 +64,13 @@ def screens() -> Iterator[None]:
     finally:
         sys.stdout.flush()  # Python's own flush at exit would print a trace where nobody reads
         sys.stdout, sys.stderr = streams
+
+
+def _fill_closed_descriptors() -> None:
+    """After `>&- 2>&-` the next files opened would be 1 and 2, and get what libraries print."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def required() -> TextIO:

@@ -96,6 +96,30 @@ def test_screens_that_take_nothing_end_nothing(tiny_folder, tmp_path, screens):
     assert weights(output) and len(losses(output)) == 1
 
 
+def test_libraries_print_into_no_file_of_the_run():
+    """With closed streams a file would get the descriptor 1 or 2."""
+    code = "import os; from examples.llama2_13b import remarks\nwith remarks.screens(): os._exit(os.dup(0))"
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} >&- 2>&-"],
+        cwd=EXAMPLE.parents[1],
+        check=False,
+    )
+    assert done.returncode > 2
+
+
+def test_memory_that_cannot_be_measured_ends_nothing(sft_flags, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(metrics, "peak_memory", full_disk)
+    assert sft(sft_flags(**SHORT)) == 0
+    assert weights(tmp_path / "run") and "peak_memory" not in read_log(tmp_path / "run" / "log.jsonl")[0]
+    assert "peak_memory is not measured: OSError" in capfd.readouterr().err
+
+
+def test_a_log_that_a_power_cut_damaged_is_read_where_it_is_whole(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n\xff\xfe\n{"step": 2}\n{"st')
+    assert [line["step"] for line in read_log(path)] == [1, 2]
+
+
 class FullFor:
     """A file that refuses its first lines, takes half of the next, then all."""
 
