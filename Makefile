@@ -62,7 +62,8 @@ native: $(STAMPS)/build
 
 # Order-only after `native`: compiling again needs no new installation.
 $(STAMPS)/fusionkit: pyproject.toml setup.py $(STAMPS)/run $(STAMPS)/paddle | native
-	@echo "== install fusionkit in $(VENV), editable"
+	@echo "== install paddle-fusionkit in $(VENV), editable"
+	@$(PYTHON) -m pip uninstall -qq --yes fusionkit  # the name is another project's
 	@$(PYTHON) -m pip install -qq --no-build-isolation --no-deps --editable .
 	@touch $@
 

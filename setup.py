@@ -69,6 +69,7 @@ setup(
         ),
     ],
     package_dir=backends | emulator,
+    py_modules=["fusionkit_command"],
     ext_modules=[Extension("fusionkit_backends.cpu._native", sources=[], depends=sorted(native_sources))],
     cmdclass={"build_ext": BuildNative},
 )

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fusionkit import extras
+
 DEVICE_TYPES = ("gcu", "npu")
 PREFIX = "FUSIONKIT_EMULATOR_"
 # Name -> the values it may have; () where the value is a number that the library checks.
@@ -26,7 +28,6 @@ LIBRARY = (
     PACKAGE / "lib" / "libfusionkit_emulator.so"
 )  # alone there: Paddle takes every library of the folder for a plugin
 BUILD_INFO = PACKAGE / "build_info.json"
-REBUILD = "pip install --force-reinstall --no-deps fusionkit, beside the Paddle that is to be used"
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -74,12 +75,12 @@ def require_built(command: Sequence[str]) -> None:
         ValueError: there is no library, or the command is a Python with another Paddle.
     """
     if not LIBRARY.exists() or not BUILD_INFO.exists():
-        raise ValueError(f"emulate: the emulator is not built: {LIBRARY} is missing. Run: {REBUILD}")
+        raise ValueError(f"emulate: the emulator is not built: {LIBRARY} is missing. Run: {extras.REBUILD}")
     built_for = json.loads(BUILD_INFO.read_text())["paddle_version"]
     installed = paddle_of(command[0])
     if installed not in (None, built_for):
         found = f"the emulator was built for Paddle {built_for}, and {command[0]} has Paddle {installed}"
-        raise ValueError(f"emulate: {found}. Run: {REBUILD}")
+        raise ValueError(f"emulate: {found}. Run: {extras.REBUILD}")
 
 
 def paddle_of(program: str) -> str | None:

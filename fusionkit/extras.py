@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 
+IN_SOURCE = "(in fusionkit's source folder)"
+# Builds the native code for the Paddle that is installed; without isolation the tools must be installed too.
+REBUILD = (
+    f"pip install setuptools pybind11, then: pip install --force-reinstall --no-deps --no-build-isolation . {IN_SOURCE}"
+)
 # Package as it is imported -> the extra of ours that brings it.
 EXTRAS = {
     "paddle": "paddle",
@@ -31,4 +36,4 @@ def _is_here(package: str) -> bool:
 
 
 def command(extra: str) -> str:
-    return f"pip install '.[{extra}]' (in fusionkit's source folder)"
+    return f"pip install '.[{extra}]' {IN_SOURCE}"

@@ -58,14 +58,14 @@ class BackendStatus:
         return f"{self.name} ({self.distribution}): {state}"
 
 
-def _entry_points() -> dict[str, list[str]]:
-    """Names in the group, each with the distributions that offer it."""
+def _entry_points() -> dict[str, dict[str, list[str]]]:
+    """Names in the group, each with the objects that it stands for and the distributions that say so."""
     import importlib.metadata  # 10 ms: not at `import fusionkit`
 
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
-        offering = found.setdefault(point.name, [])
+        offering = found.setdefault(point.name, {}).setdefault(point.value, [])
         if distribution not in offering:
             offering.append(distribution)
     return found
@@ -85,12 +85,16 @@ def plugins() -> tuple[Plugin, ...]:
     single = [name for name, offering in found.items() if len(offering) == 1]
     manager: Any = stevedore.NamedExtensionManager(GROUP, names=single, on_load_failure_callback=failed)
     loaded = {extension.name: extension.plugin for extension in manager}
-    return tuple(_plugin(name, found[name], loaded.get(name), problems.get(name)) for name in sorted(found))
+    distributions = {name: [each for said in found[name].values() for each in said] for name in sorted(found)}
+    return tuple(
+        _plugin(name, offering, loaded.get(name), problems.get(name), name not in single)
+        for name, offering in distributions.items()
+    )
 
 
-def _plugin(name: str, offering: list[str], loaded: object, problem: str | None) -> Plugin:
+def _plugin(name: str, offering: list[str], loaded: object, problem: str | None, duplicate: bool = False) -> Plugin:
     distribution = " and ".join(offering)
-    if len(offering) > 1:
+    if duplicate:
         text = f"two distributions offer the backend {name!r}: {distribution}. Uninstall one of them"
         return Plugin(name, distribution, None, text, duplicate=True)
     if problem is None:

@@ -130,3 +130,14 @@ def test_every_op_has_a_file_on_every_backend_that_offers_it():
     for folder in ("fusionkit/ops", "fusionkit/eager", "backends/cpu"):
         missing = [name for name in OP_NAMES if not (ROOT / folder / f"{name}.py").exists()]
         assert not missing, folder
+
+
+def test_every_command_that_installs_installs_ours():
+    """The registry gives the name `fusionkit` to another project: ours is installed from its folder."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    names = listed.stdout.split() if not listed.returncode else [str(p.relative_to(ROOT)) for p in ROOT.rglob("*.md")]
+    for name in names:
+        if Path(name).suffix in (".md", ".py", ".toml", ".txt", ".cc", ".h", "") and not name.startswith("tests/"):
+            text = (ROOT / name).read_text()
+            wrong = re.findall(r"pip install [^\n]*?(?<![\w./-])fusionkit\b(?!')[^\n]*", text)
+            assert not [each for each in wrong if "in fusionkit's source folder" not in each], (name, wrong)

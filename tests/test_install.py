@@ -108,7 +108,7 @@ def wheel(tree, tmp_path_factory):
         tree,
         cwd=folder,
     )
-    (path,) = folder.glob("fusionkit-*.whl")
+    (path,) = folder.glob("paddle_fusionkit-*.whl")
     return path
 
 

@@ -42,7 +42,7 @@ def _kernel(op: str) -> Kernel:
 
 
 def _doctor() -> list[Check]:
-    return [*health.checks(), threads.check()]
+    return [*health.doctor(), threads.check()]
 
 
 backend = Backend(

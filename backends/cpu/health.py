@@ -1,4 +1,4 @@
-"""Whether the native code is there and fits the installed Paddle, told without loading either."""
+"""Whether the native code is there and fits the installed Paddle: told without loading either, or tried for doctor."""
 
 from __future__ import annotations
 
@@ -6,10 +6,36 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+from fusionkit.attempt import tried
 from fusionkit.backend import Check
+from fusionkit.extras import REBUILD
 
 LIBRARY_DIR = Path(__file__).parent / "lib"
-REBUILD = "pip install --force-reinstall --no-deps --no-build-isolation . (in fusionkit's source folder)"
+NATIVE, NO_PADDLE = "native library", "not installed: NumPy arrays only"
+# Each runs a kernel on a few numbers and prints what was used.
+NUMPY_CALL = """
+import numpy as np
+import fusionkit as fk
+from fusionkit.policy import setting
+from fusionkit_backends.cpu import runtime
+
+x, weight = np.ones((2, 64), np.float32), np.ones((64, 48), np.float32)
+with fk.use_backend("cpu"):
+    assert (fk.fused_linear(x, weight) == 64).all()
+native = runtime.native()
+if native.matmul_library() != "onednn" and runtime._paddle_libs() and not setting("FUSIONKIT_CPU_ISA"):
+    raise RuntimeError("the oneDNN in Paddle's folder cannot be used. Install Paddle again")
+print(f"runs with {native.isa()} on {native.num_threads()} threads, products by {native.matmul_library()}")
+"""
+PADDLE_CALL = """
+import paddle
+import fusionkit as fk
+
+x = paddle.ones([2, 64])
+with fk.use_backend("cpu"):
+    assert (fk.fused_linear(x, paddle.ones([64, 48])).numpy() == 64).all()
+print(f"{paddle.version.full_version}, as built for; its tensors reach the kernels")
+"""
 
 
 def unavailable() -> str | None:
@@ -21,8 +47,19 @@ def unavailable() -> str | None:
 def checks() -> list[Check]:
     built = (LIBRARY_DIR / "build_info.json").exists()
     found = "built" if built else f"{LIBRARY_DIR} holds no native library"
-    native = Check("native library", built, found, REBUILD)
+    native = Check(NATIVE, built, found, REBUILD)
     return [native, _paddle_check()] if built else [native]
+
+
+def doctor() -> list[Check]:
+    """As `checks`, and what these find is tried."""
+    return [_tried(check) for check in checks()]
+
+
+def _tried(check: Check) -> Check:
+    if not check.passed or check.found == NO_PADDLE:
+        return check
+    return tried(check.name, NUMPY_CALL if check.name == NATIVE else PADDLE_CALL, REBUILD)
 
 
 def build_info() -> dict[str, object]:
@@ -36,7 +73,7 @@ def _paddle_check() -> Check:
     try:
         installed = importlib.metadata.version("paddlepaddle")
     except importlib.metadata.PackageNotFoundError:
-        return Check("Paddle", True, "not installed: NumPy arrays only")
+        return Check("Paddle", True, NO_PADDLE)
     if built_for == installed:
         return Check("Paddle", True, f"{installed}, as built for")
     found = f"the native library was built for Paddle {built_for}, installed is Paddle {installed}"

@@ -7,12 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
-from fusionkit import pci
+from fusionkit import extras, pci
 from fusionkit.backend import Check
 from fusionkit.frameworks.paddle_build import built_for
 
 NVIDIA, DISPLAY = 0x10DE, 0x03
-TORCH_FIX = "pip install 'fusionkit[gpu]'"
+TORCH_FIX = extras.command("gpu")
 PADDLE_FIX = "pip install paddlepaddle-gpu==3.3.1 (from Paddle's own index, for your CUDA)"
 
 

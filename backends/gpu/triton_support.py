@@ -8,11 +8,13 @@ import importlib.util
 
 from fusionkit_backends.gpu import health
 
+from fusionkit import extras
+
 
 def unavailable() -> str | None:
     missing = health.paddle_unavailable()
     if missing is None and importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install triton==3.7.1"
+        return f"Triton is not installed: {extras.command('gpu')}"
     return missing
 
 

@@ -1,22 +1,94 @@
-"""`fusionkit doctor`: what is installed, what is missing, and the command that mends it."""
+"""`fusionkit doctor`: what is installed, what is missing, and the command that mends it.
+
+It vouches for what it tried: native libraries, communicator and Paddle run a small call in processes of their own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
-from fusionkit import policy, registry
+import fusionkit
+from fusionkit import foreign, policy, registry
+from fusionkit.attempt import tried
 from fusionkit.backend import Backend, Check
 from fusionkit.errors import SettingError
+from fusionkit.extras import REBUILD
 
 NAME = "doctor"
 HELP = "check the installation and every backend"
 
+TWO_RANKS = """
+import numpy as np
+from fusionkit.parallel.parity import run_ranks
+
+sums = run_ranks(2, lambda rank, communicator: communicator.all_reduce(np.full(8, rank + 1, np.float32)))
+assert all((each == 3).all() for each in sums), sums
+print("two ranks added their arrays")
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is checked together, and its title."""
+
+    title: str
+    checks: tuple[Check, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *(map(_line, self.checks) if self.checks else ["  none"])])
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    sections = (_core(), *_backends(), _settings())
+    problems = sum(not check.passed for section in sections for check in section.checks)
+    if options.json:
+        print(json.dumps({"well": not problems, "sections": [asdict(section) for section in sections]}, indent=1))
+        return int(problems > 0)
+    print(f"Python {platform.python_version()} on {platform.machine()}")
+    if emulated := os.environ.get("FUSIONKIT_EMULATOR_DEVICE"):
+        print(f"{emulated} is emulated: a software stand-in, no hardware")
+    print("\n" + "\n\n".join(map(str, sections)))
+    print("\nEverything is well." if not problems else f"\nproblems: {problems}")
+    return int(problems > 0)
+
+
+def _line(check: Check) -> str:
+    fix = "" if check.passed else f"\n          mend it with: {check.fix}"
+    return f"  {'ok    ' if check.passed else 'FAILED'}  {check.name}: {check.found}{fix}"
+
+
+def _core() -> Section:
+    checks = (*_foreign(), tried("communicator", TWO_RANKS, REBUILD))
+    return Section(f"fusionkit {fusionkit.__version__}", checks)
+
+
+def _foreign() -> Iterator[Check]:
+    """Other projects' distributions of our name: harmless beside ours, and usually not meant."""
+    for name, in_place in foreign.distributions():
+        whose = f"another project's; this one is installed as {foreign.OURS}"
+        if in_place:
+            yield Check(name, False, f"{whose}, and its files stand in the place of ours", foreign.cure(name))
+        else:
+            yield Check(name, True, f"{whose}. If it was not meant: pip uninstall {name.partition(' ')[0]}")
+
+
+def _backends() -> Iterator[Section]:
+    for plugin in registry.plugins():
+        title = f"{plugin.name} ({plugin.distribution})"
+        if plugin.backend is None:
+            fix = f"pip uninstall {plugin.distribution.partition(' ')[0]}, or install a version of it that fits"
+            yield Section(title, (Check("plugin", False, str(plugin.problem), fix),))
+        else:
+            yield Section(title, tuple(_checks(plugin.backend)))
 
 
 def _checks(backend: Backend) -> Sequence[Check]:
@@ -26,27 +98,10 @@ def _checks(backend: Backend) -> Sequence[Check]:
         return [Check("doctor", False, f"{type(error).__name__}: {error}", "report it to the backend's authors")]
 
 
-def run(options: argparse.Namespace) -> int:
-    problems = 0
-    print(f"Python {platform.python_version()} on {platform.machine()}")
-    if emulated := os.environ.get("FUSIONKIT_EMULATOR_DEVICE"):
-        print(f"{emulated} is emulated: a software stand-in, no hardware")
-    for plugin in registry.plugins():
-        print(f"\n{plugin.name} ({plugin.distribution})")
-        if plugin.backend is None:
-            problems += 1
-            print(f"  FAILED  {plugin.problem}")
-            continue
-        for check in _checks(plugin.backend):
-            problems += not check.passed
-            fix = "" if check.passed else f"\n          mend it with: {check.fix}"
-            print(f"  {'ok    ' if check.passed else 'FAILED'}  {check.name}: {check.found}{fix}")
+def _settings() -> Section:
     try:
         settings = policy.settings()
-        shown = [f"  {name}={value} ({settings.sources[name]})" for name, value in settings.values.items()]
-        print("\n".join(["\nsettings", *(shown or ["  none"])]))
     except SettingError as error:
-        problems += 1
-        print(f"\nsettings\n  FAILED  {error}")
-    print("\nEverything is well." if not problems else f"\nproblems: {problems}")
-    return int(problems > 0)
+        return Section("settings", (Check("settings", False, str(error), "unset it, or give it a value that exists"),))
+    shown = settings.values.items()
+    return Section("settings", tuple(Check(name, True, f"{value} ({settings.sources[name]})") for name, value in shown))

@@ -5,26 +5,38 @@ It is what a user would write by hand, so it is also the peer that fused kernels
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+from fusionkit import extras
+from fusionkit.attempt import tried
 from fusionkit.backend import ANY_DEVICE, Backend, Check, Kernel
 from fusionkit.capability import AllOf, Not, OneOf, Predicate
 from fusionkit.ops import OP_NAMES, load_spec
 
+REINSTALL = "pip install --force-reinstall paddlepaddle==3.3.1"
 # Paddle 3.3 has no matrix product, addition or softmax in 16 bits on its CPU place.
 _IN_FLOAT32 = "16-bit values on Paddle's CPU place are computed in float32 and rounded once"
 
 
+CALL = """
+import numpy as np
+import paddle
+import fusionkit as fk
+
+with fk.use_backend("eager"):
+    assert np.allclose(fk.swiglu(paddle.ones([2, 8]), paddle.ones([2, 8])).numpy(), 1 / (1 + np.exp(-1)))
+print(f"{paddle.version.full_version} computes")
+"""
+
+
 def available() -> str | None:
-    if importlib.util.find_spec("paddle") is None:
-        return "Paddle is not installed: pip install paddlepaddle==3.3.1"
-    return None
+    return extras.missing("paddle")
 
 
 def doctor() -> list[Check]:
-    missing = available()
-    return [Check("Paddle", missing is None, missing or "installed", "pip install paddlepaddle==3.3.1")]
+    if missing := available():
+        return [Check("Paddle", False, missing, extras.command("paddle"))]
+    return [tried("Paddle", CALL, REINSTALL)]
 
 
 _CONDITIONS: dict[str, tuple[Predicate, ...]] = {

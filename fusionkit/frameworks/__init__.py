@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from fusionkit.errors import FusionkitError
 from fusionkit.spec import OpSpec, TensorSpec
 
 NAMES = ("paddle", "numpy", "torch")
@@ -58,7 +59,19 @@ def default_device() -> str:
 
 
 def load(name: str) -> Framework:
-    module: Any = importlib.import_module(f"fusionkit.frameworks.{name}")
+    """The adapter.
+
+    Raises:
+        FusionkitError: the framework is installed and cannot be imported, for a reason that has a known cure.
+    """
+    try:
+        module: Any = importlib.import_module(f"fusionkit.frameworks.{name}")
+    except OSError as error:
+        from fusionkit.frameworks import paddle_home
+
+        if name == "paddle" and (problem := paddle_home.unusable()):
+            raise FusionkitError(". Cure: ".join(problem)) from error
+        raise
     return module  # type: ignore[no-any-return]
 
 

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fusionkit import extras
+
 
 def plugin_folder() -> Path | None:
     """Where Paddle looks for plugins: CUSTOM_DEVICE_ROOT, else paddle_custom_device beside Paddle's own package."""
@@ -36,7 +38,7 @@ def missing_device(device_type: str) -> str | None:
     """Why Paddle has no device of this type, or None. Imports Paddle only if there is a plugin."""
     folder = plugin_folder()
     if folder is None:
-        return "Paddle is not installed: pip install paddlepaddle==3.3.1"
+        return f"Paddle is not installed: {extras.command('paddle')}"
     if not libraries():
         return f"Paddle has no device {device_type}: {folder} holds no plugin"
     found = present()
