@@ -27,14 +27,67 @@ def test_linear_is_a_product_with_an_optional_bias(bias):
     assert len(layer.parameters()) == 1 + bias
 
 
-def test_rms_norm_returns_the_residual_stream():
+def test_rms_norm_returns_one_tensor_and_with_a_residual_stream_two():
     layer, x, residual = RMSNorm(8, epsilon=0.1), random(4, 8), random(4, 8, seed=1)
     weight = set_random(layer.weight, 2)
-    for given, stream in (((x,), x), ((x, residual), x + residual)):
-        y, kept = layer(*map(paddle.to_tensor, given))
-        np.testing.assert_allclose(kept.numpy(), stream, rtol=0, atol=1e-6)
-        expected = stream / np.sqrt(np.mean(np.square(stream, dtype=np.float64), -1, keepdims=True) + 0.1) * weight
-        np.testing.assert_allclose(y.numpy(), expected, rtol=0, atol=1e-5)
+
+    def expected(stream):
+        return stream / np.sqrt(np.mean(np.square(stream, dtype=np.float64), -1, keepdims=True) + 0.1) * weight
+
+    np.testing.assert_allclose(layer(paddle.to_tensor(x)).numpy(), expected(x), rtol=0, atol=1e-5)
+    y, kept = layer(paddle.to_tensor(x), paddle.to_tensor(residual))
+    np.testing.assert_allclose(kept.numpy(), x + residual, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(y.numpy(), expected(x + residual), rtol=0, atol=1e-5)
+
+
+CASTS = {
+    "bfloat16": lambda model: model.bfloat16(),
+    "float16": lambda model: model.float16(),
+    "half": lambda model: model.half(),
+    "float": lambda model: model.float(),
+    "double": lambda model: model.double(),
+    "astype": lambda model: model.astype("bfloat16"),
+    "to": lambda model: model.to(dtype="float16"),
+    "to and back": lambda model: model.to(dtype="bfloat16").to(dtype="float32"),
+    "to a device": lambda model: model.to(device="cpu", dtype="bfloat16"),
+    "type": lambda model: model.type("float16"),
+    "amp": lambda model: paddle.amp.decorate(models=model, level="O2", dtype="bfloat16"),
+}
+
+
+class Turned(paddle.nn.Layer):
+    """A projection, so that a cast has something to cast, and the rotation of what it gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection, self.rotary = Linear(6, 6), RotaryEmbedding(head_dim=6, max_position=4096)
+
+    def forward(self, x):
+        q = self.projection(x).reshape([1, -1, 1, 6])
+        return self.rotary(q, q, paddle.full([1, q.shape[1]], 4095, dtype="int64"))[0]
+
+
+@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS.keys())
+def test_the_tables_of_angles_are_constants_whatever_the_model_is_cast_to(cast):
+    model = Turned()
+    expected = {name: np.array(table.numpy()) for name, table in model.rotary.named_buffers()}
+    cast(model)
+    tables = dict(model.rotary.named_buffers())
+    for name, table in expected.items():
+        assert tables[name].dtype == paddle.float32
+        np.testing.assert_array_equal(tables[name].numpy(), table)
+    dtype = model.projection.weight.dtype
+    if dtype != paddle.float64:  # the ops have no float64
+        assert model(paddle.to_tensor(random(3, 6)).cast(dtype)).dtype == dtype
+
+
+def test_tables_of_another_state_dict_are_not_taken():
+    model = Turned()
+    cos = model.rotary.cos.numpy()
+    state = {**model.state_dict(), "rotary.cos": model.rotary.cos.cast("bfloat16")}
+    model.set_state_dict(state)
+    assert model.rotary.cos.dtype == paddle.float32
+    np.testing.assert_array_equal(model.rotary.cos.numpy(), cos)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -69,8 +122,7 @@ def test_the_head_gives_float32_logits_and_the_loss_of_its_targets():
 
 def test_parameters_and_their_gradients_are_float32_beside_bfloat16_activations():
     norm, linear, head = RMSNorm(8), Linear(8, 8, bias=True), LanguageModelHead(8, 11)
-    x, _ = norm(paddle.to_tensor(random(4, 8)).cast("bfloat16"))
-    x = linear(x)
+    x = linear(norm(paddle.to_tensor(random(4, 8)).cast("bfloat16")))
     assert x.dtype == paddle.bfloat16
     loss_sum, _ = head.loss(x, paddle.arange(4))
     loss_sum.backward()

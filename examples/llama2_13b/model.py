@@ -91,7 +91,10 @@ class DecoderLayer(nn.Layer):
         position_ids_BS: Tensor | None,
         attend: Attend,
     ) -> tuple[Tensor, Tensor]:
-        x_TH, residual_TH = self.input_layernorm(x_TH, residual_TH)
+        if residual_TH is None:
+            x_TH, residual_TH = self.input_layernorm(x_TH), x_TH
+        else:
+            x_TH, residual_TH = self.input_layernorm(x_TH, residual_TH)
         x_TH = self.self_attn(x_TH, batch_size, rotate, position_ids_BS, attend)
         x_TH, residual_TH = self.post_attention_layernorm(x_TH, residual_TH)
         return self.mlp(x_TH), residual_TH

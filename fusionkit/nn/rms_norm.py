@@ -10,12 +10,13 @@ import fusionkit as fk
 
 
 class RMSNorm(paddle.nn.Layer):  # type: ignore[misc]
-    """Adds a block's output to the residual stream and normalises the sum, in one pass.
+    """Normalises x; with a residual stream it adds x to the stream first and normalises the sum, in one pass.
 
-        residual = x + residual,  y = residual / sqrt(mean(residual^2) + epsilon) * weight
+        y = norm(x)                       y = x / sqrt(mean(x^2) + epsilon) * weight
+        y, residual = norm(x, residual)   residual = x + residual, and y of that sum
 
     A pre-norm block is two calls: `y, residual = norm(x, residual)`, then `x = block(y)`. The sum waits for the
-    next norm.
+    next norm. Where the stream begins, the block's input is the stream: `y, residual = norm(x), x`.
 
     Args:
         hidden_size: of the last axis.
@@ -29,9 +30,9 @@ class RMSNorm(paddle.nn.Layer):  # type: ignore[misc]
             [hidden_size], dtype="float32", default_initializer=paddle.nn.initializer.Constant(1.0)
         )
 
-    def forward(self, x: Any, residual: Any = None) -> tuple[Any, Any]:
-        """(y, residual), both [..., hidden_size]; x alone is the residual stream when there is none yet."""
+    def forward(self, x: Any, residual: Any = None) -> Any:
+        """y, or with a residual the tuple (y, residual); all are [..., hidden_size]."""
         if residual is None:
-            return fk.fusion_rms_norm(x, self.weight, epsilon=self.epsilon), x
+            return fk.fusion_rms_norm(x, self.weight, epsilon=self.epsilon)
         y, residual = fk.fusion_add_rms_norm(x, residual, self.weight, epsilon=self.epsilon)
         return y, residual

@@ -13,6 +13,9 @@ import fusionkit as fk
 class RotaryEmbedding(paddle.nn.Layer):  # type: ignore[misc]
     """Rotates each pair of a head's elements by position / theta^(2 i / head_dim), i the pair's number.
 
+    The tables of cosines and sines are constants. They stay float32 when a model is cast (`bfloat16()`,
+    `to(dtype="float16")`, `paddle.amp.decorate`): rounded to 16 bits they would turn by other angles.
+
     Args:
         head_dim: even.
         max_position: rows of the tables; positions must be below.
@@ -29,6 +32,10 @@ class RotaryEmbedding(paddle.nn.Layer):  # type: ignore[misc]
         angles = np.outer(np.arange(max_position), frequencies)  # float64: position 4095 needs 12 of float32's 24 bits
         self.register_buffer("cos", paddle.to_tensor(np.cos(angles).astype(np.float32)), persistable=False)
         self.register_buffer("sin", paddle.to_tensor(np.sin(angles).astype(np.float32)), persistable=False)
+
+    def _apply(self, func: Any, device: Any, dtype: Any, blocking: Any, include_sublayers: bool = True) -> None:
+        """Every cast of Paddle 3.3.1 comes through here. The tables follow to another device, not to another dtype."""
+        super()._apply(func, device, None, blocking, include_sublayers)
 
     def forward(self, q: Any, k: Any, position_ids: Any = None) -> tuple[Any, Any]:
         """(q, k), [batch_size, seq_len, heads, head_dim] each; position_ids [batch_size, seq_len], default 0, 1, ..."""
