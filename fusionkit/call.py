@@ -116,11 +116,20 @@ class Call:
                 self.dims.setdefault(axis, 0)
 
     def _check_dtype(self, declared: Input) -> None:
+        packed = self.tensors[declared.name].packed_by is not None
+        if packed and self.training:
+            return  # refused for that, by every backend: another dtype of the pack would not help
         dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
         allowed = {dtypes.get(dtype, dtype) for dtype in declared.dtypes}
         got = dtypes[declared.name]
+        repack = 'Pack the weight with fusionkit.pack_weight(weight, dtype="float32"), which x of any dtype takes'
         self.require(
-            got in allowed, declared.name, f"of dtype {declared.describe_dtypes(dtypes)}", got, advice="Cast it first"
+            got in allowed,
+            declared.name,
+            f"of dtype {declared.describe_dtypes(dtypes)}",
+            got,
+            "it is packed, and a pack cannot be cast" if packed else "",
+            repack if packed else "Cast it first",
         )
 
     def _legend(self, declared: Input) -> str:

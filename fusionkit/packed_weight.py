@@ -55,7 +55,7 @@ class PackedWeight:
         return self.payload
 
 
-def pack_weight(weight: Any, *, dtype: str = "bfloat16", group_size: int | None = None) -> PackedWeight:
+def pack_weight(weight: Any, *, dtype: str | None = None, group_size: int | None = None) -> PackedWeight:
     """Lay out a linear weight for `fused_linear`, once.
 
     The backend is the first that policy wants, that can run `fused_linear` on the weight's device and that packs.
@@ -63,8 +63,9 @@ def pack_weight(weight: Any, *, dtype: str = "bfloat16", group_size: int | None 
     Args:
         weight: [in_features, out_features], float32 / bfloat16 / float16; a Paddle tensor or a NumPy array. Read once:
             later changes do not reach the packed weight.
-        dtype: of the packed values, "bfloat16" or "float32". `fused_linear` takes it with x of that dtype, or of any
-            dtype when it is float32.
+        dtype: of the packed values, "bfloat16" or "float32"; None: the weight's own, and float32 of a float16 weight.
+            `fused_linear` takes the pack with x of that dtype, or of any dtype when it is float32: the product is then
+            in float32, without rounding the weight to x's dtype.
         group_size: weights that share a scale; None for the dtypes above, which have none.
 
     Returns:
@@ -77,6 +78,7 @@ def pack_weight(weight: Any, *, dtype: str = "bfloat16", group_size: int | None 
     """
     _check_format(dtype, group_size)
     array, device = _on_host(weight)
+    dtype = dtype or ("bfloat16" if array.dtype.name == "bfloat16" else "float32")
     if array.ndim != 2 or array.dtype.name not in FLOATING:
         got = f"{list(array.shape)} {array.dtype.name}"
         raise argument_error(OP, "weight", f"[in_features, out_features] of dtype {' or '.join(FLOATING)}", got)
@@ -85,12 +87,12 @@ def pack_weight(weight: Any, *, dtype: str = "bfloat16", group_size: int | None 
     return PackedWeight(backend, array.shape[0], array.shape[1], dtype, device, payload)
 
 
-def _check_format(dtype: str, group_size: int | None) -> None:
-    if dtype not in DTYPES:
+def _check_format(dtype: str | None, group_size: int | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
         context = f"{dtype} packs are not supported yet" if dtype in LATER else ""
         raise argument_error(OP, "dtype", " or ".join(DTYPES), repr(dtype), context)
     if group_size is not None:
-        raise argument_error(OP, "group_size", "None", group_size, f"{dtype} packs have no scales")
+        raise argument_error(OP, "group_size", "None", group_size, f"{' and '.join(DTYPES)} packs have no scales")
 
 
 def _on_host(weight: Any) -> tuple[Array, str]:

@@ -115,7 +115,8 @@ class Input:
     packable: bool = False
 
     def describe_dtypes(self, dtypes: Mapping[str, str]) -> str:
-        names = [f"{dtypes[d]} (the dtype of {d})" if d in dtypes else d for d in self.dtypes]
+        of_others = {dtypes[d]: f"{dtypes[d]} (the dtype of {d})" for d in self.dtypes if d in dtypes}
+        names = [*of_others.values(), *(d for d in self.dtypes if d not in dtypes and d not in of_others)]
         return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

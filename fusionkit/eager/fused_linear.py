@@ -17,7 +17,8 @@ from fusionkit.spec import Array
 
 def fused_linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """Parameters of another dtype than x are computed with in float32, so that their gradients are float32 too."""
-    if isinstance(weight, PackedWeight):
+    packed = isinstance(weight, PackedWeight)
+    if packed:
         weight = weight.payload_for("eager")
     require_shape("fused_linear", "weight", weight, [x.shape[-1], weight.shape[-1]])
     if bias is not None:
@@ -25,7 +26,7 @@ def fused_linear(x: Any, weight: Any, bias: Any = None) -> Any:
     parameters = [weight] if bias is None else [weight, bias]
     mixed = any(parameter.dtype != x.dtype for parameter in parameters)
     dtype = paddle.float32 if mixed else compute_dtype(x)
-    operand = rounded_to(x.dtype, weight) if weight.dtype == paddle.float32 else weight
+    operand = weight if packed or weight.dtype != paddle.float32 else rounded_to(x.dtype, weight)
     y = F.linear(x.astype(dtype), operand.astype(dtype), None if bias is None else bias.astype(dtype))
     return y.astype(x.dtype)
 

@@ -54,8 +54,9 @@ def test_training_through_a_packed_weight_is_refused():
     x = paddle.to_tensor(X)
     x.stop_gradient = False
     packed = fk.pack_weight(WEIGHT, dtype="float32")
-    with pytest.raises(fk.NoBackendError, match="weight is packed, for inference only, and gradients are wanted"):
-        fk.fused_linear(x, packed)
+    for pack in (packed, fk.pack_weight(WEIGHT, dtype="bfloat16")):  # the dtype does not fit, which is not the point
+        with pytest.raises(fk.NoBackendError, match="weight is packed, for inference only, and gradients are wanted"):
+            fk.fused_linear(x, pack)
     with paddle.no_grad():
         assert fk.fused_linear(x, packed).shape == [3, 17]
 
@@ -74,7 +75,31 @@ def test_bad_packs_are_refused(arguments, message):
         fk.pack_weight(**({"weight": WEIGHT} | arguments))
 
 
-def test_dtypes_must_fit():
+@pytest.mark.parametrize("x_dtype", ["float32", "float16"])
+def test_dtypes_must_fit_and_the_error_says_how_to_pack(x_dtype):
     packed = fk.pack_weight(WEIGHT, dtype="bfloat16")
-    with pytest.raises(ValueError, match="weight must be of dtype float32"):
-        fk.fused_linear(X, packed)
+    with pytest.raises(ValueError, match="weight must be of dtype float") as refused:
+        fk.fused_linear(X.astype(x_dtype), packed)
+    rule, advice = str(refused.value).split("; it is packed, and a pack cannot be cast. ")
+    accepted = "float32 (the dtype of x)" if x_dtype == "float32" else "float16 (the dtype of x) or float32"
+    assert rule == f"fused_linear: weight must be of dtype {accepted}, got bfloat16"
+    call = advice.removeprefix("Pack the weight with ").removesuffix(", which x of any dtype takes")
+    repacked = eval(call, {"fusionkit": fk, "weight": WEIGHT})  # what the error says works as it stands
+    assert fk.fused_linear(X.astype(x_dtype), repacked).shape == (3, 17)
+
+
+@pytest.mark.parametrize("framework", ["numpy", "paddle"])
+@pytest.mark.parametrize(
+    "dtype, packed_dtype", [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")]
+)
+def test_the_weights_own_dtype_is_the_default(framework, dtype, packed_dtype):
+    name = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    x, weight = X.astype(name), WEIGHT.astype(name)
+    if framework == "paddle":
+        paddle = pytest.importorskip("paddle")
+        x, weight = (paddle.to_tensor(array.astype(np.float32)).cast(dtype) for array in (X, WEIGHT))
+    packed = fk.pack_weight(weight)
+    assert packed.dtype == packed_dtype
+    y = fk.fused_linear(x, packed)
+    got = np.asarray(y.cast("float32") if framework == "paddle" else y, dtype=np.float64)
+    np.testing.assert_allclose(got, X.astype(np.float64) @ WEIGHT, atol=0.1 if dtype != "float32" else 1e-5)

@@ -100,8 +100,9 @@ void require_packed(const char* op, const void* packed, size_t packed_size, DTyp
   if (header.in_features != in_features || header.out_features != out_features)
     fail(op, "packed", "a weight of [" + std::to_string(in_features) + ", " + std::to_string(out_features) + "]",
          "[" + std::to_string(header.in_features) + ", " + std::to_string(header.out_features) + "]");
-  if (header.arithmetic != arithmetic)
-    fail(op, "packed", std::string("packed for x's dtype ") + dtype_name(arithmetic), dtype_name(header.arithmetic));
+  if (header.arithmetic != arithmetic && header.arithmetic != DType::kFloat32)
+    fail(op, "packed", std::string("packed as x's dtype ") + dtype_name(arithmetic) + " or as float32",
+         dtype_name(header.arithmetic));
 }
 
 void product_packed(const Matrix& a, const void* packed, const Matrix& c, const float* bias) {

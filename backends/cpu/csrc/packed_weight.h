@@ -8,7 +8,8 @@ namespace fusionkit_cpu {
 size_t packed_size(const Matrix& weight, DType arithmetic);
 void pack(const Matrix& weight, DType arithmetic, void* packed);
 
-// Throws, naming `op`, unless the block is whole and was made for this product by the library now in use.
+// Throws, naming `op`, unless the block is whole and was made for this product by the library now in use. A block of
+// float32 takes a of any dtype, and is multiplied in float32.
 void require_packed(const char* op, const void* packed, size_t packed_size, DType arithmetic, int64_t in_features,
                     int64_t out_features);
 // c = a W + bias for a block that passed require_packed().
