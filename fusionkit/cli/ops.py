@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_as_json(backends), indent=1))
         return 0
-    header = ["op", *map(_title, backends)]
-    rows = [[op, *(_cell(op, backend.kernels.get(op)) for backend in backends)] for op in OP_NAMES]
+    header = ["op", "returns", *map(_title, backends)]
+    rows = [[op, _returns(op), *(_cell(op, backend.kernels.get(op)) for backend in backends)] for op in OP_NAMES]
     print(_markdown(header, rows) if options.markdown else _columns(header, rows))
     for status in registry.backends():
         if not status.available and not options.markdown:
@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
 def _as_json(backends: list[Backend]) -> dict[str, Any]:
     """Every backend's state; for each op its kernels by backend and, where they differ, by framework."""
     kernels = {op: {b.name: _kernel(op, b.kernels[op]) for b in backends if op in b.kernels} for op in OP_NAMES}
-    return {"backends": [dataclasses.asdict(status) for status in registry.backends()], "ops": kernels}
+    statuses = [dataclasses.asdict(status) for status in registry.backends()]
+    return {"backends": statuses, "ops": kernels, "returns": {op: _returns(op) for op in OP_NAMES}}
 
 
 def _kernel(op: str, kernel: Kernel) -> dict[str, Any]:
@@ -64,6 +65,14 @@ def _kernel(op: str, kernel: Kernel) -> dict[str, Any]:
 def _title(backend: Backend) -> str:
     proof = PROOF_IN_WORDS[backend.proven_on]
     return f"{backend.name} ({proof})" if proof else backend.name
+
+
+def _returns(op: str) -> str:
+    """The results' names as the spec has them; several are a tuple."""
+    outputs = load_spec(op).outputs
+    always = ", ".join(output.name for output in outputs if output.when is None)
+    more = [output for output in outputs if output.when is not None]
+    return always + "".join(f" (with {output.when}: {always}, {output.name})" for output in more)
 
 
 def _cell(op: str, kernel: Kernel | None) -> str:
