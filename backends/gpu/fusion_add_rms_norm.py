@@ -21,7 +21,7 @@ class _AddRmsNorm(PyLayer):  # type: ignore[misc]
 
         rows = _rows(x)
         y, total = paddle.empty(rows.shape, x.dtype), paddle.empty(rows.shape, residual.dtype)
-        rstd = paddle.empty([rows.shape[0]], "float32")
+        rstd = paddle.empty([rows.shape[0]], "float64")
         rms_norm.forward(rows, _rows(residual), weight, epsilon, y, total, rstd)
         ctx.save_for_backward(total, weight, rstd)
         ctx.dtypes, ctx.wants_weight = (x.dtype, residual.dtype), not weight.stop_gradient

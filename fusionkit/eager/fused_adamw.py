@@ -32,7 +32,7 @@ def fused_adamw(
         require_shape("fused_adamw", name, tensor, param.shape)
     scaled = grad.astype(paddle.float32) * grad_scale
     first = moment1 * beta1 + scaled * (1 - beta1)
-    second = moment2 * beta2 + scaled * scaled * (1 - beta2)
+    second = moment2 * beta2 + scaled * (1 - beta2) * scaled  # the square alone may leave float32
     denominator = second.sqrt() * (1 / math.sqrt(1 - beta2_power)) + epsilon
     updated = param * (1 - learning_rate * weight_decay) - first / denominator * (learning_rate / (1 - beta1_power))
     for tensor, value in ((param, updated), (moment1, first), (moment2, second)):

@@ -30,6 +30,8 @@ def fused_linear_cross_entropy(
     # Paddle would count a negative label from the end: one past the end raises in a static program too.
     inside = paddle.where(targets < 0, paddle.full_like(targets, vocab_size), targets)
     index = inside * counted.astype(targets.dtype)
+    # The loss depends on differences alone, which the largest logit's own size would round away.
+    logits = logits - logits.max(-1, keepdim=True).detach()
     picked = paddle.take_along_axis(logits, index.unsqueeze(-1), -1).squeeze(-1)
     losses = (paddle.logsumexp(logits, -1) - picked) * counted.astype(paddle.float32)
     loss_sum = losses.astype(accumulation_dtype(x)).sum().astype(paddle.float32)

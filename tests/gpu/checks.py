@@ -19,6 +19,7 @@ import fusionkit as fk
 from fusionkit import parity
 from fusionkit.frameworks.torch import from_numpy
 from fusionkit.spec import Case
+from tests import extreme_values
 
 
 def of_case(op, name, dtype="float32"):
@@ -133,8 +134,8 @@ def wrong_values_are_not_read():
         rope.rotate(q, q, table, table, torch.tensor([[0, 4, -1]]), False, new_q, new_k, 1)
         assert new_q.isnan().flatten(2).all(-1).tolist() == [[False, True, True]]
         assert not new_q[0, 0].isnan().any()
-        losses, gradient = torch.empty(4), torch.empty(4, 5)
-        cross_entropy.cross_entropy(torch.randn(4, 5), torch.tensor([4, 5, -1, -100]), -100, losses, gradient)
+        losses, gradient, sums = torch.empty(4), torch.empty(4, 5), torch.empty(4)
+        cross_entropy.cross_entropy(torch.randn(4, 5), torch.tensor([4, 5, -1, -100]), -100, losses, gradient, sums)
         assert losses.isnan().tolist() == [False, True, True, False]
         assert gradient.isnan().all(-1).tolist() == [False, True, True, False]
         assert not gradient[0].isnan().any() and not gradient[3].any()
@@ -238,3 +239,8 @@ def mistake_fails_parity(op, case, mistake):
     finally:
         for module in users:
             module.launch = real
+
+
+def extreme_value(op, name, dtype):
+    """A result that float32 holds though a step on the way to it does not fit."""
+    extreme_values.check(op, name, dtype, "gpu", "torch")

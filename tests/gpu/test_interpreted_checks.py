@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from fusionkit.ops import load_spec
+from tests.extreme_values import EXTREMES
 
 ROW_OPS = {
     "fusion_rms_norm": "B2xT5xH48",
@@ -64,6 +65,14 @@ def test_holds(name, interpreter):
 @pytest.mark.parametrize("op, case", [(op, case.name) for op in ROW_OPS for case in load_spec(op).invalid_cases])
 def test_wrong_arguments_get_the_specs_error(op, case, interpreter):
     interpreter(call=checks("refused"), op=op, case=case)
+
+
+@pytest.mark.parametrize(
+    "op, name, dtype",
+    [(e.op, e.case.name, dtype) for e in EXTREMES if e.op in ROW_OPS for dtype in e.dtypes],
+)
+def test_extreme_values(op, name, dtype, interpreter):
+    interpreter(call=checks("extreme_value"), op=op, name=name, dtype=dtype)
 
 
 PLANTED = {op: case for op, case in ROW_OPS.items() if op != "fused_linear"}  # which has no kernel of ours

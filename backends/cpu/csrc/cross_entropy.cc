@@ -118,12 +118,14 @@ void scatter(const Matrix& rows, const Token* tokens, int64_t count, const Matri
 
 // The sum of the first `count` rows' losses, in row order. Unless wanted is false, their gradients take the place of
 // the logits, and zeros that of the rows after them.
-double row_losses(const Matrix& logits, const Token* tokens, int64_t count, const Matrix& gradient, bool wanted) {
+double row_losses(const Matrix& logits, const Token* tokens, int64_t count, const Matrix& gradient, bool wanted,
+                  float* gradient_sums) {
   std::vector<double> losses(count);
   parallel_for(count, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)
       losses[i] = FUSIONKIT_DISPATCH(cross_entropy_row, static_cast<float*>(element(logits, i, 0)), logits.cols,
-                                     tokens[i].label, gradient.dtype, wanted ? element(gradient, i, 0) : nullptr);
+                                     tokens[i].label, gradient.dtype, wanted ? element(gradient, i, 0) : nullptr,
+                                     gradient_sums + i);
   });
   if (wanted) set_zero(slice_rows(gradient, count, gradient.rows));
   return std::accumulate(losses.begin(), losses.end(), 0.0);
@@ -140,6 +142,22 @@ void input_gradient(const Matrix& gradient, const Matrix& weight, DType arithmet
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// sums -= gradient_sums W[:, label]^T. softmax - onehot adds up to 0, its rounded values do not: what all columns of W
+// have in common would be multiplied by what they add up to. One pass over W, in blocks that stay in the caches while
+// all tokens pick their columns.
+void subtract_common_part(const Matrix& weight, const Token* tokens, int64_t count, const float* gradient_sums,
+                          const Matrix& sums) {
+  constexpr int64_t kBlockRows = 16;
+  parallel_for(ceil_div(weight.rows, kBlockRows), 1, [&](int64_t first, int64_t last, int) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, weight.rows);
+      for (int64_t i = 0; i < count; ++i)
+        FUSIONKIT_DISPATCH(subtract_column, weight, tokens[i].label, gradient_sums[i], begin, end,
+                           static_cast<float*>(element(sums, i, 0)));
+    }
+  });
+}
+
 double chunked_loss(const Tensor& x, const Tensor& weight, const std::vector<Token>& tokens, const Tensor& dx,
                     const Tensor& dweight) {
   const int64_t num_tokens = tokens.size(), hidden_size = x.shape[1], vocab_size = weight.shape[1];
@@ -152,6 +170,7 @@ double chunked_loss(const Tensor& x, const Tensor& weight, const std::vector<Tok
   const Buffer x_memory(chunk_rows * hidden_size * element_size(x.dtype));
   const Buffer dx_memory(dx ? chunk_rows * hidden_size * sizeof(float) : 0);
   const Buffer logits_memory(chunk_rows * vocab_size * sizeof(float));
+  std::vector<float> gradient_sums(chunk_rows);
   double loss = 0;
   for (int64_t begin = 0; begin < num_tokens; begin += chunk_rows) {
     const Token* chunk = tokens.data() + begin;
@@ -164,11 +183,12 @@ double chunked_loss(const Tensor& x, const Tensor& weight, const std::vector<Tok
     const Matrix gradient{logits.data, compute, num_rows, vocab_size, gradient_stride, 1};
     gather(matrix_of(x), chunk, count, rows);
     product(rows, weight_matrix, x.dtype, logits);
-    loss += row_losses(logits, chunk, count, gradient, dx || dweight);
+    loss += row_losses(logits, chunk, count, gradient, dx || dweight, gradient_sums.data());
     weight_gradient.add(rows, gradient);
     if (!dx) continue;
     const Matrix sums = contiguous(dx_memory.as<void>(), DType::kFloat32, num_rows, hidden_size);
     input_gradient(gradient, weight_matrix, x.dtype, sums);
+    subtract_common_part(weight_matrix, chunk, count, gradient_sums.data(), sums);
     scatter(sums, chunk, count, matrix_of(dx));
   }
   weight_gradient.finish();

@@ -44,6 +44,7 @@ def _run(
     gradient = None
     if wants_x or wants_weight:
         gradient = logits if x.dtype == torch.float32 else torch.empty_like(logits, dtype=x.dtype)
+    gradient_sums = torch.empty(size, dtype=torch.float32, device=x.device)
     losses = torch.empty(tokens, dtype=torch.float32, device=x.device)
     dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device) if wants_x else None
     dweight_dtype = weight.dtype if size >= tokens else torch.float32  # one chunk: nothing is added up
@@ -55,12 +56,29 @@ def _run(
         length = part.stop - start
         product(rows[part], operand, torch.float32, out=logits[:length])
         dlogits = None if gradient is None else gradient[:length]
-        cross_entropy(logits[:length], targets[part], ignore_index, losses[part], dlogits)
+        cross_entropy(logits[:length], targets[part], ignore_index, losses[part], dlogits, gradient_sums[:length])
         if dlogits is not None and dx is not None:
-            product(dlogits, operand.t(), x.dtype, out=dx[part])
+            _input_gradient(dlogits, gradient_sums[:length], operand, targets[part], dx[part])
         if dlogits is not None and dweight is not None:
             product(rows[part].t(), dlogits, dweight_dtype, out=dweight, add=start > 0)
     return losses, dx, dweight
+
+
+def _input_gradient(
+    dlogits: torch.Tensor, sums: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dx: torch.Tensor
+) -> None:
+    """dx = dlogits W^T, in 16 bits less sums W[:, label]^T.
+
+    softmax - onehot adds up to 0, its rounded values do not, and what all columns of W have in common would be
+    multiplied by what they add up to.
+    """
+    if dx.dtype == torch.float32:
+        product(dlogits, weight.t(), dx.dtype, out=dx)
+        return
+    wide = torch.empty(dx.shape, dtype=torch.float32, device=dx.device)
+    product(dlogits, weight.t(), torch.float32, out=wide)
+    columns = weight[:, targets.clamp(0, weight.shape[1] - 1)].t()  # where no label counts, sums are 0
+    dx.copy_(wide.addcmul_(columns.to(torch.float32), sums[:, None], value=-1))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -14,7 +14,7 @@ def forward(
     rows = as_rows(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = None if residual is None else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
-    rstd = torch.empty(rows.shape[0], dtype=torch.float32, device=x.device)
+    rstd = torch.empty(rows.shape[0], dtype=torch.float64, device=x.device)
     if rows.shape[1] == 0:  # no program holds a row without columns
         return y, total, rstd
     residual_rows, total_rows = (None if t is None else as_rows(t) for t in (residual, total))

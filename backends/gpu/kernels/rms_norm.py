@@ -16,7 +16,16 @@ import triton
 import triton.language as tl
 from fusionkit_backends.gpu.kernels import rms_norm_long
 from fusionkit_backends.gpu.kernels.launch import launch
-from fusionkit_backends.gpu.kernels.row_blocks import LONGEST, inverse_root, load_tile, row_blocks, store_tile
+from fusionkit_backends.gpu.kernels.row_blocks import (
+    LONGEST,
+    factors,
+    inverse_root,
+    load_tile,
+    row_blocks,
+    squares_leave_float32,
+    store_tile,
+    wide_squares,
+)
 
 
 @triton.jit
@@ -35,7 +44,8 @@ def _sum(
 @triton.jit
 def _weighted(tile, rstd, weight_ptr, weight_stride, column, columns):
     weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
-    return tile * rstd[:, None] * weight[None, :]
+    power, rest = factors(rstd)
+    return tile * power[:, None] * rest[:, None] * weight[None, :]
 
 
 @triton.jit(do_not_specialize=["num_rows", "epsilon"])
@@ -57,7 +67,12 @@ def rms_norm_kernel(
             x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, columns, row, tail, in_tail
         )
         squares += tl.sum(second * second, 1)
-    rstd = inverse_root(squares, columns, epsilon)
+    total = squares.to(tl.float64)
+    if tl.max(squares_leave_float32(squares, epsilon).to(tl.int32), 0) != 0:
+        total = wide_squares(first)
+        if TAIL > 0:
+            total += wide_squares(second)
+    rstd = inverse_root(total, columns, epsilon)
     tl.store(rstd_ptr + row, rstd, mask=row < num_rows)
     store_tile(y_ptr, row, columns, head, _weighted(first, rstd, weight_ptr, weight_stride, head, columns), in_head)
     if TAIL > 0:
@@ -71,7 +86,7 @@ def forward(x: Any, residual: Any | None, weight: Any, epsilon: float, y: Any, t
     Args:
         x, residual, y, total: [rows, columns].
         weight: [columns].
-        rstd: [rows] float32, 1 / sqrt(mean + epsilon): what the gradient needs besides the sum.
+        rstd: [rows] float64, 1 / sqrt(mean + epsilon): what the gradient needs besides the sum.
     """
     rows, columns = x.shape
     strides = (*x.stride(), *((0, 0) if residual is None else residual.stride()), *weight.stride())

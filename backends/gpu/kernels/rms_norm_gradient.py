@@ -20,7 +20,13 @@ import triton.language as tl
 from fusionkit_backends.gpu.kernels import column_sum, rms_norm_long
 from fusionkit_backends.gpu.kernels.card import card
 from fusionkit_backends.gpu.kernels.launch import launch
-from fusionkit_backends.gpu.kernels.row_blocks import LONGEST_FOR_GRADIENT, load_tile, row_blocks, store_tile
+from fusionkit_backends.gpu.kernels.row_blocks import (
+    LONGEST_FOR_GRADIENT,
+    factors,
+    load_tile,
+    row_blocks,
+    store_tile,
+)
 
 PROGRAMS_PER_MULTIPROCESSOR = 2
 
@@ -36,7 +42,8 @@ def _finish(
     inside,
 ):  # fmt: skip
     """The gradient of one block of columns, into what has asked for it."""
-    dx = rstd[:, None] * (scaled - normalised * mean[:, None])
+    power, rest = factors(rstd)
+    dx = (scaled - normalised * mean[:, None]) * rest[:, None] * power[:, None]
     if dtotal_ptr is not None:
         dx += load_tile(dtotal_ptr, row, dtotal_row, column, dtotal_column, inside)
     store_tile(dx_ptr, row, columns, column, dx, inside)
@@ -62,18 +69,20 @@ def rms_norm_gradient_kernel(
         in_rows = (row < num_rows)[:, None]
         inside, in_tail = in_rows & (head < columns)[None, :], in_rows & (tail < columns)[None, :]
         rstd = tl.load(rstd_ptr + row, mask=row < num_rows, other=0.0)
+        power, rest = factors(rstd)
         dy = load_tile(dy_ptr, row, dy_row, head, dy_column, inside)
-        normalised = load_tile(total_ptr, row, total_row, head, total_column, inside) * rstd[:, None]
+        total = load_tile(total_ptr, row, total_row, head, total_column, inside)
+        normalised = total * power[:, None] * rest[:, None]
         scaled = dy * weight
-        dot = tl.sum(scaled * normalised, 1)
+        mean = tl.sum(scaled * (normalised / columns), 1)  # the sum itself may leave float32
         dweight += dy * normalised
         if TAIL > 0:
             dy = load_tile(dy_ptr, row, dy_row, tail, dy_column, in_tail)
-            normalised_tail = load_tile(total_ptr, row, total_row, tail, total_column, in_tail) * rstd[:, None]
+            total = load_tile(total_ptr, row, total_row, tail, total_column, in_tail)
+            normalised_tail = total * power[:, None] * rest[:, None]
             scaled_tail = dy * weight_tail
-            dot += tl.sum(scaled_tail * normalised_tail, 1)
+            mean += tl.sum(scaled_tail * (normalised_tail / columns), 1)
             dweight_tail += dy * normalised_tail
-        mean = dot / columns
         _finish(
             scaled, normalised, mean, rstd, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr, columns, row,
             head, inside,
@@ -105,7 +114,7 @@ def backward(
     Args:
         dy, total, dtotal, dx, dresidual: [rows, columns]; the last two contiguous. total is x, or the sum that the
             forward pass stored, and dtotal that sum's own gradient.
-        rstd: [rows] float32, from the forward pass.
+        rstd: [rows] float64, from the forward pass.
         parts: [num_parts(rows, columns), columns] float32, a workspace; None if nobody wants dweight.
     """
     rows, columns = dy.shape

@@ -7,7 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from fusionkit_backends.gpu.kernels.launch import launch
-from fusionkit_backends.gpu.kernels.row_blocks import inverse_root
+from fusionkit_backends.gpu.kernels.row_blocks import factors, inverse_root
 
 BLOCK, NUM_WARPS = 4096, 8
 
@@ -33,17 +33,19 @@ def rms_norm_long_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    squares = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         tile = _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns)
-        squares += tile * tile
+        squares += tile.to(tl.float64) * tile.to(tl.float64)
     rstd = inverse_root(tl.sum(squares, 0), columns, epsilon)
     tl.store(rstd_ptr + row, rstd)
+    power, rest = factors(rstd)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         tile = _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns)
-        y = tile * rstd * tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
+        y = tile * power * rest * weight
         tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=column < columns)
         if residual_ptr is not None:
             stored = tile.to(sum_ptr.dtype.element_ty)
@@ -57,20 +59,21 @@ def rms_norm_long_gradient_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    rstd = tl.load(rstd_ptr + row)
+    power, rest = factors(tl.load(rstd_ptr + row))
     dots = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
         dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
-        dots += dy * weight * (_load(total_ptr, row, total_row, column, total_column, columns) * rstd)
-    mean = tl.sum(dots, 0) / columns
+        total = _load(total_ptr, row, total_row, column, total_column, columns)
+        dots += dy * weight * (total * power * rest / columns)
+    mean = tl.sum(dots, 0)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
         dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
-        normalised = _load(total_ptr, row, total_row, column, total_column, columns) * rstd
-        dx = rstd * (dy * weight - normalised * mean)
+        normalised = _load(total_ptr, row, total_row, column, total_column, columns) * power * rest
+        dx = (dy * weight - normalised * mean) * rest * power
         if dtotal_ptr is not None:
             dx += _load(dtotal_ptr, row, dtotal_row, column, dtotal_column, columns)
         place = row * columns + column
@@ -91,7 +94,8 @@ def rms_norm_long_weight_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for row in range(part, num_rows, num_parts):
         dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
-        total += dy * (_load(total_ptr, row, total_row, column, total_column, columns) * tl.load(rstd_ptr + row))
+        power, rest = factors(tl.load(rstd_ptr + row))
+        total += dy * (_load(total_ptr, row, total_row, column, total_column, columns) * power * rest)
     tl.store(parts_ptr + part * columns + column, total, mask=column < columns)
 
 

@@ -41,9 +41,28 @@ def row_blocks(columns: int) -> RowBlocks:
 
 @triton.jit
 def inverse_root(squares, columns, epsilon):
-    """1 / sqrt(mean + epsilon) in float64, once a row: rounded once, as gradients that cancel make its error large."""
-    mean = squares.to(tl.float64) / columns + epsilon
-    return (1.0 / tl.sqrt(mean)).to(tl.float32)
+    """1 / sqrt(mean + epsilon) of a float64 sum of squares, once a row."""
+    return 1.0 / tl.sqrt(squares / columns + epsilon)
+
+
+@triton.jit
+def factors(inverse):
+    """A float64 1 / rms as the product of a power of two and a float32 that has all its bits, for rows of any size:
+    float32 ends at rows of 1e-38, and is coarse from 8e37 on."""
+    power = tl.where(inverse < 2.0**-64, 2.0**-64, tl.where(inverse > 2.0**64, 2.0**64, 1.0))
+    return power.to(tl.float32), (inverse / power).to(tl.float32)
+
+
+@triton.jit
+def squares_leave_float32(squares, epsilon):
+    """Whether a row's sum of squares is too large or too small for float32; then it is taken again in float64."""
+    return (squares > 1e37) | ((squares < 1e-30) & (epsilon < 1e-20))
+
+
+@triton.jit
+def wide_squares(tile):
+    wide = tile.to(tl.float64)
+    return tl.sum(wide * wide, 1)
 
 
 @triton.jit

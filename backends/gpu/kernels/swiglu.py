@@ -18,14 +18,28 @@ BLOCK, NUM_WARPS = 2048, 4  # 16 elements a thread: in 16 bits two loads of 16 b
 
 @triton.jit
 def _sigmoid(x):
-    """(sigmoid(x), sigmoid(-x)), from exp(-|x|), which cannot overflow: 1 - sigmoid(x) would cancel.
+    """(s, rest, sigmoid(-x)) with sigmoid(x) = s * rest^2, from exp(-|x|), which cannot overflow: 1 - sigmoid(x) would
+    cancel. sigmoid(x) itself leaves float32 below -88, though times a large factor it is a result; rest is 1 above -80.
 
     The division is IEEE's: the approximate one costs 2 epsilons, half of what the spec allows in all.
     """
-    small = tl.exp(-tl.abs(x))
+    distance = tl.abs(x)
+    small = tl.exp(-tl.minimum(distance, 80.0))
+    rest = tl.exp(tl.minimum(80.0 - distance, 0.0) * 0.5)
     larger = tl.math.div_rn(1.0, 1.0 + small)
     smaller = small * larger
-    return tl.where(x >= 0, larger, smaller), tl.where(x >= 0, smaller, larger)
+    return (
+        tl.where(x >= 0, larger, smaller),
+        tl.where(x >= 0, 1.0, rest),
+        tl.where(x >= 0, smaller * rest * rest, larger),
+    )
+
+
+@triton.jit
+def _product(a, b, small, rest):
+    """a * b * small * rest^2 for small and rest of about 1 at most: no factor before the last leaves float32."""
+    a_leads = tl.abs(a) >= tl.abs(b)
+    return tl.where(a_leads, a, b) * small * rest * tl.where(a_leads, b, a) * rest
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
@@ -42,8 +56,8 @@ def swiglu_kernel(
     up_ptr += row * up_row + start * up_column
     gate = tl.load(gate_ptr + column * gate_column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + column * up_column, mask=inside, other=0.0).to(tl.float32)
-    probability, _ = _sigmoid(gate)
-    y = gate * probability * up
+    probability, rest, _ = _sigmoid(gate)
+    y = _product(gate, up, probability, rest)
     y_ptr += row * y_row + start * y_column
     tl.store(y_ptr + column * y_column, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -64,9 +78,9 @@ def swiglu_gradient_kernel(
     dy = tl.load(dy_ptr + column * dy_column, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(gate_ptr + column * gate_column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + column * up_column, mask=inside, other=0.0).to(tl.float32)
-    probability, complement = _sigmoid(gate)
-    dgate = dy * up * (probability * (1.0 + gate * complement))
-    dup = dy * (gate * probability)
+    probability, rest, complement = _sigmoid(gate)
+    dgate = _product(dy, up, probability * (1.0 + gate * complement), rest)
+    dup = _product(dy, gate, probability, rest)
     dgate_ptr += row * dgate_row + start * dgate_column
     dup_ptr += row * dup_row + start * dup_column
     tl.store(dgate_ptr + column * dgate_column, dgate.to(dgate_ptr.dtype.element_ty), mask=inside)

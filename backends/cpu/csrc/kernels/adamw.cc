@@ -19,7 +19,7 @@ void update(float* param, const T* grad, float* moment1, float* moment2, int64_t
     const Vec m = fma(broadcast(f.beta1), lanes.load(moment1 + i), broadcast(f.one_minus_beta1) * g);
     const Vec v = fma(broadcast(f.beta2), lanes.load(moment2 + i), broadcast(f.one_minus_beta2) * g * g);
     const Vec denominator = fma(sqrt(v), broadcast(f.root_factor), broadcast(f.epsilon));
-    const Vec step = broadcast(f.step_size) * m / denominator;
+    const Vec step = broadcast(f.step_size) / denominator * m;  // step_size * m may lose m's last bits, or all
     lanes.store(moment1 + i, m);
     lanes.store(moment2 + i, v);
     lanes.store(param + i, broadcast(f.decay) * lanes.load(param + i) - step);

@@ -74,8 +74,6 @@ struct GradRows {
   int64_t dqueries_stride;
 };
 
-typedef double DoubleVec __attribute__((vector_size(8 * kLanes)));
-
 // In double: dP - delta cancels where one key holds all the probability, and float32's rounding would be what is left.
 template <class T>
 double dot(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n) {

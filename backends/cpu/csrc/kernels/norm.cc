@@ -1,5 +1,6 @@
 #include "kernels/norm.h"
 
+#include <cmath>
 #include <type_traits>
 
 #include "kernels/row_access.h"
@@ -59,16 +60,29 @@ template <class Way, class F>
   return sum(total);
 }
 
+template <class T>
+double wide_sum_of_squares(const T* h, int64_t size) {
+  double squares = 0;
+  for (int64_t i = 0; i < size; ++i) squares += static_cast<double>(to_float(h[i])) * to_float(h[i]);
+  return squares;
+}
+
 // 1 / sqrt(mean(h^2) + epsilon). Squares outside of float32's range are summed again in float64.
 template <class T>
-float inverse_rms(float float_squares, const T* h, int64_t size, float epsilon) {
-  double squares = float_squares;
+double inverse_rms(double squares, const T* h, int64_t size, float epsilon) {
   const bool in_range = squares < 1e37 && (squares > 1e-30 || epsilon > 1e-20f);
-  if (!in_range) {
-    squares = 0;
-    for (int64_t i = 0; i < size; ++i) squares += static_cast<double>(to_float(h[i])) * to_float(h[i]);
-  }
-  return static_cast<float>(1.0 / __builtin_sqrt(squares / static_cast<double>(size) + epsilon));
+  if (!in_range) squares = wide_sum_of_squares(h, size);
+  return 1.0 / __builtin_sqrt(squares / static_cast<double>(size) + epsilon);
+}
+
+// Whether float32 holds 1 / rms to its last bit. Where it does not, h / rms is an ordinary number all the same, and the
+// row is finished in double.
+inline bool is_ordinary(float rstd) { return rstd >= 0x1p-126f && rstd <= 0x1p127f; }
+
+template <class T, class H>
+[[gnu::noinline]] void normalise_in_double(const H* h, double inverse, const float* weight, int64_t size, T* y) {
+  fence_non_temporal();  // what is written over may be on its way past the caches
+  for (int64_t i = 0; i < size; ++i) y[i] = from_float<T>(static_cast<float>(to_float(h[i]) * inverse * weight[i]));
 }
 
 // Each row is read twice: for a sum over it, then for its result. One loop finishes a row, by then in the caches, while
@@ -76,6 +90,7 @@ float inverse_rms(float float_squares, const T* h, int64_t size, float epsilon) 
 //   Vec term(i, lanes, weight)     what it adds to the sum
 //   void settle(sum)               what follows from the whole sum
 //   void finish(i, lanes, weight)  the result
+//   void mend(weight)              once finished, the result that float32 could not give
 template <class Way, class RowOf>
 [[gnu::always_inline]] inline void run_rows(Way way, int64_t begin, int64_t end, int64_t size, const float* weight,
                                             RowOf row_of) {
@@ -89,9 +104,11 @@ template <class Way, class RowOf>
       row.finish(i, lanes, w);
       return next.term(i, lanes, w);
     }));
+    row.mend(weight);
     row = next;
   }
   for_each_vec(way, size, [&](int64_t i, auto lanes) { row.finish(i, lanes, lanes.load(weight + i)); });
+  row.mend(weight);
   way.finish();
 }
 
@@ -108,6 +125,7 @@ struct ForwardRow {
   int64_t index;
   const T* x;
   T* y;
+  double inverse = 0;
   float rstd = 0;
 
   template <class Lanes>
@@ -116,8 +134,12 @@ struct ForwardRow {
     return h * h;
   }
   void settle(float squares) {
-    rstd = inverse_rms(squares, x, call->size, call->epsilon);
+    inverse = inverse_rms(squares, x, call->size, call->epsilon);
+    rstd = static_cast<float>(inverse);
     if (call->rstd_out) call->rstd_out[index] = rstd;
+  }
+  void mend(const float* weight) const {
+    if (!is_ordinary(rstd)) normalise_in_double(x, inverse, weight, call->size, y);
   }
   template <class Lanes>
   [[gnu::always_inline]] void finish(int64_t i, Lanes lanes, Vec weight) const {
@@ -150,6 +172,7 @@ struct AddRow {
   Residual* residual_out;
   Residual* kept;
   T* y;
+  double inverse = 0;
   float rstd = 0;
 
   template <class Lanes>
@@ -161,8 +184,12 @@ struct AddRow {
     return h * h;
   }
   void settle(float squares) {
-    rstd = inverse_rms(squares, kept, call->size, call->epsilon);
+    inverse = inverse_rms(squares, kept, call->size, call->epsilon);
+    rstd = static_cast<float>(inverse);
     if (call->rstd_out) call->rstd_out[index] = rstd;
+  }
+  void mend(const float* weight) const {
+    if (!is_ordinary(rstd)) normalise_in_double(kept, inverse, weight, call->size, y);
   }
   template <class Lanes>
   [[gnu::always_inline]] void finish(int64_t i, Lanes lanes, Vec weight) const {
@@ -190,7 +217,8 @@ void add_forward(const Tensor& x, const Tensor& residual, const float* weight, c
   });
 }
 
-// With n = h rstd and g = dy weight: dh = rstd (g - n mean(g n)) + dresidual_out, dweight += dy n.
+// With n = h rstd and g = dy weight: dh = rstd (g - n mean(g n)) + dresidual_out, dweight += dy n. `rstd` is 0 where
+// float32 does not hold it: then only mend() gives the results.
 template <class T, class Residual>
 struct GradRow {
   const Residual* h;
@@ -202,6 +230,26 @@ struct GradRow {
   Residual* dresidual;  // or null
   float* dweight;       // this thread's sum, or null
   float mean = 0;
+
+  [[gnu::noinline]] void mend_in_double(const float* weight) const {
+    fence_non_temporal();
+    const bool in_range = rstd > 0;
+    const double inverse = in_range ? rstd : inverse_rms(INFINITY, h, size, 0);
+    double products = 0;
+    for (int64_t i = 0; i < size; ++i)
+      products += static_cast<double>(to_float(dy[i])) * weight[i] * (to_float(h[i]) * inverse);
+    for (int64_t i = 0; i < size; ++i) {
+      const double n = to_float(h[i]) * inverse, g = static_cast<double>(to_float(dy[i])) * weight[i];
+      double dh = (g - n * (products / static_cast<double>(size))) * inverse;
+      if (dresidual_out) dh += to_float(dresidual_out[i]);
+      if (dx) dx[i] = from_float<T>(static_cast<float>(dh));
+      if (dresidual) dresidual[i] = from_float<Residual>(static_cast<float>(dh));
+      if (dweight && !in_range) dweight[i] += static_cast<float>(to_float(dy[i]) * n);
+    }
+  }
+  void mend(const float* weight) const {
+    if (!(rstd > 0 && __builtin_isfinite(mean))) mend_in_double(weight);
+  }
 
   template <class Lanes>
   [[gnu::always_inline]] Vec term(int64_t i, Lanes lanes, Vec weight) const {
@@ -234,11 +282,12 @@ void backward(const Tensor& h, const float* weight, const Tensor& rstd, const Te
       float* dweight = dweight_parts ? dweight_parts + thread * size : nullptr;
       if (dweight) __builtin_memset(dweight, 0, size * sizeof(float));
       run_rows(way, begin, end, size, weight, [&](int64_t index) {
+        const float inverse = static_cast<const float*>(rstd.data)[index * rstd.strides[0]];
         return GradRow<T, Residual>{
             read_h(index),
             read_dy(index),
             dresidual_out ? read_dout(index) : nullptr,
-            static_cast<const float*>(rstd.data)[index * rstd.strides[0]],
+            is_ordinary(inverse) ? inverse : 0,
             size,
             dx ? static_cast<T*>(dx.data) + index * size : nullptr,
             dresidual ? static_cast<Residual*>(dresidual.data) + index * size : nullptr,

@@ -54,5 +54,10 @@ FUSIONKIT_FOR_EACH_ISA(
     void sum_columns(const Matrix& m, float* sums);
 
     // logsumexp(logits) - logits[label]. Unless gradient is null it receives softmax(logits) - onehot(label), float32
-    // or bfloat16, and may be the logits themselves. The logits are overwritten.
-    double cross_entropy_row(float* logits, int64_t n, int64_t label, DType gradient_dtype, void* gradient);)
+    // or bfloat16, and may be the logits themselves, and gradient_sum what its rounded values add up to. The logits are
+    // overwritten.
+    double cross_entropy_row(float* logits, int64_t n, int64_t label, DType gradient_dtype, void* gradient,
+                             float* gradient_sum);
+
+    // sums[row] -= factor * m[row][col] for the rows [begin, end).
+    void subtract_column(const Matrix& m, int64_t col, float factor, int64_t begin, int64_t end, float* sums);)

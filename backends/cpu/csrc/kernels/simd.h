@@ -79,6 +79,12 @@ inline Vec load(const float* p) {
 
 inline void store(float* p, Vec a) { __builtin_memcpy(p, &a, sizeof a); }
 
+// The float's high half is its bfloat16. NaN becomes all ones: no blend, and no shift, to save instructions.
+inline UintVec round_high_half(Vec a) {
+  const UintVec bits = (UintVec)a, odd = (UintVec)((bits & 0x10000) == 0x10000);  // -1 where the last bit kept is set
+  return (bits + 0x7fff - odd) | (UintVec)(a != a);
+}
+
 #if defined(__AVX512F__)
 
 inline Vec load(const BFloat16* p) {
@@ -86,29 +92,27 @@ inline Vec load(const BFloat16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 inline Vec load(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-// The instruction rounds to nearest even, and gives zero for values below 2^-126.
-inline void store(BFloat16* p, Vec a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a));
+// The instruction alone would give zero for subnormals, which the other instruction sets keep.
+inline __m256i to_bfloat16(Vec a) {
+  constexpr int kSubnormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask(a, kSubnormal) != 0, 0))
+    return _mm512_cvtepi32_epi16((__m512i)(round_high_half(a) >> 16));
+  return (__m256i)_mm512_cvtneps_pbh(a);
 }
+inline void store(BFloat16* p, Vec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(a)); }
 inline void store(Float16* p, Vec a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
 // Past the caches, at a multiple of the vector's size; see vec.h.
 inline void store_non_temporal(BFloat16* p, Vec a) {
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(a));
 }
 inline void store_non_temporal(Float16* p, Vec a) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
 #else
-
-// The float's high half is its bfloat16. NaN becomes all ones: no blend, and no shift, to save instructions.
-inline UintVec round_high_half(Vec a) {
-  const UintVec bits = (UintVec)a, odd = (UintVec)((bits & 0x10000) == 0x10000);  // -1 where the last bit kept is set
-  return (bits + 0x7fff - odd) | (UintVec)(a != a);
-}
 
 #if defined(__AVX2__)
 
@@ -190,7 +194,7 @@ inline Vec load_partial(const Float16* p, int64_t n) {
 }
 inline void store_partial(float* p, Vec a, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), a); }
 inline void store_partial(BFloat16* p, Vec a, int64_t n) {
-  _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(a));
+  _mm256_mask_storeu_epi16(p, first_lanes(n), to_bfloat16(a));
 }
 inline void store_partial(Float16* p, Vec a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));

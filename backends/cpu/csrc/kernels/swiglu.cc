@@ -40,21 +40,70 @@ struct Sigmoid {
   }
 };
 
+// The same with double's range, which holds any product of three float32 and this.
+struct WideSigmoid {
+  DoubleVec value, complement;
+
+  explicit WideSigmoid(Vec g) {
+    const ExpParts parts = exp_parts(max(broadcast(-700.0f), -abs(g)));
+    const LongVec exponent = __builtin_convertvector(exponent_of(parts), LongVec);
+    const DoubleVec e = __builtin_convertvector(parts.mantissa, DoubleVec) * (DoubleVec)((exponent + 1023) << 52);
+    const DoubleVec inverse = 1.0 / (1.0 + e), other = e * inverse;
+    const LongVec sign = __builtin_convertvector((IntVec)g, LongVec);
+    value = sign < 0 ? other : inverse;
+    complement = sign < 0 ? inverse : other;
+  }
+};
+
+inline DoubleVec wide(Vec a) { return __builtin_convertvector(a, DoubleVec); }
+inline Vec narrow(DoubleVec a) { return __builtin_convertvector(a, Vec); }
+
+// Below this g sigmoid(g) has left float32, or most of its bits have, though times a large factor it is a result.
+constexpr float kSmallestSilu = 0x1p-100f;
+
+// Whether some lane must be taken again in double: for its small g sigmoid(g), or for a product of the other two
+// factors that the sigmoid brings back into float32. float16 holds no factor that is large enough.
+template <class Storage>
+inline bool leaves_float32(Vec silu, Vec product, const Storage*) {
+  return __builtin_expect(
+      any_less(abs(silu), broadcast(kSmallestSilu)) || any_less(broadcast(__FLT_MAX__), abs(product)), 0);
+}
+inline bool leaves_float32(Vec, Vec, const Float16*) { return false; }
+
+inline IntVec lanes_to_take_again(Vec g, Vec silu, Vec product) {
+  return ((abs(silu) < kSmallestSilu) & (g != 0.0f)) | (abs(product) > __FLT_MAX__);
+}
+
 template <class T, class Way>
 void forward_row(Way way, const T* gate, const T* up, int64_t size, T* y) {
   for_each_vec(way, size, [&](int64_t i, auto lanes) {
-    const Vec g = lanes.fetch(gate + i);
-    lanes.store(y + i, g * Sigmoid(g, gate).value * lanes.fetch(up + i));
+    const Vec g = lanes.fetch(gate + i), u = lanes.fetch(up + i), silu = g * Sigmoid(g, gate).value;
+    Vec result = silu * u;
+    if (leaves_float32(silu, Vec{}, gate)) {
+      const DoubleVec exact = wide(g) * WideSigmoid(g).value * wide(u);
+      result = lanes_to_take_again(g, silu, Vec{}) ? narrow(exact) : result;
+    }
+    lanes.store(y + i, result);
   });
 }
 
 template <class T, class Way>
 void backward_row(Way way, const T* gate, const T* up, const T* dy, int64_t size, T* dgate, T* dup) {
   for_each_vec(way, size, [&](int64_t i, auto lanes) {
-    const Vec g = lanes.fetch(gate + i), d = lanes.fetch(dy + i);
+    const Vec g = lanes.fetch(gate + i), d = lanes.fetch(dy + i), u = lanes.fetch(up + i);
     const Sigmoid s(g, gate);
-    lanes.store(dup + i, d * (g * s.value));
-    lanes.store(dgate + i, d * lanes.fetch(up + i) * (s.value * fma(g, s.complement, broadcast(1.0f))));
+    const Vec silu = g * s.value, product = d * u;
+    Vec to_up = d * silu, to_gate = product * (s.value * fma(g, s.complement, broadcast(1.0f)));
+    if (leaves_float32(silu, product, gate)) {
+      const WideSigmoid w(g);
+      const DoubleVec exact_up = wide(d) * wide(g) * w.value;
+      const DoubleVec exact_gate = wide(d) * wide(u) * w.value * (1.0 + wide(g) * w.complement);
+      const IntVec again = lanes_to_take_again(g, silu, product);
+      to_up = again ? narrow(exact_up) : to_up;
+      to_gate = again ? narrow(exact_gate) : to_gate;
+    }
+    lanes.store(dup + i, to_up);
+    lanes.store(dgate + i, to_gate);
   });
 }
 

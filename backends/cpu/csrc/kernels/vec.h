@@ -29,6 +29,8 @@ constexpr int kLanes = 4;
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));  // also what comparing two Vec gives: 0 or -1
 typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
+typedef double DoubleVec __attribute__((vector_size(8 * kLanes)));
+typedef int64_t LongVec __attribute__((vector_size(8 * kLanes)));
 
 inline Vec broadcast(float x) { return x - Vec{}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // fused under -ffp-contract=fast where the processor can
@@ -49,6 +51,20 @@ inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec sqrt(Vec a) {
   for (int i = 0; i < kLanes; ++i) a[i] = __builtin_sqrtf(a[i]);
   return a;
+}
+#endif
+
+// Whether a < b in some lane; false of NaN.
+#if defined(__AVX512F__)
+inline bool any_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
+#elif defined(__AVX2__)
+inline bool any_less(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0; }
+#else
+inline bool any_less(Vec a, Vec b) {
+  const IntVec less = a < b;
+  for (int i = 0; i < kLanes; ++i)
+    if (less[i]) return true;
+  return false;
 }
 #endif
 
@@ -95,14 +111,17 @@ inline float maximum(Vec a) {
   return reduce(a, [](Vec x, Vec y) { return max(x, y); });
 }
 
-// e^x: below 1.1 ULP, subnormal results included; 0 for -inf, inf for overflow, NaN for NaN.
+constexpr float kRoundsToInteger = 12582912.0f;  // 1.5 * 2^23, once it is added
+
+// e^x = mantissa * 2^n with mantissa near 1, within 1.1 ULP for |x| up to 700; `shifted` is n + kRoundsToInteger.
+struct ExpParts {
+  Vec mantissa, shifted;
+};
+
 // x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts, the first with 9 bits, so that n times it is exact.
-inline Vec exp(Vec x) {
-  const Vec low = broadcast(-104.0f), high = broadcast(89.0f);  // past both ends of float32
-  x = min(high, max(low, x));                                   // NaN stays
-  const Vec magic = broadcast(12582912.0f);                     // 1.5 * 2^23: adding it rounds to an integer
-  const Vec shifted = fma(x, broadcast(1.44269504f), magic);
-  const Vec n = shifted - magic;
+inline ExpParts exp_parts(Vec x) {
+  const Vec shifted = fma(x, broadcast(1.44269504f), broadcast(kRoundsToInteger));
+  const Vec n = shifted - kRoundsToInteger;
   const Vec r = fma(n, broadcast(2.12194440e-4f), fma(n, broadcast(-0.693359375f), x));
   // Minimax polynomial of (e^r - 1 - r) / r^2, as in Cephes' expf.
   Vec p = broadcast(1.9875691500e-4f);
@@ -111,12 +130,21 @@ inline Vec exp(Vec x) {
   p = fma(p, r, broadcast(4.1665795894e-2f));
   p = fma(p, r, broadcast(1.6666665459e-1f));
   p = fma(p, r, broadcast(5.0000001201e-1f));
-  p = fma(p, r * r, r) + 1.0f;
+  return {fma(p, r * r, r) + 1.0f, shifted};
+}
+
+inline IntVec exponent_of(const ExpParts& parts) { return (IntVec)parts.shifted - (IntVec)broadcast(kRoundsToInteger); }
+
+// e^x: below 1.1 ULP, subnormal results included; 0 for -inf, inf for overflow, NaN for NaN.
+inline Vec exp(Vec x) {
+  const Vec low = broadcast(-104.0f), high = broadcast(89.0f);  // past both ends of float32
+  const ExpParts parts = exp_parts(min(high, max(low, x)));     // NaN stays
+  const Vec p = parts.mantissa;
 #if defined(__AVX512F__)
-  return _mm512_scalef_ps(p, n);
+  return _mm512_scalef_ps(p, parts.shifted - kRoundsToInteger);
 #else
   // 2^n in two factors: 2^128 and subnormal powers have no float of their own.
-  const IntVec exponent = (IntVec)shifted - (IntVec)magic;
+  const IntVec exponent = exponent_of(parts);
   const IntVec half = exponent >> 1;
   return p * (Vec)((half + 127) << 23) * (Vec)((exponent - half + 127) << 23);
 #endif
