@@ -118,10 +118,11 @@ class Communicator:
                 read it can join: it holds the group's secret.
             name: begins the keys in the store; another one for each group.
             address: of this rank's host, where it listens for the others while they join, and nowhere else. By default
-                the host of PADDLE_CURRENT_ENDPOINT, else 127.0.0.1.
+                the host of PADDLE_CURRENT_ENDPOINT, else 127.0.0.1. Loopback serves ranks of one host only.
             host: the ranks with the same one share memory. By default found out: the same machine, user, network and
                 process namespace.
-            timeout: as for Communicator; a store without `add` has its own for waiting.
+            timeout: as for Communicator; a store without `add` has its own for waiting, and ranks that cannot join
+                do not tell the others.
         """
         made = cls.__new__(cls)
         made._begin(rank, world_size, timeout)

@@ -25,6 +25,9 @@ DTYPES = [
 ]
 
 
+Watch = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
+
+
 class Exchange(ctypes.Structure):
     """What goes to and comes from one rank in an all_to_all."""
 
@@ -80,18 +83,6 @@ def library() -> Any:
     ]
     loaded.fusionkit_parallel_stop_listening.argtypes = [ctypes.c_void_p]
     loaded.fusionkit_parallel_stop_listening.restype = None
-    loaded.fusionkit_parallel_join_hosts.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.POINTER(ctypes.c_char_p),
-        ctypes.POINTER(ctypes.c_char_p),
-        ctypes.POINTER(ctypes.c_int),
-        ctypes.c_double,
-        ctypes.c_double,
-        ctypes.POINTER(ctypes.c_void_p),
-    ]
     loaded.fusionkit_parallel_run.argtypes = [ctypes.POINTER(Call), ctypes.c_size_t]
     loaded.fusionkit_parallel_start.argtypes = [
         ctypes.POINTER(Call),
@@ -119,3 +110,23 @@ def run_on_main_thread() -> Any:
     """As fusionkit_parallel_run, but it releases the interpreter's lock by itself, so that Ctrl-C ends a call."""
     prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(Call), ctypes.c_size_t)
     return prototype(("fusionkit_parallel_run_on_main_thread", library()))
+
+
+@functools.cache
+def join_hosts() -> Any:
+    """Releases the interpreter's lock by itself, so that Ctrl-C ends it."""
+    prototype = ctypes.PYFUNCTYPE(
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_char_p),
+        ctypes.POINTER(ctypes.c_char_p),
+        ctypes.POINTER(ctypes.c_int),
+        ctypes.c_double,
+        ctypes.c_double,
+        Watch,
+        ctypes.POINTER(ctypes.c_void_p),
+    )
+    return prototype(("fusionkit_parallel_join_hosts", library()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import paddle
 import pytest
 
 from fusionkit.parallel import Communicator, CommunicatorError
+from fusionkit.parallel.store import network_identity
 from tests.parallel.ranks import Folder
 
 
@@ -82,11 +84,16 @@ def test_a_rank_that_does_not_come_is_named(connect):
     assert open_files() == before
 
 
+def member_at(rank: int, port: int, **changes: object) -> bytes:
+    """What `rank` says that is at this port."""
+    member = {"host": f"host of {rank}", "address": "127.0.0.1", "port": port, "key": bytes(range(96)).hex()}
+    member |= {"network": network_identity(), "machine": "planted", "given": "127.0.0.1"} | changes
+    return json.dumps(member).encode()
+
+
 def place(folder: Path, rank: int, port: int, **changes: object) -> Folder:
-    """A store in which `rank` says that it is at this port."""
-    member = {"host": f"host of {rank}", "address": "127.0.0.1", "port": port, "key": bytes(range(96)).hex()} | changes
     store = Folder(str(folder))
-    store.set(f"group/{rank}", json.dumps(member).encode())
+    store.set(f"group/{rank}", member_at(rank, port, **changes))
     return store
 
 
@@ -107,6 +114,81 @@ def test_a_rank_that_never_connects_is_named_within_the_timeout(tmp_path):
     with pytest.raises(CommunicatorError, match=r"all 2 ranks must join within 0.5 s, rank 1 did not"):
         joined(store, 0, 2, timeout=0.5)
     assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize(
+    "address, shown",
+    [
+        ("127.0.1.1", r"127.0.1.1 \(loopback\)"),  # Debian's, for the host's own name
+        ("localhost", r"(127.0.0.1|::1) \(loopback, as 'localhost' resolves there\)"),
+        ("::1", r"::1 \(loopback\)"),
+        ("0.0.0.0", r"0.0.0.0 \(no single address\)"),
+    ],
+)
+def test_an_address_that_leads_to_the_caller_itself_is_an_error_at_once_on_both_sides(tmp_path, address, shown):
+    told = f"the address of rank 0 on host .* must be one that the other hosts reach, got {shown}; rank 1 is on host"
+    begin = time.monotonic()
+    store = place(tmp_path, 1, 1, network="elsewhere")
+    with pytest.raises(CommunicatorError, match=told) as listening:
+        joined(store, 0, 2, timeout=60, address=address)
+    assert "rank 1 is on host planted. Pass from_store(address=...)" in str(listening.value)
+    found = json.loads(store.get("group/0"))
+    place(tmp_path, 0, 1, **{key: found[key] for key in ("address", "given")}, network="elsewhere")
+    with pytest.raises(CommunicatorError, match=told):
+        joined(store, 1, 2, timeout=60)
+    assert time.monotonic() - begin < 20
+
+
+def test_loopback_serves_ranks_of_one_network_and_a_rank_that_nobody_calls(tmp_path):
+    def work(rank: int) -> float:
+        with joined(Folder(str(tmp_path)), rank, 2, address=("127.0.1.1", "0.0.0.0")[rank]) as communicator:
+            return float(communicator.all_reduce(np.ones(1))[0])
+
+    assert in_threads(2, work) == [2, 2]
+    store = place(tmp_path / "other", 0, 1, network="elsewhere", address="192.0.2.1", given="192.0.2.1")
+    with pytest.raises(CommunicatorError, match="rank 0 must accept a connection at 192.0.2.1 port 1|rank 0 did not"):
+        joined(store, 1, 2, timeout=0.5, address="127.0.1.1")
+
+
+def test_a_rank_that_cannot_call_tells_the_one_that_listens(connect):
+    """Rank 1 is given another port for rank 0, at which nobody is."""
+    clients = [connect() for _ in range(3)]
+
+    class Misled:
+        def __init__(self, store):
+            self.set, self.add, self.store = store.set, store.add, store
+
+        def get(self, key: str) -> bytes:
+            found = json.loads(bytes(self.store.get(key)))
+            return json.dumps(found | ({"port": 1} if key == "group/0" else {})).encode()
+
+    begin = time.monotonic()
+    stores = [clients[0], Misled(clients[1]), clients[2]]
+    for error in in_threads(3, lambda rank: joined(stores[rank], rank, 3, timeout=60)):
+        assert isinstance(error, CommunicatorError)
+        assert "rank 0 must accept a connection at 127.0.0.1 port 1, got Connection refused; rank 1 of 3" in str(error)
+        assert "127.0.0.1 is loopback" in str(error)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_rank_without_an_address_tells_those_that_wait_for_it(connect):
+    clients = [connect() for _ in range(2)]
+    begin = time.monotonic()
+    addresses = ["127.0.0.1", "192.0.2.1"]
+    for error in in_threads(2, lambda rank: joined(clients[rank], rank, 2, timeout=60, address=addresses[rank])):
+        assert "address must be one of this host, got 192.0.2.1" in str(error)
+    assert time.monotonic() - begin < 20
+
+
+def test_ctrl_c_ends_a_rank_that_waits_for_others(connect):
+    store = connect()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begin = time.monotonic()
+    store.set("group/1", member_at(1, 1))
+    store.add("group/1/set", 1)
+    with pytest.raises(KeyboardInterrupt):
+        joined(store, 0, 2, timeout=60)
+    assert time.monotonic() - begin < 20
 
 
 def port_of(folder: Path, rank: int) -> int:

@@ -83,3 +83,21 @@ def test_a_link_that_is_cut_is_an_error_within_the_timeout(hosts, tmp_path):
     ip("-n", hosts[0][0], "link", "set", "near", "down")
     for error in results(processes):
         assert "must answer within 2 s, got" in str(error)
+
+
+@pytest.mark.parametrize("address", ["127.0.1.1", "localhost"])
+def test_a_host_whose_address_is_loopback_is_an_error_at_once_on_all_ranks(hosts, tmp_path, address):
+    """As Debian's /etc/hosts gives it for the host's own name."""
+    misled = [(hosts[0][0], address), hosts[1]]
+    processes = [started(misled, tmp_path / "meeting", rank, "overlapping", 500, {"rounds": 2}) for rank in range(4)]
+    for error in results(processes):  # far within the timeout
+        assert "the address of rank 0 on host" in str(error) and "loopback" in str(error)
+        assert "Pass from_store(address=...)" in str(error)
+
+
+def test_loopback_serves_ranks_of_one_host(hosts, tmp_path):
+    near = [(hosts[0][0], "127.0.1.1")] * 2
+    processes = [started(near, tmp_path / "meeting", rank, "overlapping", 20, {"rounds": 2}) for rank in range(4)]
+    for passed in results(processes):
+        assert isinstance(passed, list), passed
+        assert all(passed)

@@ -111,16 +111,29 @@ EXPORT int fusionkit_parallel_listen(const char* address, Listener** made, int* 
 
 EXPORT void fusionkit_parallel_stop_listening(Listener* listener) { delete listener; }
 
-// hosts, addresses, ports: one for each rank. joining: seconds until all must be there.
+// hosts, addresses, ports: one for each rank. joining: seconds until all must be there. watch: as socket.h has it, 1
+// when another rank has failed. With Python's lock held, which is released meanwhile; when a signal's handler raises,
+// the exception is left set.
 EXPORT int fusionkit_parallel_join_hosts(const Listener* listener, const void* key, int rank, int world_size,
                                          const char* const* hosts, const char* const* addresses, const int* ports,
-                                         double joining, double timeout, Communicator** made) {
+                                         double joining, double timeout, int (*watch)(const char*),
+                                         Communicator** made) {
+  const PythonThread thread;
   return guarded([&] {
+    bool is_interrupted = false;
+    const auto asked = [&](const char* own_failure) {
+      if (is_interrupted) return;  // Python must not be called while an exception is set
+      is_interrupted = thread.is_interrupted();
+      if (is_interrupted) throw std::runtime_error("communicator: joining was interrupted");
+      if (watch(own_failure) != 0 && own_failure == nullptr)
+        throw std::runtime_error("communicator: another rank could not join");
+    };
     GroupKey own;
     std::memcpy(&own, key, sizeof own);
     std::vector<Member> members;
     for (int each = 0; each < world_size; ++each) members.push_back({hosts[each], addresses[each], ports[each]});
-    *made = new Communicator(fusionkit_parallel::join_hosts(*listener, own, rank, members, joining, timeout), timeout);
+    *made = new Communicator(fusionkit_parallel::join_hosts(*listener, own, rank, members, joining, timeout, asked),
+                             timeout);
   });
 }
 

@@ -9,11 +9,24 @@
 #include <memory>
 
 namespace fusionkit_parallel {
+namespace {
+
+// The peer listens by now, and its kernel answers for it: five packets in a row would have to be lost.
+constexpr double kConnectSeconds = 20;
+
+}  // namespace
+
+std::string loopback_note(const std::string& address) {
+  if (address.compare(0, 4, "127.") != 0 && address != "::1" && address != "localhost") return "";
+  return "; " + address + " is loopback, which leads every host to itself: pass an address that the other hosts reach";
+}
 
 Caller::Caller(const Member& member, int peer, const Greeting& greeting)
     : peer(peer),
       purpose(greeting.purpose),
+      until_(deadline_in(kConnectSeconds)),
       where_(member.address + " port " + std::to_string(member.port)),
+      note_(loopback_note(member.address)),
       greeting_(greeting) {
   addrinfo wanted = {}, *found = nullptr;
   wanted.ai_socktype = SOCK_STREAM;
@@ -32,7 +45,10 @@ short Caller::awaited() const { return is_connected_ ? POLLIN : POLLOUT; }
 bool Caller::advance(const GroupKey& key) {
   if (!is_connected_) {
     pollfd one = {socket_.fd, POLLOUT, 0};
-    if (poll(&one, 1, 0) != 1) return false;
+    if (poll(&one, 1, 0) != 1) {
+      if (milliseconds_until(until_) == 0) throw error("nothing within " + seconds(kConnectSeconds));
+      return false;
+    }
     int status = 0;
     socklen_t size = sizeof status;
     getsockopt(socket_.fd, SOL_SOCKET, SO_ERROR, &status, &size);
@@ -56,7 +72,7 @@ bool Caller::advance(const GroupKey& key) {
 std::runtime_error Caller::error(const std::string& got) const {
   return joining_error("rank " + std::to_string(peer) + " must accept a connection at " + where_ + ", got " + got +
                        "; rank " + std::to_string(greeting_.rank) + " of " + std::to_string(greeting_.world_size) +
-                       ". See whether that rank runs, and whether its address can be reached from this host");
+                       note_ + ". See whether that rank runs, and whether its address can be reached from this host");
 }
 
 }  // namespace fusionkit_parallel

@@ -15,6 +15,9 @@ struct Member {
   int port;
 };
 
+// For an error, when the address leads every host to itself; else "".
+std::string loopback_note(const std::string& address);
+
 class Caller {
  public:
   Caller(const Member& member, int peer, const Greeting& greeting);
@@ -32,7 +35,8 @@ class Caller {
   std::runtime_error error(const std::string& got) const;
 
   Socket socket_;
-  std::string where_;
+  const Deadline until_;  // for an answer of the peer's kernel
+  std::string where_, note_;
   Greeting greeting_;
   Welcome welcome_ = {};
   size_t received_ = 0;

@@ -18,7 +18,7 @@ class Gathering {
   Gathering(const Listener& listener, const GroupKey& key, int rank, const std::vector<Member>& members)
       : admission_(listener, key), key_(key), rank_(rank), members_(members), links_(members.size()) {}
 
-  std::vector<Link> gather(double joining, double timeout);
+  std::vector<Link> gather(double joining, double timeout, const Watch& watch);
 
  private:
   bool is_far(int peer) const { return members_[peer].host != members_[rank_].host; }
@@ -39,7 +39,7 @@ class Gathering {
   std::vector<std::unique_ptr<Caller>> callers_;
 };
 
-std::vector<Link> Gathering::gather(double joining, double timeout) {
+std::vector<Link> Gathering::gather(double joining, double timeout, const Watch& watch) {
   const Deadline deadline = deadline_in(joining);
   try {
     for (int peer = 0; peer < rank_; ++peer)
@@ -47,12 +47,14 @@ std::vector<Link> Gathering::gather(double joining, double timeout) {
     while (!missing().empty()) {
       if (milliseconds_until(deadline) == 0)
         throw joining_error("all " + std::to_string(world_size()) + " ranks must join within " + seconds(timeout) +
-                            ", rank " + missing() + " did not");
+                            ", rank " + missing() + " did not" + loopback_note(members_[rank_].address));
       poll_all(deadline);
+      if (watch != nullptr) watch(nullptr);
       advance_callers();
       admit();
     }
   } catch (const std::exception& error) {
+    if (watch != nullptr) watch(error.what());
     for (Link& link : links_)
       if (link.control.fd >= 0) Control(std::move(link.control)).tell_failure(error.what());
     throw;
@@ -70,8 +72,7 @@ void Gathering::poll_all(Deadline deadline) const {
   std::vector<pollfd> all;
   for (const int fd : admission_.fds()) all.push_back({fd, POLLIN, 0});
   for (const auto& caller : callers_) all.push_back({caller->fd(), caller->awaited(), 0});
-  constexpr int kMilliseconds = 1000;  // strangers are to be dropped
-  poll(all.data(), all.size(), std::min(milliseconds_until(deadline), kMilliseconds));
+  poll(all.data(), all.size(), std::min(milliseconds_until(deadline), kWatchMilliseconds));
 }
 
 void Gathering::advance_callers() {
@@ -129,7 +130,8 @@ UniqueId id_of_host(UniqueId id, int first_rank) {
 }  // namespace
 
 std::unique_ptr<Transport> join_hosts(const Listener& listener, const GroupKey& key, int rank,
-                                      const std::vector<Member>& members, double joining, double timeout) {
+                                      const std::vector<Member>& members, double joining, double timeout,
+                                      const Watch& watch) {
   const int world_size = static_cast<int>(members.size());
   if (rank < 0 || rank >= world_size)
     throw std::invalid_argument("communicator: rank must be in [0, world_size), got " + std::to_string(rank) +
@@ -141,16 +143,16 @@ std::unique_ptr<Transport> join_hosts(const Listener& listener, const GroupKey& 
   const auto own = std::find(neighbours.begin(), neighbours.end(), rank);
   const HostRanks host = {static_cast<int>(own - neighbours.begin()), num_near, neighbours, num_near != world_size};
   const UniqueId id = id_of_host(key.id, neighbours.front());
-  if (num_near == world_size) return join_host(id, host, key.id.group(), joining);
+  if (num_near == world_size) return join_host(id, host, key.id.group(), joining, watch);
 
   const Deadline deadline = deadline_in(joining);
-  std::vector<Link> links = Gathering(listener, key, rank, members).gather(joining, timeout);
+  std::vector<Link> links = Gathering(listener, key, rank, members).gather(joining, timeout, watch);
   for (int peer = 0; peer < world_size; ++peer)
     links[peer].address = members[peer].address + " port " + std::to_string(members[peer].port);
   auto far = std::make_unique<Tcp>(std::move(links), rank, key.id.group(), timeout);
   if (num_near == 1) return far;
   try {
-    auto near = join_host(id, host, key.id.group(), milliseconds_until(deadline) * 1e-3);
+    auto near = join_host(id, host, key.id.group(), milliseconds_until(deadline) * 1e-3, watch);
     return std::make_unique<Mixed>(std::move(near), std::move(far), neighbours);
   } catch (const std::exception& error) {
     far->fail(error.what());

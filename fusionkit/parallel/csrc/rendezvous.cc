@@ -132,7 +132,8 @@ void refuse(const std::vector<Socket>& ranks, const std::string& text) {
   throw joining_error(text);
 }
 
-std::vector<Socket> accept_ranks(const UniqueId& id, const HostRanks& host, double timeout, Deadline deadline) {
+std::vector<Socket> accept_ranks(const UniqueId& id, const HostRanks& host, double timeout, Deadline deadline,
+                                 const Watch& watch) {
   const Socket listener = new_socket();
   const auto [address, size] = address_of(id);
   if (bind(listener.fd, reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
@@ -140,7 +141,7 @@ std::vector<Socket> accept_ranks(const UniqueId& id, const HostRanks& host, doub
     throw system_error("rank " + host.name(0) + " could not listen; an id serves one communicator and has one rank 0");
   std::vector<Socket> ranks(host.world_size);
   for (int num_joined = 1; num_joined < host.world_size;) {
-    if (!readable(listener.fd, deadline))
+    if (!readable(listener.fd, deadline, watch))
       refuse(ranks, "all " + std::to_string(host.world_size) + " ranks must join within " + seconds(timeout) +
                         ", rank " + missing_ranks(ranks, host) + " did not");
     Socket peer(accept4(listener.fd, nullptr, nullptr, SOCK_CLOEXEC));
@@ -172,9 +173,10 @@ std::vector<Socket> create_events(const HostRanks& host) {
   return events;
 }
 
-std::unique_ptr<SharedMemory> lead(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout) {
+std::unique_ptr<SharedMemory> lead(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout,
+                                   const Watch& watch) {
   const auto deadline = deadline_in(timeout);
-  const std::vector<Socket> ranks = accept_ranks(id, host, timeout, deadline);
+  const std::vector<Socket> ranks = accept_ranks(id, host, timeout, deadline, watch);
   const size_t size = SharedMemory::segment_size(host.world_size);
   const Socket segment(Segment::create(size));
   std::vector<Socket> events = create_events(host);
@@ -185,33 +187,37 @@ std::unique_ptr<SharedMemory> lead(const UniqueId& id, const HostRanks& host, ui
   for (int rank = 1; rank < host.world_size; ++rank) send_answer(ranks[rank].fd, "", handed);
   Answer mapped;
   for (int rank = 1; rank < host.world_size; ++rank)
-    if (!readable(ranks[rank].fd, deadline) || recv(ranks[rank].fd, &mapped, sizeof mapped, 0) != sizeof mapped)
+    if (!readable(ranks[rank].fd, deadline, watch) || recv(ranks[rank].fd, &mapped, sizeof mapped, 0) != sizeof mapped)
       throw joining_error("rank " + host.name(rank) + " ended before all ranks had joined");
   for (int rank = 1; rank < host.world_size; ++rank) send_answer(ranks[rank].fd, "", {});
   return transport;
 }
 
-Socket connect_to_first(const UniqueId& id, const HostRanks& host, double timeout, Deadline deadline) {
+Socket connect_to_first(const UniqueId& id, const HostRanks& host, double timeout, Deadline deadline,
+                        const Watch& watch) {
   const auto [address, size] = address_of(id);
-  while (true) {
+  for (Deadline next = deadline_in(0.001 * kWatchMilliseconds);; usleep(2000)) {
     Socket connection = new_socket();
     if (connect(connection.fd, reinterpret_cast<const sockaddr*>(&address), size) == 0) return connection;
     if (Clock::now() >= deadline)
       throw joining_error("rank " + host.name(0) + " must join within " + seconds(timeout) + ", it did not");
-    usleep(2000);
+    if (watch == nullptr || milliseconds_until(next) != 0) continue;
+    watch(nullptr);
+    next = deadline_in(0.001 * kWatchMilliseconds);
   }
 }
 
-std::unique_ptr<SharedMemory> follow(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout) {
+std::unique_ptr<SharedMemory> follow(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout,
+                                     const Watch& watch) {
   const auto deadline = deadline_in(timeout);
   const std::string first = "rank " + host.name(0);
-  const Socket leader = connect_to_first(id, host, timeout, deadline);
+  const Socket leader = connect_to_first(id, host, timeout, deadline, watch);
   if (!is_same_user(leader.fd)) throw joining_error(first + " must be a process of this user");
   const Hello hello = {kVersion, host.rank, host.world_size, id};
   send(leader.fd, &hello, sizeof hello, MSG_NOSIGNAL);
   // The first rank knows who is missing: it gets a second more to say so.
   const auto last = deadline + std::chrono::seconds(1);
-  if (!readable(leader.fd, last)) throw joining_error(first + " must answer within " + seconds(timeout));
+  if (!readable(leader.fd, last, watch)) throw joining_error(first + " must answer within " + seconds(timeout));
   std::vector<Socket> handed = receive_answer(leader.fd);
   if (handed.size() != (host.with_events ? host.world_size + 1u : 1u))
     throw joining_error(first + " must hand out the shared memory, the system kept it back. Raise `ulimit -n`");
@@ -220,7 +226,7 @@ std::unique_ptr<SharedMemory> follow(const UniqueId& id, const HostRanks& host, 
   auto transport = std::make_unique<SharedMemory>(Segment::map(segment.fd, SharedMemory::segment_size(host.world_size)),
                                                   std::move(handed), host.rank, host.world_size, group);
   send_answer(leader.fd, "", {});
-  if (!readable(leader.fd, last)) throw joining_error("all ranks must map the shared memory within the timeout");
+  if (!readable(leader.fd, last, watch)) throw joining_error("all ranks must map the shared memory within the timeout");
   receive_answer(leader.fd);
   return transport;
 }
@@ -241,8 +247,9 @@ uint64_t UniqueId::group() const {
 
 std::string HostRanks::name(int each) const { return std::to_string(names.empty() ? each : names[each]); }
 
-std::unique_ptr<SharedMemory> join_host(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout) {
-  auto transport = host.rank == 0 ? lead(id, host, group, timeout) : follow(id, host, group, timeout);
+std::unique_ptr<SharedMemory> join_host(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout,
+                                        const Watch& watch) {
+  auto transport = host.rank == 0 ? lead(id, host, group, timeout, watch) : follow(id, host, group, timeout, watch);
   transport->watch_peers();
   return transport;
 }

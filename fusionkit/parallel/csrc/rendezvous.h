@@ -31,7 +31,8 @@ struct HostRanks {
 
 // Rank 0 makes the shared memory and hands it to the others over a socket in the abstract namespace, which leaves no
 // file. Returns when all ranks are there; throws, naming those that are not, after `timeout` seconds.
-std::unique_ptr<SharedMemory> join_host(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout);
+std::unique_ptr<SharedMemory> join_host(const UniqueId& id, const HostRanks& host, uint64_t group, double timeout,
+                                        const Watch& watch = nullptr);
 std::unique_ptr<Transport> join(const UniqueId& id, int rank, int world_size, double timeout);
 
 }  // namespace fusionkit_parallel

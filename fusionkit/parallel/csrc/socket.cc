@@ -34,12 +34,15 @@ int milliseconds_until(Deadline deadline) {
   return static_cast<int>(std::clamp<int64_t>(left, 0, kLongest));
 }
 
-bool readable(int fd, Deadline deadline) {
+bool readable(int fd, Deadline deadline, const Watch& watch) {
   pollfd one = {fd, POLLIN, 0};
-  int ready;
-  do ready = poll(&one, 1, milliseconds_until(deadline));
-  while (ready < 0 && errno == EINTR);
-  return ready == 1;
+  while (true) {
+    const int left = milliseconds_until(deadline);
+    const int ready = poll(&one, 1, watch == nullptr ? left : std::min(left, kWatchMilliseconds));
+    if (ready == 1) return true;
+    if (ready == 0 && milliseconds_until(deadline) == 0) return false;
+    if (watch != nullptr) watch(nullptr);
+  }
 }
 
 std::runtime_error joining_error(const std::string& text) { return std::runtime_error("communicator: " + text); }

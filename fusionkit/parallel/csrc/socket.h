@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -25,9 +26,14 @@ class Socket {
 using Deadline = std::chrono::steady_clock::time_point;
 
 Deadline deadline_in(double seconds);
-std::string seconds(double value);          // for people
+std::string seconds(double value);  // for people
+constexpr int kWatchMilliseconds = 200;
+
 int milliseconds_until(Deadline deadline);  // at least 0
-bool readable(int fd, Deadline deadline);
+// Called with null every 200 ms while a rank joins: throws when another rank has failed. Called with the text of this
+// rank's own failure before its connections end, so that their ends are not taken for the first failure.
+using Watch = std::function<void(const char* own_failure)>;
+bool readable(int fd, Deadline deadline, const Watch& watch = nullptr);
 
 std::runtime_error joining_error(const std::string& text);
 std::runtime_error system_error(const std::string& what);  // with errno's text
