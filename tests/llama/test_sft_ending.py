@@ -20,14 +20,10 @@ from examples.llama2_13b.trainer import Trainer
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import assert_same_weights, interrupt_at, losses, weights
 
+pytestmark = pytest.mark.usefixtures("no_measuring")
 FOUR = {"max_steps": 4, "warmup_steps": 0}
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 SHORT = {"max_steps": 2, "warmup_steps": 0}
-
-
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch):
-    monkeypatch.setattr(metrics, "measure_peak_flops", lambda dtype: 1e11)
 
 
 @pytest.mark.parametrize("name", [r"cost_$\frac$_a", "$x", "$$", "a_$b^$", "鱼_^{", os.fsdecode(b"caf\xe9")])

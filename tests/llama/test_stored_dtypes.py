@@ -19,6 +19,7 @@ from examples.llama2_13b.sft import sft
 from tests.llama.test_sft import interrupt_at, losses, weights
 from tests.llama.test_tensor_parallel import on_two, one_at_a_time
 
+pytestmark = pytest.mark.usefixtures("no_measuring")
 SHORT = {"max_steps": 2, "warmup_steps": 0}
 BF16 = ml_dtypes.bfloat16
 
