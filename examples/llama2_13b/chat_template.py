@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from jinja2 import nodes
 from jinja2.sandbox import SandboxedEnvironment
+
+from examples.llama2_13b.text import parse_object, require_text
+from examples.llama2_13b.tokenizer import Part
 
 
 @dataclass(frozen=True)
@@ -32,34 +38,67 @@ class ChatTemplate:
             ValueError: not such a file, or a template that does not mention what it is for.
         """
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            fields = parse_object(Path(path).read_bytes(), path)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: the chat template is not there") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from None
-        conversation = fields.get("conversation") if isinstance(fields, dict) else None
-        if not isinstance(conversation, list) or len(conversation) != 2:
+        system, conversation = fields.get("system") or "", fields.get("conversation")
+        texts = [system, *conversation] if isinstance(conversation, list) else []
+        if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
             raise ValueError(f'{path}: must be {{"system": text, "conversation": [user, bot]}}')
-        template = cls(fields.get("system") or "", *conversation)
+        for text in texts:
+            require_text(text, f"{path}: every template")
+        template = cls(*texts)
         try:
             probe = "\N{BLACK CHESS QUEEN}"
             shown = template.render((probe, probe), True)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"{path}: not a Jinja template: {error}") from None
-        for text, name in zip(shown, ("user", "bot"), strict=True):
-            if probe not in text:
+        for parts, name in zip(shown, ("user", "bot"), strict=True):
+            if not any(probe in text for text, _ in parts):
                 raise ValueError(f"{path}: conversation must mention {{{{{name}}}}} in its {name} part")
         return template
 
-    def render(self, turn: tuple[str, str], first: bool) -> tuple[str, str]:
-        """(the text up to the answer, the answer) of one round."""
+    def render(self, turn: tuple[str, str], first: bool) -> tuple[list[Part], list[Part]]:
+        """(the text up to the answer, the answer) of one round, in parts: only what the template wrote is special."""
         user, bot = turn
         source = _render(self.user, user=user)
         return (_render(self.system) + source if first else source), _render(self.bot, bot=bot)
 
 
-_jinja = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+# Around each value that a template inserts. These halves of surrogate pairs are in no Unicode text.
+_START, _STOP = "\ud800", "\udfff"
 
 
-def _render(template: str, **values: str) -> str:
-    return _jinja.from_string(template).render(**values)
+def _render(template: str, **values: str) -> list[Part]:
+    pieces = re.split(f"{_START}(.*?){_STOP}", _compiled(template).render(**values), flags=re.DOTALL)
+    return [(text, number % 2 == 0) for number, text in enumerate(pieces) if text]
+
+
+@functools.cache
+def _compiled(template: str) -> jinja2.Template:
+    tree = _jinja.parse(template)
+    for output in tree.find_all(nodes.Output):
+        output.nodes = [part for node in output.nodes for part in _split(node)]
+    return _jinja.from_string(tree)
+
+
+def _split(node: nodes.Expr) -> Iterator[nodes.Expr]:
+    """`{{ "<s>" + user }}` as `<s>{{ user }}`: the constants of an expression are the template's own text."""
+    if isinstance(node, nodes.Const):
+        yield nodes.TemplateData(str(node.value))
+    elif isinstance(node, nodes.Concat) or (isinstance(node, nodes.Add) and _joins_text(node)):
+        for part in node.nodes if isinstance(node, nodes.Concat) else (node.left, node.right):
+            yield from _split(part)
+    else:
+        yield node
+
+
+def _joins_text(node: nodes.Expr) -> bool:
+    if isinstance(node, nodes.Add):
+        return _joins_text(node.left) or _joins_text(node.right)
+    return isinstance(node, nodes.Const) and isinstance(node.value, str)
+
+
+_jinja = SandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=lambda value: f"{_START}{value}{_STOP}"
+)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.llama2_13b import rope
+from examples.llama2_13b.text import parse_object
 
 # Values with which a field means what this model does; null and absence mean the same. Any other is another model.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -80,6 +81,7 @@ class LlamaConfig:
         head_dim: default hidden_size / num_attention_heads.
         num_key_value_heads: default num_attention_heads; fewer are shared by groups of query heads.
         initializer_range: standard deviation of new weights.
+        pad_token_id: None without a padding token; files say so with null, -1 or nothing. No result depends on it.
     """
 
     vocab_size: int
@@ -95,7 +97,7 @@ class LlamaConfig:
     initializer_range: float = 0.02
     bos_token_id: int = 1
     eos_token_id: int = 2
-    pad_token_id: int = 0
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         if not self.num_key_value_heads:
@@ -111,12 +113,22 @@ class LlamaConfig:
         heads = self.num_attention_heads
         self._require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "even, for rotary pairs")
         self._require(heads % self.num_key_value_heads == 0, "num_key_value_heads", f"a divisor of {heads} heads")
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            self._require(0 <= getattr(self, name) < self.vocab_size, name, f"below vocab_size {self.vocab_size}")
+        self._require_token_ids()
+
+    def _require_token_ids(self) -> None:
+        rule = f"at least 0 and below vocab_size {self.vocab_size}"
+        for name in ("bos_token_id", "eos_token_id"):
+            self._require(0 <= getattr(self, name) < self.vocab_size, name, rule)
+        if self.pad_token_id == -1:
+            object.__setattr__(self, "pad_token_id", None)
+        padded = self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size
+        self._require(padded, "pad_token_id", f"{rule}, or null: this model needs no padding token")
 
     def _require_positive(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if value is None and field.name == "pad_token_id":
+                continue
             kind = (int, float) if field.type == "float" else int
             right = isinstance(value, kind) and not isinstance(value, bool)
             self._require(right, field.name, "a number" if field.type == "float" else "an integer")
@@ -143,6 +155,9 @@ class LlamaConfig:
                 )
         fields = {**fields, "rope_theta": rope.theta(fields, source)}
         known = {field.name for field in dataclasses.fields(cls)}
+        for name in ("bos_token_id", "eos_token_id"):
+            if name in fields and fields[name] is None:
+                raise ValueError(f"{source}: {name} must be an integer, got null. Write the tokenizer's")
         required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         if missing := sorted(required - {name for name, value in fields.items() if value is not None}):
             raise ValueError(f"{source}: {', '.join(missing)} must be there, got none. Add what is missing")
@@ -153,21 +168,21 @@ class LlamaConfig:
 
     @classmethod
     def from_json(cls, path: str | Path) -> LlamaConfig:
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: not found. A model folder holds config.json and the weights") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path}: must be a JSON object, got {type(fields).__name__}")
-        return cls.from_dict(fields, str(path))
+        return cls.from_dict(read_fields(path), str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """`config.json` as other programs read it."""
         fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
         plain = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "rope_scaling": None}
         return {**fixed, **dataclasses.asdict(self), **plain, "torch_dtype": "float32"}
+
+
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """What config.json says, unchecked."""
+    try:
+        return parse_object(Path(path).read_bytes(), path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: not found. A model folder holds config.json and the weights") from None
 
 
 def _is_supported(value: Any, values: tuple[Any, ...]) -> bool:

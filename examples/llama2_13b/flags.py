@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from examples.llama2_13b import remarks
+from examples.llama2_13b.text import ENCODING
 
 Flags = TypeVar("Flags")
 
@@ -85,7 +86,7 @@ def _words(kind: type[Any]) -> Any:
 
 def _from_file(kind: type[Any], path: str, program: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding=ENCODING))
     except FileNotFoundError:
         raise FileNotFoundError(f"{program}: {path}: no such file of flags") from None
     except ValueError as error:

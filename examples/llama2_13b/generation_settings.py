@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.text import ENCODING
 
 FILE = "generation_config.json"
 STRATEGIES = ("sampling", "greedy_search")
@@ -103,7 +104,7 @@ class GenerationSettings:
         if not path.exists():
             return cls((config.eos_token_id,))
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(path.read_text(encoding=ENCODING))
             return cls(**_arguments(fields, config))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: {error}") from None

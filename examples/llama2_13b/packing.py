@@ -73,13 +73,20 @@ class Batch:
 
 
 def collate(
-    rows: Sequence[Row], samples: Sequence[Sample], pad_token_id: int, length: int | None = None, multiple: int = 1
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    pad_token_id: int | None,
+    length: int | None = None,
+    multiple: int = 1,
 ) -> Batch:
-    """Rows of samples as arrays of `length` columns, by default as many as the longest row has; a multiple of them."""
+    """Rows of samples as arrays of `length` columns, by default as many as the longest row has; a multiple of them.
+
+    No result depends on what fills the rest of a row: without a padding token it is 0.
+    """
     length = length or max(sum(len(samples[number]) for number in row) for row in rows)
     length += -length % multiple
     batch = Batch(
-        np.full((len(rows), length), pad_token_id),
+        np.full((len(rows), length), pad_token_id or 0),
         np.full((len(rows), length), IGNORED),
         np.zeros((len(rows), length), np.int64),
         np.full((len(rows), 1, length, 1), length, np.int32),

@@ -131,6 +131,10 @@ class Predictor:
         settings, self.without_effect = flags.settings(of_model), of_model.without_effect
         self._tokenizer = Tokenizer.from_pretrained(folder)
         template = ChatTemplate.from_json(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
+        if self._tokenizer.chat_templates:
+            instead = f"{TEMPLATE} is" if template else "prompts are sent without a template"
+            ignored = " and ".join(self._tokenizer.chat_templates)
+            say(f"chat template: {ignored} of {folder} not followed; {instead}", sys.stderr)
         positions = config.max_position_embeddings
         max_length, max_tokens = flags.lengths(of_model, positions)
         context = f"the model has {positions} positions and --max_length {flags.max_length} takes the rest"

@@ -10,6 +10,8 @@ from pathlib import Path
 from examples.llama2_13b import data
 from examples.llama2_13b.chat_template import ChatTemplate
 from examples.llama2_13b.data import Turn
+from examples.llama2_13b.remarks import say
+from examples.llama2_13b.text import ENCODING, require_text
 from examples.llama2_13b.tokenizer import Tokenizer
 
 DEFAULT = "请解释成语“温故而知新”的意思。"
@@ -52,7 +54,7 @@ def from_texts(texts: Sequence[str]) -> list[Prompt]:
         ValueError: one is not Unicode; it is named.
     """
     for number, text in enumerate(texts, start=1):
-        data.require_text(text, f"predict: prompt {number}")
+        require_text(text, f"predict: prompt {number}")
     return [Prompt((), text, "", f"prompt {number}") for number, text in enumerate(texts, start=1)]
 
 
@@ -66,10 +68,12 @@ def from_file(path: Path) -> list[Prompt]:
         prompts = [Prompt.from_example(example) for example in data.read_examples([path])]
     else:
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 or a form feed
+            lines = path.read_text(encoding=ENCODING).split("\n")  # splitlines would also cut at U+2028 or a form feed
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: must be text in UTF-8: {error}") from None
         prompts = [Prompt((), line, "", f"{path}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
+        for prompt in prompts:
+            require_text(prompt.question, f"{prompt.where}:")
     if not prompts:
         raise ValueError(f"{path}: must hold at least one prompt, got none")
     return prompts
@@ -83,23 +87,30 @@ def encode(
     max_tokens: int,
     context: str,
 ) -> list[list[int]]:
-    """Token ids of each prompt, as in training.
+    """Token ids of each prompt, as in training: turns that do not fit go from the front, and their number is said.
 
     Args:
-        src_length: of a source's tokens the last so many are kept; all if None.
+        src_length: a source is shortened to so many tokens; not at all if None.
         max_tokens, context: a prompt must not be longer, and the error says why.
 
     Raises:
-        ValueError: a prompt is longer; it is named.
+        ValueError: a question is longer; it is named.
     """
     encoded = []
+    num_shortened = num_turns = 0
     for prompt in prompts:
-        length = src_length or sys.maxsize
-        tokens = data.encode_prompt(list(prompt.turns), prompt.question, tokenizer, length, template)
+        turns = [*prompt.turns, (prompt.question, None)]
+        fitted, dropped = data.fit(turns, tokenizer, src_length or sys.maxsize, max_tokens, template)
+        tokens = data.joined(fitted)
         if len(tokens) > max_tokens:
             raise ValueError(
                 f"predict: {prompt.where} must be at most {max_tokens} tokens long, got {len(tokens)}; {context}. "
                 "Lower --max_length, or cut sources with --src_length"
             )
         encoded.append(tokens)
+        num_shortened += dropped.source > 0
+        num_turns += dropped.turns
+    if num_shortened or num_turns:
+        lost = f"{num_shortened} sources were shortened (--src_length), {num_turns} turns left out ({context})"
+        say(f"prompts: {len(prompts)}; {lost}", sys.stderr)
     return encoded

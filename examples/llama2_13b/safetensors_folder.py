@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from examples.llama2_13b import atomic
+from examples.llama2_13b.text import ENCODING
 
 Array = NDArray[Any]
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -110,7 +111,7 @@ class Reader:
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor -> file."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(index.read_text(encoding=ENCODING))["weight_map"]
         return {str(tensor): str(file) for tensor, file in weight_map.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{index}: must be JSON with a weight_map of tensor to file, got {error!r}") from None

@@ -27,6 +27,7 @@ from examples.llama2_13b.reservation import reserved
 from examples.llama2_13b.sft_flags import SftFlags
 from examples.llama2_13b.tensor_parallel import TensorParallel
 from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder, without_chat_template
 from examples.llama2_13b.trainer import Trainer, deciding
 from fusionkit import keep_freed_memory
 
@@ -50,6 +51,8 @@ def sft(flags: SftFlags) -> int:
 def _train(flags: SftFlags) -> int:
     shards = data_parallel.start(flags.tensor_parallel_degree, flags.sequence_parallel)
     tokenizer = Tokenizer.from_pretrained(flags.model_name_or_path)
+    TokenizerFolder(flags.model_name_or_path).require_end(tokenizer.eos_token_id)
+    flags = flags.within(LlamaConfig.from_json(Path(flags.model_name_or_path) / "config.json").max_position_embeddings)
     template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None
     train, evaluation = (read_samples(flags, split, tokenizer, template) for split in ("train", "dev"))
     flags.require(bool(train), "dataset_name_or_path", "a folder with at least one training sample")
@@ -65,7 +68,9 @@ def _train(flags: SftFlags) -> int:
     if start and state:
         model.stored_dtypes = state.stored_dtypes
         optimizer.load(start, state.optimizer)
-    files = tokenizer.files | ({TEMPLATE: Path(flags.chat_template).read_bytes()} if flags.chat_template else {})
+    files = without_chat_template(tokenizer.files) | (
+        {TEMPLATE: Path(flags.chat_template).read_bytes()} if flags.chat_template else {}
+    )
     trainer = Trainer(
         flags, model, optimizer, train, evaluation, tokenizer.pad_token_id, files, state.step if state else 0
     )
@@ -73,6 +78,7 @@ def _train(flags: SftFlags) -> int:
     data_parallel.any_process(False)  # all have looked at the output folder before the first changes it
     if data_parallel.is_first():
         prepare_output(flags)
+        describe_data(flags, tokenizer, trainer)
         describe(flags, trainer, peak)
     interrupted = trainer.run(peak)
     if not data_parallel.is_first():
@@ -84,9 +90,20 @@ def _train(flags: SftFlags) -> int:
     return 0
 
 
-def describe(flags: SftFlags, trainer: Trainer, peak: float) -> None:
+def describe_data(flags: SftFlags, tokenizer: Tokenizer, trainer: Trainer) -> None:
+    """The samples, what was cut to make them fit, and chat templates that were not followed."""
     tokens = sum(map(len, trainer.train))
     say(f"training samples: {len(trainer.train)} of {tokens} tokens; evaluation samples: {len(trainer.evaluation)}")
+    lengths = f"--src_length {flags.src_length}, --max_length {flags.max_length}"
+    for name, samples in (("training", trainer.train), ("evaluation", trainer.evaluation)):
+        say(f"{name} samples cut: {data.describe_dropped(samples)} ({lengths})")
+    own = not flags.chat_template and (Path(flags.model_name_or_path) / TEMPLATE).exists()
+    if ignored := [*tokenizer.chat_templates, *([TEMPLATE] if own else [])]:
+        advice = "--chat_template names the file that training follows"
+        say(f"chat template: {' and '.join(ignored)} of {flags.model_name_or_path} not followed or copied; {advice}")
+
+
+def describe(flags: SftFlags, trainer: Trainer, peak: float) -> None:
     processes = f" on {data_parallel.processes()} processes" if data_parallel.processes() > 1 else ""
     if trainer.model.shards.size > 1:
         tokens_too = " and the sequence" if trainer.model.shards.divides_tokens else ""
@@ -147,6 +164,7 @@ def prepare_output(flags: SftFlags) -> None:
         for checkpoint in training_state.checkpoints(output):
             shutil.rmtree(checkpoint)
         (output / "log.jsonl").unlink(missing_ok=True)
+        (output / HUGGING_FACE_TEMPLATE).unlink(missing_ok=True)
         if not flags.chat_template:
             (output / TEMPLATE).unlink(missing_ok=True)  # export would take it for this run's
 

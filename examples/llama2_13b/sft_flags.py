@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from examples.llama2_13b.flags import flag
@@ -16,8 +17,10 @@ class SftFlags:
     model_name_or_path: str = flag("folder of the model to start from")
     dataset_name_or_path: str = flag("folder with train.json and dev.json, or folders train and dev of such files")
     output_dir: str = flag("where the model, checkpoints, log.jsonl and loss.png go")
-    src_length: int = flag("tokens kept of a source, its end", 1024)
-    max_length: int = flag("tokens of a sample, and of a packed row", 2048)
+    src_length: int | None = flag("tokens kept of a source, its end; 1024 or half of max_length if not given", None)
+    max_length: int | None = flag(
+        "tokens of a sample, and of a packed row; 2048 or the model's positions if not given", None
+    )
     chat_template: str | None = flag("JSON file with system and conversation, see configs/llama2_chat.json", None)
     zero_padding: bool = flag("pack samples into rows of max_length", False)
     greedy_zero_padding: bool = flag("pack into the row with the largest free space, 500 samples at a time", False)
@@ -65,7 +68,8 @@ class SftFlags:
         self.require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", "at least 1, or -1")
         self.require(self.lr_scheduler_type in KINDS, "lr_scheduler_type", " or ".join(KINDS))
         self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
-        self.require(self.src_length < self.max_length, "src_length", f"below max_length {self.max_length}")
+        if self.src_length is not None and self.max_length is not None:
+            self.require(self.src_length < self.max_length, "src_length", f"below max_length {self.max_length}")
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
         self.require(self.zero_padding or not self.greedy_zero_padding, "zero_padding", "true with greedy_zero_padding")
         divides = self.sequence_parallel or self.tensor_parallel_degree > 1
@@ -79,6 +83,12 @@ class SftFlags:
     def require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:
             raise ValueError(f"sft: --{name} must be {rule}, got {getattr(self, name)}")
+
+    def within(self, positions: int) -> SftFlags:
+        """These flags with the lengths that were left open, for a model of so many positions."""
+        max_length = self.max_length or min(2048, positions)
+        src_length = self.src_length or min(1024, max(1, max_length // 2))
+        return dataclasses.replace(self, max_length=max_length, src_length=src_length)
 
     def require_within(self, num_steps: int) -> None:
         """Refuse intervals that the run would never reach."""

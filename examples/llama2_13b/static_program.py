@@ -14,6 +14,7 @@ from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.generation import StepInputs
 from examples.llama2_13b.key_value_cache import KeyValueCache
 from examples.llama2_13b.model import DTYPES
+from examples.llama2_13b.text import ENCODING
 from fusionkit import passes
 
 
@@ -53,7 +54,7 @@ def input_names(num_layers: int) -> list[str]:
 def activation_dtype(folder: Path) -> str:
     """What `export` computed in, and the cache's dtype."""
     path = folder / "config.json"
-    dtype = json.loads(path.read_text(encoding="utf-8")).get("torch_dtype")
+    dtype = json.loads(path.read_text(encoding=ENCODING)).get("torch_dtype")
     if dtype not in DTYPES:
         raise ValueError(f"{path}: torch_dtype must be {' or '.join(DTYPES)}, got {dtype!r}. Export the model again")
     return str(dtype)

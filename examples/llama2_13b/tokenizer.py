@@ -3,41 +3,72 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+import secrets
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from examples.llama2_13b import atomic
 from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.tokenizer_folder import TokenizerFolder
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")  # ids 0, 1 and 2, as the configurations say
-# Carried along when a model is saved, so that other programs find what they found in the original folder.
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "generation_config.json",
-    "chat_template.jinja",
-)
+Part = tuple[str, bool]  # a text, and whether the control tokens that it names are meant
 
 
 class Tokenizer:
     """A tokenizer with the ids of its begin, end and padding tokens.
 
+    What a user wrote is text: `</s>` in it is encoded as characters. Lengths are the caller's to decide: truncation and
+    padding that tokenizer.json holds are switched off.
+
     Args:
-        backend: of the library `tokenizers`.
+        backend: of the library `tokenizers`; taken over.
         config: tells the ids.
         files: file name -> content, to write again with the model.
+        control: names of control tokens beside those that the backend calls special.
+        chat_templates: where the folder has templates of Hugging Face, which are not followed.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: LlamaConfig, files: dict[str, bytes]) -> None:
-        self._backend, self.files = backend, files
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: LlamaConfig,
+        files: dict[str, bytes],
+        control: Iterable[str] = (),
+        chat_templates: Sequence[str] = (),
+    ) -> None:
+        self._decoder = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._encoder, self.files, self.chat_templates = backend, files, chat_templates
         self.bos_token_id, self.eos_token_id = config.bos_token_id, config.eos_token_id
         self.pad_token_id = config.pad_token_id
         self.vocab_size = backend.get_vocab_size()
+        backend.no_truncation()
+        backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None  # it would make another encoding at each call
+        self._name_control_tokens(control)
+
+    def _name_control_tokens(self, control: Iterable[str]) -> None:
+        """Give each control token a second name that no user can write; under its own it is text from here on."""
+        added = self._encoder.get_added_tokens_decoder()
+        named = {name: self._encoder.token_to_id(name) for name in control}
+        self._hidden = {number for number in named.values() if number is not None}
+        ids = {name: number for name, number in named.items() if number is not None}
+        ids |= {token.content: number for number, token in added.items() if token.special or _is_mark(token.content)}
+        self._control, self._control_ids = {number: name for name, number in ids.items()}, ids
+        secret = secrets.token_hex(8)
+        self._second_names = {name: f"<{secret}:{number}>" for name, number in ids.items()}
+        for name, number in ids.items():
+            flags = {side: getattr(added.get(number), side, False) for side in ("lstrip", "rstrip")}
+            self._encoder.add_tokens([AddedToken(self._second_names[name], normalized=False, **flags)])
+        self._meant = {self._encoder.token_to_id(second): name for name, second in self._second_names.items()}
+        longest_first = sorted(ids, key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._encoder.encode_special_tokens = True
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Tokenizer:
@@ -45,22 +76,15 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: no tokenizer.json.
-            ValueError: it cannot be read, or knows more tokens than the model.
+            ValueError: it cannot be read, has tokens without a row in the model, or begin and end are other tokens
+                than in config.json.
         """
-        folder = Path(folder)
-        config = LlamaConfig.from_json(folder / "config.json")
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            advice = "transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes it"
-            raise FileNotFoundError(f"{path}: not found; tokenizer.model alone is not read. {advice}")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path}: not a tokenizer ({error})") from None
-        if backend.get_vocab_size() > config.vocab_size:
-            rule = f"of at most {config.vocab_size} tokens (vocab_size of config.json)"
-            raise ValueError(f"{path}: must be {rule}, got {backend.get_vocab_size()}")
-        return cls(backend, config, {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()})
+        described = TokenizerFolder(folder)
+        backend = described.backend()
+        described.require_rows(backend)
+        config = LlamaConfig.from_json(described.folder / "config.json")
+        described.require_ids(config, backend)
+        return cls(backend, config, described.files, described.control_tokens(), described.chat_templates())
 
     @classmethod
     def train(cls, texts: Iterable[str], config: LlamaConfig) -> Tokenizer:
@@ -73,7 +97,7 @@ class Tokenizer:
         if config.vocab_size < len(SPECIAL_TOKENS) + len(alphabet):
             rule = f"at least {len(SPECIAL_TOKENS) + len(alphabet)}, for every byte and {', '.join(SPECIAL_TOKENS)}"
             raise ValueError(f"create: vocab_size must be {rule}, got {config.vocab_size}")
-        ids = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
+        ids = (config.pad_token_id or 0, config.bos_token_id, config.eos_token_id)
         if ids != (0, 1, 2):
             raise ValueError(f"create: pad, bos and eos_token_id must be 0, 1 and 2, got {ids}")
         backend = tokenizers.Tokenizer(models.BPE())
@@ -103,12 +127,46 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids, without begin or end. `special`: read `</s>` and its like in the text as the tokens they name."""
-        self._backend.encode_special_tokens = not special
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self.encode_parts([(text, special)])
+
+    def encode_parts(self, parts: Iterable[Part]) -> list[int]:
+        """Token ids of the parts as one text: a token may reach over the joint of two."""
+        return self._ids("".join(self._with_second_names(text) if special else text for text, special in parts))
+
+    def _with_second_names(self, text: str) -> str:
+        return self._names.sub(lambda found: self._second_names[found[0]], text)
+
+    def _ids(self, text: str) -> list[int]:
+        encoding = self._encoder.encode(text, add_special_tokens=False)
+        if self._meant.keys().isdisjoint(encoding.ids) and self._control.keys().isdisjoint(encoding.ids):
+            return list(encoding.ids)
+        ids = []
+        for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            written, name = text[start:stop], self._control.get(token, "")
+            meant = self._meant.get(token)
+            if meant is not None and self._second_names[meant] in written:
+                ids.append(self._control_ids[meant])
+            elif len(name) > 1 and name in written:  # some vocabularies find it in plain text; its halves are none
+                half = written.index(name) + 1
+                ids += self._ids(written[:half]) + self._ids(written[half:])
+            else:
+                ids.append(token)
+        return ids
+
+    def starts(self, text: str) -> list[int]:
+        """The characters of a user's text at which a token starts, ascending."""
+        return sorted({start for start, _ in self._encoder.encode(text, add_special_tokens=False).offsets})
 
     def decode(self, ids: Iterable[int]) -> str:
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        """The text, without control tokens."""
+        shown = [token for token in ids if token not in self._hidden]
+        return str(self._decoder.decode(shown, skip_special_tokens=True))
 
     def save(self, folder: Path) -> None:
         for name, content in self.files.items():
             atomic.write_file(folder / name, content)
+
+
+def _is_mark(added_token: str) -> bool:
+    """`[INST]`, `<|im_start|>`: a mark of a template, also where tokenizer.json does not call it special."""
+    return len(added_token) > 2 and added_token[0] + added_token[-1] in ("<>", "[]")

@@ -18,6 +18,7 @@ from examples.llama2_13b.data import Sample
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.optimizer import POWERS, AdamW
 from examples.llama2_13b.remarks import beside_the_work
+from examples.llama2_13b.text import ENCODING
 
 STATE = "trainer_state.json"
 
@@ -77,7 +78,7 @@ def load(folder: Path) -> TrainingState:
         FileNotFoundError, ValueError: not a checkpoint of a run.
     """
     try:
-        state = TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        state = TrainingState(**json.loads((folder / STATE).read_text(encoding=ENCODING)))
         if type(state.step) is not int or not isinstance(state.flags, dict) or set(state.optimizer) != set(POWERS):
             raise ValueError(f"step, flags and {', '.join(POWERS)} must be there")
         return state
