@@ -137,9 +137,11 @@ class Predictor:
             say(f"chat template: {ignored} of {folder} not followed; {instead}", sys.stderr)
         positions = config.max_position_embeddings
         max_length, max_tokens = flags.lengths(of_model, positions)
-        context = f"the model has {positions} positions and --max_length {flags.max_length} takes the rest"
-        if flags.max_length is None:
-            context = f"the model has {positions} positions, and max_length of {FILE} is {of_model.max_length}"
+        context = f"the model has {positions} positions"
+        if flags.max_length is not None:
+            context += f" and --max_length {flags.max_length} takes the rest"
+        elif max_tokens < positions:
+            context += f", and max_length of {FILE} is {max_tokens}"
         room = flags.max_length or 1  # an answer whose length was not asked for ends where the positions do
         self._asked = asked
         self._tokens = prompts.encode(asked, self._tokenizer, template, flags.src_length, max_tokens - room, context)
