@@ -36,7 +36,7 @@ class Trainer:
         flags: of the run.
         model, optimizer: changed in place.
         train, evaluation: samples; without the latter nothing is evaluated.
-        pad_token_id: fills what a row leaves free.
+        pad_token_id: fills what a row leaves free; None without a padding token.
         files: what every checkpoint holds beside the weights: tokenizer and chat template.
         step: steps done before.
     """
@@ -46,7 +46,7 @@ class Trainer:
     optimizer: AdamW
     train: Sequence[Sample]
     evaluation: Sequence[Sample]
-    pad_token_id: int
+    pad_token_id: int | None
     files: Mapping[str, bytes]
     step: int = 0
     num_steps: int = field(init=False)
