@@ -9,6 +9,8 @@
 Importing this imports no framework and probes no device.
 """
 
+import warnings
+
 from fusionkit.backend import Backend, Check, DeviceModel, Kernel
 from fusionkit.errors import FusionkitError, NoBackendError, PluginError, SettingError
 from fusionkit.ledger import ledger
@@ -21,6 +23,9 @@ from fusionkit.registry import backends
 from fusionkit.spec import GroupSpec, TensorSpec
 
 __version__ = "0.1.0"
+
+# Paddle 3.3's import warns of this; ccache is for compiling extensions, which nothing here does while it runs.
+warnings.filterwarnings("ignore", "No ccache found", UserWarning, module=r"paddle\.utils\.cpp_extension")
 
 fusion_rms_norm = Op("fusion_rms_norm")
 fusion_add_rms_norm = Op("fusion_add_rms_norm")

@@ -2,10 +2,8 @@
 
 import os
 import tempfile
-import warnings
 
-# Paddle 3.3 warns at its import; ccache is for compiling extensions, which nothing here does.
-warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
+import fusionkit  # noqa: F401  # before Paddle, whose import warns of ccache otherwise
 
 
 def _require_paddles_folder() -> None:
