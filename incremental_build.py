@@ -1,6 +1,7 @@
 """Compiles and links only what changed, in parallel, with one printed line a step.
 
-A file is made again when its command, its source or a header that the source includes differs from the last time.
+A file is made again when its command, its source or a header that the source includes differs from the last time. Which
+folder packages are installed in makes no difference: pip makes a new one for each isolated build.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +101,7 @@ def compile_all(steps: list[CompileStep]) -> int:
     todo = [
         step for step in steps if not is_current(step.object, step.record, step.command(step.object), step.inputs())
     ]
+    announce(len(todo))
     failures = []
     with ThreadPoolExecutor(num_jobs()) as pool:
         for number, (step, seconds, result) in enumerate(pool.map(compile_one, todo), 1):
@@ -107,6 +111,17 @@ def compile_all(steps: list[CompileStep]) -> int:
     if failures:
         raise BuildError(f"these sources do not compile: {', '.join(failures)}. The compiler's messages are above")
     return len(todo)
+
+
+MANY = 20  # files that take longer than a person waits without a word: half a minute on two cores
+
+
+def announce(num_files: int) -> None:
+    """pip hides what a build prints, so one line goes to the terminal itself."""
+    if num_files < MANY or sys.stdout.isatty():
+        return
+    with suppress(OSError), open("/dev/tty", "w") as terminal:
+        terminal.write(f"\nfusionkit: compiling {num_files} files, some minutes; `pip install -v` shows each\n")
 
 
 def compile_one(step: CompileStep) -> tuple[CompileStep, float, subprocess.CompletedProcess[str]]:
@@ -150,6 +165,11 @@ def link(output: Path, steps: list[CompileStep], flags: list[str]) -> int:
 def is_current(output: Path, record: Path, command: list[str], inputs: list[Path]) -> bool:
     if not (output.exists() and record.exists() and all(path.exists() for path in inputs)):
         return False
-    if record.read_text() != shlex.join(command):
+    if without_site_packages(record.read_text()) != without_site_packages(shlex.join(command)):
         return False
     return all(path.stat().st_mtime_ns <= output.stat().st_mtime_ns for path in inputs)
+
+
+def without_site_packages(command: str) -> str:
+    """The command with what is installed, but not where: versions are definitions in it."""
+    return re.sub(r"/[^\s=]*?/lib(?:64)?/(python3\.\d+)/(?:site|dist)-packages/", r"\1/", command)

@@ -14,6 +14,7 @@ import pytest
 from fusionkit_backends.cpu import paddle_ops
 
 import build_native
+from fusionkit.frameworks import custom_device
 from fusionkit.ops import LOCAL_OP_NAMES
 
 OPS = [*LOCAL_OP_NAMES, "fused_linear_bias", "fused_linear_packed"]
@@ -35,6 +36,8 @@ def device_tensor(tmp_path_factory):
 @pytest.mark.xdist_group("device tensor")
 @pytest.mark.parametrize("op", OPS)
 def test_tensor_that_is_not_in_host_memory_is_refused(op, device_tensor):
+    missing = f"{op} has no neutral op. Register fusionkit_{op} in backends/cpu/csrc/paddle/{op}.cc"
+    assert custom_device.argument_counts(f"fusionkit_{op}") is not None, missing
     name = f"fusionkit_{op}".encode()
     count = device_tensor.num_inputs(name)
     assert count >= 2
