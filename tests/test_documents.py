@@ -142,5 +142,5 @@ def test_every_command_that_installs_installs_ours():
     for name in names:
         if Path(name).suffix in (".md", ".py", ".toml", ".txt", ".cc", ".h", "") and not name.startswith("tests/"):
             text = (ROOT / name).read_text()
-            wrong = re.findall(r"pip install [^\n]*?(?<![\w./-])fusionkit\b(?!')[^\n]*", text)
+            wrong = re.findall(r"pip install [^\n`]*?(?<![\w./-])fusionkit\b(?!')[^\n`]*", text)
             assert not [each for each in wrong if "in fusionkit's source folder" not in each], (name, wrong)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from incremental_build import CompileStep, compile_all, compiler
+
 pytestmark = pytest.mark.xdist_group("install")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +151,25 @@ def test_second_build_compiles_only_what_changed(tree, wheel):
     kernel = min((tree / "backends/cpu/csrc/kernels").glob("*.cc"), key=lambda path: path.stat().st_size)
     kernel.touch()
     assert set(re.findall(r"compile (\S+)", build())) == {str(kernel.relative_to(tree))}
+
+
+def test_packages_in_another_folder_compile_nothing_again(tmp_path):
+    """As pip's isolated builds have them; another version is another definition in the command."""
+    source = tmp_path / "bead.cc"
+    source.write_text("#include <bead.h>\nint beads = BEADS;\n")
+
+    def compiled(environment, *flags):
+        include = tmp_path / environment / "lib/python3.11/site-packages/bead/include"
+        include.mkdir(parents=True, exist_ok=True)
+        (include / "bead.h").write_text("#define BEADS 7\n")
+        step = CompileStep(compiler(), source, ("-isystem", str(include), *flags), tmp_path / "objects")
+        return compile_all([step])
+
+    assert compiled("one") == 1
+    assert compiled("two") == 0
+    assert compiled("two", "-DBEAD_VERSION=2") == 1
+    source.write_text("#include <bead.h>\nint beads = 1 + BEADS;\n")
+    assert compiled("two", "-DBEAD_VERSION=2") == 1
 
 
 def test_kernel_objects_define_no_weak_symbol(tree, wheel):
