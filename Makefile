@@ -11,7 +11,7 @@ WORKERS ?= 2
 .PHONY: help demo test test-paddlenlp sanitize bench lint build native clean
 
 help:
-	@echo "make demo   fine-tune a small Llama on the shipped data, export it, predict"
+	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
 	@echo "make test   run every test"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
 	@echo "make sanitize  run the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"

@@ -1,4 +1,4 @@
-"""A small Llama from nothing to answers: created, fine-tuned on the shipped data, exported, asked.
+"""A small Llama from nothing to answers: created, fine-tuned on the shipped data, exported, asked what it never saw.
 
 python -m examples.llama2_13b.demo
 """
@@ -6,29 +6,33 @@ python -m examples.llama2_13b.demo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
-from examples.llama2_13b import data, flags, metrics
+from examples.llama2_13b import data, flags, metrics, prompts
+from examples.llama2_13b.adverts import num_named
 from examples.llama2_13b.create import CreateFlags, create
-from examples.llama2_13b.data import Example
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.flags import flag
-from examples.llama2_13b.predict import PredictFlags, Predictor
-from examples.llama2_13b.prompts import Prompt
+from examples.llama2_13b.predict import PredictFlags, Prediction, Predictor
+from examples.llama2_13b.remarks import say
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.sft_flags import SftFlags
+from fusionkit import keep_freed_memory
 
 PROGRAM = "examples.llama2_13b.demo"
 HERE = Path(__file__).parent
 TUNING = HERE / "configs" / "sft_demo.json"
-NUM_HELD_IN, NUM_HELD_OUT = 10, 3
-MIN_EXACT = 9  # of the held-in targets
-MAX_LOSS = 0.3  # of the last step
+MIN_NAMED = 0.8  # of the unseen prompts' attributes; a sentence about the right product with random values names 0.38
+MAX_LOSS = 0.5  # the last evaluation loss as a share of the first
+SHOWN = ("type#", "类型#")  # how prompts in English and Chinese begin: an answer of each is shown
+ABOUT = """\
+What this shows: under a million parameters, trained for under a minute, put together what they have seen apart.
+Every value occurs in the training data, no prompt's combination of values does. The sentences come from a small
+grammar (data/grammar.json). About other products, or values that the grammar lacks, the model knows nothing."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class DemoFlags:
 
 
 def demo(of_demo: DemoFlags) -> int:
-    """0 if at least MIN_EXACT held-in prompts get their target back and the loss fell below MAX_LOSS, else 1."""
+    """0 if the evaluation loss fell below MAX_LOSS of the first and MIN_NAMED of the attributes were named, else 1."""
     started = time.perf_counter()
     start, tuned, exported = (str(Path(of_demo.output_dir, name)) for name in ("start", "tuned", "exported"))
     dataset = str(HERE / "data")
@@ -53,39 +57,43 @@ def demo(of_demo: DemoFlags) -> int:
     print("== 3. export: a static program with device-neutral ops")
     export(ExportFlags(tuned, exported))
 
-    print("== 4. predict with the static program, greedily")
-    held_in, held_out = (data.read_examples(data.split_files(dataset, split)) for split in ("train", "dev"))
-    print(f"\n{NUM_HELD_IN} prompts of the training data\n")
-    num_exact = ask(exported, spread(held_in, NUM_HELD_IN))
-    print(f"\n{NUM_HELD_OUT} prompts that it has never seen\n")
-    ask(exported, spread(held_out, NUM_HELD_OUT))
+    print("== 4. predict with the static program, greedily: prompts that were never seen in training")
+    predictions = answers(exported, dataset)
+    for beginning in SHOWN:
+        say("\n" + next(one for one in predictions if one.prompt.question.startswith(beginning)).banners())
 
-    losses = [line["loss"] for line in metrics.read_log(Path(tuned) / "log.jsonl")]
-    print(f"\n{num_exact} of {NUM_HELD_IN} targets of the training data came back exactly")
-    print(f"loss: {losses[0]:.2f} at the first step, {losses[-1]:.3f} at the last")
+    evaluated = [line for line in metrics.read_log(Path(tuned) / "log.jsonl") if "eval_loss" in line]
+    first, last = evaluated[0], evaluated[-1]
+    share = report(predictions)
+    losses = [f"{line['eval_loss']:.3f} at step {line['step']}" for line in (first, last)]
+    print(f"evaluation loss: {', '.join(losses)}")
     print(f"loss curve: {tuned}/loss.png; every step: {tuned}/log.jsonl; exported model: {exported}")
+    print(f"\n{ABOUT}")
     print(f"took {time.perf_counter() - started:.0f} s")
-    if num_exact < MIN_EXACT or losses[-1] >= MAX_LOSS:
-        print(f"failed: at least {MIN_EXACT} targets must come back and the loss must fall below {MAX_LOSS}")
+    if last["eval_loss"] > MAX_LOSS * first["eval_loss"] or share < MIN_NAMED:
+        rule = f"at least {MIN_NAMED:.0%} of the attributes must be named"
+        print(f"failed: the evaluation loss must fall below {MAX_LOSS:.0%} of the first, and {rule}")
         return 1
     return 0
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Prompt]:
-    """So many examples of one turn, evenly over the data."""
-    single = [example for example in examples if len(example.turns) == 1]
-    return [Prompt.from_example(single[number * len(single) // count]) for number in range(count)]
+def answers(exported: str, dataset: str) -> list[Prediction]:
+    """Of the exported model to every prompt of the evaluation data."""
+    (file,) = data.split_files(dataset, "dev")
+    asked = PredictFlags(exported, max_length=96, batch_size=16, decode_strategy="greedy_search")
+    return list(Predictor(asked, prompts.from_file(file)).run())
 
 
-def ask(exported: str, asked: list[Prompt]) -> int:
-    """Show the answers, and return how many are the target."""
-    predictor = Predictor(PredictFlags(exported, max_length=128, decode_strategy="greedy_search"), asked)
-    num_exact = 0
-    for prediction in predictor.run():
-        print(prediction.banners())
-        num_exact += prediction.output == prediction.prompt.target
-    return num_exact
+def report(predictions: list[Prediction]) -> float:
+    """Print how many attributes the answers name, and return their share."""
+    counts = [num_named(one.prompt.question, one.output) for one in predictions]
+    named, attributes = (sum(column) for column in zip(*counts, strict=True))
+    exact = sum(one.output == one.prompt.target for one in predictions)
+    print(f"\nunseen prompts: {named} of {attributes} attributes named")
+    print(f"unseen prompts: {exact} of {len(predictions)} answers are the target to the letter")
+    return named / attributes
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # gradients are allocated anew in each step
     flags.main(DemoFlags, demo, PROGRAM)

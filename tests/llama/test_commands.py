@@ -11,7 +11,7 @@ import pytest
 from tests.llama.conftest import EXAMPLE
 
 ROOT = EXAMPLE.parents[1]
-COMMANDS = ("create", "sft", "export", "predict", "demo", "benchmark", "benchmark_tensor_parallel")
+COMMANDS = ("adverts", "create", "sft", "export", "predict", "demo", "benchmark", "benchmark_tensor_parallel")
 
 
 def run(words, folder, **environment):
