@@ -29,15 +29,67 @@ def flash_attention(
     factor = 1.0 / math.sqrt(head_dim) if scale is None else scale
     keys, values = (x.cast(dtype).transpose([0, 2, 1, 3]) for x in (k, v))
     queries = (q.cast(dtype) * factor).transpose([0, 2, 1, 3])
-    scores = _grouped_product(queries, keys.transpose([0, 1, 3, 2])).cast("float32")
-    if attn_mask is not None and attn_mask.dtype != paddle.bool:
-        scores = scores + attn_mask.cast("float32").detach()
-    allowed = masks.allowed(q, k, causal, attn_mask, startend_row_indices)
-    if allowed is not None:
-        scores = paddle.where(allowed, scores, paddle.full([], -math.inf, "float32"))
-    probabilities, lse = _softmax(scores, allowed is not None or attn_mask is not None, return_lse)
-    out = _grouped_product(probabilities.cast(dtype), values).transpose([0, 2, 1, 3]).cast(q.dtype)
+    attended = masks.attended(q, k, causal, attn_mask, startend_row_indices)
+    if attended is None:
+        scores = _biased(_grouped_product(queries, keys.transpose([0, 1, 3, 2])), attn_mask)
+        out, lse = _attend_all(scores, values, return_lse)
+    else:
+        scores = _biased(_finite_scores(queries, keys), attn_mask)
+        out, lse = _attend_some(scores, values, attended, return_lse)
+    out = out.transpose([0, 2, 1, 3]).cast(q.dtype)
     return (out, lse) if return_lse else out
+
+
+def _biased(scores: Any, attn_mask: Any) -> Any:
+    scores = scores.cast("float32")
+    if attn_mask is None or attn_mask.dtype == paddle.bool:
+        return scores
+    return scores + attn_mask.cast("float32").detach()
+
+
+def _attend_all(scores: Any, values: Any, with_lse: bool) -> tuple[Any, Any]:
+    probabilities = F.softmax(scores, axis=-1).cast(values.dtype)
+    return _grouped_product(probabilities, values), paddle.logsumexp(scores, axis=-1) if with_lse else None
+
+
+def _finite_scores(queries: Any, keys: Any) -> Any:
+    """NaN for the scores of a query or a key that is not finite; the products themselves, and so their gradients, are
+    of finite numbers: 0, the gradient of a dropped score, times NaN would be NaN."""
+    scores = _grouped_product(masks.finite_part(queries), masks.finite_part(keys).transpose([0, 1, 3, 2]))
+    group = queries.shape[1] // keys.shape[1]
+    of_keys = _nan_where_not_finite(keys).unsqueeze(-2)
+    of_keys = of_keys if group == 1 else paddle.repeat_interleave(of_keys, group, axis=1)
+    return scores.cast("float32") + _nan_where_not_finite(queries).unsqueeze(-1) + of_keys
+
+
+def _nan_where_not_finite(rows: Any) -> Any:
+    """[..., size] -> [...]: NaN for a row that holds what is not finite, else 0."""
+    finite = paddle.all(paddle.isfinite(rows), axis=-1)
+    return paddle.where(finite, paddle.zeros([], "float32"), paddle.full([], math.nan, "float32"))
+
+
+def _attend_some(scores: Any, values: Any, attended: Any, with_lse: bool) -> tuple[Any, Any]:
+    """Zeros, -inf for lse and no gradient for a row that attends to nothing; nothing of a dropped key."""
+    zero, lowest = paddle.zeros([], "float32"), paddle.full([], -math.inf, "float32")
+    seen = paddle.any(attended, axis=-1, keepdim=True)
+    scores = paddle.where(seen, paddle.where(attended, scores, lowest), zero)
+    probabilities = paddle.where(attended, F.softmax(scores, axis=-1), zero)
+    out = _grouped_product(probabilities.cast(values.dtype), masks.finite_part(values))
+    # Times the row's sum, which is 1: so the scores of a row that attends to NaN get NaN for gradients.
+    out = out + _not_finite_sums(attended, values, scores) * probabilities.sum(-1, keepdim=True).cast(out.dtype)
+    if not with_lse:
+        return out, None
+    return out, paddle.where(seen.squeeze(-1), paddle.logsumexp(scores, axis=-1), lowest)
+
+
+def _not_finite_sums(attended: Any, values: Any, scores: Any) -> Any:
+    """What the values that are not finite add to the rows that attend to them: 0, an infinity or NaN."""
+    nan = paddle.isnan(values)
+    found = paddle.concat([nan | (values == math.inf), nan | (values == -math.inf)], axis=-1).cast(values.dtype)
+    pairs = paddle.logical_and(attended, paddle.ones_like(scores, dtype="bool")).cast(values.dtype)
+    above, below = paddle.split(_grouped_product(pairs, found), 2, axis=-1)
+    zero, infinity = paddle.zeros([], values.dtype), paddle.full([], math.inf, values.dtype)
+    return paddle.where(above > 0, infinity, zero) - paddle.where(below > 0, infinity, zero)
 
 
 def _grouped_product(rows: Any, matrices: Any) -> Any:
@@ -53,17 +105,3 @@ def _grouped_product(rows: Any, matrices: Any) -> Any:
 def _same(size: int) -> int:
     """What reshape takes for a size that stays: 0 if unknown. Paddle 3.3 misreads that 0 in an empty tensor."""
     return 0 if size == UNKNOWN else size
-
-
-def _softmax(scores: Any, may_be_empty: bool, with_lse: bool) -> tuple[Any, Any]:
-    """Probabilities and log-sum-exp; a row of -inf gives zeros and -inf, and no gradient."""
-    if not may_be_empty:
-        return F.softmax(scores, axis=-1), paddle.logsumexp(scores, axis=-1) if with_lse else None
-    seen = paddle.any(scores > -math.inf, axis=-1, keepdim=True)
-    zero = paddle.zeros([], "float32")
-    scores = paddle.where(seen, scores, zero)
-    probabilities = paddle.where(seen, F.softmax(scores, axis=-1), zero)
-    if not with_lse:
-        return probabilities, None
-    lse = paddle.logsumexp(scores, axis=-1)
-    return probabilities, paddle.where(seen.squeeze(-1), lse, paddle.full([], -math.inf, "float32"))

@@ -32,6 +32,20 @@ def allowed(q: Any, k: Any, causal: bool, attn_mask: Any, startend_row_indices: 
     return together
 
 
+def attended(q: Any, k: Any, causal: bool, attn_mask: Any, startend_row_indices: Any) -> Any:
+    """As `allowed`, and without the keys that a floating mask drops; None without a mask."""
+    together = allowed(q, k, causal, attn_mask, startend_row_indices)
+    if attn_mask is None or attn_mask.dtype == paddle.bool:
+        return together
+    kept = attn_mask.cast("float32") > -math.inf
+    return kept if together is None else paddle.logical_and(together, kept)
+
+
+def finite_part(x: Any) -> Any:
+    """x with 0 in place of NaN and infinities."""
+    return paddle.where(paddle.isfinite(x), x, paddle.zeros([], x.dtype))
+
+
 def _hidden_by_rows(startend_row_indices: Any, causal: bool, row: Any) -> Any:
     bounds = [bound.unsqueeze(-2) for bound in paddle.unbind(startend_row_indices.cast("int64"), axis=-1)]
     below = row >= bounds[0]

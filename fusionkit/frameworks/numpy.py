@@ -22,7 +22,7 @@ def owns(kind: type) -> bool:
 
 
 def describe(tensor: Any) -> TensorSpec:
-    dtype = tensor.dtype.name
+    dtype = tensor.dtype.name if tensor.dtype.isnative else str(tensor.dtype)  # ">i4": no kernel reads it
     return TensorSpec(tensor.shape, dtype, "cpu", tensor.flags.c_contiguous)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -50,7 +51,7 @@ def flash_attention(
         causal: query i sees keys j <= i + kv_len - q_len (aligned bottom-right).
         attn_mask: [batch_size or 1, num_heads or 1, q_len, kv_len]; bool (True: attend), or floating (dtype of q, or
             float32) added to the scores. Only False and -inf drop a key; finite minima are ordinary numbers. Combines
-            with causal: both must allow. Not differentiated.
+            with causal: both must allow. Not differentiated. A dropped key has no influence, even if k or v is NaN.
         startend_row_indices: [batch_size, num_key_value_heads or 1, kv_len, 1, 2 or 4] int32: for each key, the
             queries that do not see it. causal: rows [a, q_len), or [a, b). Not causal: [a, q_len) and [0, b), or
             [a, b) and [c, d). For packed documents and windows; needs q_len == kv_len, excludes attn_mask.
@@ -103,16 +104,26 @@ def arithmetic(rounding: Rounding) -> Rounding:
     return exact if rounding is exact else lambda array: rounding(array).astype(np.float32)
 
 
-def softmax(scores: Array, step: Rounding) -> tuple[Array, Array]:
-    """Probabilities and log-sum-exp of each row; zeros and -inf for a row of -inf."""
+def softmax(scores: Array, dropped: Array, step: Rounding) -> tuple[Array, Array]:
+    """Probabilities, 0 where dropped, and log-sum-exp of each row; zeros and -inf for a row of dropped keys."""
+    scores = np.where(dropped, -np.inf, scores)
     top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
     top = np.where(top == -np.inf, 0, top)
-    weights = step(np.exp(step(scores - top)))
+    weights = np.where(dropped, 0, step(np.exp(step(scores - top))))
     total = step(np.sum(weights, axis=-1, keepdims=True))
     empty = total == 0
     total = np.where(empty, 1, total)
     lse = np.where(empty, -np.inf, step(step(np.log(total)) + top))
-    return step(weights / total), lse[..., 0]
+    return np.where(dropped, 0, step(weights / total)), lse[..., 0]
+
+
+def attended_product(weights: Array, dropped: Array, rows: Array) -> Array:
+    """weights @ rows without the dropped pairs, whose weight is 0: 0 times NaN would be NaN."""
+    finite = np.isfinite(rows).all(axis=-1)
+    product = weights @ np.where(finite[:, None], rows, 0)
+    for index in np.flatnonzero(~finite):
+        product = product + np.where(dropped[:, index, None], 0, weights[:, index, None] * rows[index])
+    return np.asarray(product)
 
 
 def heads(q: Array, k: Array) -> Iterator[tuple[int, int, int]]:
@@ -121,6 +132,7 @@ def heads(q: Array, k: Array) -> Iterator[tuple[int, int, int]]:
     return ((b, h, h // group) for b in range(q.shape[0]) for h in range(q.shape[2]))
 
 
+@np.errstate(invalid="ignore")  # what a dropped key holds may be NaN
 def reference(
     q: Array,
     k: Array,
@@ -139,12 +151,14 @@ def reference(
     out = np.zeros(q.shape)
     lse = np.zeros((q.shape[0], q.shape[2], q.shape[1]))
     for b, h, g in heads(q, k):
+        dropped = bias[b, h] == -np.inf
         scores = step(step(scaled[b, :, h] @ k[b, :, g].T) + bias[b, h])
-        probabilities, lse[b, h] = softmax(scores, step)
-        out[b, :, h] = step(probabilities @ v[b, :, g])
+        probabilities, lse[b, h] = softmax(scores, dropped, step)
+        out[b, :, h] = step(attended_product(probabilities, dropped, v[b, :, g]))
     return (out, lse) if return_lse else out
 
 
+@np.errstate(invalid="ignore")
 def reference_vjp(
     grad_outputs: Any,
     q: Array,
@@ -166,14 +180,15 @@ def reference_vjp(
     scaled, k, v, dout, dlse = step(q * factor), step(k), step(v), step(dout), step(dlse)
     dq, dk, dv = (step(np.zeros(x.shape)) for x in (q, k, v))
     for b, h, g in heads(q, k):
-        p, _ = softmax(step(step(scaled[b, :, h] @ k[b, :, g].T) + bias[b, h]), step)
+        dropped = bias[b, h] == -np.inf
+        p, _ = softmax(step(step(scaled[b, :, h] @ k[b, :, g].T) + bias[b, h]), dropped, step)
         dp = step(dout[b, :, h] @ v[b, :, g].T)
-        out = step(p @ v[b, :, g])
+        out = step(attended_product(p, dropped, v[b, :, g]))
         mean = step(np.sum(step(dout[b, :, h] * out), axis=-1, keepdims=True))
-        dscores = step(p * step(step(dp - mean) + dlse[b, h][:, None]))
-        dq[b, :, h] = step(step(dscores @ k[b, :, g]) * factor)
-        dk[b, :, g] = step(dk[b, :, g] + step(dscores.T @ scaled[b, :, h]))
-        dv[b, :, g] = step(dv[b, :, g] + step(p.T @ dout[b, :, h]))
+        dscores = np.where(dropped, 0, step(p * step(step(dp - mean) + dlse[b, h][:, None])))
+        dq[b, :, h] = step(step(attended_product(dscores, dropped, k[b, :, g])) * factor)
+        dk[b, :, g] = step(dk[b, :, g] + step(attended_product(dscores.T, dropped.T, scaled[b, :, h])))
+        dv[b, :, g] = step(dv[b, :, g] + step(attended_product(p.T, dropped.T, dout[b, :, h])))
     return {"q": dq, "k": dk, "v": dv}
 
 
@@ -191,9 +206,11 @@ def case(
     head_dim: int = 16,
     mask: Mask = lambda rng: {},
     offset: float | None = None,
+    not_finite: tuple[int, ...] = (),
     llama: bool = False,
     **kwargs: Any,
 ) -> Case:
+    """not_finite: keys whose k and v hold NaN and inf, which a mask must drop from every query."""
     keys = q_len if kv_len is None else kv_len
 
     def arguments(rng: np.random.Generator) -> dict[str, Any]:
@@ -202,6 +219,8 @@ def case(
         v = rng.standard_normal((batch_size, keys, num_key_value_heads, head_dim))
         if offset is not None:
             q[..., 0] = k[..., 0] = offset
+        for key, number in zip(not_finite, itertools.cycle((math.nan, math.inf, -math.inf)), strict=False):
+            k[:, key] = v[:, key, :, ::2] = number
         return {"q": q, "k": k, "v": v, **mask(rng), **kwargs}
 
     return Case(name, arguments, llama)
@@ -226,6 +245,14 @@ def float_mask(*shape: int, low: float = -np.inf, share: float = 0.3, low_rows: 
         return {"attn_mask": mask}
 
     return make
+
+
+def without_keys(keys: tuple[int, ...], *shape: int, floating: bool = False) -> Mask:
+    """No query attends these keys."""
+    mask = np.ones(shape, dtype=bool)
+    mask[..., list(keys)] = False
+    bias = np.where(mask, np.linspace(-1, 1, mask.size).reshape(shape), -np.inf)
+    return lambda rng: {"attn_mask": bias if floating else mask}
 
 
 def left_padding(batch_size: int, length: int) -> Mask:
@@ -253,6 +280,7 @@ def per_head_documents(*lengths: tuple[int, ...]) -> Mask:
     return lambda rng: {"startend_row_indices": np.tile(indices, (2, 1, 1, 1))}
 
 
+PADDING = (3, 9, 10, 16)
 # A whole row of BFLOAT16_MIN would absorb its scores, in float64 too: such a row has no gradient to check.
 FLOAT16_MIN = -65504.0
 BFLOAT16_MIN = -(2.0**128 - 2.0**120)  # -inf once rounded to float16: there it drops
@@ -299,6 +327,19 @@ CASES = (
         "rows-4",
         mask=row_indices([17, 17, *range(4, 17), 17, 17], [17] * 17, [0] * 4 + [2] * 13, [0] * 4 + [*range(3, 16)]),
     ),
+    case("dropped-nan-bool", mask=without_keys(PADDING, 2, 1, 17, 17), not_finite=PADDING, return_lse=True),
+    case(
+        "dropped-nan-bool-causal-GQA",
+        num_heads=4,
+        mask=without_keys(PADDING, 1, 1, 17, 17),
+        not_finite=PADDING,
+        causal=True,
+    ),
+    case("dropped-nan-float", mask=without_keys(PADDING, 1, 2, 17, 17, floating=True), not_finite=PADDING),
+    case(
+        "dropped-nan-Sq1-Skv70", q_len=1, kv_len=70, mask=without_keys((2, 64, 69), 1, 1, 1, 70), not_finite=(2, 64, 69)
+    ),
+    case("dropped-nan-rows", mask=row_indices([17] * 13 + [0] * 4), not_finite=(13, 14, 15, 16), causal=True),
     case("lse", return_lse=True),
     case("lse-causal-Sq9-Skv5", q_len=9, kv_len=5, causal=True, return_lse=True),
     case("lse-GQA-documents", num_heads=4, mask=documents((5, 12)), causal=True, return_lse=True),

@@ -211,6 +211,7 @@ CASES = (
     *(case(f"D{dim}", [5, 0], [0, 18], head_dim=dim) for dim in (1, 15, 17, 33, 64, 128)),
     case("scale-0.5", [5, 0], [0, 9], scale=0.5),
     case("unused-slots-nan", [5, 0], [0, 9], unused=float("nan")),
+    case("unused-slots-inf", [21, 0, 0], [0, 40, 62], [21, 1, 3], block_size=64, num_heads=8, unused=float("inf")),
     case("nothing-to-do", [0, 0], [4, 6], [0, 0]),
     case("no-rows", [], []),
     case(

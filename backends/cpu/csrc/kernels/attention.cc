@@ -56,8 +56,8 @@ void attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionMa
       const QueryRange queries = {begin, clamp(begin + kQueryBlock, 0, shape.num_queries)};
       const HeadRows<T> rows = {head_rows<T>(q, batch, head), head_data<T>(out, batch, head), out.strides[1],
                                 row_statistics(lse, batch, head)};
-      attend_block(rows, queries, head_mask(shape, mask, batch, head, scratch.intervals), scale, scratch.packed, depth,
-                   scratch.block);
+      attend_block(rows, queries, head_mask(shape, mask, batch, head, scratch.intervals), scale, scratch.packed,
+                   head_rows<T>(v, batch, kv_head), depth, scratch.block);
     }
   });
 }

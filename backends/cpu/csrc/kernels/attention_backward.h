@@ -161,7 +161,22 @@ void stage_queries(const GradRows<T>& rows, QueryRange queries, const Depth<Oper
   for (int64_t i = 0; i < queries.size() * depth.columns; ++i) scratch.dqueries[i] = 0;
 }
 
-// One group of rows of P and dS from their scores and dP over the keys [begin, end).
+struct PairGradients {
+  Vec p, ds;
+};
+
+// P and dS of a row and the keys from i on, of its scores and dP.
+template <class Operand>
+[[gnu::always_inline]] inline PairGradients differentiate_pairs(int64_t row, int64_t i, float factor,
+                                                                const BackwardScratch<Operand>& scratch) {
+  const int64_t at = row * kScoreStride + i;
+  const Vec shift = broadcast(-scratch.shift[row] * Operand::kUnit);
+  const Vec shifted = fma(load(scratch.scores + at), broadcast(factor * Operand::kUnit), shift);
+  const Vec p = Operand::power(shifted) * broadcast(scratch.inverse_sum[row]);
+  return {p, p * (load(scratch.dprobabilities + at) - broadcast(scratch.delta[row]))};
+}
+
+// One group of rows of P and dS over the keys [begin, end).
 template <class Operand>
 void differentiate_rows(int64_t row, int64_t num_rows, int64_t begin, int64_t end, float factor,
                         const BackwardScratch<Operand>& scratch) {
@@ -172,12 +187,10 @@ void differentiate_rows(int64_t row, int64_t num_rows, int64_t begin, int64_t en
     for (int m = 0; m < Operand::kGroup; ++m) {
       p[m] = ds[m] = Vec{};
       if (m >= num_rows) continue;
-      const int64_t at = (row + m) * kScoreStride + i;
-      const Vec shift = broadcast(-scratch.shift[row + m] * Operand::kUnit);
-      const Vec shifted = fma(load(scratch.scores + at), broadcast(factor * Operand::kUnit), shift);
-      p[m] = Operand::power(shifted) * broadcast(scratch.inverse_sum[row + m]);
-      ds[m] = p[m] * (load(scratch.dprobabilities + at) - broadcast(scratch.delta[row + m]));
-      store(scratch.dscores_left + at, ds[m]);
+      const PairGradients pairs = differentiate_pairs(row + m, i, factor, scratch);
+      p[m] = pairs.p;
+      ds[m] = pairs.ds;
+      store(scratch.dscores_left + (row + m) * kScoreStride + i, ds[m]);
     }
     Operand::store_groups(probabilities + i, p);
     Operand::store_groups(dscores + i, ds);
@@ -232,11 +245,36 @@ void accumulate_keys(const BlockView& view, const PackedGradHead<Operand>& head,
            depth.columns, true, work_of);
 }
 
-// dq of at most kQueryBlock queries; adds their share to the head's dkeys and dvalues.
+// What the three products add, one attended pair after the other. `keys` are the head's, where they lie.
 template <class T, class Operand>
-void differentiate_queries(const GradRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale,
-                           const PackedGradHead<Operand>& head, const Depth<Operand>& depth,
-                           const BackwardScratch<Operand>& scratch) {
+void add_attended_pairs(const BlockView& view, const GradRows<T>& rows, const StridedRows<T>& keys, float scale,
+                        const PackedGradHead<Operand>& head, const Depth<Operand>& depth,
+                        const BackwardScratch<Operand>& scratch) {
+  const auto add = [&](float weight, const StridedRows<T>& from, int64_t row, float* to) {
+    add_row(weight, from[row], from.column_stride, depth.size, to);
+  };
+  for (int64_t row = 0; row < view.queries.size(); ++row) {
+    const KeySpan& span = view.span_of(row);
+    if (span.empty()) continue;
+    const int64_t query = view.queries.begin + row;
+    float* scores = scratch.scores + row * kScoreStride;
+    const float factor = finish_scores(view, row, scale, scores);
+    for (int64_t i = span.begin; i < span.padded_end(); ++i) {
+      if (is_dropped(scores[i])) continue;
+      const int64_t first = i / kLanes * kLanes, key = view.keys.begin + i;
+      const PairGradients pairs = differentiate_pairs(row, first, factor, scratch);
+      add(pairs.p[i - first], rows.dout, query, head.dvalues + key * depth.columns);
+      add(pairs.ds[i - first], rows.queries, query, head.dkeys + key * depth.columns);
+      add(pairs.ds[i - first], keys, key, scratch.dqueries + row * depth.columns);
+    }
+  }
+}
+
+// dq of at most kQueryBlock queries; adds their share to the head's dkeys and dvalues. False if dq is not finite.
+template <class T, class Operand>
+bool differentiate_queries(const GradRows<T>& rows, const StridedRows<T>& key_rows, QueryRange queries,
+                           const HeadMask& mask, float scale, bool pair_by_pair, const PackedGradHead<Operand>& head,
+                           const Depth<Operand>& depth, const BackwardScratch<Operand>& scratch) {
   stage_queries(rows, queries, depth, scratch);
   normalise_rows(rows, queries, mask, scale, head, depth, scratch);
   KeyRange keys = {0, 0};
@@ -245,6 +283,10 @@ void differentiate_queries(const GradRows<T>& rows, QueryRange queries, const He
     if (view.empty()) continue;
     multiply_scores(scratch.queries, head.keys, depth, view, scratch.scores);
     multiply_scores(scratch.douts, head.values, depth, view, scratch.dprobabilities);
+    if (pair_by_pair) {
+      add_attended_pairs(view, rows, key_rows, scale, head, depth, scratch);
+      continue;
+    }
     differentiate_block(view, scale, scratch);
     accumulate_keys(view, head, depth, scratch);
     add_weighted(scratch.dscores_left, head.straight_keys, head.straight_panel_stride, depth, view, scratch.dqueries);
@@ -253,6 +295,7 @@ void differentiate_queries(const GradRows<T>& rows, QueryRange queries, const He
     store_products(scratch.dqueries + row * depth.columns, depth.size, scale,
                    rows.dqueries + (queries.begin + row) * rows.dqueries_stride);
   }
+  return all_finite(scratch.dqueries, queries.size() * depth.columns);
 }
 
 }  // namespace

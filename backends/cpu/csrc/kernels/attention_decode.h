@@ -157,11 +157,11 @@ void add_all_values(int64_t count, const typename Operand::Element* probabilitie
   }
 }
 
-// The keys of a block against every query.
+// Probabilities of a block's keys for every query; rescales what the queries accumulated so far.
 template <class T, class Operand>
-void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t first_key,
-                  const DecodeQueries<T>& queries, const Depth<Operand>& depth, float factor,
-                  const DecodeScratch<Operand>& scratch, const DecodeState& state) {
+void soften_keys(const DecodeRows<T>& rows, int64_t first_key, const DecodeQueries<T>& queries,
+                 const Depth<Operand>& depth, float factor, const DecodeScratch<Operand>& scratch,
+                 const DecodeState& state) {
   const int64_t width = round_up(rows.count, kLanes), size = depth.size;
   for (int64_t key = 0; key < width; key += kLanes) {
     for (int64_t row = 0; row < queries.count; ++row) {
@@ -179,12 +179,46 @@ void decode_block(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t 
                             state.sum[row], scratch.probabilities + row * kDecodeBlock);
     if (rescale != 1) scale_row(state.output_of(row), state.columns, rescale);
   }
+}
+
+// The block's values into every query's output. Asks for the keys of the next block meanwhile.
+template <class T, class Operand>
+void add_block_values(const DecodeRows<T>& rows, const DecodeRows<T>& next, int64_t num_queries,
+                      const Depth<Operand>& depth, const DecodeScratch<Operand>& scratch, const DecodeState& state) {
   const int64_t num_keys = round_up(rows.count, Operand::kGroup);
-  for (int64_t row = 0, count; row < queries.count; row += count) {
-    count = clamp(queries.count - row, 1, kDecodeQueriesAtOnce);
+  for (int64_t row = 0, count; row < num_queries; row += count) {
+    count = clamp(num_queries - row, 1, kDecodeQueriesAtOnce);
     add_all_values<kDecodeQueriesAtOnce, T, Operand>(count, scratch.probabilities + row * kDecodeBlock, rows.values,
-                                                     row == 0 ? next.keys : rows.keys, num_keys, size,
+                                                     row == 0 ? next.keys : rows.keys, num_keys, depth.size,
                                                      state.output_of(row), state.columns);
+  }
+}
+
+// The same without the values of keys that a query does not see.
+template <class T, class Operand>
+void add_seen_values(const DecodeRows<T>& rows, int64_t num_queries, const Depth<Operand>& depth,
+                     const DecodeScratch<Operand>& scratch, const DecodeState& state) {
+  for (int64_t row = 0; row < num_queries; ++row) {
+    const int64_t first = row * kDecodeBlock;
+    add_attended(
+        scratch.scores + first, scratch.probabilities + first, rows.count,
+        [&](int64_t key) { return rows.values[key]; }, 1, depth.size, state.output_of(row));
+  }
+}
+
+// f(block, next, first key) for the blocks of the keys of the range.
+template <class T, class Rows, class F>
+void for_each_decode_block(const Rows& keys, const Rows& values, KeyRange range, const F& f) {
+  if (range.begin >= range.end) return;
+  DecodeRows<T> blocks[2];
+  DecodeRows<T>*current = &blocks[0], *next = &blocks[1];
+  current->locate(keys, values, range.begin, range.end);
+  for (int64_t first = range.begin; first < range.end; first += kDecodeBlock) {
+    next->locate(keys, values, first + kDecodeBlock, range.end);
+    f(*current, *next, first);
+    DecodeRows<T>* done = current;
+    current = next;
+    next = done;
   }
 }
 
@@ -197,17 +231,17 @@ void decode(const DecodeQueries<T>& queries, int64_t query_stride, const Rows& k
     const StridedRows<T> query = {queries.at[row].query, 0, query_stride};
     stage_rows(query, 0, 1, 1, depth, scratch.queries + row * depth.staged_groups);
   }
-  if (range.begin >= range.end) return;
-  DecodeRows<T> blocks[2];
-  DecodeRows<T>*current = &blocks[0], *next = &blocks[1];
-  current->locate(keys, values, range.begin, range.end);
-  for (int64_t first = range.begin; first < range.end; first += kDecodeBlock) {
-    next->locate(keys, values, first + kDecodeBlock, range.end);
-    decode_block(*current, *next, first, queries, depth, scale, scratch, state);
-    DecodeRows<T>* done = current;
-    current = next;
-    next = done;
-  }
+  using Block = DecodeRows<T>;
+  for_each_decode_block<T>(keys, values, range, [&](const Block& block, const Block& next, int64_t first) {
+    soften_keys(block, first, queries, depth, scale, scratch, state);
+    add_block_values(block, next, queries.count, depth, scratch, state);
+  });
+  if (all_finite(state.output, queries.count * state.columns)) return;
+  state.clear();
+  for_each_decode_block<T>(keys, values, range, [&](const Block& block, const Block&, int64_t first) {
+    soften_keys(block, first, queries, depth, scale, scratch, state);
+    add_seen_values(block, queries.count, depth, scratch, state);
+  });
 }
 
 // The states of every unit, (batch, kv_head), whose keys are split where there are too few units for the threads.

@@ -2,6 +2,7 @@
 // for each query (Dao et al. 2022, arXiv:2205.14135, algorithm 1).
 #pragma once
 
+#include "kernels/attention_attended.h"
 #include "kernels/attention_pack.h"
 #include "kernels/attention_schedule.h"
 #include "kernels/attention_softmax.h"
@@ -150,22 +151,48 @@ void soften_block(const BlockView& view, float scale, const Depth<Operand>& dept
   });
 }
 
-// out and lse of at most kQueryBlock queries.
-template <class T, class Operand>
-void attend_block(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale,
-                  const PackedHead<Operand>& packed, const Depth<Operand>& depth,
-                  const ForwardScratch<Operand>& scratch) {
-  const int64_t size = queries.size();
-  stage_rows(rows.queries, queries.begin, queries.end, size, depth, scratch.queries);
-  for (int64_t i = 0; i < size * depth.columns; ++i) scratch.output[i] = 0;
-  for (int64_t i = 0; i < size; ++i) scratch.maximum[i] = -kInfinity, scratch.sum[i] = 0;
+// The running softmax over all blocks of keys; add(view) adds a block's weighted values to the output.
+template <class Operand, class Add>
+void accumulate_blocks(QueryRange queries, const HeadMask& mask, float scale,
+                       const typename Operand::Group* packed_keys, const Depth<Operand>& depth,
+                       const ForwardScratch<Operand>& scratch, const Add& add) {
+  for (int64_t i = 0; i < queries.size() * depth.columns; ++i) scratch.output[i] = 0;
+  for (int64_t i = 0; i < queries.size(); ++i) scratch.maximum[i] = -kInfinity, scratch.sum[i] = 0;
   KeyRange keys = {0, 0};
   while (mask.next_block(queries.begin, queries.end, keys)) {
     const BlockView view(mask, queries, keys);
     if (view.empty()) continue;
-    multiply_scores(scratch.queries, packed.keys, depth, view, scratch.scores);
+    multiply_scores(scratch.queries, packed_keys, depth, view, scratch.scores);
     soften_block(view, scale, depth, scratch);
+    add(view);
+  }
+}
+
+// The rows of a block one by one, without the values of dropped keys. `values` are the head's, where they lie.
+template <class Operand, class Rows>
+void add_attended_values(const BlockView& view, const Rows& values, const Depth<Operand>& depth,
+                         const ForwardScratch<Operand>& scratch) {
+  for (int64_t row = 0; row < view.queries.size(); ++row) {
+    const KeySpan& span = view.span_of(row);
+    const int64_t first = row * kScoreStride + span.begin;
+    const auto row_of = [&](int64_t key) { return values[view.keys.begin + span.begin + key]; };
+    add_attended(scratch.scores + first, scratch.probabilities + first, span.end - span.begin, row_of,
+                 values.column_stride, depth.size, scratch.output + row * depth.columns);
+  }
+}
+
+// out and lse of at most kQueryBlock queries.
+template <class T, class Operand, class Rows>
+void attend_block(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale,
+                  const PackedHead<Operand>& packed, const Rows& values, const Depth<Operand>& depth,
+                  const ForwardScratch<Operand>& scratch) {
+  stage_rows(rows.queries, queries.begin, queries.end, queries.size(), depth, scratch.queries);
+  accumulate_blocks(queries, mask, scale, packed.keys, depth, scratch, [&](const BlockView& view) {
     add_weighted(scratch.probabilities, packed.values, packed.values_panel_stride, depth, view, scratch.output);
+  });
+  if (!all_finite(scratch.output, queries.size() * depth.columns)) {
+    accumulate_blocks(queries, mask, scale, packed.keys, depth, scratch,
+                      [&](const BlockView& view) { add_attended_values(view, values, depth, scratch); });
   }
   store_block(rows, queries, depth, scratch);
 }

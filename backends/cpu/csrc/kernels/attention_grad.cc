@@ -80,7 +80,8 @@ class Gradient {
             tensors_.dq.strides[1]};
   }
 
-  // dq, and the scratch's dkeys and dvalues, of every parts-th block of queries of the unit's heads.
+  // dq, and the scratch's dkeys and dvalues, of every parts-th block of queries of the unit's heads. What is not finite
+  // may come from dropped pairs: it is taken again without them.
   void differentiate(int64_t unit, int64_t part, int64_t parts, ThreadScratch<Operand> scratch) const {
     const int64_t batch = unit / shape_.kv_heads, kv_head = unit % shape_.kv_heads;
     PackedGradHead<Operand>& packed = scratch.head;
@@ -88,15 +89,28 @@ class Gradient {
               packed.straight_keys, packed.straight_panel_stride);
     pack_rows(head_rows<T>(tensors_.v, batch, kv_head), shape_.num_keys, depth_, scratch.block.staged, packed.values,
               static_cast<typename Operand::Group*>(nullptr), 0);
-    for (int64_t i = 0; i < shape_.num_keys * depth_.columns; ++i) packed.dkeys[i] = packed.dvalues[i] = 0;
     read_intervals(mask_, batch, kv_head, shape_.num_keys, scratch.intervals);
+    if (!differentiate_blocks(unit, part, parts, false, scratch))
+      differentiate_blocks(unit, part, parts, true, scratch);
+  }
+
+  // Whether all sums are finite.
+  bool differentiate_blocks(int64_t unit, int64_t part, int64_t parts, bool pair_by_pair,
+                            const ThreadScratch<Operand>& scratch) const {
+    const int64_t batch = unit / shape_.kv_heads, kv_head = unit % shape_.kv_heads;
+    const int64_t size = shape_.num_keys * depth_.columns;
+    const PackedGradHead<Operand>& packed = scratch.head;
+    for (int64_t i = 0; i < size; ++i) packed.dkeys[i] = packed.dvalues[i] = 0;
+    bool finite = true;
     for (int64_t block = part; block < blocks(); block += parts) {
       const int64_t head = kv_head * shape_.group_size() + block / blocks_per_head();
       const int64_t begin = block % blocks_per_head() * kQueryBlock;
       const QueryRange queries = {begin, clamp(begin + kQueryBlock, 0, shape_.num_queries)};
-      differentiate_queries(rows(batch, head), queries, head_mask(shape_, mask_, batch, head, scratch.intervals),
-                            scale_, packed, depth_, scratch.block);
+      finite &= differentiate_queries(rows(batch, head), head_rows<T>(tensors_.k, batch, kv_head), queries,
+                                      head_mask(shape_, mask_, batch, head, scratch.intervals), scale_, pair_by_pair,
+                                      packed, depth_, scratch.block);
     }
+    return finite && all_finite(packed.dkeys, size) && all_finite(packed.dvalues, size);
   }
 
   void store_keys(int64_t unit, const ThreadScratch<Operand>& scratch) const {

@@ -127,16 +127,18 @@ struct HeadMask {
   }
 };
 
+// A score that is not finite plus -inf would be NaN: a dropped key has no score, whatever it holds.
 template <class T>
 void add_mask(const T* mask, int64_t stride, int64_t count, float scale, float* scores) {
-  if (stride == 1) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      store(scores + i, fma(load(scores + i), broadcast(scale), load(mask + i)));
-    }
-    for (; i < count; ++i) scores[i] = scores[i] * scale + to_float(mask[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) scores[i] = scores[i] * scale + to_float(mask[i * stride]);
+  constexpr float kDropped = -__builtin_inff();
+  int64_t i = 0;
+  for (; stride == 1 && i + kLanes <= count; i += kLanes) {
+    const Vec added = load(mask + i), sum = fma(load(scores + i), broadcast(scale), added);
+    store(scores + i, added == kDropped ? added : sum);
+  }
+  for (; i < count; ++i) {
+    const float added = to_float(mask[i * stride]);
+    scores[i] = added == kDropped ? added : scores[i] * scale + added;
   }
 }
 
