@@ -53,6 +53,17 @@ def tensors(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {i.name: arguments[i.name] for i in spec.inputs if framework_of(type(arguments[i.name])) is not None}
 
 
+def remarks(spec: OpSpec, arguments: Mapping[str, Any], adapter: Framework | None) -> tuple[str, ...]:
+    """What the spec says of the values of these arguments; a `TensorSpec` and a value of a graph have none."""
+    live = tensors(spec, arguments)
+
+    def values(name: str) -> Any:
+        readable = adapter is not None and name in live and not adapter.is_symbolic(live[name])
+        return adapter.to_numpy(live[name]) if adapter is not None and readable else None
+
+    return () if spec.remarks is None else spec.remarks(values)
+
+
 def describe(
     spec: OpSpec,
     arguments: Mapping[str, Any],

@@ -129,7 +129,7 @@ class Call:
             f"of dtype {declared.describe_dtypes(dtypes)}",
             got,
             "it is packed, and a pack cannot be cast" if packed else "",
-            repack if packed else "Cast it first",
+            repack if packed else declared.dtype_advice,
         )
 
     def _legend(self, declared: Input) -> str:
@@ -142,7 +142,8 @@ class Call:
         named = axes[1:] if axes[:1] == ["..."] else axes
         leading = shape[: len(shape) - len(named)] if axes[:1] == ["..."] else ()
         fits = len(shape) >= len(named) if axes[:1] == ["..."] else len(shape) == len(named)
-        self.require(fits, declared.name, rule, list(shape), f"{len(named)} axes are needed")
+        needed = f"{len(named)} axes are needed"
+        self.require(fits, declared.name, rule, list(shape), needed, declared.shape_advice)
         if axes[:1] == ["..."]:
             self._bind_leading(declared, leading, rule)
         for axis, size in zip(named, shape[len(leading) :], strict=True):
@@ -178,7 +179,8 @@ class Call:
                 self.dims[choice] = size
                 return
         wanted = " or ".join(f"{c} = {self.dims[c]}" if c in self.dims else c for c in choices)
-        self.require(False, declared.name, f"{rule} with {wanted}", list(self.tensors[declared.name].shape))
+        got = list(self.tensors[declared.name].shape)
+        self.require(False, declared.name, f"{rule} with {wanted}", got, advice=declared.shape_advice)
 
 
 def axis_position(declared: Input, axis: str) -> int | None:

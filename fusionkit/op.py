@@ -30,6 +30,7 @@ class Explanation:
         chosen: the backend's name, or None when every candidate refuses.
         reason: why it is that one, or the whole refusal.
         candidates: (backend, verdict, reasons) of every installed backend.
+        remarks: what the values of the tensors make doubtful.
     """
 
     op: str
@@ -37,12 +38,14 @@ class Explanation:
     chosen: str | None
     reason: str
     candidates: tuple[tuple[str, str, tuple[str, ...]], ...]
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.op} ({self.call})", f"  -> {self.chosen or 'refused'}: {self.reason.splitlines()[0]}"]
         width = max((len(name) for name, _, _ in self.candidates), default=0)
         for name, answer, reasons in self.candidates:
             lines.append(f"  {name:<{width}}  {answer:<7}  {'; '.join(reasons)}".rstrip())
+        lines.extend(f"  note: {remark}" for remark in self.remarks)
         return "\n".join(lines)
 
 
@@ -234,6 +237,7 @@ class Op:
             selection.backend,
             selection.reason,
             tuple((c.backend, c.verdict.answer, c.verdict.reasons + select.notes(c, call)) for c in candidates),
+            arguments_of.remarks(self.spec, arguments, adapter),
         )
 
     @_not_traced

@@ -105,6 +105,8 @@ class Input:
         optional: None is allowed.
         differentiable: a gradient flows to it.
         packable: a `PackedWeight` may stand in its place.
+        dtype_advice: what to do about another dtype.
+        shape_advice: what to do about another shape.
     """
 
     name: str
@@ -113,6 +115,8 @@ class Input:
     optional: bool = False
     differentiable: bool = True
     packable: bool = False
+    dtype_advice: str = "Cast it first"
+    shape_advice: str = ""
 
     def describe_dtypes(self, dtypes: Mapping[str, str]) -> str:
         of_others = {dtypes[d]: f"{dtypes[d]} (the dtype of {d})" for d in self.dtypes if d in dtypes}
@@ -266,6 +270,8 @@ class OpSpec:
             "keep": they stay as they are at O1 and go low at O2.
         check: rules beyond dtype and shape: `check(call)` raises `argument_error`.
         source: where the formula comes from.
+        remarks: `remarks(values)` gives what `explain` says of a call's values. values(name) is an input as a NumPy
+            array, or None if it is absent or has no values.
         mutates: inputs that the op writes.
         stored: roundings that are part of the op's meaning, so that the oracle applies them too: a keyword of reference
             and reference_vjp -> the input to whose dtype it rounds. That keyword gets `rounding_to(dtype)`.
@@ -285,6 +291,7 @@ class OpSpec:
     amp: AmpClass
     source: str
     check: Callable[[Any], None] | None = None
+    remarks: Callable[[Callable[[str], Array | None]], tuple[str, ...]] | None = None
     mutates: tuple[str, ...] = ()
     benchmarks: Sequence[Benchmark] = ()
     stored: Mapping[str, str] = field(default_factory=dict)

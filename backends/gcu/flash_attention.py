@@ -30,6 +30,7 @@ def flash_attention(
 
     if 0 in q.shape or 0 in k.shape:
         return masks.of_nothing(q, k, v)
+    attn_mask = masks.over_queries(attn_mask, q)
     group = q.shape[2] // k.shape[2]
     keys, values = (x if group == 1 else x.repeat_interleave(group, axis=2) for x in (k, v))
     square = q.shape[1] == k.shape[1] != -1

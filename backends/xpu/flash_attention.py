@@ -25,6 +25,7 @@ def flash_attention(
 
     if 0 in q.shape or 0 in k.shape:
         return masks.of_nothing(q, k, v)
+    attn_mask = masks.over_queries(attn_mask, q)
     square = q.shape[1] == k.shape[1] != -1
     if attn_mask is None and startend_row_indices is None and (square or not causal):
         return scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=causal)

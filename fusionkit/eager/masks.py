@@ -11,6 +11,15 @@ from typing import Any
 
 import paddle
 
+from fusionkit.spec import UNKNOWN
+
+
+def over_queries(attn_mask: Any, q: Any) -> Any:
+    """The mask with an axis of q_len, for a device's op that takes no other."""
+    if attn_mask is None or attn_mask.shape[2] != 1 or q.shape[1] == 1:
+        return attn_mask
+    return attn_mask.expand([-1, -1, paddle.shape(q)[1] if q.shape[1] == UNKNOWN else q.shape[1], -1])
+
 
 def allowed(q: Any, k: Any, causal: bool, attn_mask: Any, startend_row_indices: Any) -> Any:
     """What may be attended to, bool [batch_size or 1, num_heads or 1, q_len, kv_len]; None when nothing is dropped."""

@@ -34,6 +34,9 @@ class Framework(Protocol):
     def is_symbolic(self, tensor: Any) -> bool:
         """Whether the tensor is a value of a graph being traced."""
 
+    def to_numpy(self, tensor: Any) -> Any:
+        """The tensor's values as an array."""
+
     def place_of(self, tensor: Any) -> object | None:
         """A cheap object that compares equal on one device; None where all tensors live on one."""
 

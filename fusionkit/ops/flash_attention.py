@@ -49,9 +49,9 @@ def flash_attention(
             num_key_value_heads; query head h reads key head h // (num_heads // num_key_value_heads).
         v: as k.
         causal: query i sees keys j <= i + kv_len - q_len (aligned bottom-right).
-        attn_mask: [batch_size or 1, num_heads or 1, q_len, kv_len]; bool (True: attend), or floating (dtype of q, or
-            float32) added to the scores. Only False and -inf drop a key; finite minima are ordinary numbers. Combines
-            with causal: both must allow. Not differentiated. A dropped key has no influence, even if k or v is NaN.
+        attn_mask: [batch_size or 1, num_heads or 1, q_len or 1, kv_len]; bool (True: attend), or floating (dtype of q,
+            or float32) added to the scores. Only False and -inf drop a key; finite minima are ordinary numbers.
+            Combines with causal: both must allow. Not differentiated. A dropped key has no influence, not even NaN.
         startend_row_indices: [batch_size, num_key_value_heads or 1, kv_len, 1, 2 or 4] int32: for each key, the
             queries that do not see it. causal: rows [a, q_len), or [a, b). Not causal: [a, q_len) and [0, b), or
             [a, b) and [c, d). For packed documents and windows; needs q_len == kv_len, excludes attn_mask.
@@ -119,9 +119,9 @@ def softmax(scores: Array, dropped: Array, step: Rounding) -> tuple[Array, Array
 
 def attended_product(weights: Array, dropped: Array, rows: Array) -> Array:
     """weights @ rows without the dropped pairs, whose weight is 0: 0 times NaN would be NaN."""
-    finite = np.isfinite(rows).all(axis=-1)
-    product = weights @ np.where(finite[:, None], rows, 0)
-    for index in np.flatnonzero(~finite):
+    finite = np.all(np.isfinite(rows), axis=-1, keepdims=True)
+    product = weights @ np.where(finite, rows, 0)
+    for index in np.flatnonzero(~finite).tolist():
         product = product + np.where(dropped[:, index, None], 0, weights[:, index, None] * rows[index])
     return np.asarray(product)
 
@@ -249,7 +249,7 @@ def float_mask(*shape: int, low: float = -np.inf, share: float = 0.3, low_rows: 
 
 def without_keys(keys: tuple[int, ...], *shape: int, floating: bool = False) -> Mask:
     """No query attends these keys."""
-    mask = np.ones(shape, dtype=bool)
+    mask: Array = np.ones(shape, dtype=bool)
     mask[..., list(keys)] = False
     bias = np.where(mask, np.linspace(-1, 1, mask.size).reshape(shape), -np.inf)
     return lambda rng: {"attn_mask": bias if floating else mask}
@@ -340,6 +340,11 @@ CASES = (
         "dropped-nan-Sq1-Skv70", q_len=1, kv_len=70, mask=without_keys((2, 64, 69), 1, 1, 1, 70), not_finite=(2, 64, 69)
     ),
     case("dropped-nan-rows", mask=row_indices([17] * 13 + [0] * 4), not_finite=(13, 14, 15, 16), causal=True),
+    case("padding-bool", mask=without_keys(PADDING, 2, 1, 1, 17)),
+    case("padding-bool-causal-GQA", num_heads=4, mask=without_keys(PADDING, 2, 1, 1, 17), causal=True),
+    case("padding-float-Sq5-Skv37", q_len=5, kv_len=37, mask=without_keys(PADDING, 1, 2, 1, 37, floating=True)),
+    case("padding-nan", mask=without_keys(PADDING, 2, 1, 1, 17), not_finite=PADDING, return_lse=True),
+    case("padding-all", mask=bool_mask(2, 1, 1, 17, empty_rows=(0,)), return_lse=True),
     case("lse", return_lse=True),
     case("lse-causal-Sq9-Skv5", q_len=9, kv_len=5, causal=True, return_lse=True),
     case("lse-GQA-documents", num_heads=4, mask=documents((5, 12)), causal=True, return_lse=True),
@@ -384,8 +389,17 @@ INVALID_CASES = (
     invalid("no-head-dim", "q must be of head_dim at least 1", q=NO_DIMS, k=NO_DIMS, v=NO_DIMS),
     invalid("mask-rank", r"attn_mask must be \[batch_size\|1, num_heads\|1, q_len", attn_mask=np.ones((6, 6))),
     invalid("mask-heads", "attn_mask must be .* with num_heads = 4", attn_mask=np.ones((2, 2, 6, 6))),
+    invalid(
+        "mask-queries",
+        r"attn_mask must be .* with q_len = 6 .*\[batch_size, 1, 1, kv_len\]",
+        attn_mask=np.ones((2, 1, 3, 6)),
+    ),
     invalid("mask-length", "attn_mask must be .* with kv_len = 6", attn_mask=np.ones((2, 1, 6, 1))),
-    invalid("mask-integer", "attn_mask must be of dtype bool", attn_mask=indices(2, 1, 6, 6)),
+    invalid(
+        "mask-integer",
+        'attn_mask must be of dtype bool.*mask.astype."bool".*True = attend',
+        attn_mask=indices(2, 1, 6, 6),
+    ),
     invalid(
         "both-masks",
         "startend_row_indices must be None with attn_mask",
@@ -500,6 +514,14 @@ def check_heads(call: Any) -> None:
     call.require(scale is None or math.isfinite(scale), "scale", "finite, or None for 1 / sqrt(head_dim)", scale)
 
 
+def remarks(values: Callable[[str], Array | None]) -> tuple[str, ...]:
+    mask = values("attn_mask")
+    if mask is None or mask.dtype == bool or not np.isin(mask, (0, 1)).all() or not (mask == 1).any():
+        return ()
+    advice = 'for 1 = attend, 0 = drop pass mask.astype("bool")'
+    return (f"attn_mask is {mask.dtype} and holds only 0 and 1, which are added to the scores; {advice}",)
+
+
 def check(call: Any) -> None:
     check_heads(call)
     if not call.present("startend_row_indices"):
@@ -522,7 +544,16 @@ spec = OpSpec(
         Input("q", "batch_size q_len num_heads head_dim", FLOATING),
         Input("k", "batch_size kv_len num_key_value_heads head_dim", ("q",)),
         Input("v", "batch_size kv_len num_key_value_heads head_dim", ("q",)),
-        Input("attn_mask", "batch_size|1 num_heads|1 q_len kv_len", ("bool", "q", "float32"), True, False),
+        Input(
+            "attn_mask",
+            "batch_size|1 num_heads|1 q_len|1 kv_len",
+            ("bool", "q", "float32"),
+            optional=True,
+            differentiable=False,
+            dtype_advice='Pass mask.astype("bool") if it says who attends (True = attend). Cast it to float32 if it is '
+            "added to the scores",
+            shape_advice="Axes that are the same for all have size 1: a padding mask is [batch_size, 1, 1, kv_len]",
+        ),
         Input("startend_row_indices", "batch_size num_key_value_heads|1 kv_len num_bounds", ("int32",), True, False),
     ),
     outputs=(
@@ -542,4 +573,5 @@ spec = OpSpec(
     amp="low",
     source="Dao 2023, arXiv:2307.08691; Wang et al. 2024, arXiv:2410.01359",
     check=check,
+    remarks=remarks,
 )

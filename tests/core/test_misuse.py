@@ -197,3 +197,37 @@ def test_eager_paged_attention_is_refused_while_tracing():
 
     with fk.use_backend("eager"), pytest.raises(fk.NoBackendError, match="eager: the lengths are read on the host"):
         traced(tokens, cache, one, paddle.zeros([1, 1], "int32"))
+
+
+KEYS = np.zeros((1, 6, 2, 8), np.float32)
+CUT = np.array([1, 0, 1, 1, 1, 0]).reshape(1, 1, 1, 6)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "int8"])
+def test_a_mask_of_integers_is_told_to_become_bool(dtype):
+    with pytest.raises(ValueError, match=r'got u?int\d+. Pass mask.astype\("bool"\).*True = attend'):
+        fk.flash_attention(Q, KEYS, KEYS, attn_mask=CUT.astype(dtype))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "paddle"])
+def test_explain_notes_a_floating_mask_of_0_and_1(kind):
+    paddle = pytest.importorskip("paddle")
+    made = np.asarray if kind == "numpy" else paddle.to_tensor
+    q, keys = made(Q), made(KEYS)
+
+    def said(mask):
+        return str(fk.flash_attention.explain(q, keys, keys, attn_mask=mask))
+
+    doubtful = made(CUT.astype(np.float32))
+    assert "note: attn_mask is float32 and holds only 0 and 1" in said(doubtful)
+    assert 'mask.astype("bool")' in said(doubtful)
+    for sound in (CUT.astype(bool), np.where(CUT, 0, -np.inf).astype(np.float32), np.zeros_like(CUT, np.float32)):
+        assert "note:" not in said(made(sound))
+    assert "note:" not in str(fk.flash_attention.explain(q, keys, keys))
+    assert "note:" not in said(TensorSpec((1, 1, 4, 6), "float32"))
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (1, 6), (1, 4, 6), (1, 1, 3, 6), (1, 1, 4, 1)])
+def test_a_mask_of_another_shape_is_told_which_axes_may_be_1(shape):
+    with pytest.raises(ValueError, match=r"a padding mask is \[batch_size, 1, 1, kv_len\]"):
+        fk.flash_attention(Q, KEYS, KEYS, attn_mask=np.ones(shape, bool))

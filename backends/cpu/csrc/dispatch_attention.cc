@@ -28,11 +28,11 @@ void require_attn_mask(const char* op, const Tensor& mask, const Tensor& q, cons
   require_dtype(op, "attn_mask", mask, {DType::kBool, DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   require_num_dims(op, "attn_mask", mask, 4);
   const bool broadcasts = (mask.shape[0] == 1 || mask.shape[0] == q.shape[0]) &&
-                          (mask.shape[1] == 1 || mask.shape[1] == q.shape[2]) && mask.shape[2] == q.shape[1] &&
-                          mask.shape[3] == k.shape[1];
+                          (mask.shape[1] == 1 || mask.shape[1] == q.shape[2]) &&
+                          (mask.shape[2] == 1 || mask.shape[2] == q.shape[1]) && mask.shape[3] == k.shape[1];
   if (broadcasts) return;
   const int64_t expected[] = {q.shape[0], q.shape[2], q.shape[1], k.shape[1]};
-  fail(op, "attn_mask", shape_text(expected, 4) + " (the first two may be 1)", describe(mask));
+  fail(op, "attn_mask", shape_text(expected, 4) + " (the first three may be 1)", describe(mask));
 }
 
 void require_startend_row_indices(const char* op, const AttentionMask& mask, const Tensor& q, const Tensor& k) {

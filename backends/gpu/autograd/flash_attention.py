@@ -103,7 +103,7 @@ def require_sizes(q: Any, k: Any, v: Any, causal: bool, mask: Any, bounds: Any) 
     fits = k.shape == v.shape == (batch_size, kv_len, heads, head_dim) and heads > 0 and num_heads % heads == 0
     if mask is not None:
         wide = mask.dim() == 4 and mask.shape[0] in (1, batch_size) and mask.shape[1] in (1, num_heads)
-        fits = fits and wide and mask.shape[2:] == (q_len, kv_len) and bounds is None
+        fits = fits and wide and mask.shape[2] in (1, q_len) and mask.shape[3] == kv_len and bounds is None
     if bounds is not None:
         columns = (1, 2) if causal else (2, 4)
         fits = fits and bounds.dim() == 4 and bounds.shape[0] == batch_size and bounds.shape[1] in (1, heads)

@@ -69,7 +69,7 @@ class Problem:
             "mask": self.q if mask is None else mask,
             "mask_batch": 0 if mask is None or mask.shape[0] == 1 else strides[0],
             "mask_head": 0 if mask is None or mask.shape[1] == 1 else strides[1],
-            "mask_row": strides[2],
+            "mask_row": 0 if mask is None or mask.shape[2] == 1 else strides[2],
             "mask_column": strides[3],
             "bounds": self.q if bounds is None else bounds,
             "bound_heads": 1 if bounds is None else bounds.shape[1],

@@ -72,7 +72,7 @@ inline HeadMask head_mask(const AttentionShape& shape, const AttentionMask& mask
     const int64_t offset =
         (values.shape[0] == 1 ? 0 : batch * values.strides[0]) + (values.shape[1] == 1 ? 0 : head * values.strides[1]);
     const auto* data = static_cast<const char*>(values.data) + offset * static_cast<int64_t>(dtype_size(values.dtype));
-    dense = {data, values.dtype, values.strides[2], values.strides[3]};
+    dense = {data, values.dtype, values.shape[2] == 1 ? 0 : values.strides[2], values.strides[3]};
   }
   return {shape.num_queries, shape.num_keys, mask.causal, dense, &intervals};
 }
