@@ -36,6 +36,8 @@ def flash_attention(
     square = q.shape[1] == k.shape[1] != -1
     if attn_mask is None and startend_row_indices is None and (square or not causal):
         return _attend(q, keys, values, None, causal)
+    attended = masks.attended(q, k, causal, attn_mask, startend_row_indices)
+    keys, values = (masks.without_dropped(x, attended) for x in (keys, values))
     allowed = masks.allowed(q, k, causal, attn_mask, startend_row_indices)
     bias, empty = masks.additive(allowed, attn_mask, LOWEST, q.dtype)
     bias = bias.expand([paddle.shape(q)[0] if q.shape[0] == -1 else q.shape[0], -1, -1, -1])

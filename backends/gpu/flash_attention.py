@@ -31,6 +31,8 @@ def flash_attention(
         return functions.flash_attention(q, k, v, dropout=0.0, causal=causal, return_softmax=False)[0]
     if startend_row_indices is not None:
         return functions.flashmask_attention(q, k, v, startend_row_indices, dropout=0.0, causal=causal)
+    attended = masks.attended(q, k, causal, attn_mask, None)
+    k, v = (masks.without_dropped(x, attended) for x in (k, v))
     allowed = masks.allowed(q, k, causal, attn_mask, None)
     bias, empty = masks.additive(allowed, attn_mask, paddle.finfo(q.dtype).min, q.dtype)
     out = paddle.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.0, is_causal=False)

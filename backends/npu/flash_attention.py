@@ -28,7 +28,9 @@ def flash_attention(
     square = q.shape[1] == k.shape[1] != -1
     if attn_mask is None and startend_row_indices is None and (square or not causal):
         return _attend(q, k, v, None, causal)
-    allowed, empty = masks.open_empty_rows(masks.allowed(q, k, causal, attn_mask, startend_row_indices))
+    attended = masks.attended(q, k, causal, attn_mask, startend_row_indices)
+    k, v = (masks.without_dropped(x, attended) for x in (k, v))
+    allowed, empty = masks.open_empty_rows(attended)
     return masks.zero_rows(_attend(q, k, v, ~allowed, False), empty)
 
 

@@ -29,6 +29,8 @@ def flash_attention(
     square = q.shape[1] == k.shape[1] != -1
     if attn_mask is None and startend_row_indices is None and (square or not causal):
         return scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=causal)
+    attended = masks.attended(q, k, causal, attn_mask, startend_row_indices)
+    k, v = (masks.without_dropped(x, attended) for x in (k, v))
     allowed = masks.allowed(q, k, causal, attn_mask, startend_row_indices)
     bias, empty = masks.additive(allowed, attn_mask, max(LOWEST, paddle.finfo(q.dtype).min), q.dtype)
     out = scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.0, is_causal=False)

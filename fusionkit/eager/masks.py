@@ -50,6 +50,19 @@ def attended(q: Any, k: Any, causal: bool, attn_mask: Any, startend_row_indices:
     return kept if together is None else paddle.logical_and(together, kept)
 
 
+def without_dropped(keys: Any, attended: Any) -> Any:
+    """k or v with zeros at the keys that no query attends to: a device's op multiplies them by 0, and 0 times NaN is
+    NaN. A key that only some queries attend to reaches the others through such an op all the same."""
+    seen = paddle.any(attended, axis=2).transpose([0, 2, 1])
+    if seen.shape[2] != 1:
+        seen = paddle.any(seen.reshape([*_sizes(seen)[:2], keys.shape[2], -1]), axis=-1)
+    return paddle.where(seen.unsqueeze(-1), keys, paddle.zeros([], keys.dtype))
+
+
+def _sizes(x: Any) -> list[Any]:
+    return [paddle.shape(x)[axis] if size == UNKNOWN else size for axis, size in enumerate(x.shape)]
+
+
 def finite_part(x: Any) -> Any:
     """x with 0 in place of NaN and infinities."""
     return paddle.where(paddle.isfinite(x), x, paddle.zeros([], x.dtype))

@@ -134,6 +134,65 @@ def attended(leaves, mask, grad):
     return [out, *torch.autograd.grad(out, leaves, grad)]
 
 
+def dropped_keys(dtype):
+    """What the second document holds does not reach the first, forward and backward; its own rows show it."""
+    first, length = 21, 43
+    document = torch.arange(length) >= first
+    seen = (document[:, None] == document)[None, None]
+    ends = torch.where(document, length, first).to(torch.int32)[None, None, :, None]
+    added = torch.where(seen, 0.5, -torch.inf)
+    for causal, mask in (
+        (False, {"attn_mask": seen}),
+        (True, {"attn_mask": seen}),
+        (False, {"attn_mask": added}),
+        (True, {"startend_row_indices": ends}),
+    ):
+        for names, bad in (("kv", torch.nan), ("v", torch.inf), ("qk", -torch.inf)):
+            want, got = (run_documents(dtype, first, length, causal, mask, names, value) for value in (None, bad))
+            for name, a, b in zip(("out", "dq", "dk", "dv"), want, got, strict=True):
+                torch.testing.assert_close(b[:, :first], a[:, :first], rtol=2e-2, atol=2e-2, msg=f"{name} {mask} {bad}")
+            assert not got[0][:, first:].isfinite().all(-1).any()
+
+
+def run_documents(dtype, first, length, causal, mask, names, bad):
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for name, heads in {"q": 4, "k": 2, "v": 2, "dout": 4}.items():
+        made[name] = torch.randn(1, length, heads, 16, generator=generator).to(DTYPES[dtype])
+        if bad is not None and name in names:
+            made[name][:, first:, :, ::3] = bad
+    leaves = [made[name].requires_grad_() for name in "qkv"]
+    out = fk.flash_attention(*leaves, causal=causal, **mask)
+    return [out.detach(), *torch.autograd.grad(out, leaves, made["dout"])]
+
+
+def later_tokens_of_a_cache():
+    """The last token's NaN reaches no earlier token, in a prefill and in a step of several tokens."""
+    for count, start in ((40, 0), (3, 0), (3, 70)):
+        outs = []
+        for bad in (False, True):
+            generator = torch.Generator().manual_seed(0)
+            q, k, v = (torch.randn(count, 2, 16, generator=generator) for _ in range(3))
+            if bad:
+                k[-1], v[-1, :, 0] = torch.nan, torch.inf
+            caches = [torch.full((3, 2, 32, 16), torch.nan) for _ in range(2)]
+            for cache in caches:
+                cache[[0, 1]] = 1.0
+                cache[2, :, : max(start - 64, 0)] = 1.0
+            lengths = {
+                name: torch.tensor([number], dtype=torch.int32)
+                for name, number in (
+                    ("seq_lens_encoder", 0 if start else count),
+                    ("seq_lens_decoder", start),
+                    ("seq_lens_this_time", count),
+                )
+            }
+            tables = torch.tensor([[0, 1, 2]], dtype=torch.int32)
+            outs.append(fk.paged_attention(q, k, v, *caches, block_tables=tables, **lengths))
+        torch.testing.assert_close(outs[1][:-1], outs[0][:-1], rtol=1e-5, atol=1e-5)
+        assert outs[0].isfinite().all() and not outs[1][-1].isfinite().all()
+
+
 def only_lse_has_a_gradient():
     """dout is absent then; against the gradient of torch's own logsumexp."""
     q, k, v = (torch.randn(1, 9, 2, 16, requires_grad=True) for _ in range(3))

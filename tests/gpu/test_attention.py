@@ -39,6 +39,15 @@ def test_strides_change_no_bit(interpreter):
     interpreter(call=CHECKS + "strides", dtype="bfloat16")
 
 
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_a_dropped_key_has_no_influence(dtype, interpreter):
+    interpreter(call=CHECKS + "dropped_keys", dtype=dtype)
+
+
+def test_a_later_token_reaches_no_earlier_one_in_a_cache(interpreter):
+    interpreter(call=CHECKS + "later_tokens_of_a_cache")
+
+
 def test_the_note_and_the_choice_agree():
     """`explain` says that the framework's own attention runs exactly where it is called."""
     judged = set()

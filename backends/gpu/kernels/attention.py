@@ -52,8 +52,15 @@ class Problem:
         """Whether the backward reads lse as two addends, for which their rounded sum would not do."""
         return self.mask_kind == FLOAT_MASK or self.q.element_size() == 4
 
-    def tiles_of(self, direction: Pass) -> Tiles:
-        return self.tiles(direction, self.q.shape[3], self.q.element_size(), self.attn_mask is not None)
+    @property
+    def passes(self) -> tuple[bool, ...]:
+        """CAREFUL of each launch: where pairs can be dropped, a second one mends what is not finite."""
+        drops = self.causal or self.attn_mask is not None or self.startend_row_indices is not None
+        return (False, True) if drops else (False,)
+
+    def tiles_of(self, direction: Pass, careful: bool = False) -> Tiles:
+        masked = careful or self.attn_mask is not None
+        return self.tiles(direction, self.q.shape[3], self.q.element_size(), masked)
 
     def described(self) -> dict[str, Any]:
         """What every attention kernel is told. Absent tensors have stand-ins, and strides of axes of size 1 are 0."""
@@ -139,19 +146,21 @@ def forward(problem: Problem) -> tuple[Any, Any, Any]:
     out = problem.empty(tuple(problem.q.shape), "q")
     lse = problem.empty((batch_size, num_heads, q_len), "float32")
     parts = problem.empty((*lse.shape, 2), "float32") if problem.in_parts else lse
-    tiles = problem.tiles_of("forward")
-    launch_named(
-        attention_forward.attention_forward_kernel,
-        (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
-        **problem.described(),
-        **listed_blocks(problem, tiles, by_query=True),
-        out=out,
-        lse=lse,
-        parts=parts,
-        scale=abs(problem.scale),
-        NEGATIVE=problem.scale < 0,
-        **block_constants(tiles, head_dim),
-    )
+    for careful in problem.passes:
+        tiles = problem.tiles_of("forward", careful)
+        launch_named(
+            attention_forward.attention_forward_kernel,
+            (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
+            **problem.described(),
+            **listed_blocks(problem, tiles, by_query=True),
+            out=out,
+            lse=lse,
+            parts=parts,
+            scale=abs(problem.scale),
+            NEGATIVE=problem.scale < 0,
+            CAREFUL=careful,
+            **block_constants(tiles, head_dim),
+        )
     return out, lse, parts
 
 
@@ -194,29 +203,34 @@ def _delta(problem: Problem, out: Any, lse: Any, dout: Any, dlse: Any) -> Any:
 
 def _dq(problem: Problem, shared: dict[str, Any]) -> Any:
     batch_size, q_len, num_heads, head_dim = problem.q.shape
-    dq, tiles = problem.empty(tuple(problem.q.shape), "q"), problem.tiles_of("dq")
-    launch_named(
-        attention_backward.attention_dq_kernel,
-        (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
-        **shared,
-        **listed_blocks(problem, tiles, by_query=True),
-        dq=dq,
-        **block_constants(tiles, head_dim),
-    )
+    dq = problem.empty(tuple(problem.q.shape), "q")
+    for careful in problem.passes:
+        tiles = problem.tiles_of("dq", careful)
+        launch_named(
+            attention_backward.attention_dq_kernel,
+            (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
+            **shared,
+            **listed_blocks(problem, tiles, by_query=True),
+            dq=dq,
+            CAREFUL=careful,
+            **block_constants(tiles, head_dim),
+        )
     return dq
 
 
 def _dk_dv(problem: Problem, shared: dict[str, Any]) -> tuple[Any, Any]:
     batch_size, kv_len, heads, head_dim = problem.k.shape
     dk, dv = (problem.empty(tuple(problem.k.shape), "q") for _ in range(2))
-    tiles = problem.tiles_of("dk_dv")
-    launch_named(
-        attention_backward.attention_dk_dv_kernel,
-        (triton.cdiv(kv_len, tiles.block_n) * batch_size * heads,),
-        **shared,
-        **listed_blocks(problem, tiles, by_query=False),
-        dk=dk,
-        dv=dv,
-        **block_constants(tiles, head_dim),
-    )
+    for careful in problem.passes:
+        tiles = problem.tiles_of("dk_dv", careful)
+        launch_named(
+            attention_backward.attention_dk_dv_kernel,
+            (triton.cdiv(kv_len, tiles.block_n) * batch_size * heads,),
+            **shared,
+            **listed_blocks(problem, tiles, by_query=False),
+            dk=dk,
+            dv=dv,
+            CAREFUL=careful,
+            **block_constants(tiles, head_dim),
+        )
     return dk, dv

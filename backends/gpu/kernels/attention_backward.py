@@ -11,7 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from fusionkit_backends.gpu.kernels.attention_forward import LOG2_E, key_range
-from fusionkit_backends.gpu.kernels.attention_scores import SIZES, load_rows, masked_scores, store_rows
+from fusionkit_backends.gpu.kernels.attention_scores import (
+    SIZES,
+    all_finite,
+    finite_part,
+    load_rows,
+    masked_scores,
+    spoil,
+    store_rows,
+)
 
 
 @triton.jit(do_not_specialize=["q_len", "num_heads"])
@@ -73,7 +81,8 @@ def probabilities(
     NUM_BOUNDS: tl.constexpr,
     IN_PARTS: tl.constexpr,
 ):
-    """exp(scores - lse), lse = top + log_total, finite, in the units of the scores (attention_forward.accumulate)."""
+    """(exp(scores - lse), pairs that attend); lse = top + log_total, in the units of the scores
+    (attention_forward.accumulate). A pair whose score is -inf by itself weighs nothing and counts as dropped."""
     if CHECKED:
         scores = masked_scores(
             products, first_row, rows, first_column, columns, q_len, kv_len, mask, mask_row, mask_column, bounds,
@@ -81,9 +90,10 @@ def probabilities(
         )  # fmt: skip
     else:
         scores = products * factor
+    attended = scores != float("-inf")
     if MASK == 2:
-        return tl.exp2((scores - top - log_total) * LOG2_E)
-    return tl.exp2(scores - top - log_total) if IN_PARTS else tl.exp2(scores - top)
+        return tl.exp2((scores - top - log_total) * LOG2_E), attended
+    return tl.exp2(scores - top - log_total if IN_PARTS else scores - top), attended
 
 
 @triton.jit
@@ -126,6 +136,7 @@ def add_key_blocks(
     bounds,
     factor,
     CHECKED: tl.constexpr,
+    CAREFUL: tl.constexpr,
     LISTED: tl.constexpr,
     CAUSAL: tl.constexpr,
     MASK: tl.constexpr,
@@ -142,13 +153,15 @@ def add_key_blocks(
         keys = load_rows(k, first_column, k_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
         values = load_rows(v, first_column, v_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
         products = tl.dot(q, tl.trans(keys), input_precision="ieee")
-        p = probabilities(
+        p, attended = probabilities(
             products, top[:, None], log_total[:, None], first_row, tl.arange(0, BLOCK_M)[:, None], first_column,
             tl.arange(0, BLOCK_N)[None, :], q_len, kv_len, mask, mask_row, mask_column, bounds, factor, CHECKED,
             CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
         )  # fmt: skip
         dp = tl.dot(dout, tl.trans(values), input_precision="ieee")
         dscores = p * (dp - delta[:, None])
+        if CAREFUL:  # an attended key that is not finite makes its scores NaN, and so dscores
+            dscores, keys = tl.where(attended, dscores, 0.0), finite_part(keys)
         dq = tl.dot(dscores.to(keys.dtype), keys, dq, input_precision="ieee")
     return dq
 
@@ -194,12 +207,14 @@ def attention_dq_kernel(
     MASK: tl.constexpr,
     NUM_BOUNDS: tl.constexpr,
     IN_PARTS: tl.constexpr,
+    CAREFUL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
-    """Grid (query blocks * batch_size * num_heads). lse, delta and dq are dense; lists of key blocks as forward."""
+    """Grid (query blocks * batch_size * num_heads). lse, delta and dq are dense; lists of key blocks and CAREFUL as
+    forward."""
     num_blocks = tl.cdiv(q_len, BLOCK_M)
     query_block, head_index = tl.program_id(0) % num_blocks, tl.program_id(0) // num_blocks
     if CAUSAL:
@@ -228,23 +243,28 @@ def attention_dq_kernel(
         listed = bound_head * num_blocks + query_block
         blocks += listed * max_blocks
         end = tl.load(counts + listed)
-    if MASK != 0 or NUM_BOUNDS > 0:
+    row_stride = num_heads * head_dim
+    dq += batch * q_len * row_stride + head * head_dim
+    num_stored = q_len
+    if CAREFUL:
+        made = load_rows(dq, first_row, row_stride, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D)
+        if all_finite(made):
+            end, num_stored = 0, 0
+    if MASK != 0 or NUM_BOUNDS > 0 or CAREFUL:
         whole = 0
     else:
         acc = add_key_blocks(
             acc, queries, grads, top, log_total, mean, k, v, first_row, 0, whole, blocks, k_row, v_row, q_len, kv_len,
-            head_dim, mask, mask_row, mask_column, bounds, factor, False, False, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
-            BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
+            head_dim, mask, mask_row, mask_column, bounds, factor, False, False, False, CAUSAL, MASK, NUM_BOUNDS,
+            IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
         )  # fmt: skip
     acc = add_key_blocks(
         acc, queries, grads, top, log_total, mean, k, v, first_row, whole, end, blocks, k_row, v_row, q_len, kv_len,
-        head_dim, mask, mask_row, mask_column, bounds, factor, True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS,
+        head_dim, mask, mask_row, mask_column, bounds, factor, True, CAREFUL, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS,
         IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
     )  # fmt: skip
-    row_stride = num_heads * head_dim
-    dq += batch * q_len * row_stride + head * head_dim
     acc *= scale
-    store_rows(dq, first_row, row_stride, q_len, head_dim, acc.to(dq.dtype.element_ty), BLOCK_M, BLOCK_D)
+    store_rows(dq, first_row, row_stride, num_stored, head_dim, acc.to(dq.dtype.element_ty), BLOCK_M, BLOCK_D)
 
 
 @triton.jit
@@ -272,6 +292,7 @@ def add_query_blocks(
     bounds,
     factor,
     CHECKED: tl.constexpr,
+    CAREFUL: tl.constexpr,
     LISTED: tl.constexpr,
     CAUSAL: tl.constexpr,
     MASK: tl.constexpr,
@@ -292,14 +313,20 @@ def add_query_blocks(
         top, log_total = load_lse(lse, rows, q_len, IN_PARTS)
         mean = tl.load(delta + rows, mask=rows < q_len, other=0.0)
         products = tl.dot(keys, tl.trans(queries), input_precision="ieee")
-        p = probabilities(
+        p, attended = probabilities(
             products, top[None, :], log_total[None, :], first_row, tl.arange(0, BLOCK_M)[None, :], first_column,
             tl.arange(0, BLOCK_N)[:, None], q_len, kv_len, mask, mask_row, mask_column, bounds, factor, CHECKED,
             CAUSAL, MASK, NUM_BOUNDS, IN_PARTS,
         )  # fmt: skip
+        if CAREFUL:  # a query or a gradient that is not finite makes its row's p, delta and dscores NaN
+            p = tl.where(attended, p, 0.0)
+            dv = spoil(dv, attended, grads)
+            queries, grads = finite_part(queries), finite_part(grads)
         dv = tl.dot(p.to(grads.dtype), grads, dv, input_precision="ieee")
         dp = tl.dot(values, tl.trans(grads), input_precision="ieee")
         dscores = p * (dp - mean[None, :])
+        if CAREFUL:
+            dscores = tl.where(attended, dscores, 0.0)
         dk = tl.dot(dscores.to(queries.dtype), queries, dk, input_precision="ieee")
     return dk, dv
 
@@ -346,6 +373,7 @@ def attention_dk_dv_kernel(
     MASK: tl.constexpr,
     NUM_BOUNDS: tl.constexpr,
     IN_PARTS: tl.constexpr,
+    CAREFUL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -377,6 +405,15 @@ def attention_dk_dv_kernel(
         first, end = 0, tl.load(counts + listed)
     if MASK != 0 or NUM_BOUNDS > 0:
         whole = end
+    row_stride = num_key_value_heads * head_dim
+    num_stored = kv_len
+    if CAREFUL:
+        whole = end
+        start = batch * kv_len * row_stride + kv_head * head_dim
+        dk_made = load_rows(dk + start, first_column, row_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
+        dv_made = load_rows(dv + start, first_column, row_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
+        if all_finite(dk_made) & all_finite(dv_made):
+            whole, num_stored = 0, 0
     dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for member in range(0, group):
@@ -389,18 +426,18 @@ def attention_dk_dv_kernel(
         dk_acc, dv_acc = add_query_blocks(
             dk_acc, dv_acc, keys, values, q_head_base, dout_head_base, lse_base, delta + row_offset, first_column,
             first, whole, blocks, q_row, dout_row, q_len, kv_len, head_dim, mask_base, mask_row, mask_column, bounds,
-            factor, True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
+            factor, True, CAREFUL, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D,
+            PADDED_D,
         )  # fmt: skip
-        if MASK == 0 and NUM_BOUNDS == 0:
+        if MASK == 0 and NUM_BOUNDS == 0 and not CAREFUL:
             dk_acc, dv_acc = add_query_blocks(
                 dk_acc, dv_acc, keys, values, q_head_base, dout_head_base, lse_base, delta + row_offset, first_column,
                 whole, end, blocks, q_row, dout_row, q_len, kv_len, head_dim, mask_base, mask_row, mask_column, bounds,
-                factor, False, False, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
+                factor, False, False, False, CAUSAL, MASK, NUM_BOUNDS, IN_PARTS, BLOCK_M, BLOCK_N, BLOCK_D, PADDED_D,
             )  # fmt: skip
-    row_stride = num_key_value_heads * head_dim
     offset = batch * kv_len * row_stride + kv_head * head_dim
     dk_acc *= scale
     dk += offset
     dv += offset
-    store_rows(dk, first_column, row_stride, kv_len, head_dim, dk_acc.to(dk.dtype.element_ty), BLOCK_N, BLOCK_D)
-    store_rows(dv, first_column, row_stride, kv_len, head_dim, dv_acc.to(dv.dtype.element_ty), BLOCK_N, BLOCK_D)
+    store_rows(dk, first_column, row_stride, num_stored, head_dim, dk_acc.to(dk.dtype.element_ty), BLOCK_N, BLOCK_D)
+    store_rows(dv, first_column, row_stride, num_stored, head_dim, dv_acc.to(dv.dtype.element_ty), BLOCK_N, BLOCK_D)

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from fusionkit_backends.gpu.kernels.attention_scores import SIZES, load_rows, masked_scores, store_rows
+from fusionkit_backends.gpu.kernels.attention_scores import (
+    SIZES,
+    all_finite,
+    finite_part,
+    load_rows,
+    masked_scores,
+    spoil,
+    store_rows,
+)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -47,6 +55,7 @@ def accumulate(
     bounds,
     factor,
     CHECKED: tl.constexpr,
+    CAREFUL: tl.constexpr,
     LISTED: tl.constexpr,
     CAUSAL: tl.constexpr,
     MASK: tl.constexpr,
@@ -57,7 +66,8 @@ def accumulate(
     PADDED_D: tl.constexpr,
 ):
     """Key blocks first..last into the running softmax. Scores are in powers of 2, with a floating mask in powers of e:
-    the lowest finite float32 times log2(e) would be -inf. CHECKED: some pairs may not attend. factor >= 0."""
+    the lowest finite float32 times log2(e) would be -inf. CHECKED: some pairs may not attend. CAREFUL,
+    beside CHECKED: values may be other than finite. factor >= 0."""
     for index in range(first, last):
         block = tl.load(blocks + index) if LISTED else index
         first_column = block * BLOCK_N
@@ -82,7 +92,12 @@ def accumulate(
             kept = tl.exp2(top - new_top)
         total = total * kept + tl.sum(weights, 1)
         values = load_rows(v, first_column, v_stride, kv_len, head_dim, BLOCK_N, BLOCK_D, PADDED_D)
-        acc = tl.dot(weights.to(values.dtype), values, acc * kept[:, None], input_precision="ieee")
+        if CAREFUL:
+            clean = finite_part(values)
+            acc = tl.dot(weights.to(values.dtype), clean, acc * kept[:, None], input_precision="ieee")
+            acc = spoil(acc, scores != float("-inf"), values)
+        else:
+            acc = tl.dot(weights.to(values.dtype), values, acc * kept[:, None], input_precision="ieee")
         top = new_top
     return acc, top, total
 
@@ -125,12 +140,15 @@ def attention_forward_kernel(
     NUM_BOUNDS: tl.constexpr,
     NEGATIVE: tl.constexpr,
     IN_PARTS: tl.constexpr,
+    CAREFUL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PADDED_D: tl.constexpr,
 ):
     """Grid (query blocks * batch_size * num_heads), blocks first: other axes end at 65535. out and lse are dense.
+
+    CAREFUL takes again what an earlier launch left in `out` and is not finite, without the dropped pairs.
 
     scale >= 0; NEGATIVE turns its sign.
 
@@ -164,18 +182,25 @@ def attention_forward_kernel(
         listed = bound_head * num_blocks + query_block
         blocks += listed * max_blocks
         end = tl.load(counts + listed)
-    if MASK != 0 or NUM_BOUNDS > 0:
+    row_stride = num_heads * head_dim
+    out += batch * q_len * row_stride + head * head_dim
+    num_stored = q_len
+    if CAREFUL:
+        made = load_rows(out, first_row, row_stride, q_len, head_dim, BLOCK_M, BLOCK_D, PADDED_D)
+        if all_finite(made):
+            end, num_stored = 0, 0
+    if MASK != 0 or NUM_BOUNDS > 0 or CAREFUL:
         whole = 0
     else:
         acc, top, total = accumulate(
             acc, top, total, queries, k, v, first_row, 0, whole, blocks, k_row, v_row, q_len, kv_len, head_dim, mask,
-            mask_row, mask_column, bounds, factor, False, False, CAUSAL, MASK, NUM_BOUNDS, BLOCK_M, BLOCK_N, BLOCK_D,
-            PADDED_D,
+            mask_row, mask_column, bounds, factor, False, False, False, CAUSAL, MASK, NUM_BOUNDS, BLOCK_M, BLOCK_N,
+            BLOCK_D, PADDED_D,
         )  # fmt: skip
     acc, top, total = accumulate(
         acc, top, total, queries, k, v, first_row, whole, end, blocks, k_row, v_row, q_len, kv_len, head_dim, mask,
-        mask_row, mask_column, bounds, factor, True, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS, BLOCK_M, BLOCK_N,
-        BLOCK_D, PADDED_D,
+        mask_row, mask_column, bounds, factor, True, CAREFUL, NUM_BOUNDS > 0, CAUSAL, MASK, NUM_BOUNDS, BLOCK_M,
+        BLOCK_N, BLOCK_D, PADDED_D,
     )  # fmt: skip
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
@@ -184,10 +209,8 @@ def attention_forward_kernel(
     log_sum = top + log_total if MASK == 2 else (top + log_total) * LN_2
     rows = first_row + tl.arange(0, BLOCK_M)
     row_at = head_index.to(tl.int64) * q_len + rows
-    tl.store(lse + row_at, tl.where(empty, float("-inf"), log_sum), mask=rows < q_len)
+    tl.store(lse + row_at, tl.where(empty, float("-inf"), log_sum), mask=rows < num_stored)
     if IN_PARTS:
-        tl.store(parts + row_at * 2, tl.where(empty, 0.0, top), mask=rows < q_len)
-        tl.store(parts + row_at * 2 + 1, log_total, mask=rows < q_len)
-    row_stride = num_heads * head_dim
-    out += batch * q_len * row_stride + head * head_dim
-    store_rows(out, first_row, row_stride, q_len, head_dim, acc.to(out.dtype.element_ty), BLOCK_M, BLOCK_D)
+        tl.store(parts + row_at * 2, tl.where(empty, 0.0, top), mask=rows < num_stored)
+        tl.store(parts + row_at * 2 + 1, log_total, mask=rows < num_stored)
+    store_rows(out, first_row, row_stride, num_stored, head_dim, acc.to(out.dtype.element_ty), BLOCK_M, BLOCK_D)

@@ -37,6 +37,32 @@ def store_rows(base, first, stride, num_rows, head_dim, values, BLOCK: tl.conste
 
 
 @triton.jit
+def is_finite(x):
+    return tl.abs(x.to(tl.float32)) < float("inf")
+
+
+@triton.jit
+def all_finite(x):
+    """Whether every element of a block is. Products multiply a dropped pair by 0, and 0 times NaN is NaN: results that
+    are not finite are taken again without the dropped pairs."""
+    return tl.min(tl.min(is_finite(x).to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
+def finite_part(x):
+    return tl.where(is_finite(x), x, 0.0).to(x.dtype)
+
+
+@triton.jit
+def spoil(acc, attended, rows):
+    """acc [M, D], NaN in each row that attends [M, N] to one of `rows` [N, D] that is not finite. Which of its elements
+    are not is not asked: products that would tell spill registers."""
+    wrong = tl.max((is_finite(rows) == 0).to(tl.int32), 1)
+    attends_wrong = tl.max(tl.where(attended, wrong[None, :], 0), 1) > 0
+    return tl.where(attends_wrong[:, None], float("nan"), acc)
+
+
+@triton.jit
 def attends(rows, columns, q_len, kv_len, bounds, CAUSAL: tl.constexpr, NUM_BOUNDS: tl.constexpr):
     """Whether row and column exist and neither causal nor the bounds of the key hide it from the query."""
     seen = (rows < q_len) & (columns < kv_len)
@@ -86,5 +112,7 @@ def masked_scores(
         if MASK == 1:
             seen = seen & (tl.load(at, mask=seen, other=0) != 0)
         else:
-            scores = scores + tl.load(at, mask=seen, other=0.0).to(tl.float32)
+            added = tl.load(at, mask=seen, other=0.0).to(tl.float32)
+            seen = seen & (added != float("-inf"))
+            scores = scores + added
     return tl.where(seen, scores, float("-inf"))

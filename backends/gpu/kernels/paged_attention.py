@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from fusionkit_backends.gpu.kernels.attention_forward import LOG2_E
+from fusionkit_backends.gpu.kernels.attention_scores import all_finite, finite_part, spoil
 from fusionkit_backends.gpu.kernels.paged_rows import row_of_step
 
 SIZES = ["table_row", "num_heads", "num_key_value_heads", "block_size", "num_rows", "least", "most", "split_keys"]
@@ -25,6 +26,55 @@ def load_cached(
     block = tl.load(tables + positions // block_size, mask=exists, other=0).to(tl.int64)
     at = cache + block * block_stride + (positions % block_size).to(tl.int64) * slot_stride
     return tl.load(at[:, None] + dims[None, :], mask=exists[:, None] & (dims < head_dim)[None, :], other=0.0)
+
+
+@triton.jit
+def attend_cached(
+    queries,
+    last_seen,
+    first,
+    end,
+    key_cache,
+    value_cache,
+    tables,
+    key_block,
+    key_slot,
+    value_block,
+    value_slot,
+    block_size,
+    head_dim,
+    scale,
+    CAREFUL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """(sums, maxima, totals) of the softmax over the positions first..end that each query sees: up to last_seen.
+    CAREFUL: what it does not see may be other than finite."""
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for base in range(first, end, BLOCK_N):
+        positions = base + tl.arange(0, BLOCK_N)
+        keys = load_cached(key_cache, tables, positions, end, key_block, key_slot, block_size, head_dim, BLOCK_D)
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * (scale * LOG2_E)
+        seen = (positions[None, :] <= last_seen[:, None]) & (positions < end)[None, :]
+        scores = tl.where(seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights, kept = tl.exp2(scores - origin[:, None]), tl.exp2(top - origin)
+        total = total * kept + tl.sum(weights, 1)
+        values = load_cached(
+            value_cache, tables, positions, end, value_block, value_slot, block_size, head_dim, BLOCK_D
+        )
+        if CAREFUL:
+            clean = finite_part(values)
+            acc = tl.dot(weights.to(values.dtype), clean, acc * kept[:, None], input_precision="ieee")
+            acc = spoil(acc, scores != float("-inf"), values)
+        else:
+            acc = tl.dot(weights.to(values.dtype), values, acc * kept[:, None], input_precision="ieee")
+        top = new_top
+    return acc, top, total
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -86,24 +136,15 @@ def paged_attention_kernel(
         tables += row.to(tl.int64) * table_row
         key_cache += kv_head.to(tl.int64) * key_head
         value_cache += kv_head.to(tl.int64) * value_head
-        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for base in range(first, end, BLOCK_N):
-            positions = base + tl.arange(0, BLOCK_N)
-            keys = load_cached(key_cache, tables, positions, end, key_block, key_slot, block_size, head_dim, BLOCK_D)
-            scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * (scale * LOG2_E)
-            seen = (positions[None, :] <= (start + tokens)[:, None]) & (positions < end)[None, :]
-            scores = tl.where(seen, scores, float("-inf"))
-            new_top = tl.maximum(top, tl.max(scores, 1))
-            origin = tl.where(new_top == float("-inf"), 0.0, new_top)
-            weights, kept = tl.exp2(scores - origin[:, None]), tl.exp2(top - origin)
-            total = total * kept + tl.sum(weights, 1)
-            values = load_cached(
-                value_cache, tables, positions, end, value_block, value_slot, block_size, head_dim, BLOCK_D
-            )
-            acc = tl.dot(weights.to(values.dtype), values, acc * kept[:, None], input_precision="ieee")
-            top = new_top
+        acc, top, total = attend_cached(
+            queries, start + tokens, first, end, key_cache, value_cache, tables, key_block, key_slot, value_block,
+            value_slot, block_size, head_dim, scale, False, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        if not all_finite(acc):
+            acc, top, total = attend_cached(
+                queries, start + tokens, first, end, key_cache, value_cache, tables, key_block, key_slot, value_block,
+                value_slot, block_size, head_dim, scale, True, BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         place = columns * num_heads + heads
         if SPLIT:  # moved by whole tokens: places of their own for the block's rows would spill registers
