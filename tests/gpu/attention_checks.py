@@ -141,23 +141,21 @@ def dropped_keys(dtype):
     seen = (document[:, None] == document)[None, None]
     ends = torch.where(document, length, first).to(torch.int32)[None, None, :, None]
     added = torch.where(seen, 0.5, -torch.inf)
-    for causal, mask in (
-        (False, {"attn_mask": seen}),
-        (True, {"attn_mask": seen}),
-        (False, {"attn_mask": added}),
-        (True, {"startend_row_indices": ends}),
+    for causal, mask, names, bad in (
+        (False, {"attn_mask": seen}, "kv", torch.nan),
+        (True, {"attn_mask": added}, "v", torch.inf),
+        (True, {"startend_row_indices": ends}, "qk", -torch.inf),
     ):
-        for names, bad in (("kv", torch.nan), ("v", torch.inf), ("qk", -torch.inf)):
-            want, got = (run_documents(dtype, first, length, causal, mask, names, value) for value in (None, bad))
-            for name, a, b in zip(("out", "dq", "dk", "dv"), want, got, strict=True):
-                torch.testing.assert_close(b[:, :first], a[:, :first], rtol=2e-2, atol=2e-2, msg=f"{name} {mask} {bad}")
-            assert not got[0][:, first:].isfinite().all(-1).any()
+        want, got = (run_documents(dtype, first, length, causal, mask, names, value) for value in (None, bad))
+        for name, a, b in zip(("out", "dq", "dk", "dv"), want, got, strict=True):
+            torch.testing.assert_close(b[:, :first], a[:, :first], rtol=2e-2, atol=2e-2, msg=f"{name} {mask} {bad}")
+        assert not got[0][:, first:].isfinite().all(-1).any()
 
 
 def run_documents(dtype, first, length, causal, mask, names, bad):
     generator = torch.Generator().manual_seed(0)
     made = {}
-    for name, heads in {"q": 4, "k": 2, "v": 2, "dout": 4}.items():
+    for name, heads in {"q": 2, "k": 1, "v": 1, "dout": 2}.items():
         made[name] = torch.randn(1, length, heads, 16, generator=generator).to(DTYPES[dtype])
         if bad is not None and name in names:
             made[name][:, first:, :, ::3] = bad
