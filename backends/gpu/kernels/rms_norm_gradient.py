@@ -29,6 +29,7 @@ from fusionkit_backends.gpu.kernels.row_blocks import (
 )
 
 PROGRAMS_PER_MULTIPROCESSOR = 2
+SHRINK = tl.constexpr(2.0**-14)  # keeps a row's sum in float32 where its mean is; a constant takes no register
 
 
 @triton.jit
@@ -38,11 +39,13 @@ def _weight(pointer, stride, column, columns):
 
 @triton.jit
 def _finish(
-    scaled, normalised, mean, rstd, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr, columns, row, column,
-    inside,
+    scaled, normalised, mean, rstd_ptr, num_rows, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr, columns,
+    row, column, inside,
 ):  # fmt: skip
     """The gradient of one block of columns, into what has asked for it."""
-    power, rest = factors(rstd)
+    power, rest = factors(
+        tl.load(rstd_ptr + row, mask=row < num_rows, other=1.0)
+    )  # again: to hold them, it would spill
     dx = (scaled - normalised * mean[:, None]) * rest[:, None] * power[:, None]
     if dtotal_ptr is not None:
         dx += load_tile(dtotal_ptr, row, dtotal_row, column, dtotal_column, inside)
@@ -68,29 +71,29 @@ def rms_norm_gradient_kernel(
         row = group * ROWS + tl.arange(0, ROWS).to(tl.int64)
         in_rows = (row < num_rows)[:, None]
         inside, in_tail = in_rows & (head < columns)[None, :], in_rows & (tail < columns)[None, :]
-        rstd = tl.load(rstd_ptr + row, mask=row < num_rows, other=0.0)
-        power, rest = factors(rstd)
+        power, rest = factors(tl.load(rstd_ptr + row, mask=row < num_rows, other=1.0))
         dy = load_tile(dy_ptr, row, dy_row, head, dy_column, inside)
         total = load_tile(total_ptr, row, total_row, head, total_column, inside)
         normalised = total * power[:, None] * rest[:, None]
         scaled = dy * weight
-        mean = tl.sum(scaled * (normalised / columns), 1)  # the sum itself may leave float32
+        dot = tl.sum(scaled * (normalised * SHRINK), 1)
         dweight += dy * normalised
         if TAIL > 0:
             dy = load_tile(dy_ptr, row, dy_row, tail, dy_column, in_tail)
             total = load_tile(total_ptr, row, total_row, tail, total_column, in_tail)
             normalised_tail = total * power[:, None] * rest[:, None]
             scaled_tail = dy * weight_tail
-            mean += tl.sum(scaled_tail * (normalised_tail / columns), 1)
+            dot += tl.sum(scaled_tail * (normalised_tail * SHRINK), 1)
             dweight_tail += dy * normalised_tail
+        mean = dot / (columns * SHRINK)
         _finish(
-            scaled, normalised, mean, rstd, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr, columns, row,
-            head, inside,
+            scaled, normalised, mean, rstd_ptr, num_rows, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr,
+            columns, row, head, inside,
         )  # fmt: skip
         if TAIL > 0:
             _finish(
-                scaled_tail, normalised_tail, mean, rstd, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr,
-                columns, row, tail, in_tail,
+                scaled_tail, normalised_tail, mean, rstd_ptr, num_rows, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr,
+                dresidual_ptr, columns, row, tail, in_tail,
             )  # fmt: skip
     if parts_ptr is not None:
         part = parts_ptr + tl.program_id(0).to(tl.int64) * columns

@@ -61,12 +61,13 @@ def rms_norm_long_gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     power, rest = factors(tl.load(rstd_ptr + row))
     dots = tl.zeros((BLOCK,), tl.float32)
+    share = 1.0 / columns
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
         dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
         total = _load(total_ptr, row, total_row, column, total_column, columns)
-        dots += dy * weight * (total * power * rest / columns)
+        dots += dy * weight * (total * power * rest * share)
     mean = tl.sum(dots, 0)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)

@@ -49,8 +49,10 @@ def inverse_root(squares, columns, epsilon):
 def factors(inverse):
     """A float64 1 / rms as the product of a power of two and a float32 that has all its bits, for rows of any size:
     float32 ends at rows of 1e-38, and is coarse from 8e37 on."""
-    power = tl.where(inverse < 2.0**-64, 2.0**-64, tl.where(inverse > 2.0**64, 2.0**64, 1.0))
-    return power.to(tl.float32), (inverse / power).to(tl.float32)
+    small, large = inverse < 2.0**-64, inverse > 2.0**64
+    power = tl.where(small, 2.0**-64, tl.where(large, 2.0**64, 1.0))
+    rest = inverse.to(tl.float64) * tl.where(small, 2.0**64, tl.where(large, 2.0**-64, 1.0))  # a division would spill
+    return power.to(tl.float32), rest.to(tl.float32)
 
 
 @triton.jit
