@@ -397,7 +397,7 @@ INVALID_CASES = (
     invalid("mask-length", "attn_mask must be .* with kv_len = 6", attn_mask=np.ones((2, 1, 6, 1))),
     invalid(
         "mask-integer",
-        'attn_mask must be of dtype bool.*mask.astype."bool".*True = attend',
+        'attn_mask must be of dtype .*mask.astype."bool".*True = attend',
         attn_mask=indices(2, 1, 6, 6),
     ),
     invalid(

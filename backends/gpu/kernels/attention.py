@@ -120,17 +120,18 @@ def listed_blocks(problem: Problem, tiles: Tiles, by_query: bool) -> dict[str, A
     programs, listed = (num_query_blocks, num_key_blocks) if by_query else (num_key_blocks, num_query_blocks)
     extremes = problem.empty((heads, num_key_blocks, num_bounds, 2), "int32")
     blocks, counts = problem.empty((heads, programs, listed), "int32"), problem.empty((heads, programs), "int32")
-    shared = {"extremes": extremes, "kv_len": kv_len, "NUM_BOUNDS": num_bounds, "BLOCK_N": tiles.block_n}
-    launch_named(attention_blocks.bound_extremes_kernel, (heads, num_key_blocks), bounds=bounds, **shared)
+    shared = {"extremes": extremes, "kv_len": kv_len, "num_key_blocks": num_key_blocks}
+    shared |= {"NUM_BOUNDS": num_bounds, "BLOCK_N": tiles.block_n}
+    launch_named(attention_blocks.bound_extremes_kernel, (heads * num_key_blocks,), bounds=bounds, **shared)
     launch_named(
         attention_blocks.attending_blocks_kernel,
-        (heads, programs),
+        (heads * programs,),
         **shared,
         blocks=blocks,
         counts=counts,
         q_len=q_len,
         num_listed=listed,
-        num_key_blocks=num_key_blocks,
+        num_programs=programs,
         CAUSAL=problem.causal,
         BY_QUERY=by_query,
         BLOCK_M=tiles.block_m,

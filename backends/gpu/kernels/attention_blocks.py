@@ -10,15 +10,15 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["kv_len"])
-def bound_extremes_kernel(bounds, extremes, kv_len, NUM_BOUNDS: tl.constexpr, BLOCK_N: tl.constexpr):
+@triton.jit(do_not_specialize=["kv_len", "num_key_blocks"])
+def bound_extremes_kernel(bounds, extremes, kv_len, num_key_blocks, NUM_BOUNDS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Least and greatest of each column in a block of keys. bounds [heads, kv_len, NUM_BOUNDS] ->
-    extremes [heads, blocks, NUM_BOUNDS, 2]. Grid (heads, blocks)."""
-    head, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    extremes [heads, blocks, NUM_BOUNDS, 2]. Grid (heads * blocks)."""
+    head, block = (tl.program_id(0) // num_key_blocks).to(tl.int64), tl.program_id(0) % num_key_blocks
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
     exists = columns < kv_len
     at = bounds + (head * kv_len + columns) * NUM_BOUNDS
-    to = extremes + (head * tl.num_programs(1) + block) * NUM_BOUNDS * 2
+    to = extremes + (head * num_key_blocks + block) * NUM_BOUNDS * 2
     for column in tl.static_range(NUM_BOUNDS):
         tl.store(to + 2 * column, tl.min(tl.load(at + column, mask=exists, other=2147483647), 0))
         tl.store(to + 2 * column + 1, tl.max(tl.load(at + column, mask=exists, other=-2147483648), 0))
@@ -51,7 +51,7 @@ def some_pair_attends(
     return exists & (hidden == 0)
 
 
-@triton.jit(do_not_specialize=["q_len", "kv_len", "num_listed", "num_key_blocks"])
+@triton.jit(do_not_specialize=["q_len", "kv_len", "num_listed", "num_programs", "num_key_blocks"])
 def attending_blocks_kernel(
     extremes,
     blocks,
@@ -59,6 +59,7 @@ def attending_blocks_kernel(
     q_len,
     kv_len,
     num_listed,
+    num_programs,
     num_key_blocks,
     CAUSAL: tl.constexpr,
     NUM_BOUNDS: tl.constexpr,
@@ -67,10 +68,10 @@ def attending_blocks_kernel(
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """blocks [heads, programs, num_listed], ascending; counts [heads, programs]. Grid (heads, programs): BY_QUERY a
+    """blocks [heads, programs, num_listed], ascending; counts [heads, programs]. Grid (heads * programs): BY_QUERY a
     program is a block of queries and lists key blocks, else the other way round."""
-    head, own = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    listed = head * tl.num_programs(1) + own
+    head, own = (tl.program_id(0) // num_programs).to(tl.int64), tl.program_id(0) % num_programs
+    listed = head * num_programs + own
     extremes += head * num_key_blocks * NUM_BOUNDS * 2
     count = 0
     for start in range(0, num_listed, CHUNK):

@@ -14,6 +14,7 @@ from typing import Any
 from triton import knobs
 from triton.runtime import driver
 
+MOST_PROGRAMS = 65535  # along the second and third axis of a grid, CUDA C++ Programming Guide, compute capabilities
 INTERPRETED = knobs.runtime.interpret  # the kernels run on the CPU, over tensors in host memory
 
 
@@ -40,13 +41,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Args:
         kernel: a `triton.jit` function.
-        grid: programs along up to three axes; with a 0 among them nothing is launched.
+        grid: programs along up to three axes, the second and third at most 65535; with a 0 nothing is launched.
         *arguments: in the kernel's order; tensors, numbers, None.
         **constants: `tl.constexpr` parameters, and num_warps, num_stages.
 
     Raises:
-        ValueError: the tensors are on different devices.
+        ValueError: the tensors are on different devices, or the grid is too large for a card.
     """
+    if max(grid[1:], default=0) > MOST_PROGRAMS:
+        raise ValueError(
+            f"{kernel.__name__}: grid {grid}, and a card takes {MOST_PROGRAMS} programs along axes 1 and 2"
+        )
     if _recording.launches is not None:
         _recording.launches.append(Launch(kernel, arguments, constants))
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import triton
@@ -34,6 +34,7 @@ class Step:
     seq_lens_this_time: Any
     scale: float
     empty: Callable[[tuple[int, ...], str], Any]
+    first_tokens: Any = None  # of each row in q, int32; `run` fills it
 
     @property
     def batch_size(self) -> int:
@@ -41,6 +42,7 @@ class Step:
 
     def lengths(self) -> dict[str, Any]:
         return {
+            "firsts": self.first_tokens,
             "encoder": self.seq_lens_encoder,
             "decoder": self.seq_lens_decoder,
             "this_time": self.seq_lens_this_time,
@@ -73,7 +75,9 @@ def inspect(step: Step) -> Any:
     launch_named(
         paged_rows.inspect_rows_kernel,
         (step.batch_size,),
-        **step.lengths(),
+        encoder=step.seq_lens_encoder,
+        decoder=step.seq_lens_decoder,
+        this_time=step.seq_lens_this_time,
         tables=step.block_tables,
         found=found,
         table_row=step.block_tables.stride()[0],
@@ -101,7 +105,15 @@ def plan(step: Step, rows: list[tuple[int, int]]) -> Plan:
 
 def run(step: Step, plan: Plan) -> Any:
     """out [tokens, num_heads, head_dim], after the new tokens were stored."""
-    out = step.empty(tuple(step.q.shape), "q")
+    out, firsts = step.empty(tuple(step.q.shape), "q"), step.empty((step.batch_size,), "int32")
+    step = replace(step, first_tokens=firsts)
+    launch_named(
+        paged_rows.first_tokens_kernel,
+        (1,),
+        this_time=step.seq_lens_this_time,
+        firsts=firsts,
+        num_rows=step.batch_size,
+    )
     _store(step, plan)
     if plan.most_short:
         _attend_short(step, plan, out)
@@ -115,7 +127,7 @@ def _store(step: Step, plan: Plan) -> None:
     heads = step.k.shape[1]
     launch_named(
         paged_rows.store_tokens_kernel,
-        (plan.most, step.batch_size, triton.cdiv(heads, BLOCK_H)),
+        (step.batch_size * plan.most, 1, triton.cdiv(heads, BLOCK_H)),
         k=step.k,
         v=step.v,
         **step.lengths(),
@@ -125,6 +137,7 @@ def _store(step: Step, plan: Plan) -> None:
         v_token=step.v.stride()[0],
         v_head=step.v.stride()[1],
         num_heads=heads,
+        most=plan.most,
         BLOCK_H=BLOCK_H,
         BLOCK_D=triton.next_power_of_2(step.q.shape[2]),
     )
@@ -141,29 +154,34 @@ def _attend(
 ) -> None:
     _, num_heads, head_dim = step.q.shape
     heads = step.key_cache.shape[1]
-    constants = block_constants(tiles, head_dim)
-    del constants["PADDED_D"]
-    launch_named(
-        paged_attention.paged_attention_kernel,
-        (step.batch_size * heads, triton.cdiv(tokens[1] * (num_heads // heads), tiles.block_m), splits),
-        q=step.q,
-        out=out,
-        partial=out if partial is None else partial[0],
-        partial_lse=out if partial is None else partial[1],
-        **step.lengths(),
-        **step.cache(),
-        q_token=step.q.stride()[0],
-        q_head=step.q.stride()[1],
-        num_heads=num_heads,
-        num_key_value_heads=heads,
-        num_rows=step.batch_size,
-        least=tokens[0],
-        most=tokens[1],
-        split_keys=split_keys,
-        scale=step.scale,
-        SPLIT=partial is not None,
-        **constants,
-    )
+    for careful in (False, True):
+        used = _careful_tiles(step) if careful else tiles
+        constants = block_constants(used, head_dim)
+        del constants["PADDED_D"]
+        query_blocks = triton.cdiv(tokens[1] * (num_heads // heads), used.block_m)
+        launch_named(
+            paged_attention.paged_attention_kernel,
+            (step.batch_size * heads * query_blocks, 1, splits),
+            q=step.q,
+            out=out,
+            partial=out if partial is None else partial[0],
+            partial_lse=out if partial is None else partial[1],
+            **step.lengths(),
+            **step.cache(),
+            q_token=step.q.stride()[0],
+            q_head=step.q.stride()[1],
+            num_heads=num_heads,
+            num_key_value_heads=heads,
+            num_rows=step.batch_size,
+            query_blocks=query_blocks,
+            least=tokens[0],
+            most=tokens[1],
+            split_keys=split_keys,
+            scale=step.scale,
+            SPLIT=partial is not None,
+            CAREFUL=careful,
+            **constants,
+        )
 
 
 def _attend_short(step: Step, plan: Plan, out: Any) -> None:
@@ -182,7 +200,7 @@ def _attend_short(step: Step, plan: Plan, out: Any) -> None:
     _attend(step, out, tokens, tiles, (partial, partial_lse), splits, split_keys)
     launch_named(
         paged_attention.add_splits_kernel,
-        (plan.most_short, step.batch_size, num_heads),
+        (step.batch_size * plan.most_short, 1, num_heads),
         partial=partial,
         partial_lse=partial_lse,
         out=out,
@@ -195,6 +213,11 @@ def _attend_short(step: Step, plan: Plan, out: Any) -> None:
         BLOCK_D=triton.next_power_of_2(head_dim),
     )
     return None
+
+
+def _careful_tiles(step: Step) -> Tiles:
+    """Of launches that mend what is not finite: small, so that none spills."""
+    return SMALL if INTERPRETED else Tiles(16, 16, 4 if step.q.element_size() == 2 else 8, 1)
 
 
 def _prefill_tiles(step: Step) -> Tiles:

@@ -14,7 +14,17 @@ from fusionkit_backends.gpu.kernels.attention_forward import LOG2_E
 from fusionkit_backends.gpu.kernels.attention_scores import all_finite, finite_part, spoil
 from fusionkit_backends.gpu.kernels.paged_rows import row_of_step
 
-SIZES = ["table_row", "num_heads", "num_key_value_heads", "block_size", "num_rows", "least", "most", "split_keys"]
+SIZES = [
+    "table_row",
+    "num_heads",
+    "num_key_value_heads",
+    "block_size",
+    "num_rows",
+    "query_blocks",
+    "least",
+    "most",
+    "split_keys",
+]
 
 
 @triton.jit
@@ -86,6 +96,7 @@ def paged_attention_kernel(
     partial,
     partial_lse,
     tables,
+    firsts,
     encoder,
     decoder,
     this_time,
@@ -102,33 +113,37 @@ def paged_attention_kernel(
     num_key_value_heads,
     block_size,
     num_rows,
+    query_blocks,
     head_dim,
     least,
     most,
     split_keys,
     scale,
     SPLIT: tl.constexpr,
+    CAREFUL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid (batch_size * num_key_value_heads, query blocks of the longest row, splits).
+    """Grid (batch_size * num_key_value_heads * query blocks of the longest row, 1, splits): other axes end at 65535.
 
     Serves rows of least..most tokens. out is dense; SPLIT: partial [splits, num_rows * most, heads, head_dim] and
     partial_lse [splits, num_rows * most, heads], in powers of 2, take its place, for keys split * split_keys and so on.
+    CAREFUL takes again what an earlier launch stored and is not finite, without the keys that a query does not see.
     """
-    row, kv_head = tl.program_id(0) // num_key_value_heads, tl.program_id(0) % num_key_value_heads
+    query_block, unit = tl.program_id(0) % query_blocks, tl.program_id(0) // query_blocks
+    row, kv_head = unit // num_key_value_heads, unit % num_key_value_heads
     split = tl.program_id(2)
-    first_token, start, count = row_of_step(encoder, decoder, this_time, row)
+    first_token, start, count = row_of_step(firsts, encoder, decoder, this_time, row)
     group = num_heads // num_key_value_heads
-    members = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)  # token of the row * group + head of the group
-    if (count >= least) & (count <= most) & (tl.program_id(1) * BLOCK_M < count * group):
+    members = query_block * BLOCK_M + tl.arange(0, BLOCK_M)  # token of the row * group + head of the group
+    if (count >= least) & (count <= most) & (query_block * BLOCK_M < count * group):
         tokens, heads = members // group, kv_head * group + members % group
         exists, dims = members < count * group, tl.arange(0, BLOCK_D)
         columns = (first_token + tokens).to(tl.int64)
         element = exists[:, None] & (dims < head_dim)[None, :]
         queries = tl.load((q + columns * q_token + heads * q_head)[:, None] + dims[None, :], mask=element, other=0.0)
-        last_token = tl.minimum((tl.program_id(1) * BLOCK_M + BLOCK_M - 1) // group, count - 1)
+        last_token = tl.minimum((query_block * BLOCK_M + BLOCK_M - 1) // group, count - 1)
         limit = start + last_token + 1
         first, end = split * split_keys, limit
         if SPLIT:
@@ -136,15 +151,21 @@ def paged_attention_kernel(
         tables += row.to(tl.int64) * table_row
         key_cache += kv_head.to(tl.int64) * key_head
         value_cache += kv_head.to(tl.int64) * value_head
+        if CAREFUL:
+            made_at = columns * num_heads + heads
+            if SPLIT:
+                made_at += ((split.to(tl.int64) * num_rows + row) * most - first_token) * num_heads
+                made = tl.load((partial + made_at * head_dim)[:, None] + dims[None, :], mask=element, other=0.0)
+            else:
+                made = tl.load((out + made_at * head_dim)[:, None] + dims[None, :], mask=element, other=0.0)
+            if all_finite(made):
+                end = first
+                exists = exists & (members < 0)
+                element = element & (members < 0)[:, None]
         acc, top, total = attend_cached(
             queries, start + tokens, first, end, key_cache, value_cache, tables, key_block, key_slot, value_block,
-            value_slot, block_size, head_dim, scale, False, BLOCK_M, BLOCK_N, BLOCK_D,
+            value_slot, block_size, head_dim, scale, CAREFUL, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
-        if not all_finite(acc):
-            acc, top, total = attend_cached(
-                queries, start + tokens, first, end, key_cache, value_cache, tables, key_block, key_slot, value_block,
-                value_slot, block_size, head_dim, scale, True, BLOCK_M, BLOCK_N, BLOCK_D,
-            )  # fmt: skip
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         place = columns * num_heads + heads
         if SPLIT:  # moved by whole tokens: places of their own for the block's rows would spill registers
@@ -161,6 +182,7 @@ def add_splits_kernel(
     partial,
     partial_lse,
     out,
+    firsts,
     encoder,
     decoder,
     this_time,
@@ -171,9 +193,11 @@ def add_splits_kernel(
     num_splits,
     BLOCK_D: tl.constexpr,
 ):
-    """out = sum_s 2^(lse_s - top) partial_s / sum_s 2^(lse_s - top). Grid (most tokens of a row, batch_size, heads)."""
-    index, row, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first, _, count = row_of_step(encoder, decoder, this_time, row)
+    """out = sum_s 2^(lse_s - top) partial_s / sum_s 2^(lse_s - top).
+
+    Grid (batch_size * most tokens of a row, 1, heads)."""
+    index, row, head = tl.program_id(0) % most, tl.program_id(0) // most, tl.program_id(2)
+    first, _, count = row_of_step(firsts, encoder, decoder, this_time, row)
     if (index < count) & (count <= most):
         dims = tl.arange(0, BLOCK_D)
         place = (row.to(tl.int64) * most + index) * num_heads + head

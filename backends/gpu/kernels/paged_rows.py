@@ -5,20 +5,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK = tl.constexpr(128)
+CHUNK = tl.constexpr(1024)
 
 
 @triton.jit
-def row_of_step(encoder, decoder, this_time, row):
+def row_of_step(firsts, encoder, decoder, this_time, row):
     """(first token in q, first position, tokens) of the row."""
-    first = 0
-    for start in range(0, row, CHUNK):
-        others = start + tl.arange(0, CHUNK)
-        first += tl.sum(tl.load(this_time + others, mask=others < row, other=0), 0)
     position = 0
     if tl.load(encoder + row) <= 0:
         position = tl.load(decoder + row)
-    return first, position, tl.load(this_time + row)
+    return tl.load(firsts + row), position, tl.load(this_time + row)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def first_tokens_kernel(this_time, firsts, num_rows):
+    """firsts [num_rows] int32: the tokens of the rows before each. Grid (1): a sum by every row for itself would take
+    time that grows with the square of the rows."""
+    before = 0
+    for start in range(0, num_rows, CHUNK):
+        rows = start + tl.arange(0, CHUNK)
+        counts = tl.load(this_time + rows, mask=rows < num_rows, other=0)
+        tl.store(firsts + rows, before + tl.cumsum(counts, 0) - counts, mask=rows < num_rows)
+        before += tl.sum(counts, 0)
 
 
 @triton.jit(do_not_specialize=["table_row", "max_blocks", "num_blocks", "block_size"])
@@ -47,13 +55,14 @@ def inspect_rows_kernel(
     tl.store(found + row * 3 + 2, broken.to(tl.int32))
 
 
-@triton.jit(do_not_specialize=["table_row", "num_heads", "block_size"])
+@triton.jit(do_not_specialize=["table_row", "num_heads", "most", "block_size"])
 def store_tokens_kernel(
     k,
     v,
     key_cache,
     value_cache,
     tables,
+    firsts,
     encoder,
     decoder,
     this_time,
@@ -69,15 +78,16 @@ def store_tokens_kernel(
     value_slot,
     table_row,
     num_heads,
+    most,
     block_size,
     head_dim,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """key_cache, value_cache [blocks, heads, slots, head_dim] get k, v [tokens, heads, head_dim].
-    Grid (most tokens of a row, batch_size, blocks of heads)."""
-    index, row = tl.program_id(0), tl.program_id(1)
-    first, position, count = row_of_step(encoder, decoder, this_time, row)
+    Grid (batch_size * most tokens of a row, 1, blocks of heads)."""
+    index, row = tl.program_id(0) % most, tl.program_id(0) // most
+    first, position, count = row_of_step(firsts, encoder, decoder, this_time, row)
     if index < count:
         position += index
         token = (first + index).to(tl.int64)
