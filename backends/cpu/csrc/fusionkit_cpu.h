@@ -50,7 +50,7 @@ FUSIONKIT_API const char* isa();
 FUSIONKIT_API std::vector<std::string> available_isas();
 FUSIONKIT_API void set_isa(const std::string& name);  // for tests; not safe while kernels run
 
-// Threads used by each kernel: OMP_NUM_THREADS when set, else the physical cores of the affinity mask.
+// Threads used by each kernel: 1 until whoever loads the library says more.
 FUSIONKIT_API int num_threads();
 FUSIONKIT_API void set_num_threads(int n);
 
