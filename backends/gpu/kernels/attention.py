@@ -10,6 +10,7 @@ import triton
 from fusionkit_backends.gpu.kernels import attention_backward, attention_blocks, attention_forward, attention_tiles
 from fusionkit_backends.gpu.kernels.attention_scores import BOOL_MASK, FLOAT_MASK, NO_MASK
 from fusionkit_backends.gpu.kernels.attention_tiles import Pass, Tiles
+from fusionkit_backends.gpu.kernels.launch import INTERPRETED
 from fusionkit_backends.gpu.kernels.named import launch_named
 
 CHUNK = 128  # blocks that a program of attending_blocks judges at once
@@ -59,6 +60,8 @@ class Problem:
         return (False, True) if drops else (False,)
 
     def tiles_of(self, direction: Pass, careful: bool = False) -> Tiles:
+        if careful and self.q.element_size() == 4 and not INTERPRETED:
+            return attention_tiles.careful_float32(self.q.shape[3])
         masked = careful or self.attn_mask is not None
         return self.tiles(direction, self.q.shape[3], self.q.element_size(), masked)
 

@@ -77,6 +77,11 @@ FLOAT32: dict[tuple[Pass, int], Tiles] = {
 }
 
 
+def careful_float32(head_dim: int) -> Tiles:
+    """Of launches that mend what is not finite in float32: with FLOAT32's they would spill."""
+    return Tiles(16, 16, 8 if head_dim <= 128 else 16, 1)
+
+
 def choose(direction: Pass, head_dim: int, itemsize: int, masked: bool) -> Tiles:
     """For the current card; one newer than the table takes its last column. itemsize: of q's dtype."""
     if INTERPRETED:
