@@ -77,9 +77,8 @@ FLOAT32: dict[tuple[Pass, int], Tiles] = {
 }
 
 
-def careful_float32(head_dim: int) -> Tiles:
-    """Of launches that mend what is not finite in float32: with FLOAT32's they would spill."""
-    return Tiles(16, 16, 8 if head_dim <= 128 else 16, 1)
+# Of launches that mend what is not finite in float32, up to head_dim 128: with FLOAT32's they would spill.
+CAREFUL_FLOAT32 = Tiles(16, 16, 8, 1)
 
 
 def choose(direction: Pass, head_dim: int, itemsize: int, masked: bool) -> Tiles:
