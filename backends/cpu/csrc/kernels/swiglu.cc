@@ -55,56 +55,94 @@ struct WideSigmoid {
   }
 };
 
+// All of this is inlined: no call passes such a vector.
+#pragma GCC diagnostic ignored "-Wpsabi"
 inline DoubleVec wide(Vec a) { return __builtin_convertvector(a, DoubleVec); }
-inline Vec narrow(DoubleVec a) { return __builtin_convertvector(a, Vec); }
+inline Vec narrow(const DoubleVec& a) { return __builtin_convertvector(a, Vec); }
 
 // Below this g sigmoid(g) has left float32, or most of its bits have, though times a large factor it is a result.
 constexpr float kSmallestSilu = 0x1p-100f;
+// Where it is not below: silu(-72) is 2^-97.7, and silu of a small g is g / 2.
+constexpr float kLowestGate = -72.0f, kSmallestGate = 0x1p-99f;
 
-// Whether some lane must be taken again in double: for its small g sigmoid(g), or for a product of the other two
-// factors that the sigmoid brings back into float32. float16 holds no factor that is large enough.
+// What a row's elements were, in three instructions and no branch each: whether some of them must be taken again in
+// double. Zeros do not count, nor does NaN. float16 holds no factor that is large enough.
 template <class Storage>
-inline bool leaves_float32(Vec silu, Vec product, const Storage*) {
-  return __builtin_expect(
-      any_less(abs(silu), broadcast(kSmallestSilu)) || any_less(broadcast(__FLT_MAX__), abs(product)), 0);
-}
-inline bool leaves_float32(Vec, Vec, const Float16*) { return false; }
+struct Extremes {
+  Vec lowest_gate{}, largest_product{};
+  UintVec smallest_gate = (UintVec)broadcast(1.0f);  // of the absolute values' bits, less 1: a zero becomes the largest
 
-inline IntVec lanes_to_take_again(Vec g, Vec silu, Vec product) {
-  return ((abs(silu) < kSmallestSilu) & (g != 0.0f)) | (abs(product) > __FLT_MAX__);
+  [[gnu::always_inline]] void add_gate(Vec g) {
+    const UintVec bits = (UintVec)abs(g) - 1;
+    lowest_gate = min(g, lowest_gate);
+    smallest_gate = bits < smallest_gate ? bits : smallest_gate;
+  }
+  [[gnu::always_inline]] void add_product(Vec product) { largest_product = max(abs(product), largest_product); }
+  bool leave_float32() const {
+    return any_less(lowest_gate, broadcast(kLowestGate)) ||
+           any_less((Vec)(smallest_gate + 1), broadcast(kSmallestGate)) ||
+           any_less(broadcast(__FLT_MAX__), largest_product);
+  }
+};
+
+template <>
+struct Extremes<Float16> {
+  void add_gate(Vec) {}
+  void add_product(Vec) {}
+  bool leave_float32() const { return false; }
+};
+
+inline IntVec takes_double(Vec g, Vec silu) { return (abs(silu) < kSmallestSilu) & (g != 0.0f); }
+
+template <class T>
+[[gnu::noinline]] void forward_row_again(const T* gate, const T* up, int64_t size, T* y) {
+  fence_non_temporal();  // what is written over may be on its way past the caches
+  for_each_vec(Ordinary{}, size, [&](int64_t i, auto lanes) {
+    const Vec g = lanes.load(gate + i), u = lanes.load(up + i), silu = g * Sigmoid(g, gate).value;
+    const DoubleVec exact = wide(g) * WideSigmoid(g).value * wide(u);
+    lanes.store(y + i, takes_double(g, silu) ? narrow(exact) : silu * u);
+  });
 }
 
 template <class T, class Way>
 void forward_row(Way way, const T* gate, const T* up, int64_t size, T* y) {
+  Extremes<T> extremes;
   for_each_vec(way, size, [&](int64_t i, auto lanes) {
-    const Vec g = lanes.fetch(gate + i), u = lanes.fetch(up + i), silu = g * Sigmoid(g, gate).value;
-    Vec result = silu * u;
-    if (leaves_float32(silu, Vec{}, gate)) {
-      const DoubleVec exact = wide(g) * WideSigmoid(g).value * wide(u);
-      result = lanes_to_take_again(g, silu, Vec{}) ? narrow(exact) : result;
-    }
-    lanes.store(y + i, result);
+    const Vec g = lanes.fetch(gate + i);
+    extremes.add_gate(g);
+    lanes.store(y + i, g * Sigmoid(g, gate).value * lanes.fetch(up + i));
+  });
+  if (extremes.leave_float32()) forward_row_again(gate, up, size, y);
+}
+
+template <class T>
+[[gnu::noinline]] void backward_row_again(const T* gate, const T* up, const T* dy, int64_t size, T* dgate, T* dup) {
+  fence_non_temporal();
+  for_each_vec(Ordinary{}, size, [&](int64_t i, auto lanes) {
+    const Vec g = lanes.load(gate + i), u = lanes.load(up + i), d = lanes.load(dy + i);
+    const Sigmoid s(g, gate);
+    const WideSigmoid w(g);
+    const Vec silu = g * s.value, product = d * u;
+    const DoubleVec exact_up = wide(d) * wide(g) * w.value;
+    const DoubleVec exact_gate = wide(d) * wide(u) * w.value * (1.0 + wide(g) * w.complement);
+    const IntVec again = takes_double(g, silu) | (abs(product) > __FLT_MAX__);
+    lanes.store(dup + i, again ? narrow(exact_up) : d * silu);
+    lanes.store(dgate + i, again ? narrow(exact_gate) : product * (s.value * fma(g, s.complement, broadcast(1.0f))));
   });
 }
 
 template <class T, class Way>
 void backward_row(Way way, const T* gate, const T* up, const T* dy, int64_t size, T* dgate, T* dup) {
+  Extremes<T> extremes;
   for_each_vec(way, size, [&](int64_t i, auto lanes) {
-    const Vec g = lanes.fetch(gate + i), d = lanes.fetch(dy + i), u = lanes.fetch(up + i);
+    const Vec g = lanes.fetch(gate + i), d = lanes.fetch(dy + i), product = d * lanes.fetch(up + i);
     const Sigmoid s(g, gate);
-    const Vec silu = g * s.value, product = d * u;
-    Vec to_up = d * silu, to_gate = product * (s.value * fma(g, s.complement, broadcast(1.0f)));
-    if (leaves_float32(silu, product, gate)) {
-      const WideSigmoid w(g);
-      const DoubleVec exact_up = wide(d) * wide(g) * w.value;
-      const DoubleVec exact_gate = wide(d) * wide(u) * w.value * (1.0 + wide(g) * w.complement);
-      const IntVec again = lanes_to_take_again(g, silu, product);
-      to_up = again ? narrow(exact_up) : to_up;
-      to_gate = again ? narrow(exact_gate) : to_gate;
-    }
-    lanes.store(dup + i, to_up);
-    lanes.store(dgate + i, to_gate);
+    extremes.add_gate(g);
+    extremes.add_product(product);
+    lanes.store(dup + i, d * (g * s.value));
+    lanes.store(dgate + i, product * (s.value * fma(g, s.complement, broadcast(1.0f))));
   });
+  if (extremes.leave_float32()) backward_row_again(gate, up, dy, size, dgate, dup);
 }
 
 // run(first_row, last_row, begin, end): elements [begin, end) of those rows. A single row is shared by its elements, in
