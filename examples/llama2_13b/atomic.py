@@ -19,15 +19,26 @@ def sync(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace a file in one rename."""
+    """Replace a file in one rename.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the file is named, and as it was.
+    """
     temporary = path.with_name(f".{path.name}.saving")
     try:
-        temporary.write_bytes(content)
-        sync(temporary)
+        _write(temporary, content, path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def _write(temporary: Path, content: bytes, path: Path) -> None:
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+    except OSError as error:  # of a write or a sync it has no name
+        raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
 @contextmanager

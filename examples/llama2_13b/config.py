@@ -44,6 +44,13 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     # positions; see rope.py for the base of the frequencies
     "partial_rotary_factor": (1,),
     "rotary_pct": (1,),
+    "rotary_percent": (1,),
+    "rotary_dim": (),
+    "rotary_emb_base": (),
+    "rotary_base": (),
+    "rope_base": (),
+    "rope_freq_base": (),
+    "rope_ratio": (1,),
     "rope_interleave": (False,),
     "rope_interleaved": (False,),
     "rope_scaling_type": (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from examples.llama2_13b.flags import flag
@@ -65,6 +66,8 @@ class SftFlags:
             self.require(0 <= getattr(self, name) < 1, name, "in [0, 1)")
         for name in ("learning_rate", "adam_epsilon"):
             self.require(getattr(self, name) > 0, name, "above 0")
+        for name in ("learning_rate", "adam_epsilon", "weight_decay"):  # an endless max_grad_norm is none
+            self.require(math.isfinite(getattr(self, name)), name, "finite")
         self.require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", "at least 1, or -1")
         self.require(self.lr_scheduler_type in KINDS, "lr_scheduler_type", " or ".join(KINDS))
         self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))

@@ -35,6 +35,22 @@ def test_a_folder_of_any_name_gets_model_log_and_picture(sft_flags, tmp_path, ca
     assert "loss.png" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "adam_epsilon", "weight_decay"])
+def test_numbers_that_are_not_finite_are_refused_before_a_run_is_removed(sft_flags, name):
+    with pytest.raises(ValueError, match=f"sft: --{name} must be finite, got inf"):
+        sft_flags(**{name: float("inf")})
+    assert sft_flags(max_grad_norm=float("inf"))
+
+
+def test_a_write_that_fails_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(b"older")
+    monkeypatch.setattr(atomic.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="tokenizer.json"):
+        atomic.write_file(path, b"newer")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"older"]
+
+
 def full_disk(*arguments):
     raise OSError(28, "No space left\non device")
 
