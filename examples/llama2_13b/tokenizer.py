@@ -146,12 +146,23 @@ class Tokenizer:
             meant = self._meant.get(token)
             if meant is not None and self._second_names[meant] in written:
                 ids.append(self._control_ids[meant])
-            elif len(name) > 1 and name in written:  # some vocabularies find it in plain text; its halves are none
-                half = written.index(name) + 1
-                ids += self._ids(written[:half]) + self._ids(written[half:])
+            elif len(name) > 1 and name in written:  # some vocabularies find it in plain text
+                ids += self._in_pieces(written, name)
             else:
                 ids.append(token)
         return ids
+
+    def _in_pieces(self, written: str, name: str) -> list[int]:
+        """A text that holds a control token's name: its characters, or two halves where those are no tokens.
+
+        A tokenizer that writes a space before every text would write one before the second half.
+        """
+        characters = [self._encoder.token_to_id(character) for character in written]
+        known = [token for token in characters if token is not None]
+        if written == name and len(known) == len(name) and self._control.keys().isdisjoint(known):
+            return known
+        half = written.index(name) + 1
+        return self._ids(written[:half]) + self._ids(written[half:])
 
     def starts(self, text: str) -> list[int]:
         """The characters of a user's text at which a token starts, ascending."""

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import tokenizers
 import transformers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from examples.llama2_13b.chat_template import ChatTemplate
 from examples.llama2_13b.config import LlamaConfig
@@ -99,6 +99,19 @@ def test_a_vocabulary_that_finds_control_tokens_in_text_gives_their_halves():
     backend.add_special_tokens(list(NAMES[:4]))
     ids = Tokenizer(backend, CONFIG, {}).encode("a</s>aü<s>")
     assert [pieces[number] for number in ids] == ["a", "<", "/", "s", ">", "a", "<unk>", "<", "s", ">"]
+
+
+@pytest.mark.parametrize("text", ["a </s> b", "</s></s>", "x<s>", "<s>"])
+def test_a_name_in_text_gets_no_spaces_from_a_tokenizer_that_begins_with_one(text):
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁": 3, "<": 4, "/": 5, "s": 6, ">": 7, "a": 8, "b": 9, "x": 10}
+    vocab |= {"<s": 11, "</": 12, "</s": 13}
+    merges = [("<", "s"), ("<s", ">"), ("<", "/"), ("</", "s"), ("</s", ">")]
+    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = Tokenizer(backend, CONFIG, {}, NAMES)
+    ids = tokenizer.encode(text)
+    assert {1, 2}.isdisjoint(ids) and tokenizer.decode(ids) == text
 
 
 def test_marks_that_no_file_calls_special_are_no_users_to_write():
