@@ -51,6 +51,12 @@ def test_a_reader_that_leaves_ends_the_command_quietly(arguments):
     assert "BrokenPipe" not in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("arguments", [("ops",), EXPLAIN, (*EXPLAIN, "--json")], ids=" ".join)
+def test_a_closed_output_ends_the_command_quietly(arguments):
+    shell = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    assert (shell.returncode, shell.stderr) == (0, "")
+
+
 def test_a_terminal_that_lacks_a_character_gets_an_escape(tmp_path):
     file = tmp_path / "\u878d\u5408.toml"
     file.write_text('backend = "cpu"')
