@@ -191,7 +191,13 @@ class Op:
 
     def _checked(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A kernel that does not check sizes, behind the spec's check."""
-        arguments_of.describe(self.spec, *arguments_of.bind(self.spec, args, kwargs)).check()
+        arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
+        arguments_of.describe(self.spec, arguments, adapter).check()
+        for name in self.spec.mutates:
+            flags = getattr(arguments[name], "flags", None)  # a NumPy array's
+            if flags is not None and not flags.writeable:
+                rule = "must be writable, as it is updated in place"
+                raise ValueError(f"{self.spec.name}: {name} {rule}, got a read-only array. Copy it first")
         return function(*args, **kwargs)
 
     def _explain_failure(self, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -126,6 +126,22 @@ def test_a_cache_whose_elements_share_memory_is_refused():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("op, name", [(op, name) for op in LOCAL_OP_NAMES for name in getattr(fk, op).spec.mutates])
+def test_a_read_only_array_that_would_be_written_is_refused_by_name(op, name, backend):
+    op = getattr(fk, op)
+    arguments = {
+        each: np.copy(value) if isinstance(value, np.ndarray) else value
+        for each, value in arguments_of(op.spec, case_with(op.spec, name)).items()
+    }
+    before = {each: arguments[each].copy() for each in op.spec.mutates}
+    arguments[name].setflags(write=False)
+    with fk.use_backend(backend), pytest.raises(ValueError, match=f"{name} must be writable, as it is updated"):
+        op(**arguments)
+    for each, value in before.items():
+        np.testing.assert_array_equal(arguments[each], value)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("name", PAGED)
 def test_a_foreign_byte_order_is_refused_by_name(name, backend):
     swapped = {name: PAGED[name].astype(">i4")}
