@@ -137,14 +137,16 @@ class Predictor:
             say(f"chat template: {ignored} of {folder} not followed; {instead}", sys.stderr)
         positions = config.max_position_embeddings
         max_length, max_tokens = flags.lengths(of_model, positions)
-        context = f"the model has {positions} positions"
+        context, cure = f"the model has {positions} positions", "Shorten it"
         if flags.max_length is not None:
-            context += f" and --max_length {flags.max_length} takes the rest"
+            context, cure = f"{context} and --max_length {flags.max_length} takes the rest", "Lower --max_length"
         elif max_tokens < positions:
-            context += f", and max_length of {FILE} is {max_tokens}"
+            context, cure = f"{context}, and max_length of {FILE} is {max_tokens}", "Give --max_length"
         room = flags.max_length or 1  # an answer whose length was not asked for ends where the positions do
         self._asked = asked
-        self._tokens = prompts.encode(asked, self._tokenizer, template, flags.src_length, max_tokens - room, context)
+        self._tokens = prompts.encode(
+            asked, self._tokenizer, template, flags.src_length, max_tokens - room, context, cure
+        )
         program = StaticProgram(folder, config)
         longest = min(max(map(len, self._tokens)) + max_length, max_tokens)
         num_blocks = min(flags.batch_size, len(asked)) * blocks_for(longest, flags.block_size)

@@ -86,12 +86,13 @@ def encode(
     src_length: int | None,
     max_tokens: int,
     context: str,
+    cure: str = "Lower --max_length",
 ) -> list[list[int]]:
     """Token ids of each prompt, as in training: turns that do not fit go from the front, and their number is said.
 
     Args:
         src_length: a source is shortened to so many tokens; not at all if None.
-        max_tokens, context: a prompt must not be longer, and the error says why.
+        max_tokens, context, cure: a prompt must not be longer; the error says why, and what helps beside src_length.
 
     Raises:
         ValueError: a question is longer; it is named.
@@ -105,7 +106,7 @@ def encode(
         if len(tokens) > max_tokens:
             raise ValueError(
                 f"predict: {prompt.where} must be at most {max_tokens} tokens long, got {len(tokens)}; {context}. "
-                "Lower --max_length, or cut sources with --src_length"
+                f"{cure}, or cut sources with --src_length"
             )
         encoded.append(tokens)
         num_shortened += dropped.source > 0

@@ -220,7 +220,10 @@ def test_bad_flags_are_refused(words, text):
         (["--decode_strategy", "beam"], "decode_strategy must be sampling or greedy_search, got beam"),
         (["--temperature", 0.0], "temperature must be above 0"),
         (["--max_length", 256], "--max_length must be below the model's 256 positions, got 256"),
-        (["x" * 400], "prompt 1 must be at most 252 tokens long, got .*; the model has 256 positions"),
+        (
+            ["x" * 400],
+            "prompt 1 must be at most 252 tokens long, got .*; the model has 256 positions .* Lower --max_length",
+        ),
         (["a", "b\udcff"], "prompt 2 must be Unicode text"),
         (["--data_file", "nowhere.json"], "nowhere.json"),
         (["--output_file", "no/such/folder/out.json"], "no/such/folder"),
@@ -255,7 +258,8 @@ def test_an_answer_is_as_long_as_flag_file_and_positions_allow(damaged):
     assert answers(damaged)[1] == [200 - length for length in prompts]
     settings_file(damaged, max_length=20)
     with pytest.raises(
-        ValueError, match="prompt 2 must be at most 19 tokens .* max_length of generation_config.json is 20"
+        ValueError,
+        match="prompt 2 must be at most 19 tokens .* max_length of generation_config.json is 20. Give --max_length,",
     ):
         answers(damaged)
 
