@@ -78,7 +78,7 @@ Tensor view(const char* op, const char* argument, const OptionalArray& array) {
 Tensor writable_view(const char* op, const char* argument, const Array& array) {
   if (!array.writeable()) refuse(op, argument, "writable, as it is updated in place", "a read-only array");
   for (int i = 0; i < array.ndim(); ++i) {
-    if (array.shape(i) > 1 && array.strides(i) == 0)
+    if (array.size() > 0 && array.shape(i) > 1 && array.strides(i) == 0)
       refuse(op, argument, "of elements that each have their own memory, as it is updated in place",
              "stride 0 along axis " + std::to_string(i) + ". Copy it");
   }
