@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -284,7 +285,8 @@ class Communicator:
                 flight.start()
             finally:
                 if not flight.is_started():
-                    self._flights.remove(flight)
+                    with contextlib.suppress(ValueError):  # another thread's close() has let go of all
+                        self._flights.remove(flight)
             return Work(flight, self, result)
 
 
