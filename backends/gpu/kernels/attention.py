@@ -10,7 +10,6 @@ import triton
 from fusionkit_backends.gpu.kernels import attention_backward, attention_blocks, attention_forward, attention_tiles
 from fusionkit_backends.gpu.kernels.attention_scores import BOOL_MASK, FLOAT_MASK, NO_MASK
 from fusionkit_backends.gpu.kernels.attention_tiles import Pass, Tiles
-from fusionkit_backends.gpu.kernels.launch import INTERPRETED
 from fusionkit_backends.gpu.kernels.named import launch_named
 
 CHUNK = 128  # blocks that a program of attending_blocks judges at once
@@ -61,10 +60,10 @@ class Problem:
         return (False, True) if drops and not spills else (False,)
 
     def tiles_of(self, direction: Pass, careful: bool = False) -> Tiles:
-        if careful and self.q.element_size() == 4 and not INTERPRETED:
-            return attention_tiles.CAREFUL_FLOAT32
-        masked = careful or self.attn_mask is not None
-        return self.tiles(direction, self.q.shape[3], self.q.element_size(), masked)
+        head_dim, itemsize = self.q.shape[3], self.q.element_size()
+        if careful:
+            return attention_tiles.choose_careful(direction, head_dim, itemsize)
+        return self.tiles(direction, head_dim, itemsize, self.attn_mask is not None)
 
     def described(self) -> dict[str, Any]:
         """What every attention kernel is told. Absent tensors have stand-ins, and strides of axes of size 1 are 0."""

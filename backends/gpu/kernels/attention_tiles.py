@@ -54,13 +54,13 @@ SIXTEEN_BITS: dict[int, dict[tuple[Pass, int], Tiles]] = {
 MASKED: dict[tuple[Pass, int], Tiles] = {
     ("forward", 64): Tiles(64, 32, 8, 1),
     ("forward", 128): Tiles(64, 32, 8, 1),
-    ("forward", 256): Tiles(32, 32, 8, 1),
+    ("forward", 256): Tiles(32, 32, 4, 1),
     ("dq", 64): Tiles(64, 32, 8, 1),
     ("dq", 128): Tiles(32, 32, 8, 1),
     ("dq", 256): Tiles(32, 16, 8, 1),
     ("dk_dv", 64): Tiles(32, 64, 8, 1),
     ("dk_dv", 128): Tiles(32, 32, 8, 1),
-    ("dk_dv", 256): Tiles(32, 16, 8, 1),
+    ("dk_dv", 256): Tiles(32, 16, 4, 1),
 }
 
 # float32 is multiplied without tensor cores: TF32's 10 bits would not keep the op's promise.
@@ -77,15 +77,27 @@ FLOAT32: dict[tuple[Pass, int], Tiles] = {
 }
 
 
-# Of launches that mend what is not finite in float32, up to head_dim 128: with FLOAT32's they would spill.
-CAREFUL_FLOAT32 = Tiles(16, 16, 8, 1)
+# Of launches that mend what is not finite: with the tables' own tiles they would spill.
+CAREFUL_FLOAT32 = Tiles(16, 16, 8, 1)  # up to head_dim 128
+CAREFUL_SIXTEEN_BITS: dict[tuple[Pass, int], Tiles] = MASKED | {
+    ("forward", 256): Tiles(32, 32, 8, 1),
+    ("dk_dv", 64): Tiles(16, 64, 8, 1),
+    ("dk_dv", 256): Tiles(32, 16, 8, 1),
+}
+
+
+def choose_careful(direction: Pass, head_dim: int, itemsize: int) -> Tiles:
+    """As `choose`, for a launch that mends."""
+    if INTERPRETED:
+        return SMALL
+    return CAREFUL_FLOAT32 if itemsize == 4 else CAREFUL_SIXTEEN_BITS[direction, _size(head_dim)]
 
 
 def choose(direction: Pass, head_dim: int, itemsize: int, masked: bool) -> Tiles:
     """For the current card; one newer than the table takes its last column. itemsize: of q's dtype."""
     if INTERPRETED:
         return SMALL
-    size = next(limit for limit in (64, 128, 256) if head_dim <= limit)
+    size = _size(head_dim)
     if itemsize == 4:
         return FLOAT32[direction, size]
     if masked:
@@ -94,3 +106,8 @@ def choose(direction: Pass, head_dim: int, itemsize: int, masked: bool) -> Tiles
     if head_dim == size:
         return tiles
     return replace(tiles, block_n=tiles.block_n // 2)  # the conditions of a head_dim that is padded take registers
+
+
+def _size(head_dim: int) -> int:
+    """The row of the tables."""
+    return next(limit for limit in (64, 128, 256) if head_dim <= limit)
