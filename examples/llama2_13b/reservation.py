@@ -40,8 +40,16 @@ def reserved(folder: Path, flag: str) -> Iterator[None]:
 def _make(folder: Path) -> list[Path]:
     """The folders that were missing, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     return missing
+
+
+def _make_folder(folder: Path) -> None:
+    """As mkdir, which fails where another process removes a folder between its two looks."""
+    for _ in range(100):
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            return folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -58,7 +66,7 @@ def _locked(folder: Path, flag: str) -> Iterator[None]:
 def _opened_and_locked(path: Path, flag: str) -> IO[Any]:
     """Open until the file that was locked is the one that has the name: its last owner may have removed it between."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with contextlib.suppress(FileNotFoundError):
             file = path.open("ab")
             _lock(file, flag, path.parent)
