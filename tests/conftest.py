@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 
 import pytest
 
 # Before OpenMP starts: pytest's workers share the cores, so threads that wait must sleep and not spin for 200 ms.
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+def pytest_configure():
+    """A shell ignores Ctrl-C for what it starts with `&`, and every process that is started from there inherits it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
