@@ -1,4 +1,4 @@
-"""Reports how many parity checks ran on each backend, so that "0 ran" is seen."""
+"""Reports how many parity checks ran on each backend, so that "0 ran" is seen, and where the time went."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 # Before OpenMP starts: pytest's workers share the cores, so threads that wait must sleep and not spin for 200 ms.
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+NUM_FILES_SHOWN = 15
 
 
 def pytest_configure():
@@ -51,15 +53,35 @@ def fresh_ledger():
 
 
 def pytest_terminal_summary(terminalreporter):
+    reports = [each for kind in terminalreporter.stats.values() for each in kind if isinstance(each, pytest.TestReport)]
+    print_parity(terminalreporter, reports)
+    print_shares_of_time(terminalreporter, reports)
+
+
+def print_parity(terminal, reports):
     counts = Counter(
         value
-        for report in terminalreporter.getreports("passed")
-        if report.when == "call"
+        for report in reports
+        if report.when == "call" and report.passed
         for name, value in report.user_properties
         if name == "parity"
     )
-    terminalreporter.section("parity checks passed")
+    terminal.section("parity checks passed")
     for route, count in sorted(counts.items()):
-        terminalreporter.line(f"{route}: {count}")
+        terminal.line(f"{route}: {count}")
     if not counts:
-        terminalreporter.line("none ran")
+        terminal.line("none ran")
+
+
+def print_shares_of_time(terminal, reports):
+    """Where a run's time goes, over all workers: the files that take most of it, and the longest test."""
+    by_file, by_test = Counter(), Counter()
+    for report in reports:
+        by_file[report.nodeid.partition("::")[0]] += report.duration
+        by_test[report.nodeid] += report.duration
+    total = sum(by_file.values())
+    terminal.section(f"shares of {total:.0f} s of tests")
+    for file, seconds in by_file.most_common(NUM_FILES_SHOWN):
+        terminal.line(f"{seconds / total:4.0%} {seconds:6.0f} s  {file}")
+    for test, seconds in by_test.most_common(1):
+        terminal.line(f"longest: {seconds:.0f} s  {test}")
