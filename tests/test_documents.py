@@ -1,4 +1,4 @@
-"""What the documents show is true: the README's example and table, and the code of the two guides."""
+"""What the documents show is true: examples, commands, tables and links, and the code of the two guides."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from fusionkit.cli import main
 from fusionkit.ops import LOCAL_OP_NAMES, OP_NAMES
+from tests.prose import PAGES, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -25,12 +25,14 @@ def block(mark: str, text: str = README) -> str:
     return match[1]
 
 
-def test_readme_example_prints_what_the_readme_says(tmp_path):
+@pytest.mark.parametrize("name", ["README.md", "docs/calling_ops.md"])
+def test_an_example_prints_what_the_page_says(name, tmp_path):
+    page = (ROOT / name).read_text()
     script = tmp_path / "example.py"
-    script.write_text(block("example"))
+    script.write_text(block("example", page))
     run = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert run.stdout == block("output")
+    assert run.stdout == block("output", page)
 
 
 def test_readme_table_is_generated():
@@ -40,11 +42,29 @@ def test_readme_table_is_generated():
     assert out.getvalue().strip() in README
 
 
-@pytest.mark.parametrize("name", ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
     path = ROOT / name
-    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text()):
+        page = (path.parent / target) if target else path
+        assert page.exists(), target
+        assert not heading or heading in anchors(page.read_text()), f"{target}#{heading}"
+
+
+def anchors(page: str) -> list[str]:
+    """How headings are named in links."""
+    titles = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_an_index_leads_to_every_page():
+    """docs/README.md, and for the pages of a folder docs/<folder>.md."""
+    for page in map(Path, PAGES[2:]):
+        index = ROOT / "docs/README.md"
+        if (folder := ROOT / f"{page.parent}.md").exists():
+            index = folder
+        link = str((ROOT / page).relative_to(ROOT / "docs"))
+        assert page.name == "README.md" or f"]({link})" in index.read_text(), f"{index} does not link {page}"
 
 
 def test_every_command_of_the_launcher_names_its_log_folder():

@@ -47,14 +47,14 @@ def _tool() -> Check:
 
 
 def _driver() -> Check:
-    return _versioned("driver", Path("/usr/local/Ascend/driver/version.info"), r"Version=(\S+)", (23, 0, 3), DRIVER_FIX)
+    return _versioned("driver", Path("/usr/local/Ascend/driver/version.info"), r"Version=(\S+)", "23.0.3", DRIVER_FIX)
 
 
 def _cann() -> Check:
     """Below 8.0.RC2 the operators that overlap products with collectives end in a bus error."""
     toolkit = Path(os.environ.get("ASCEND_TOOLKIT_HOME", "/usr/local/Ascend/ascend-toolkit/latest"))
     info = next(toolkit.glob("*-linux/ascend_toolkit_install.info"), toolkit / "ascend_toolkit_install.info")
-    return _versioned("CANN", info, r"version=(\S+)", (8, 0, 2), CANN_FIX)
+    return _versioned("CANN", info, r"version=(\S+)", "8.0.RC2", CANN_FIX)
 
 
 def outdated_cann() -> str | None:
@@ -66,12 +66,17 @@ def outdated_cann() -> str | None:
     )
 
 
-def _versioned(name: str, file: Path, pattern: str, minimum: tuple[int, ...], fix: str) -> Check:
+def _versioned(name: str, file: Path, pattern: str, minimum: str, fix: str) -> Check:
     match = re.search(pattern, file.read_text()) if file.exists() else None
     if match is None:
         return Check(name, False, f"no version in {file}", fix)
-    numbers = tuple(int(number) for number in re.findall(r"\d+", match[1]))
-    return Check(name, numbers >= minimum, match[1], fix)
+    return Check(name, _numbers(match[1]) >= _numbers(minimum), match[1], fix)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """For comparing: 8.0.RC2 comes before 8.0.0."""
+    parts = re.findall(r"(rc)?(\d+)", version, re.IGNORECASE)
+    return tuple(int(number) - 1000 * bool(candidate) for candidate, number in parts)
 
 
 def _plugin() -> list[Check]:

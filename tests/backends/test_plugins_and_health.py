@@ -95,12 +95,12 @@ def test_gcu_asks_for_the_vendors_environment(monkeypatch):
 def test_versions_are_compared_as_numbers(tmp_path):
     file = tmp_path / "version.info"
     file.write_text("Version=24.1.0\n")
-    assert npu._versioned("driver", file, r"Version=(\S+)", (23, 0, 3), "").passed
+    assert npu._versioned("driver", file, r"Version=(\S+)", "23.0.3", "").passed
     file.write_text("Version=23.0.2\n")
-    assert not npu._versioned("driver", file, r"Version=(\S+)", (23, 0, 3), "").passed
+    assert not npu._versioned("driver", file, r"Version=(\S+)", "23.0.3", "").passed
     file.write_text("version=8.0.RC1\n")
-    assert not npu._versioned("CANN", file, r"version=(\S+)", (8, 0, 2), "").passed
-    assert not npu._versioned("CANN", tmp_path / "none", r"version=(\S+)", (8, 0, 2), "").passed
+    assert not npu._versioned("CANN", file, r"version=(\S+)", "8.0.RC2", "").passed
+    assert not npu._versioned("CANN", tmp_path / "none", r"version=(\S+)", "8.0.RC2", "").passed
 
 
 def test_what_paddle_was_built_for_is_read_without_importing_it():
@@ -108,7 +108,17 @@ def test_what_paddle_was_built_for_is_read_without_importing_it():
     assert paddle_build.built_for("full_version") == paddle.version.full_version
 
 
-@pytest.mark.parametrize("version, good", [("8.0.RC1", False), ("7.0.0", False), ("8.0.RC2", True), ("8.1.RC1", True)])
+@pytest.mark.parametrize(
+    "version, good",
+    [
+        ("8.0.RC1", False),
+        ("7.0.0", False),
+        ("8.0.RC2", True),
+        ("8.0.RC2.beta1", True),
+        ("8.0.0", True),
+        ("8.1.RC1", True),
+    ],
+)
 def test_fused_products_need_a_cann_that_does_not_end_in_a_bus_error(version, good, tmp_path, monkeypatch):
     monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
     assert npu.outdated_cann() is None  # none installed: an emulated card

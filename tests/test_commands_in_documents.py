@@ -1,0 +1,159 @@
+"""Every command in the documents runs, here or in a test that the page names, or is named as not run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from fusionkit_backends.gcu import health as gcu
+from fusionkit_backends.gpu import health as gpu
+from fusionkit_backends.npu import health as npu
+from fusionkit_backends.xpu import health as xpu
+
+from fusionkit import pci
+from fusionkit.cli.doctor import Section
+from fusionkit.frameworks import custom_device
+from tests.prose import PAGES, ROOT
+
+PROGRAMS = """fusionkit pip python python3 make docker sudo unshare apt-get bash source export
+lspci lscpu npu-smi xpu-smi efsmi nvidia-smi"""
+COMMAND = re.compile(rf"(?:\.venv/bin/)?(?:{'|'.join(PROGRAMS.split())})(?:\s|$)")
+BLOCK = re.compile(
+    r"(?:<!-- (?P<marker>[^\n]*) -->\n\s*?)?"
+    r"(?:```(?P<language>\w*)\n(?P<fenced>.*?)```|(?P<indented>(?:^ {4,}\S[^\n]*\n)+))",
+    re.DOTALL | re.MULTILINE,
+)
+CARDS = {
+    npu: ("0x19e5", "0xd802"),
+    gcu: ("0x1e36", "0x0001"),
+    gpu: ("0x10de", "0x20b2"),
+    xpu: ("0x1d22", "0x3684"),
+}
+NAMES = {npu: "npu", gcu: "gcu", gpu: "gpu", xpu: "xpu"}
+
+
+def command_blocks(page: str) -> Iterator[tuple[str, list[str]]]:
+    """The marker before a block, and the commands in it. A line that ends with a backslash goes on."""
+    for match in BLOCK.finditer(page):
+        text = re.sub(r"\\\n\s*", "", match["fenced"] or match["indented"] or "")
+        commands = [line.strip() for line in text.splitlines() if COMMAND.match(line.strip())]
+        if commands and match["language"] in (None, "", "sh", "bash"):
+            yield match["marker"] or "", commands
+
+
+def to_run(page: str) -> list[list[str]]:
+    """The commands of blocks without a marker. `run by` names files that exist."""
+    found = []
+    for marker, commands in command_blocks(page):
+        kind, _, what = marker.partition(": ")
+        if kind == "run by":
+            assert all((ROOT / file).exists() for file in what.split(", ")), what
+        elif kind not in ("not run", "doctor"):
+            found += [shlex.split(command, comments=True) for command in commands]
+    return found
+
+
+TO_MARK = {
+    "examples/llama2_13b/README.md",
+    *(f"docs/{name}.md" for name in "adding_a_backend adding_an_op devices emulator gpu gpu_attention mc2".split()),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in TO_MARK])
+def test_commands_run_or_are_named_as_not_run(name):
+    """`<!-- not run: why -->` or `<!-- run by: files -->` stands before a block. The other blocks run here."""
+    calls = to_run((ROOT / name).read_text())
+    quick = [
+        call for call in calls if call[0].endswith("fusionkit") and call[1] in ("ops", "explain", "plan", "parity")
+    ]
+    snippets = [call for call in calls if call[0].endswith("python") and call[1] == "-c"]
+    others = [call for call in calls if call not in quick + snippets]
+    assert not others, f"mark the block with `run by` or `not run`: {others}"
+    code = f"""
+from fusionkit.cli import main
+for code in {[call[2] for call in snippets]!r}:
+    exec(code)
+for arguments in {[call[1:] for call in quick]!r}:
+    assert not main(arguments), arguments
+"""
+    if calls:
+        run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert run.returncode == 0, run.stderr[-2000:] + run.stdout[-2000:]
+
+
+def test_a_command_without_a_marker_is_found():
+    page = "<!-- not run: why -->\n```\nmake a\n```\n\n    make b \\\n        c\n    text\n\n```python\nmake = 1\n```\n"
+    assert list(command_blocks(page)) == [("not run: why", ["make a"]), ("", ["make b c"])]
+    assert to_run(page) == [["make", "b", "c"]]
+
+
+@pytest.mark.parametrize("device", ["npu", "gcu"])
+def test_the_commands_for_a_machine_without_the_card_run(device):
+    page = (ROOT / f"docs/install/{device}.md").read_text()
+    (commands,) = [c for marker, c in command_blocks(page) if marker == "run by: tests/test_commands_in_documents.py"]
+    doctor, parity = (run_with_this_python(command) for command in commands)
+    assert (
+        f"{device} is emulated" in doctor
+        and f"{NONE[device]}: none: a device that Paddle shows here is emulated" in doctor
+    )
+    assert re.search(rf"{device}: (\d+) of \1 cases right", parity)
+
+
+NONE = {"npu": "Ascend card", "gcu": "Enflame card"}
+
+
+def run_with_this_python(command: str) -> str:
+    call = shlex.split(command)
+    call = [part for word in call for part in ([sys.executable, "-m", "fusionkit"] if word == "fusionkit" else [word])]
+    return subprocess.run(call, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """A machine with one card of each kind and nothing installed for it."""
+    for health, (vendor, device) in CARDS.items():
+        card = tmp_path / f"pci/{NAMES[health]}"
+        card.mkdir(parents=True)
+        for name, value in zip(("vendor", "device", "class"), (vendor, device, "0x030200"), strict=True):
+            (card / name).write_text(value)
+    monkeypatch.setattr(pci, "DEVICES", tmp_path / "pci")
+    monkeypatch.setenv("CUSTOM_DEVICE_ROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in (*gcu.ENVIRONMENT, "ASCEND_TOOLKIT_HOME", "ASCEND_RT_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def equip(monkeypatch, folder):
+    """What the backends look at, as it would be beside a card that works."""
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/{'local/' * (name == 'npu-smi')}bin/{name}")
+    monkeypatch.setattr(npu, "_driver", lambda: npu.Check("driver", True, "23.0.3"))
+    toolkit = folder / "ascend_toolkit_install.info"
+    toolkit.write_text("version=8.0.0\n")
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(folder))
+    for name, values in gcu.ENVIRONMENT.items():
+        monkeypatch.setenv(name, values[0] if values else "true")
+    monkeypatch.setattr(custom_device, "missing", lambda device: None)
+    monkeypatch.setattr(custom_device, "argument_counts", lambda op: (1, 1))
+    for health in (gpu, xpu):
+        monkeypatch.setattr(health, "built_for", lambda entry: "VERSION")
+    monkeypatch.setattr(gpu, "torch_incomplete", lambda: None)
+    monkeypatch.setattr(xpu, "paddle_xpu_nn_missing", lambda: None)
+
+
+@pytest.mark.parametrize("health", CARDS, ids=NAMES.get)
+@pytest.mark.parametrize("state", ["bare", "well"])
+def test_doctor_prints_what_the_guide_shows(state, health, bare, monkeypatch):
+    if state == "well":
+        equip(monkeypatch, bare)
+    name = NAMES[health]
+    page = (ROOT / f"docs/install/{name}.md").read_text()
+    shown = re.search(rf"<!-- doctor: {name} {state} -->\n```\n(.*?)```", page, re.DOTALL)[1]
+    assert str(Section(f"{name} (paddle-fusionkit 0.1.0)", tuple(health.checks()))) == shown.strip().replace(
+        "FOLDER", str(bare)
+    )
