@@ -86,12 +86,13 @@ def test_every_command_of_the_launcher_names_its_log_folder():
 def test_guide_to_a_backend_works_as_written(tmp_path):
     """The package of the guide, installed by pip beside this fusionkit, is listed, explained and proven."""
     guide = (ROOT / "docs/adding_a_backend.md").read_text()
-    toml, package, kernel, use = re.findall(r"```(?:toml|python)\n(.*?)```", guide, re.S)
+    toml, package, kernel, attention, use = re.findall(r"```(?:toml|python)\n(.*?)```", guide, re.S)
     source = tmp_path / "fusionkit-abacus"
     (source / "fusionkit_abacus").mkdir(parents=True)
     (source / "pyproject.toml").write_text(toml)
     (source / "fusionkit_abacus/__init__.py").write_text(package)
     (source / "fusionkit_abacus/fusion_rms_norm.py").write_text(kernel)
+    (source / "fusionkit_abacus/flash_attention.py").write_text(attention)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
     subprocess.run([*pip, tmp_path / "site", source], check=True, capture_output=True)
 

@@ -11,6 +11,7 @@ import paddle
 from fusionkit_backends.cpu import all_gather_matmul, matmul_all_reduce, matmul_reduce_scatter
 from paddle.autograd import PyLayer
 
+from fusionkit.adapters import gradients
 from fusionkit.frameworks.paddle import host_view
 from fusionkit.parallel import Communicator
 
@@ -58,23 +59,18 @@ class AllGatherMatmul(PyLayer):  # type: ignore[misc]
         return dx, dweight
 
 
-class MatmulReduceScatter(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, communicator: Communicator) -> Any:
+def matmul_and_scatter(x: Any, weight: Any, communicator: Communicator) -> Any:
+    def forward(x: Any, weight: Any) -> Any:
         y = paddle.empty([x.shape[0] // communicator.world_size, weight.shape[1]], x.dtype)
         matmul_reduce_scatter.forward(dense(x), host_view(weight), communicator, host_view(y))
-        ctx.communicator = communicator
-        ctx.save_for_backward(x, weight)
         return y
 
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        x, weight = ctx.saved_tensor()
+    def backward(dy: Any, x: Any, weight: Any, *_: bool) -> Any:
         dx, dweight = empty_gradient(x), empty_gradient(weight)
-        matmul_reduce_scatter.backward(
-            dense(dy), dense(x), host_view(weight), ctx.communicator, dense(dx), dense(dweight)
-        )
+        matmul_reduce_scatter.backward(dense(dy), dense(x), host_view(weight), communicator, dense(dx), dense(dweight))
         return dx, dweight
+
+    return gradients.product(x, weight, forward, backward)
 
 
 class DeferredSum:
@@ -88,22 +84,12 @@ class DeferredSum:
 
     def wait(self) -> Any:
         self._sum.wait()
-        return _Summed.apply(self._x, self._weight, self)
+        return gradients.product(self._x, self._weight, lambda *_: self.y, _product_gradients)
 
 
-class _Summed(PyLayer):  # type: ignore[misc]
-    """The product's gradient for a sum that was computed before."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, deferred: DeferredSum) -> Any:
-        ctx.save_for_backward(x, weight)
-        return deferred.y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        x, weight = ctx.saved_tensor()
-        dx, dweight = empty_gradient(x), empty_gradient(weight)
-        flat = matmul_all_reduce.flat
-        into = None if dx is None else flat(dense(dx))
-        matmul_all_reduce.backward(flat(dense(dy)), flat(dense(x)), host_view(weight), into, dense(dweight))
-        return dx, dweight
+def _product_gradients(dy: Any, x: Any, weight: Any, *_: bool) -> Any:
+    dx, dweight = empty_gradient(x), empty_gradient(weight)
+    flat = matmul_all_reduce.flat
+    into = None if dx is None else flat(dense(dx))
+    matmul_all_reduce.backward(flat(dense(dy)), flat(dense(x)), host_view(weight), into, dense(dweight))
+    return dx, dweight

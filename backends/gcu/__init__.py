@@ -9,11 +9,11 @@ import functools
 
 from fusionkit_backends.gcu import health
 
+from fusionkit.adapters.conditions import MASTER_WEIGHT
 from fusionkit.backend import Backend, Kernel
-from fusionkit.capability import AllOf, InverseRoot, Not, OneOf, Predicate, Present, When
+from fusionkit.capability import InverseRoot, Not, OneOf, Predicate, Present, When
 from fusionkit.frameworks import custom_device
 
-_MASTER_WEIGHT = AllOf((OneOf("x.dtype", ("bfloat16", "float16")), OneOf("weight.dtype", ("float32",))))
 # The op rounds the sum to the dtype of its inputs before the norm: a wider x or weight would be a sum left unrounded.
 _SUM_IN_RESIDUAL_DTYPE = tuple(
     When(OneOf("residual.dtype", (dtype,)), OneOf(f"{name}.dtype", (dtype,)))
@@ -49,7 +49,7 @@ backend = Backend(
             "fusion_rms_norm",
             "rms_norm_gcu",
             (2, 1),
-            notes=((_MASTER_WEIGHT, "computed in float32: the vendor's op takes one dtype for x and weight"),),
+            notes=((MASTER_WEIGHT, "computed in float32: the vendor's op takes one dtype for x and weight"),),
         ),
         "fusion_add_rms_norm": _kernel(
             "fusion_add_rms_norm",

@@ -24,26 +24,26 @@ def flash_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Any:
+    from fusionkit.adapters import attention
+
+    return attention.attend(
+        q, k, v, causal, attn_mask, startend_row_indices, plain=_plain, masked=_masked, lowest=LOWEST
+    )  # fmt: skip
+
+
+def _plain(q: Any, k: Any, v: Any, causal: bool) -> Any:
+    return _attend(q, k, v, None, causal)
+
+
+def _masked(q: Any, k: Any, v: Any, bias: Any) -> Any:
     import paddle
 
-    from fusionkit.eager import masks
-
-    if 0 in q.shape or 0 in k.shape:
-        return masks.of_nothing(q, k, v)
-    attn_mask = masks.over_queries(attn_mask, q)
-    group = q.shape[2] // k.shape[2]
-    keys, values = (x if group == 1 else x.repeat_interleave(group, axis=2) for x in (k, v))
-    square = q.shape[1] == k.shape[1] != -1
-    if attn_mask is None and startend_row_indices is None and (square or not causal):
-        return _attend(q, keys, values, None, causal)
-    attended = masks.attended(q, k, causal, attn_mask, startend_row_indices)
-    keys, values = (masks.without_dropped(x, attended) for x in (keys, values))
-    allowed = masks.allowed(q, k, causal, attn_mask, startend_row_indices)
-    bias, empty = masks.additive(allowed, attn_mask, LOWEST, q.dtype)
-    bias = bias.expand([paddle.shape(q)[0] if q.shape[0] == -1 else q.shape[0], -1, -1, -1])
-    return masks.zero_rows(_attend(q, keys, values, bias, False), empty)
+    batch_size = paddle.shape(q)[0] if q.shape[0] == -1 else q.shape[0]
+    return _attend(q, k, v, bias.expand([batch_size, -1, -1, -1]), False)
 
 
 def _attend(q: Any, k: Any, v: Any, bias: Any, causal: bool) -> Any:
+    group = q.shape[2] // k.shape[2]
+    keys, values = (x if group == 1 else x.repeat_interleave(group, axis=2) for x in (k, v))
     # dropout, causal, is_test
-    return custom_device.run("fused_sdp_flash_attention_gcu", (q, k, v, bias), 0.0, causal, True)[0]
+    return custom_device.run("fused_sdp_flash_attention_gcu", (q, keys, values, bias), 0.0, causal, True)[0]

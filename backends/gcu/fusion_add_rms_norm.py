@@ -11,8 +11,10 @@ from fusionkit.frameworks import custom_device
 
 
 def fusion_add_rms_norm(x: Any, residual: Any, weight: Any, *, epsilon: float = 1e-5) -> tuple[Any, Any]:
-    if 0 in x.shape:
-        return x.clone(), residual.clone()  # no row: nothing to launch
+    from fusionkit.adapters import nothing
+
+    if nothing.is_empty(x):
+        return x.clone(), residual.clone()
     dtype = residual.dtype  # no narrower than x's and the weight's, by what the backend declares
     inputs = (_copied(x, dtype), residual.clone(), weight.astype(dtype))
     y, residual_out = custom_device.run("fused_add_rms_norm_op", inputs, float(epsilon))

@@ -8,6 +8,6 @@ from fusionkit.frameworks import custom_device
 
 
 def fusion_rms_norm(x: Any, weight: Any, *, epsilon: float = 1e-5) -> Any:
-    if 0 in x.shape:
-        return x.clone()  # no row: nothing to launch
-    return custom_device.run("rms_norm_gcu", (x.astype(weight.dtype), weight), float(epsilon))[0].astype(x.dtype)
+    from fusionkit.adapters import norm
+
+    return norm.in_weight_dtype(lambda *xw: custom_device.run("rms_norm_gcu", xw, float(epsilon))[0], x, weight)

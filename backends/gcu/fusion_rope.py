@@ -10,10 +10,10 @@ from fusionkit.frameworks import custom_device
 def fusion_rope(q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None, interleaved: bool = False) -> Any:
     import paddle
 
-    from fusionkit.eager import angles
+    from fusionkit.adapters import angles, nothing
 
-    if 0 in q.shape:
-        return q.clone(), k.clone()  # no token: nothing to launch
+    if nothing.is_empty(q):
+        return nothing.rotated(q, k)
     # Only the rows that tokens take are joined: the whole table is 2 MB a call at 4096 positions of 128.
     table = paddle.concat([angles.rows(half, q, position_ids) for half in (cos, sin)], axis=-1)
     flat_q, flat_k = angles.folded(q, position_ids), angles.folded(k, position_ids)

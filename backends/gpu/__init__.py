@@ -10,13 +10,12 @@ from __future__ import annotations
 from fusionkit_backends.gpu import health, triton_support
 from fusionkit_backends.gpu.attention_choice import PLAIN, PLAIN_NOTE, SETTING
 
+from fusionkit.adapters.conditions import MASTER_WEIGHT, SIXTEEN_BITS
 from fusionkit.backend import Backend, DeviceModel, Kernel
-from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present
+from fusionkit.capability import Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present
 from fusionkit.ops import load_spec
 
-_SIXTEEN_BITS = ("bfloat16", "float16")
 _UNPACKED = OneOf("weight.packed_by", (None,))
-_MASTER_WEIGHT = AllOf((OneOf("x.dtype", _SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))
 
 
 def _kernel(
@@ -58,11 +57,11 @@ backend = Backend(
     proven_on="none",
     kernels={
         "fusion_rms_norm": _kernel(
-            "fusion_rms_norm", notes=((_MASTER_WEIGHT, "computed in float32: the weight must not be rounded"),)
+            "fusion_rms_norm", notes=((MASTER_WEIGHT, "computed in float32: the weight must not be rounded"),)
         ),
         "fusion_rope": _kernel(
             "fusion_rope",
-            notes=((OneOf("q.dtype", _SIXTEEN_BITS), "computed in float32: cos and sin must not be rounded"),),
+            notes=((OneOf("q.dtype", SIXTEEN_BITS), "computed in float32: cos and sin must not be rounded"),),
         ),
         "fusion_add_rms_norm": Kernel(
             {"paddle": "fusionkit_backends.gpu.fusion_add_rms_norm:fusion_add_rms_norm"},
@@ -73,7 +72,7 @@ backend = Backend(
         # Paddle's own limits on its flash attention: paddle/nn/functional/sdpa.py, check_head_dim_size_flash.
         "flash_attention": _kernel(
             "flash_attention",
-            dtypes=_SIXTEEN_BITS,
+            dtypes=SIXTEEN_BITS,
             when=(
                 MultipleOf("head_dim", 8),
                 Between("head_dim", 8, 257),

@@ -21,19 +21,17 @@ def flash_attention(
     import paddle
     from paddle.nn.functional import flash_attention as functions
 
-    from fusionkit.eager import masks
+    from fusionkit.adapters import attention, nothing
 
-    if 0 in q.shape or 0 in k.shape:
-        return masks.of_nothing(q, k, v)
-    attn_mask = masks.over_queries(attn_mask, q)
-    square = q.shape[1] == k.shape[1] != -1
-    if attn_mask is None and startend_row_indices is None and (square or not causal):
-        return functions.flash_attention(q, k, v, dropout=0.0, causal=causal, return_softmax=False)[0]
-    if startend_row_indices is not None:
+    if startend_row_indices is not None and not nothing.is_empty(q, k):
         return functions.flashmask_attention(q, k, v, startend_row_indices, dropout=0.0, causal=causal)
-    attended = masks.attended(q, k, causal, attn_mask, None)
-    k, v = (masks.without_dropped(x, attended) for x in (k, v))
-    allowed = masks.allowed(q, k, causal, attn_mask, None)
-    bias, empty = masks.additive(allowed, attn_mask, paddle.finfo(q.dtype).min, q.dtype)
-    out = paddle.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.0, is_causal=False)
-    return masks.zero_rows(out, empty)
+
+    def plain(q: Any, k: Any, v: Any, causal: bool) -> Any:
+        return functions.flash_attention(q, k, v, dropout=0.0, causal=causal, return_softmax=False)[0]
+
+    def masked(q: Any, k: Any, v: Any, bias: Any) -> Any:
+        attend = paddle.nn.functional.scaled_dot_product_attention
+        return attend(q, k, v, attn_mask=bias, dropout_p=0.0, is_causal=False)
+
+    lowest = paddle.finfo(q.dtype).min
+    return attention.attend(q, k, v, causal, attn_mask, None, plain=plain, masked=masked, lowest=lowest)

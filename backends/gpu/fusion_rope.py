@@ -13,10 +13,10 @@ from typing import Any
 def fusion_rope(q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None, interleaved: bool = False) -> Any:
     from paddle.incubate.nn import functional as F
 
-    from fusionkit.eager import angles
+    from fusionkit.adapters import angles, nothing
 
-    if 0 in q.shape:
-        return q * 1, k * 1  # no token: nothing to launch
+    if nothing.is_empty(q):
+        return nothing.rotated(q, k)
     sin, cos = (angles.per_element(table, q, position_ids, interleaved) for table in (sin, cos))
     flat_q, flat_k = (angles.folded(x, position_ids).astype("float32") for x in (q, k))
     new_q, new_k, _ = F.fused_rotary_position_embedding(

@@ -10,12 +10,11 @@ import functools
 from fusionkit_backends.npu import health
 from fusionkit_backends.npu.communication import OneDomain
 
+from fusionkit.adapters.conditions import MASTER_WEIGHT, SIXTEEN_BITS
 from fusionkit.backend import Backend, DeviceModel, Kernel
 from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present, Training, When
 from fusionkit.frameworks import custom_device
 
-_SIXTEEN_BITS = ("bfloat16", "float16")
-_MASTER_WEIGHT = AllOf((OneOf("x.dtype", _SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))
 _IN_FLOAT32 = "computed in float32: the vendor's op takes one dtype for all its inputs, and {} must not be rounded"
 _RATES = (
     "planning figures, no data sheet, which the vendor does not publish: a product at 250 TFLOP/s, and 24 of the 28 "
@@ -77,11 +76,11 @@ def _collective(
     for, and an all-reduce of one rank, for which Paddle has no process group."""
     return Kernel(
         functions={"paddle": f"fusionkit_backends.npu.{op}:{op}"},
-        dtypes=_SIXTEEN_BITS,
+        dtypes=SIXTEEN_BITS,
         when=(OneOf("world_size", (2, 4, 8)), *when, OneDomain()),
         notes=(
             (_ALWAYS, "needs CANN and a driver of at least 8.0.RC2: older ones end in a bus error"),
-            (AllOf((_MASTER_WEIGHT, Training())), "the weight's gradient is a float32 product: 16 bits would round it"),
+            (AllOf((MASTER_WEIGHT, Training())), "the weight's gradient is a float32 product: 16 bits would round it"),
             *notes,
         ),
         available=functools.partial(_missing_fused_product, *custom_ops),
@@ -97,21 +96,21 @@ backend = Backend(
             "fusion_rms_norm",
             "rms_norm_npu",
             (2, 1),
-            notes=((_MASTER_WEIGHT, _IN_FLOAT32.format("the weight")),),
+            notes=((MASTER_WEIGHT, _IN_FLOAT32.format("the weight")),),
         ),
         "fusion_rope": _kernel(
             "fusion_rope",
             "fused_rope",
             (3, 0),
             when=(OneOf("interleaved", (False,)), MultipleOf("head_dim", 64)),
-            notes=((OneOf("q.dtype", _SIXTEEN_BITS), _IN_FLOAT32.format("cos and sin")),),
+            notes=((OneOf("q.dtype", SIXTEEN_BITS), _IN_FLOAT32.format("cos and sin")),),
         ),
         "flash_attention": _kernel(
             "flash_attention",
             "flash_attention_npu",
             (5, 5),
             (7, 6),
-            dtypes=_SIXTEEN_BITS,
+            dtypes=SIXTEEN_BITS,
             when=(
                 InverseRoot("scale", "head_dim"),
                 When(Present("attn_mask"), OneOf("attn_mask.dtype", ("bool",))),

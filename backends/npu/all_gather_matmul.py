@@ -6,10 +6,10 @@ from typing import Any
 
 import paddle
 from fusionkit_backends.npu import communication
-from fusionkit_backends.npu.products import operand, weight_gradient
 from paddle.autograd import PyLayer
 
-from fusionkit.eager.fused_linear import fused_linear
+from fusionkit.adapters import nothing
+from fusionkit.adapters.products import operand, weight_gradient
 from fusionkit.parallel import collectives
 
 OP = "all_gather_matmul"
@@ -18,8 +18,8 @@ OP = "all_gather_matmul"
 def all_gather_matmul(
     x: Any, weight: Any, *, group: Any, return_gathered: bool = False, save_gathered: bool = True
 ) -> Any:
-    if 0 in x.shape:  # no row: nothing to launch, nothing to send
-        y = fused_linear(x, weight)
+    if nothing.is_empty(x):
+        y = nothing.product(x, weight)
         return (y, x) if return_gathered else y
     communication.require_group(OP, group)
     save = save_gathered and paddle.is_grad_enabled() and not weight.stop_gradient

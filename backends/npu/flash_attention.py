@@ -20,18 +20,16 @@ def flash_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Any:
-    from fusionkit.eager import masks
+    from fusionkit.adapters import attention
 
-    if 0 in q.shape or 0 in k.shape:
-        return masks.of_nothing(q, k, v)
-    attn_mask = masks.over_queries(attn_mask, q)
-    square = q.shape[1] == k.shape[1] != -1
-    if attn_mask is None and startend_row_indices is None and (square or not causal):
-        return _attend(q, k, v, None, causal)
-    attended = masks.attended(q, k, causal, attn_mask, startend_row_indices)
-    k, v = (masks.without_dropped(x, attended) for x in (k, v))
-    allowed, empty = masks.open_empty_rows(attended)
-    return masks.zero_rows(_attend(q, k, v, ~allowed, False), empty)
+    def masked(q: Any, k: Any, v: Any, allowed: Any) -> Any:
+        return _attend(q, k, v, ~allowed, False)
+
+    return attention.attend(q, k, v, causal, attn_mask, startend_row_indices, plain=_plain, masked=masked)
+
+
+def _plain(q: Any, k: Any, v: Any, causal: bool) -> Any:
+    return _attend(q, k, v, None, causal)
 
 
 def _attend(q: Any, k: Any, v: Any, dropped: Any, causal: bool) -> Any:

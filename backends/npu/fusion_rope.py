@@ -12,10 +12,10 @@ from fusionkit.frameworks import custom_device
 
 
 def fusion_rope(q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None, interleaved: bool = False) -> Any:
-    from fusionkit.eager import angles
+    from fusionkit.adapters import angles, nothing
 
-    if 0 in q.shape:
-        return q * 1, k * 1  # no token: nothing to launch
+    if nothing.is_empty(q):
+        return nothing.rotated(q, k)
     tables = tuple(angles.per_element(table, q, position_ids) for table in (cos, sin))
 
     def rotated(x: Any) -> Any:

@@ -6,11 +6,10 @@ from typing import Any
 
 import paddle
 from fusionkit_backends.npu import communication
-from fusionkit_backends.npu.products import operand, weight_gradient
-from paddle.autograd import PyLayer
 
-from fusionkit.eager.fused_linear import fused_linear
-from fusionkit.eager.matmul_all_reduce import Done
+from fusionkit.adapters import gradients, nothing
+from fusionkit.adapters.handle import Done
+from fusionkit.adapters.products import operand, weight_gradient
 
 OP = "matmul_all_reduce"
 
@@ -23,24 +22,18 @@ def matmul_all_reduce(x: Any, weight: Any, *, group: Any, defer: bool = False) -
 
 
 def _summed(x: Any, weight: Any, group: Any) -> Any:
-    if 0 in x.shape:  # no row: nothing to launch, nothing to send
-        return fused_linear(x, weight)
+    if nothing.is_empty(x):
+        return nothing.product(x, weight)
     communication.require_group(OP, group)
-    return _MatmulAllReduce.apply(x, weight, group)
 
-
-class _MatmulAllReduce(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, group: Any) -> Any:
-        ctx.save_for_backward(x, weight)
-        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
+    def forward(x: Any, weight: Any) -> Any:
         rows = x.reshape([-1, x.shape[-1]])  # the vendor takes two or three axes
         (y,) = communication.run("fused_mm_allreduce", rows, operand(weight, x), group, "sum", 0)
         return y.reshape([*x.shape[:-1], weight.shape[1]])
 
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        x, weight = ctx.saved_tensor()
-        wants_dx, wants_dweight = ctx.wanted
-        dx = paddle.matmul(dy, operand(weight, x), transpose_y=True) if wants_dx else None
-        return dx, weight_gradient(x, dy, weight.dtype) if wants_dweight else None
+    return gradients.product(x, weight, forward, _gradients)
+
+
+def _gradients(dy: Any, x: Any, weight: Any, wants_dx: bool, wants_dweight: bool) -> tuple[Any, Any]:
+    dx = paddle.matmul(dy, operand(weight, x), transpose_y=True) if wants_dx else None
+    return dx, weight_gradient(x, dy, weight.dtype) if wants_dweight else None

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from fusionkit_backends.xpu import health
 
+from fusionkit.adapters.conditions import MASTER_WEIGHT, SIXTEEN_BITS
 from fusionkit.backend import Backend, Kernel
-from fusionkit.capability import AllOf, InverseRoot, Not, OneOf, Present
-
-_SIXTEEN_BITS = ("bfloat16", "float16")
-_MASTER_WEIGHT = AllOf((OneOf("x.dtype", _SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))
+from fusionkit.capability import InverseRoot, Not, OneOf, Present
 
 
 def _functions(op: str) -> dict[str, str]:
@@ -25,16 +23,16 @@ backend = Backend(
     kernels={
         "fusion_rms_norm": Kernel(
             functions=_functions("fusion_rms_norm"),
-            notes=((_MASTER_WEIGHT, "computed in float32: the weight must not be rounded"),),
+            notes=((MASTER_WEIGHT, "computed in float32: the weight must not be rounded"),),
             available=health.paddle_xpu_nn_missing,
         ),
         "fusion_rope": Kernel(
             functions=_functions("fusion_rope"),
-            notes=((OneOf("q.dtype", _SIXTEEN_BITS), "computed in float32: cos and sin must not be rounded"),),
+            notes=((OneOf("q.dtype", SIXTEEN_BITS), "computed in float32: cos and sin must not be rounded"),),
         ),
         "flash_attention": Kernel(
             functions=_functions("flash_attention"),
-            dtypes=_SIXTEEN_BITS,
+            dtypes=SIXTEEN_BITS,
             when=(
                 InverseRoot("scale", "head_dim"),
                 Not(OneOf("return_lse", (True,)), "return_lse is not offered: Paddle's returns the output alone"),

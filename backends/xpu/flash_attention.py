@@ -21,17 +21,15 @@ def flash_attention(
     import paddle
     from paddle.nn.functional import scaled_dot_product_attention
 
-    from fusionkit.eager import masks
+    from fusionkit.adapters import attention
 
-    if 0 in q.shape or 0 in k.shape:
-        return masks.of_nothing(q, k, v)
-    attn_mask = masks.over_queries(attn_mask, q)
-    square = q.shape[1] == k.shape[1] != -1
-    if attn_mask is None and startend_row_indices is None and (square or not causal):
+    def plain(q: Any, k: Any, v: Any, causal: bool) -> Any:
         return scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=causal)
-    attended = masks.attended(q, k, causal, attn_mask, startend_row_indices)
-    k, v = (masks.without_dropped(x, attended) for x in (k, v))
-    allowed = masks.allowed(q, k, causal, attn_mask, startend_row_indices)
-    bias, empty = masks.additive(allowed, attn_mask, max(LOWEST, paddle.finfo(q.dtype).min), q.dtype)
-    out = scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.0, is_causal=False)
-    return masks.zero_rows(out, empty)
+
+    def masked(q: Any, k: Any, v: Any, bias: Any) -> Any:
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.0, is_causal=False)
+
+    lowest = max(LOWEST, paddle.finfo(q.dtype).min)
+    return attention.attend(
+        q, k, v, causal, attn_mask, startend_row_indices, plain=plain, masked=masked, lowest=lowest
+    )  # fmt: skip

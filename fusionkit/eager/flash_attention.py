@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
-from fusionkit.eager import masks
+from fusionkit.adapters import masks
 from fusionkit.eager.precision import compute_dtype
 from fusionkit.spec import UNKNOWN
 

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusionkit.adapters.handle import Done
 from fusionkit.eager.fused_linear import fused_linear
 from fusionkit.parallel import collectives
-
-
-class Done:
-    """The handle of a sum that is there already."""
-
-    def __init__(self, y: Any) -> None:
-        self._y = y
-
-    def wait(self) -> Any:
-        return self._y
 
 
 def matmul_all_reduce(x: Any, weight: Any, *, group: Any, defer: bool = False) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from fusionkit.call import Call
-from fusionkit.ops.shards import (
+from fusionkit.shards import (
     INVALID,
     SUM_OF_ROUNDED_PRODUCTS,
     WORLD_SIZES,
-    bind_world_size,
     block,
     case,
     invalid,
@@ -32,6 +31,7 @@ from fusionkit.spec import (
     Tolerance,
     exact,
 )
+from fusionkit.world_size import bind_world_size
 
 
 def all_gather_matmul(

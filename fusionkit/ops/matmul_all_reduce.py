@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from fusionkit.call import Call
-from fusionkit.ops.shards import (
+from fusionkit.shards import (
     INVALID,
     SUM_OF_ROUNDED_PRODUCTS,
     WORLD_SIZES,
-    bind_world_size,
     case,
     invalid,
     product_cost,
     summed,
 )
 from fusionkit.spec import FLOATING, Array, Cost, Epsilons, Input, OpSpec, Output, Rounding, Tolerance, exact
+from fusionkit.world_size import bind_world_size
 
 
 def matmul_all_reduce(x: Any, weight: Any, *, group: Any, defer: bool = False) -> Any:

@@ -9,28 +9,28 @@ from __future__ import annotations
 from typing import Any
 
 import paddle
-from paddle.autograd import PyLayer
 
+from fusionkit.adapters.gradients import linear_map
 from fusionkit.errors import argument_error
 from fusionkit.frameworks.paddle import device_name, host_view
-from fusionkit.ops.shards import world_size_of
 from fusionkit.parallel.communicator import Communicator
 from fusionkit.parallel.groups import communicator_of
+from fusionkit.world_size import world_size_of
 
 
 def all_gather(x: Any, group: Any) -> Any:
     """[rows, ...] -> [rows * world_size, ...]: all ranks' x in the order of ranks. Its gradient is reduce_scatter."""
-    return _AllGather.apply(x, group)
+    return linear_map(x, gathered, reduce_scattered, group)
 
 
 def reduce_scatter(x: Any, group: Any) -> Any:
     """[rows, ...] -> [rows / world_size, ...]: this rank's rows of the sum over ranks. Its gradient is all_gather."""
-    return _ReduceScatter.apply(x, group)
+    return linear_map(x, reduce_scattered, gathered, group)
 
 
 def all_reduce(x: Any, group: Any) -> Any:
     """The sum over ranks. Its gradient is the identity: what follows is computed alike on all ranks."""
-    return _AllReduce.apply(x, group)
+    return linear_map(x, all_reduced, lambda dy, group: dy, group)
 
 
 def identity(x: Any, group: Any) -> Any:
@@ -40,38 +40,6 @@ def identity(x: Any, group: Any) -> Any:
     y = x.reshape(x.shape)  # not a PyLayer: Paddle takes one that returns its input for a change in place
     y.register_hook(lambda dy: all_reduced(dy, group))
     return y
-
-
-class _AllGather(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, group: Any) -> Any:
-        ctx.group = group
-        return gathered(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        return reduce_scattered(dy, ctx.group)
-
-
-class _ReduceScatter(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, group: Any) -> Any:
-        ctx.group = group
-        return reduce_scattered(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        return gathered(dy, ctx.group)
-
-
-class _AllReduce(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, group: Any) -> Any:
-        return all_reduced(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        return dy
 
 
 def gathered(x: Any, group: Any) -> Any:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from paddle.autograd import PyLayer
-
-from fusionkit.ops.shards import world_size_of
+from fusionkit.adapters.gradients import linear_map
 from fusionkit.parallel.collectives import gathered
 from fusionkit.parallel.parameters import share_of
+from fusionkit.world_size import world_size_of
 
 
 def gather_features(x: Any, group: Any) -> Any:
     """[..., features] -> [..., features * world_size], by rank. Its gradient is this rank's part of what all have."""
-    return _Gather.apply(x, group)
+    return linear_map(x, _joined, _part, group)
 
 
 def split_features(x: Any, group: Any) -> Any:
@@ -23,29 +22,7 @@ def split_features(x: Any, group: Any) -> Any:
         ValueError: features is not a multiple of world_size.
     """
     share_of("split_features", "x's last axis", x.shape[-1], world_size_of(group))
-    return _Split.apply(x, group)
-
-
-class _Gather(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, group: Any) -> Any:
-        ctx.group = group
-        return _joined(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        return _part(dy, ctx.group)
-
-
-class _Split(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, group: Any) -> Any:
-        ctx.group = group
-        return _part(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        return _joined(dy, ctx.group)
+    return linear_map(x, _part, _joined, group)
 
 
 def _part(x: Any, group: Any) -> Any:

@@ -11,7 +11,7 @@ from paddle.distributed.fleet.base import topology
 from paddle.distributed.fleet.layers.mpu.random import MODEL_PARALLEL_RNG, get_rng_state_tracker
 
 from fusionkit.errors import argument_error
-from fusionkit.ops.shards import world_size_of
+from fusionkit.world_size import world_size_of
 
 
 def bind(layer: Any, mp_group: Any, weight_attr: Any, fuse_matmul_bias: bool, name: str | None) -> None:

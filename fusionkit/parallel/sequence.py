@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from paddle.autograd import PyLayer
-
-from fusionkit.ops.shards import world_size_of
+from fusionkit.adapters.gradients import linear_map
 from fusionkit.parallel.collectives import gathered
 from fusionkit.parallel.parameters import share_of
+from fusionkit.world_size import world_size_of
 
 
 def scatter_rows(x: Any, group: Any) -> Any:
@@ -18,7 +17,7 @@ def scatter_rows(x: Any, group: Any) -> Any:
         ValueError: rows is not a multiple of world_size.
     """
     share_of("scatter_rows", "x's first axis", x.shape[0], world_size_of(group))
-    return _Scatter.apply(x, group)
+    return linear_map(x, _own, gathered, group)
 
 
 def gather_rows(x: Any, group: Any) -> Any:
@@ -26,29 +25,7 @@ def gather_rows(x: Any, group: Any) -> Any:
 
     `collectives.all_gather` is for ranks that go on to compute different things: its gradient sums over them.
     """
-    return _Gather.apply(x, group)
-
-
-class _Scatter(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, group: Any) -> Any:
-        ctx.group = group
-        return _own(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        return gathered(dy, ctx.group)
-
-
-class _Gather(PyLayer):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: Any, group: Any) -> Any:
-        ctx.group = group
-        return gathered(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        return _own(dy, ctx.group)
+    return linear_map(x, gathered, _own, group)
 
 
 def _own(x: Any, group: Any) -> Any:

@@ -20,8 +20,8 @@ from fusionkit_backends.npu import matmul_reduce_scatter as scatter_kernel
 import fusionkit as fk
 from fusionkit import arguments, frameworks, oracle, parity, registry
 from fusionkit.errors import NoBackendError
-from fusionkit.ops.shards import case
 from fusionkit.parallel import ColumnSequenceParallelLinear, RowSequenceParallelLinear
+from fusionkit.shards import case
 from fusionkit.spec import GroupSpec, TensorSpec, TwiceComposition, rounding_to
 from tests.boundaries import edges
 

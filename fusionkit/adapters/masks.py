@@ -104,8 +104,3 @@ def additive(allowed: Any, attn_mask: Any, lowest: float, dtype: Any) -> tuple[A
 def zero_rows(out: Any, empty: Any) -> Any:
     """out [batch_size, q_len, num_heads, head_dim] with zeros in the rows that see no key."""
     return paddle.where(empty.transpose([0, 2, 1, 3]), paddle.zeros([], out.dtype), out)
-
-
-def of_nothing(q: Any, k: Any, v: Any) -> Any:
-    """Attention without queries or without keys: zeros, with zero gradients for q, k and v."""
-    return q * 0 + (k.sum() + v.sum()) * 0
