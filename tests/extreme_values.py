@@ -11,6 +11,7 @@ import numpy as np
 
 import fusionkit as fk
 from fusionkit import parity
+from fusionkit.comparison import grad_outputs, listed
 from fusionkit.spec import Case
 
 WIDE = ("float32", "bfloat16")  # float16 ends at 65504
@@ -148,16 +149,10 @@ def named(op, name):
 def check(op, name, dtype, backend, route):
     """parity.check, with gradients of the case's own size."""
     extreme = named(op, name)
-    ordinary = parity._grad_outputs
 
     def sized(*outputs):
-        grads = ordinary(*outputs)
-        listed = grads if isinstance(grads, tuple) else (grads,)
-        made = tuple(np.asarray(grad * extreme.gradient, dtype=grad.dtype) for grad in listed)
+        grads = grad_outputs(*outputs)
+        made = tuple(np.asarray(grad * extreme.gradient, dtype=grad.dtype) for grad in listed(grads))
         return made if isinstance(grads, tuple) else made[0]
 
-    parity._grad_outputs = sized
-    try:
-        parity.check(getattr(fk, op), extreme.case, dtype, backend, route)
-    finally:
-        parity._grad_outputs = ordinary
+    parity.check(getattr(fk, op), extreme.case, dtype, backend, route, grads_of=sized)

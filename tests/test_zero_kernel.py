@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import fusionkit as fk
-from fusionkit import parity, registry
+from fusionkit import comparison, parity, registry
+from fusionkit.comparison import ParityError
 from fusionkit.ops import OP_NAMES
 
 
@@ -29,7 +30,7 @@ def test_zeros_instead_of_the_kernel_fail_parity(name, monkeypatch):
     monkeypatch.setattr(registry, "resolve", resolve)
     op = fk.Op(name)
     case = next(case for case in op.spec.cases if not case.llama)
-    with pytest.raises(parity.ParityError, match="times its bound"):
+    with pytest.raises(ParityError, match="times its bound"):
         parity.check(op, case, "float32", "cpu", "numpy")
 
 
@@ -48,7 +49,7 @@ def test_zeros_instead_of_the_gradient_fail_parity(name, monkeypatch):
     monkeypatch.setattr(registry, "resolve", resolve)
     op = fk.Op(name)
     case = next(case for case in op.spec.cases if "17" in case.name or "D16" in case.name)
-    with pytest.raises(parity.ParityError, match="times its bound"):
+    with pytest.raises(ParityError, match="times its bound"):
         parity.check(op, case, "float32", "cpu", "numpy")
 
 
@@ -56,12 +57,12 @@ def test_nan_and_infinity_are_never_right():
     bound = fk.fusion_rms_norm.spec.tolerance.forward
     want = np.array([1.0, 2.0])
     for bad in (np.nan, np.inf):
-        assert parity.compare("y", bound, want, np.array([1.0, bad], np.float32), want, "float32").share == np.inf
+        assert comparison.compare("y", bound, want, np.array([1.0, bad], np.float32), want, "float32").share == np.inf
 
 
 def test_another_backend_than_asked_for_fails_parity(monkeypatch):
     """Every call lands on eager; parity for cpu must not pass on its results."""
     op = fk.Op("fusion_rms_norm")
     monkeypatch.setattr(parity, "use_backend", lambda backend: fk.use_backend("eager"))
-    with pytest.raises(parity.ParityError, match="cpu was asked for and did not run"):
+    with pytest.raises(ParityError, match="cpu was asked for and did not run"):
         parity.check(op, op.spec.cases[0], "float32", "cpu", "numpy")

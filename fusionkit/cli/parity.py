@@ -14,6 +14,7 @@ import fusionkit
 from fusionkit import extras, parity, registry
 from fusionkit.backend import Backend, Kernel
 from fusionkit.capability import Verdict
+from fusionkit.comparison import ParityError
 from fusionkit.errors import PluginError
 from fusionkit.op import Op
 from fusionkit.ops import OP_NAMES
@@ -105,7 +106,7 @@ def _failures(backend: Backend, accepted: list[Planned]) -> Iterator[str]:
     for op, case, dtype, route in tqdm(accepted, unit="case", disable=not accepted):
         try:
             parity.check(op, case, dtype, backend.name, route)
-        except parity.ParityError as error:
+        except ParityError as error:
             yield str(error)
 
 

@@ -12,7 +12,7 @@ import paddle
 import pytest
 
 import fusionkit as fk
-from fusionkit import arguments, frameworks, parity, registry
+from fusionkit import arguments, comparison, frameworks, parity, registry
 from tests.backends.paddle_signatures import DOCUMENTED, PADDLE_VERSION, RECORDED, XPU_RMS_NORM, rms_norm, signature
 
 BACKENDS = {backend.name: backend for backend in registry.loaded()}
@@ -84,11 +84,11 @@ def test_calls_fit_the_signature_and_give_the_ops_result(name, op, called):
     checked = 0
     for case, made in accepted_cases(kernel, spec):
         got = framework.carried(function, "cpu")(**made)
-        compared = parity._compare_outputs(spec, made, got, {}, "float32")
-        if np.size(parity._listed(got)[0]):
-            grads = parity._grad_outputs(spec, got)
+        compared = comparison.compare_outputs(spec, made, got, {}, "float32")
+        if np.size(comparison.listed(got)[0]):
+            grads = comparison.grad_outputs(spec, got)
             gradients = framework.vjp(function, spec, grads, "cpu", made)
-            compared += parity._compare_gradients(spec, made, grads, gradients, "float32")
+            compared += comparison.compare_gradients(spec, made, grads, gradients, "float32")
         # Paddle's float32 mean on the CPU is 12 to 24 epsilons off: what computes here is not what is under test.
         wrong = [f"{c.result} is {c.share:.3g} times its bound" for c in compared if not c.share <= 10]
         assert not wrong, (case.name, wrong)

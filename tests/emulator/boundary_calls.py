@@ -14,7 +14,7 @@ import paddle
 import pytest
 
 import fusionkit as fk
-from fusionkit import frameworks, parity, registry
+from fusionkit import comparison, frameworks, registry
 from fusionkit.capability import ForwardOnly
 from fusionkit.frameworks import custom_device
 from fusionkit.frameworks.numpy import DTYPES
@@ -74,13 +74,15 @@ def compared(edge, function, check_gradients):
     spec, made = fk.Op(edge.op).spec, arrays(edge)
     dtype = made[spec.inputs[0].name].dtype.name
     got = PADDLE.carried(function, f"{DEVICE}:0")(**made)
-    wanted = len(parity._listed(spec.reference(**{k: np.asarray(v) if k != "causal" else v for k, v in made.items()})))
-    if wanted != len(parity._listed(got)):
+    wanted = len(
+        comparison.listed(spec.reference(**{k: np.asarray(v) if k != "causal" else v for k, v in made.items()}))
+    )
+    if wanted != len(comparison.listed(got)):
         return np.inf
-    shares = parity._compare_outputs(spec, made, got, {}, dtype)
+    shares = comparison.compare_outputs(spec, made, got, {}, dtype)
     if check_gradients:
-        grads = parity._grad_outputs(spec, got)
-        shares += parity._compare_gradients(
+        grads = comparison.grad_outputs(spec, got)
+        shares += comparison.compare_gradients(
             spec, made, grads, PADDLE.vjp(function, spec, grads, f"{DEVICE}:0", made), dtype
         )
     return max(each.share for each in shares)
@@ -103,7 +105,7 @@ def refused(edge):
         first = next(iter(tensors.values()))
         first.stop_gradient = False
         outputs = function(**tensors)
-        assert all(output.stop_gradient for output in parity._listed(outputs)), "the device has a gradient after all"
+        assert all(output.stop_gradient for output in comparison.listed(outputs)), "the device has a gradient after all"
     elif any(name in edge.arguments for name in NOT_SAYABLE):
         assert compared(edge, function, False) > 1
     else:

@@ -18,7 +18,7 @@ from fusionkit_backends.npu import all_gather_matmul as gather_kernel
 from fusionkit_backends.npu import matmul_reduce_scatter as scatter_kernel
 
 import fusionkit as fk
-from fusionkit import arguments, frameworks, oracle, parity, registry
+from fusionkit import arguments, comparison, frameworks, oracle, parity, registry
 from fusionkit.errors import NoBackendError
 from fusionkit.parallel import ColumnSequenceParallelLinear, RowSequenceParallelLinear
 from fusionkit.shards import case
@@ -56,13 +56,13 @@ class Ranks:
             with paddle.no_grad():
                 got = PADDLE.carried(waiting, self.device)(**call)
         wants = self.references(spec, made, spec.tolerance.forward, oracle.reference)
-        compared = parity._compare_results(spec, own, *(want[self.rank] for want in wants), got)
+        compared = comparison.compare_results(spec, own, *(want[self.rank] for want in wants), got)
         if training:
-            grads = [parity._grad_outputs(spec, got, rank) for rank in range(self.world_size)]
+            grads = [comparison.grad_outputs(spec, got, rank) for rank in range(self.world_size)]
             gradients = PADDLE.vjp(waiting, spec, grads[self.rank], self.device, call)
             wants = self.references(spec, made, spec.tolerance.backward, oracle.reference_vjp, grads)
             own_wants = ({name: each[self.rank] for name, each in want.items()} for want in wants)
-            compared += parity._compare_each_gradient(spec, own, *own_wants, gradients)
+            compared += comparison.compare_each_gradient(spec, own, *own_wants, gradients)
         return max(each.share for each in compared)
 
     def references(self, spec, made, bound, reference, *grads):
@@ -154,7 +154,7 @@ def only_the_wanted_gradients_are_computed(ranks):
             own |= {name: PADDLE.over_tensors(own[name], ranks.device) for name in ("x", "weight")}
             for name in ("x", "weight"):
                 own[name].stop_gradient = name == frozen
-            outputs = parity._listed(op(**{**own, "group": ranks.group}))
+            outputs = comparison.listed(op(**{**own, "group": ranks.group}))
             outputs[0].sum().backward()
             done(own[frozen].grad is None and all(own[name].grad is not None for name in {"x", "weight"} - {frozen}))
 

@@ -13,6 +13,7 @@ from fusionkit_backends.gpu.kernels.attention_tiles import SMALL, Tiles
 
 import fusionkit as fk
 from fusionkit import parity
+from fusionkit.comparison import ParityError
 from fusionkit.frameworks import torch as torch_arrays
 from fusionkit.ops.flash_attention import hidden_by_rows
 from tests.gpu.launches import DTYPES
@@ -25,7 +26,7 @@ def planted(what):
     {"key block": skip_a_block, "dk": forget_a_factor, "split": drop_a_split}[what]()
     try:
         parity.check(op, found, "bfloat16", "gpu", "torch")
-    except parity.ParityError as error:
+    except ParityError as error:
         assert "times its bound" in str(error), error
     else:
         raise AssertionError(f"a planted mistake passed: {what}")

@@ -17,6 +17,7 @@ from fusionkit_backends.gpu.kernels import cross_entropy, launch, rms_norm_gradi
 
 import fusionkit as fk
 from fusionkit import parity
+from fusionkit.comparison import ParityError
 from fusionkit.frameworks.torch import from_numpy
 from fusionkit.spec import Case
 from tests import extreme_values
@@ -232,7 +233,7 @@ def mistake_fails_parity(op, case, mistake):
         for module in users:
             module.launch = planted
         parity.check(getattr(fk, op), of_case(getattr(fk, op), case)[0], "bfloat16", "gpu", "torch")
-    except parity.ParityError as error:
+    except ParityError as error:
         assert "times its bound" in str(error)
     else:
         raise AssertionError("the mistake was not found")

@@ -14,7 +14,7 @@ from fusionkit_backends.gpu.benchmark.attention import Shape, dense_mask, tensor
 from fusionkit_backends.gpu.benchmark.memory_bound import OPS, kernel
 from fusionkit_backends.gpu.benchmark.setting import Setting
 
-from fusionkit import frameworks, parity
+from fusionkit import comparison, frameworks, parity
 from fusionkit.ops import load_spec
 from fusionkit.spec import FLOATING, Case, OpSpec
 
@@ -51,11 +51,11 @@ def spec_share(setting: Setting, spec: OpSpec, case: Case, dtype: str) -> float:
         function = own_attention
     arguments = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in made.items()}
     got = torch_arrays.carried(function, setting.device)(**arguments)
-    compared = parity._compare_outputs(spec, made, got, {name: arguments[name] for name in spec.mutates}, dtype)
+    compared = comparison.compare_outputs(spec, made, got, {name: arguments[name] for name in spec.mutates}, dtype)
     if spec.reference_vjp is not None:
-        grads = parity._grad_outputs(spec, got)
+        grads = comparison.grad_outputs(spec, got)
         gradients = torch_arrays.vjp(function, spec, grads, setting.device, made)
-        compared += parity._compare_gradients(spec, made, grads, gradients, dtype)
+        compared += comparison.compare_gradients(spec, made, grads, gradients, dtype)
     return float(max(each.share for each in compared))
 
 
