@@ -58,7 +58,7 @@ def to_run(page: str) -> list[list[str]]:
     return found
 
 
-TO_MARK = {"examples/llama2_13b/README.md", "docs/adding_a_backend.md", "docs/adding_an_op.md"}
+TO_MARK = {"docs/adding_a_backend.md", "docs/adding_an_op.md"}
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in TO_MARK])
@@ -109,6 +109,19 @@ def test_the_example_on_emulated_devices_prints_what_the_page_says(tmp_path):
     call = shlex.split(command.replace("python", shlex.quote(sys.executable)))
     ran = subprocess.run([sys.executable, "-m", *call], cwd=tmp_path, stdout=-1, stderr=subprocess.STDOUT, text=True)
     assert [line for line in ran.stdout.splitlines() if line in shown.splitlines()] == shown.splitlines()
+
+
+def test_the_journey_of_the_llama_example_runs_as_written(tmp_path):
+    """Fine-tuned for two steps instead of 1,334: what the demo learns has a test of its own."""
+    page = (ROOT / "examples/llama2_13b/README.md").read_text()
+    (commands,) = [c for marker, c in command_blocks(page) if marker.endswith("test_commands_in_documents.py")]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for command in commands:
+        short = "--max_steps 2 --eval_steps 2 --warmup_steps 1" if ".sft " in command else ""
+        call = shlex.split(f"{sys.executable} {command.removeprefix('python ')} {short}")
+        run = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == 0, f"{command}\n{run.stderr[-2000:]}"
+    assert '"src": "type#chocolate*cocoa#70%*flavour#sea salt*format#bar"' in run.stdout
 
 
 NONE = {"npu": "Ascend card", "gcu": "Enflame card"}
