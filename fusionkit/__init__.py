@@ -10,6 +10,7 @@ Importing this imports no framework and probes no device.
 """
 
 import warnings
+from typing import TYPE_CHECKING
 
 from fusionkit.backend import Backend, Check, DeviceModel, Kernel
 from fusionkit.errors import FusionkitError, NoBackendError, PluginError, SettingError
@@ -27,18 +28,11 @@ __version__ = "0.1.0"
 # Paddle 3.3's import warns of this; ccache is for compiling extensions, which nothing here does while it runs.
 warnings.filterwarnings("ignore", "No ccache found", UserWarning, module=r"paddle\.utils\.cpp_extension")
 
-fusion_rms_norm = Op("fusion_rms_norm")
-fusion_add_rms_norm = Op("fusion_add_rms_norm")
-fusion_rope = Op("fusion_rope")
-flash_attention = Op("flash_attention")
-paged_attention = Op("paged_attention")
-swiglu = Op("swiglu")
-fused_linear = Op("fused_linear")
-fused_linear_cross_entropy = Op("fused_linear_cross_entropy")
-fused_adamw = Op("fused_adamw")
-all_gather_matmul = Op("all_gather_matmul")
-matmul_reduce_scatter = Op("matmul_reduce_scatter")
-matmul_all_reduce = Op("matmul_all_reduce")
+globals().update({name: Op(name) for name in OP_NAMES})
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Op: ...
+
 
 __all__ = [
     *OP_NAMES,

@@ -20,8 +20,8 @@ from fusionkit_backends.cpu import runtime
 
 import fusionkit as fk
 from fusionkit import parity
-from fusionkit.ops import OP_NAMES
 from tests.guard_pages import MISTAKES, at_address, guarded
+from tests.op_names import CPU_OPS
 
 
 def settings(native):
@@ -38,7 +38,7 @@ def settings(native):
 def run(native, placed):
     counts = Counter()
     for isa, library in settings(native):
-        for name in OP_NAMES:
+        for name in CPU_OPS:
             op = getattr(fk, name)
             for case in op.spec.cases:
                 for dtype in () if case.llama else ("float32", "bfloat16", "float16"):

@@ -16,7 +16,8 @@ from fusionkit.benchmark import contestants, rounds, target
 from fusionkit.benchmark.result import Result
 from fusionkit.benchmark.subject import FORWARD, TRAINING, Subject, subjects
 from fusionkit.benchmark.target import Target
-from fusionkit.ops import LOCAL_OP_NAMES, load_spec
+from fusionkit.ops import load_spec
+from tests.op_names import LOCAL_OPS
 
 SMALL = Subject("fusion_rms_norm", "T8xH5120", "bfloat16")
 
@@ -36,7 +37,7 @@ def result(case="T8xH5120", **medians):
     return Result(subject, dims, False, {(k, FORWARD): seconds(v) for k, v in named.items()})
 
 
-@pytest.mark.parametrize("op", LOCAL_OP_NAMES)
+@pytest.mark.parametrize("op", LOCAL_OPS)
 def test_every_op_is_timed_at_the_sizes_of_llama(op):
     benchmarks = load_spec(op).benchmarks
     assert len({each.case.name for each in benchmarks}) == len(benchmarks) > 0

@@ -13,7 +13,7 @@ from fusionkit_backends.cpu import runtime
 
 import fusionkit as fk
 from fusionkit import parity
-from fusionkit.ops import OP_NAMES
+from tests.op_names import CPU_OPS
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def forced():
 
 def isa_cases():
     for isa in forced():
-        for name in OP_NAMES:
+        for name in CPU_OPS:
             for case in getattr(fk, name).spec.cases:
                 if not case.llama:
                     yield pytest.param(isa, name, case, id=f"{isa}-{name}-{case.name}")

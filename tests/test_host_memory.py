@@ -15,9 +15,12 @@ from fusionkit_backends.cpu import paddle_ops
 
 import build_native
 from fusionkit.frameworks import custom_device
-from fusionkit.ops import LOCAL_OP_NAMES
+from tests.op_names import NEUTRAL_OPS
 
-OPS = [*LOCAL_OP_NAMES, "fused_linear_bias", "fused_linear_packed"]
+SOURCES = Path(__file__).parents[1] / "backends/cpu/csrc/paddle"
+OPS = sorted(
+    op for path in SOURCES.glob("*.cc") for op in re.findall(r"PD_BUILD_OP\(fusionkit_(\w+)\)", path.read_text())
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +36,20 @@ def device_tensor(tmp_path_factory):
     return ctypes.CDLL(str(library))
 
 
+def test_every_kernel_for_paddle_has_its_neutral_op():
+    """By its name, which exported programs hold."""
+    paddle_ops.load()
+    missing = [op for op in NEUTRAL_OPS if custom_device.argument_counts(f"fusionkit_{op}") is None]
+    assert not missing, f"Register fusionkit_{missing[0]} in backends/cpu/csrc/paddle/{missing[0]}.cc"
+    assert set(NEUTRAL_OPS) <= set(OPS)
+
+
 @pytest.mark.xdist_group("device tensor")
 @pytest.mark.parametrize("op", OPS)
 def test_tensor_that_is_not_in_host_memory_is_refused(op, device_tensor):
-    missing = f"{op} has no neutral op. Register fusionkit_{op} in backends/cpu/csrc/paddle/{op}.cc"
-    assert custom_device.argument_counts(f"fusionkit_{op}") is not None, missing
     name = f"fusionkit_{op}".encode()
     count = device_tensor.num_inputs(name)
-    assert count >= 2
+    assert count >= 1
     for on_device in range(count):
         text = ctypes.create_string_buffer(4096)
         device_tensor.run_with_device_input(name, on_device, text, ctypes.c_size_t(len(text)))

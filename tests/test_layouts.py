@@ -7,7 +7,7 @@ import pytest
 
 import fusionkit as fk
 from fusionkit import parity
-from fusionkit.ops import LOCAL_OP_NAMES
+from tests.op_names import LOCAL_CPU_OPS
 
 VIEWS = {
     "every second row": lambda a: np.repeat(a, 2, axis=0)[::2],
@@ -58,7 +58,7 @@ def compare(op, case, dtype, chosen, view):
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
-@pytest.mark.parametrize("name", [name for name in LOCAL_OP_NAMES if name not in CONTIGUOUS_ONLY])
+@pytest.mark.parametrize("name", [name for name in LOCAL_CPU_OPS if name not in CONTIGUOUS_ONLY])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_inputs_strided_give_the_bits_of_contiguous_ones(name, dtype, view):
     op = getattr(fk, name)
@@ -66,7 +66,7 @@ def test_all_inputs_strided_give_the_bits_of_contiguous_ones(name, dtype, view):
 
 
 def index_inputs():
-    for name in LOCAL_OP_NAMES:
+    for name in LOCAL_CPU_OPS:
         for declared in getattr(fk, name).spec.inputs:
             if declared.name in INDICES or declared.name.startswith("seq_lens"):
                 yield pytest.param(name, declared.name, id=f"{name}-{declared.name}")
@@ -81,7 +81,7 @@ def test_each_index_mask_and_length_is_read_where_it_lies(name, argument, view):
 
 def test_every_declared_integer_input_is_among_those_tested():
     tested = {param.values for param in index_inputs()}
-    for name in LOCAL_OP_NAMES:
+    for name in LOCAL_CPU_OPS:
         for declared in getattr(fk, name).spec.inputs:
             if {"int32", "int64", "bool"} & set(declared.dtypes):
                 assert (name, declared.name) in tested
@@ -126,7 +126,7 @@ def test_a_cache_whose_elements_share_memory_is_refused():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
-@pytest.mark.parametrize("op, name", [(op, name) for op in LOCAL_OP_NAMES for name in getattr(fk, op).spec.mutates])
+@pytest.mark.parametrize("op, name", [(op, name) for op in LOCAL_CPU_OPS for name in getattr(fk, op).spec.mutates])
 def test_a_read_only_array_that_would_be_written_is_refused_by_name(op, name, backend):
     op = getattr(fk, op)
     arguments = {

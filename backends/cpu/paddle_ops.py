@@ -13,8 +13,9 @@ from fusionkit_backends.cpu import health, paddle_gradients, runtime
 
 LIBRARY = health.LIBRARY_DIR / "libfusionkit_paddle.so"
 
-_lock = threading.Lock()
-_run_custom_op: Callable[..., Any] | None = None
+_lock = threading.RLock()  # `paddle_gradients` runs the ops while their library is being loaded
+_started = _ready = False
+_run_custom_op: Callable[..., Any]
 _is_grad_enabled: Callable[[], bool]
 _in_dynamic_mode: Callable[[], bool]
 
@@ -25,9 +26,9 @@ def load() -> None:
     Raises:
         RuntimeError: the library was built for another Paddle, or for none.
     """
-    global _run_custom_op, _is_grad_enabled, _in_dynamic_mode
+    global _started, _ready, _run_custom_op, _is_grad_enabled, _in_dynamic_mode
     with _lock:
-        if _run_custom_op is not None:
+        if _started:  # and ended, or by this thread
             return
         import paddle
         from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
@@ -35,9 +36,11 @@ def load() -> None:
         _require_built_for(paddle.version.full_version)
         runtime.native()
         load_op_meta_info_and_register_op(str(LIBRARY))
-        paddle_gradients.connect(paddle._C_ops._run_custom_op)
         _is_grad_enabled, _in_dynamic_mode = paddle.is_grad_enabled, paddle.in_dynamic_mode
         _run_custom_op = paddle._C_ops._run_custom_op
+        _started = True
+        paddle_gradients.connect()
+        _ready = True
 
 
 def _require_built_for(installed: str) -> None:
@@ -50,7 +53,7 @@ def _require_built_for(installed: str) -> None:
 
 def inputs(*tensors: Any) -> Sequence[Any]:
     """The tensors as they enter a custom op (None for an absent one). Loads the library at the first call."""
-    if _run_custom_op is None:
+    if not _ready:
         load()
     # Paddle 3.3 records a custom op's gradient under no_grad too, and would keep what it saves.
     if _is_grad_enabled() or not _in_dynamic_mode():
@@ -60,4 +63,4 @@ def inputs(*tensors: Any) -> Sequence[Any]:
 
 def run(op: str, *arguments: Any) -> Any:
     """Run a custom op on `inputs(...)` and attributes in dynamic mode, or record it in a static program."""
-    return _run_custom_op(op, *arguments)  # type: ignore[misc]
+    return _run_custom_op(op, *arguments)

@@ -11,12 +11,12 @@ from fusionkit_backends.cpu import overlap
 from fusionkit_backends.cpu.packed_operand import PackedOperand
 
 import fusionkit as fk
-from fusionkit.ops import COLLECTIVE_OP_NAMES
 from fusionkit.parallel import CommunicatorError
 from fusionkit.parallel.parity import run_ranks
+from tests.op_names import COLLECTIVE_OPS
 
 
-@pytest.mark.parametrize("op", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("op", COLLECTIVE_OPS)
 @pytest.mark.parametrize(("transport", "world_size"), [("memory", 2), ("tcp", 3)])
 def test_a_rank_that_is_killed_in_a_fused_op_ends_the_others(start, tmp_path, op, transport, world_size):
     (tmp_path / "started").mkdir()
@@ -35,7 +35,7 @@ class Broken(Exception):
     pass
 
 
-@pytest.mark.parametrize("op", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("op", COLLECTIVE_OPS)
 def test_an_error_in_one_ranks_product_ends_the_others(op, monkeypatch):
     """And is the one that is told."""
     of_thread, multiply = threading.local(), PackedOperand.multiply
@@ -66,7 +66,7 @@ def test_an_error_in_one_ranks_product_ends_the_others(op, monkeypatch):
     assert len(others) == 1 and "a rank that has left" in others[0]
 
 
-@pytest.mark.parametrize("op", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("op", COLLECTIVE_OPS)
 def test_ranks_that_do_not_all_overlap_are_told_what_each_called(op):
     def run(rank, communicator):
         x, weight = np.ones((512, 256), "f"), np.ones((256, 128), "f")

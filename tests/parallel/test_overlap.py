@@ -15,15 +15,15 @@ from fusionkit_backends.cpu.serial import SERIAL
 import fusionkit as fk
 from fusionkit import parity, policy
 from fusionkit.frameworks.numpy import DTYPES
-from fusionkit.ops import COLLECTIVE_OP_NAMES
 from fusionkit.parallel import Communicator, CommunicatorError, chunks, unique_id
 from fusionkit.parallel.parity import run_ranks
+from tests.op_names import COLLECTIVE_OPS
 
 SLOW_LINK = Rates(per_weight=0, per_row=1e-9, latency=1e-5, per_byte=1e-8, busy=0)
 
 
 def cases():
-    for name in COLLECTIVE_OP_NAMES:
+    for name in COLLECTIVE_OPS:
         for case in fk.Op(name).spec.cases:
             for dtype in ("float32", "bfloat16"):
                 yield pytest.param(fk.Op(name), case, dtype, id=f"{name}-{dtype}-{case.name}")
@@ -46,7 +46,7 @@ def test_overlapped_ops_agree_with_float64(op, case, dtype, many_chunks, parity_
 
 @pytest.mark.parametrize("k, n", [(0, 3), (3, 0)])
 @pytest.mark.parametrize("rows", [4, 128])
-@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("name", COLLECTIVE_OPS)
 def test_a_weight_without_elements_gives_zeros_or_nothing(name, rows, k, n):
     """And there is nothing to measure, to overlap or to divide by."""
 
@@ -118,7 +118,7 @@ def bits(results):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("name", COLLECTIVE_OPS)
 @pytest.mark.parametrize("world_size, rows, k, n", [(2, 256, 512, 384), (3, 197, 1000, 100), (4, 130, 257, 129)])
 def test_overlapped_and_serial_give_the_same_bits(name, world_size, rows, k, n, dtype, monkeypatch):
     """Of results and of gradients of x; the weight's gradient is summed shard by shard where both products wait."""
@@ -132,7 +132,7 @@ def test_overlapped_and_serial_give_the_same_bits(name, world_size, rows, k, n, 
             np.testing.assert_array_equal(got[place].view(np.uint8), want[place].view(np.uint8))
 
 
-@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("name", COLLECTIVE_OPS)
 def test_1000_runs_give_the_same_bits_under_delays(name, many_chunks, monkeypatch):
     """Ranks sleep before products and before they look at what arrived, each for random times."""
     delays = np.random.default_rng(5)
@@ -186,7 +186,7 @@ def test_a_slow_link_and_many_rows_overlap(monkeypatch):
     assert fk.ledger().get(("matmul_all_reduce", "cpu", SERIAL), 0) == 0
 
 
-@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("name", COLLECTIVE_OPS)
 def test_strict_raises_where_an_op_would_run_serially(name, monkeypatch):
     strict = replace(policy.settings(), strict=True)
     monkeypatch.setattr(policy, "settings", lambda: strict)
@@ -210,7 +210,7 @@ def test_a_deferred_sum_hides_under_what_comes_before_wait(many_chunks):
     assert run_ranks(3, run) == [(48, 96)] * 3
 
 
-@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("name", COLLECTIVE_OPS)
 @pytest.mark.parametrize("what", ["rows", "in_features", "dtype", "op"])
 def test_a_rank_that_calls_something_else_is_named_with_its_shapes(name, what, many_chunks):
     def run(rank, communicator):

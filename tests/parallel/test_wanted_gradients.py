@@ -9,9 +9,9 @@ import paddle
 import pytest
 
 import fusionkit as fk
-from fusionkit.ops import COLLECTIVE_OP_NAMES
 from fusionkit.parallel import Communicator, unique_id
 from fusionkit.parallel.parity import run_ranks
+from tests.op_names import COLLECTIVE_OPS
 
 
 def leaf(shape, wanted):
@@ -21,7 +21,7 @@ def leaf(shape, wanted):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
-@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("name", COLLECTIVE_OPS)
 @pytest.mark.parametrize("wants_dx, wants_dweight", [(True, False), (False, True), (False, False)])
 def test_an_input_that_is_frozen_gets_none(name, backend, wants_dx, wants_dweight):
     def run(rank, communicator):
@@ -66,7 +66,7 @@ def test_under_auto_cast_the_products_are_low_and_a_master_weights_gradient_is_n
     assert (y.dtype, weight.grad.dtype) == (paddle.bfloat16, paddle.float32)
 
 
-@pytest.mark.parametrize("name", COLLECTIVE_OP_NAMES)
+@pytest.mark.parametrize("name", COLLECTIVE_OPS)
 def test_a_forward_pass_without_a_backward_pass_keeps_no_memory(name):
     def allocated():
         gc.collect()
