@@ -28,8 +28,10 @@ class Kernel:
     """One backend's function for one op.
 
     Args:
-        functions: framework -> "module:function" with the op's own signature. A framework that is missing is served
-            through Paddle when "paddle" is there: arrays are carried over and back, and `explain` says so.
+        functions: framework -> "module:function" with the op's own signature. Parameters with a default may be left
+            out, alike in all functions and in `vjp`: a call must then have that default, or the kernel refuses it. A
+            framework that is missing is served through Paddle when "paddle" is there: arrays are carried over and back,
+            and `explain` says so.
         vjp: "module:function" over NumPy arrays: `(grad_outputs, **arguments) -> {input: gradient}`. Without it the
             gradients through NumPy come from the framework's own autograd.
         pack: "module:function" of `fused_linear` kernels that lay out weights: `(array, dtype, device) -> payload`.
@@ -39,7 +41,6 @@ class Kernel:
         checks_sizes: the kernel refuses every size that its op's spec refuses, with a ValueError. Then a remembered
             decision runs it at once; else the core holds each call against the spec first, about 50 us.
         notes: (predicate, text): what a caller should know when the predicate holds, such as a copy.
-        minimum_versions: the vendor's packages and the version below which the kernel is not to be trusted.
         available: None, or the reason why this kernel alone cannot run here, such as an op that an older plugin lacks.
         for_framework: framework -> the kernel that serves its tensors instead of this one, with conditions of its own.
     """
@@ -52,7 +53,6 @@ class Kernel:
     pack: str | None = None
     checks_sizes: bool = False
     notes: tuple[tuple[Predicate, str], ...] = ()
-    minimum_versions: Mapping[str, str] = field(default_factory=dict)
     available: Callable[[], str | None] = _nothing_missing
     for_framework: Mapping[str, Kernel] = field(default_factory=dict)
 
@@ -113,7 +113,6 @@ class Backend:
         settings: environment variables FUSIONKIT_<NAME>_* that it reads, each with its allowed values; () for any.
         environment_aliases: a vendor's variable -> the FUSIONKIT_* name that it stands for.
         device_models: by name.
-        passes: names of the graph rewrites that lower neutral ops to this backend's, in their order.
         benchmark: "module" with what `fusionkit bench` needs of the device: `stream(bytes_read, bytes_written)`, the
             variants of a call that moves so much; `product(op, dims, dtype)`, a product at the device's best
             rate and its FLOPs; `prepared(op, arguments, training, cost)`, the kernel into memory made before; and
@@ -133,7 +132,6 @@ class Backend:
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment_aliases: Mapping[str, str] = field(default_factory=dict)
     device_models: Mapping[str, DeviceModel] = field(default_factory=dict)
-    passes: tuple[str, ...] = ()
     benchmark: str | None = None
     neutral_ops: str | None = None
 

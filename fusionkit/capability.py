@@ -191,6 +191,23 @@ class Absent(Predicate):
 
 
 @dataclass(frozen=True)
+class LeftOut(Predicate):
+    """The argument has its default: the rule for a parameter that the kernel leaves out."""
+
+    argument: str
+    default: Any
+
+    def judge(self, call: Call) -> Verdict:
+        if self.argument in call.tensors:
+            return Verdict("no", (f"{self}, got {call.tensors[self.argument]}",))
+        got = call.value(self.argument)
+        return self._decide(got is self.default or (self.default is not None and got == self.default), got)
+
+    def __str__(self) -> str:
+        return f"{self.argument} is not supported: it must be {self.default!r}"
+
+
+@dataclass(frozen=True)
 class Present(Predicate):
     argument: str
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fusionkit import arguments as arguments_of
-from fusionkit import frameworks, oracle, policy, registry, select
+from fusionkit import frameworks, kernel_function, oracle, policy, registry, select
 from fusionkit import plan as plans
+from fusionkit.backend import Kernel
 from fusionkit.call import Call
 from fusionkit.errors import FusionkitError, NoBackendError, argument_error
 from fusionkit.ledger import ledger
@@ -182,12 +183,16 @@ class Op:
     def _function(self, selection: select.Selection, call: Call) -> Callable[..., Any]:
         kernel = selection.kernel
         assert kernel is not None
-        framework = call.framework or "paddle"
-        if framework in kernel.functions:
-            function = registry.resolve(kernel.functions[framework])
-        else:
-            function = frameworks.load("paddle").carried(registry.resolve(kernel.functions["paddle"]), call.device)
+        carried = call.framework is not None and call.framework not in kernel.functions
+        framework = "paddle" if carried or call.framework is None else call.framework
+        function = self._with_op_signature(kernel, framework)
+        if carried:
+            function = frameworks.load("paddle").carried(function, call.device)
         return function if kernel.checks_sizes else functools.partial(self._checked, function)
+
+    def _with_op_signature(self, kernel: Kernel, framework: str) -> Callable[..., Any]:
+        function = kernel_function.resolve(kernel.functions[framework])
+        return kernel_function.with_op_signature(function, kernel, self.__name__)
 
     def _checked(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A kernel that does not check sizes, behind the spec's check."""
@@ -289,9 +294,11 @@ class Op:
         assert kernel is not None
         ledger().counter(self.__name__, str(selection.backend), selection.reason).add()
         if kernel.vjp is not None:
-            gradients: dict[str, Any] = registry.resolve(kernel.vjp)(grad_outputs, **arguments)
+            absent = kernel_function.left_out(kernel, self.__name__)
+            taken = {name: value for name, value in arguments.items() if name not in absent}
+            gradients: dict[str, Any] = kernel_function.resolve(kernel.vjp)(grad_outputs, **taken)
             return gradients
-        function = registry.resolve(kernel.functions["paddle"])
+        function = self._with_op_signature(kernel, "paddle")
         return frameworks.load("paddle").vjp(function, self.spec, grad_outputs, call.device, arguments)  # type: ignore[no-any-return]
 
     def _require_gradient(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusionkit import frameworks, registry, select
+from fusionkit import frameworks, kernel_function, registry, select
 from fusionkit.errors import NoBackendError, argument_error
 from fusionkit.op import Explanation, Op
 from fusionkit.spec import FLOATING, Array, TensorSpec
@@ -83,7 +83,7 @@ def pack_weight(weight: Any, *, dtype: str | None = None, group_size: int | None
         got = f"{list(array.shape)} {array.dtype.name}"
         raise argument_error(OP, "weight", f"[in_features, out_features] of dtype {' or '.join(FLOATING)}", got)
     backend, pack = _packer(array.shape, dtype, device)
-    payload = registry.resolve(pack)(array, dtype, device)
+    payload = kernel_function.resolve(pack)(array, dtype, device)
     return PackedWeight(backend, array.shape[0], array.shape[1], dtype, device, payload)
 
 

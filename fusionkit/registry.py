@@ -7,18 +7,12 @@ dispatch, because stevedore would let the last one win in silence.
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
-import inspect
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
-from fusionkit import frameworks
+from fusionkit import frameworks, kernel_function
 from fusionkit.backend import ANY_DEVICE, INTERFACE_VERSION, PROOF_IN_WORDS, Backend, Kernel, Proof
 from fusionkit.call import Call
 from fusionkit.errors import PluginError, SettingError, argument_error
@@ -115,7 +109,7 @@ def check(name: str, loaded: object) -> None:
 
     Raises:
         PluginError: not a Backend, another interface version or name, an op that does not exist, or a kernel whose
-            signature is not the spec's; the text prints both.
+            signature is not the spec's, up to parameters that it leaves out; the text prints both.
     """
     if not isinstance(loaded, Backend):
         raise PluginError(f"{name}: the entry point must load a fusionkit.Backend, got {type(loaded).__name__}")
@@ -132,13 +126,20 @@ def check(name: str, loaded: object) -> None:
         for framework in kernel.for_framework:
             _check_framework(name, op, framework)
         for each in (kernel, *kernel.for_framework.values()):
-            for framework, reference in each.functions.items():
-                _check_framework(name, op, framework)
-                _check_signature(name, op, reference)
-            _check_subjects(name, op, each)
+            _check_kernel(name, op, each)
     for op in loaded.gaps:
         if op not in OP_NAMES or op in loaded.kernels:
             raise PluginError(f"{name}: gaps must name ops without a kernel, got {op!r}")
+
+
+def _check_kernel(name: str, op: str, kernel: Kernel) -> None:
+    for framework in kernel.functions:
+        _check_framework(name, op, framework)
+    try:
+        kernel_function.left_out(kernel, op)
+    except PluginError as error:
+        raise PluginError(f"{name}: {error}") from error
+    _check_subjects(name, op, kernel)
 
 
 def _check_framework(name: str, op: str, framework: str) -> None:
@@ -161,70 +162,8 @@ def _check_subjects(name: str, op: str, kernel: Kernel) -> None:
                 raise PluginError(f"{name}: {op}: {predicate}: the op has no {subject!r}; {', '.join(sorted(known))}")
 
 
-def _check_signature(name: str, op: str, reference: str) -> None:
-    wanted = _text(load_spec(op).parameters)
-    got = _declared_signature(reference)
-    if got != wanted:
-        raise PluginError(f"{name}: {reference} must have the signature of {op}, ({wanted}), got ({got})")
-
-
-def _declared_signature(reference: str) -> str:
-    """Names, kinds and defaults, read from the source: importing a kernel's module may import the vendor's package."""
-    module, _, function = reference.partition(":")
-    try:
-        spec = importlib.util.find_spec(module)
-        source = Path(spec.origin).read_bytes() if spec and spec.origin and spec.origin.endswith(".py") else b""
-        tree = ast.parse(source)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise PluginError(f"{reference} cannot be found: {type(error).__name__}: {error}") from error
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            for argument in ast.walk(node.args):
-                if isinstance(argument, ast.arg):
-                    argument.annotation = None
-            return ast.unparse(node.args)
-    return _text(inspect.signature(resolve(reference)))
-
-
-def _text(signature: inspect.Signature) -> str:
-    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
-    return str(inspect.Signature(parameters))[1:-1]
-
-
-def resolve(reference: str) -> Callable[..., Any]:
-    """The function that "module:function" names.
-
-    Raises:
-        PluginError: it cannot be imported.
-    """
-    module, _, function = reference.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
-    except Exception as error:  # whatever a plugin's module raises is that plugin's problem, shown as such
-        raise PluginError(f"{reference} cannot be imported: {type(error).__name__}: {error}") from error
-
-
 def loaded() -> Iterator[Backend]:
     return (plugin.backend for plugin in plugins() if plugin.backend is not None)
-
-
-@cache
-def outdated(kernel: Kernel) -> str | None:
-    """The first of the vendor's packages that is missing or older than the kernel asks for, in words."""
-    import importlib.metadata
-
-    for package, minimum in kernel.minimum_versions.items():
-        try:
-            found = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return f"needs {package} {minimum} or newer, which is not installed"
-        if _numbers(found) < _numbers(minimum):
-            return f"needs {package} {minimum} or newer, found {found}"
-    return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0]))
 
 
 @cache

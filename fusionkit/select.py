@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 
-from fusionkit import policy, registry
+from fusionkit import kernel_function, policy, registry
 from fusionkit.backend import ANY_DEVICE, PROOF_IN_WORDS, Backend, Kernel
 from fusionkit.call import Call
-from fusionkit.capability import ForwardOnly, OneOf, Verdict, all_of
+from fusionkit.capability import ForwardOnly, LeftOut, OneOf, Predicate, Verdict, all_of
 from fusionkit.errors import NoBackendError
+from fusionkit.ops import load_spec
 
 CHOSEN = "chosen"
 
@@ -98,12 +100,12 @@ def _gap(backend: Backend, op: str) -> str:
 
 def _missing(backend: Backend, kernel: Kernel) -> str | None:
     """Why the kernel cannot run on this machine."""
-    return registry.unavailable(backend) or registry.unavailable(kernel) or registry.outdated(kernel)
+    return registry.unavailable(backend) or registry.unavailable(kernel)
 
 
 def judge_kernel(kernel: Kernel, call: Call) -> Verdict:
     """The kernel's declaration against the call."""
-    declared = conditions(kernel, call.spec.inputs[0].name)
+    declared = conditions(kernel, call.spec.name)
     return all_of(
         [_judge_framework(kernel, call), _judge_packing(call), *(predicate.judge(call) for predicate in declared)]
     )
@@ -134,12 +136,16 @@ def _order(candidate: Candidate, call: Call) -> tuple[str, ...]:
     return (f'tried after {names[0]}, the device\'s own; fusionkit.use_backend("{candidate.backend}") prefers it',)
 
 
-def conditions(kernel: Kernel, first_input: str) -> tuple[ForwardOnly | OneOf, ...]:
+@cache
+def conditions(kernel: Kernel, op: str) -> tuple[Predicate, ...]:
     """Everything that a kernel declares, as predicates: for verdicts, tables and boundary tests."""
-    implied: list[ForwardOnly | OneOf] = [OneOf(f"{first_input}.dtype", kernel.dtypes)]
+    spec = load_spec(op)
+    implied: list[Predicate] = [OneOf(f"{spec.inputs[0].name}.dtype", kernel.dtypes)]
     if "backward" not in kernel.directions:
         implied.append(ForwardOnly())
-    return (*implied, *kernel.when)  # type: ignore[arg-type]
+    absent = kernel_function.left_out(kernel, op)
+    implied += [LeftOut(name, spec.parameters.parameters[name].default) for name in absent]
+    return (*implied, *kernel.when)
 
 
 def _judge_framework(kernel: Kernel, call: Call) -> Verdict:

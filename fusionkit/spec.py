@@ -306,7 +306,11 @@ class OpSpec:
         hints = get_type_hints(self.signature)
         types = {name: _value_type(hints[name]) for name in plain.parameters if hints[name] is not Any}
         object.__setattr__(self, "value_types", types)
-        names = [name for name in self.parameters.parameters if name in {i.name for i in self.inputs}]
+        inputs = {i.name for i in self.inputs}
+        for name, parameter in plain.parameters.items():  # a plan compares a positional argument by its type alone
+            if name not in inputs and parameter.kind is not parameter.KEYWORD_ONLY:
+                raise TypeError(f"{self.name}: {name} must be keyword-only, as it is no input. Put it behind *")
+        names = [name for name in self.parameters.parameters if name in inputs]
         if names != [i.name for i in self.inputs]:
             raise TypeError(f"{self.name}: inputs must be parameters of the signature, in its order, got {self.inputs}")
 

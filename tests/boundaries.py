@@ -13,6 +13,7 @@ from fusionkit.backend import Backend
 from fusionkit.capability import (
     ForwardOnly,
     InverseRoot,
+    LeftOut,
     MultipleOf,
     Not,
     OneOf,
@@ -70,7 +71,7 @@ def edges(backend: Backend) -> list[Edge]:
     found = []
     for op, kernel in backend.kernels.items():
         spec = load_spec(op)
-        for predicate in select.conditions(kernel, spec.inputs[0].name):
+        for predicate in select.conditions(kernel, op):
             if not is_of_the_arguments(predicate):
                 continue
             for changes, accepted in _sides(spec, predicate):
@@ -93,6 +94,8 @@ def _sides(spec: OpSpec, predicate: Predicate) -> list[tuple[dict[str, Any], boo
         return [({"training": True}, True), ({"training": False}, False)]
     if isinstance(predicate, ForwardOnly):
         return [({"training": False}, True), ({"training": True}, False)]
+    if isinstance(predicate, LeftOut):
+        return [({}, True), ({predicate.argument: _other(spec, predicate)}, False)]
     if isinstance(predicate, InverseRoot):
         exact = SIZES[predicate.second] ** -0.5
         return [({predicate.first: value}, value == exact) for value in (exact, 0.99 * exact, 1.01 * exact)]
@@ -101,6 +104,13 @@ def _sides(spec: OpSpec, predicate: Predicate) -> list[tuple[dict[str, Any], boo
         sides = [(value, True) for value in inside] + [(value, False) for value in outside]
         return [({predicate.subject: value}, holds) for value, holds in sides]
     raise TypeError(f"no edges are known of {type(predicate).__name__}: {predicate}")
+
+
+def _other(spec: OpSpec, predicate: LeftOut) -> Any:
+    """What the argument is where it is not its default."""
+    if predicate.argument in {declared.name for declared in spec.inputs}:
+        return PRESENT
+    return not predicate.default if isinstance(predicate.default, bool) else (predicate.default or 0) + 0.5
 
 
 def _values(spec: OpSpec, predicate: OnValue) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

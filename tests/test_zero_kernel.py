@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fusionkit as fk
-from fusionkit import comparison, parity, registry
+from fusionkit import comparison, kernel_function, parity
 from fusionkit.comparison import ParityError
 from tests.op_names import CPU_OPS
 
@@ -21,13 +21,13 @@ def zeros_like_outputs(function):
 
 @pytest.mark.parametrize("name", CPU_OPS)
 def test_zeros_instead_of_the_kernel_fail_parity(name, monkeypatch):
-    real = registry.resolve
+    real = kernel_function.resolve
 
     def resolve(reference):
         function = real(reference)
         return function if reference.endswith(":vjp") else zeros_like_outputs(function)
 
-    monkeypatch.setattr(registry, "resolve", resolve)
+    monkeypatch.setattr(kernel_function, "resolve", resolve)
     op = fk.Op(name)
     case = next(case for case in op.spec.cases if not case.llama)
     with pytest.raises(ParityError, match="times its bound"):
@@ -36,7 +36,7 @@ def test_zeros_instead_of_the_kernel_fail_parity(name, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in CPU_OPS if fk.Op(name).spec.reference_vjp])
 def test_zeros_instead_of_the_gradient_fail_parity(name, monkeypatch):
-    real = registry.resolve
+    real = kernel_function.resolve
 
     def resolve(reference):
         function = real(reference)
@@ -46,7 +46,7 @@ def test_zeros_instead_of_the_gradient_fail_parity(name, monkeypatch):
             key: None if g is None else np.zeros_like(g) for key, g in function(*args, **kwargs).items()
         }
 
-    monkeypatch.setattr(registry, "resolve", resolve)
+    monkeypatch.setattr(kernel_function, "resolve", resolve)
     op = fk.Op(name)
     case = next(case for case in op.spec.cases if "17" in case.name or "D16" in case.name)
     with pytest.raises(ParityError, match="times its bound"):

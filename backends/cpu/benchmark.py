@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fusionkit_backends.cpu import runtime
 
-from fusionkit import registry
+from fusionkit import kernel_function
 from fusionkit.benchmark.subject import FORWARD, TRAINING
 from fusionkit.benchmark.target import Target
 from fusionkit.frameworks.numpy import DTYPES
@@ -113,7 +113,7 @@ def prepared(op: str, arguments: dict[str, Any], training: bool, cost: Cost) -> 
     """The kernel over NumPy arrays, its results in one block of memory that every call uses again."""
     module = f"fusionkit_backends.cpu.{op}"
     forward, vjp = (
-        registry.resolve(f"{module}:{name}") if name else None for name in ("through_numpy", "vjp" * training)
+        kernel_function.resolve(f"{module}:{name}") if name else None for name in ("through_numpy", "vjp" * training)
     )
     made = forward(**arguments)
     grads = None if vjp is None else grad_outputs(op, made)

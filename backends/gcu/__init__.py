@@ -11,7 +11,7 @@ from fusionkit_backends.gcu import health
 
 from fusionkit.adapters.conditions import MASTER_WEIGHT
 from fusionkit.backend import Backend, Kernel
-from fusionkit.capability import InverseRoot, Not, OneOf, Predicate, Present, When
+from fusionkit.capability import InverseRoot, OneOf, Predicate, Present, When
 from fusionkit.frameworks import custom_device
 
 # The op rounds the sum to the dtype of its inputs before the norm: a wider x or weight would be a sum left unrounded.
@@ -68,7 +68,6 @@ backend = Backend(
                 InverseRoot("scale", "head_dim"),
                 When(Present("attn_mask"), OneOf("attn_mask.num_heads", (1,))),
                 When(Present("startend_row_indices"), OneOf("startend_row_indices.num_key_value_heads", (1,))),
-                Not(OneOf("return_lse", (True,)), "return_lse is not offered: the vendor returns no statistics"),
             ),
             notes=(
                 (

@@ -22,7 +22,6 @@ def flash_attention(
     attn_mask: Any = None,
     startend_row_indices: Any = None,
     scale: float | None = None,
-    return_lse: bool = False,
 ) -> Any:
     from fusionkit.adapters import attention
 

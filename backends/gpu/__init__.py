@@ -77,7 +77,6 @@ backend = Backend(
                 MultipleOf("head_dim", 8),
                 Between("head_dim", 8, 257),
                 InverseRoot("scale", "head_dim"),
-                Not(OneOf("return_lse", (True,)), "return_lse is not offered: Paddle's has no gradient"),
             ),
             notes=((Present("startend_row_indices"), "rows that see no key are what Paddle's kernel makes of them"),),
             for_torch=torch_kernel(

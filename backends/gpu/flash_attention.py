@@ -1,6 +1,9 @@
 """flash_attention by Paddle's: flash_attention without a mask, flashmask_attention with bounds of rows, and
 scaled_dot_product_attention with a mask: attn_mask, or causal with two lengths, whose alignment differs from version
-to version."""
+to version.
+
+It has no return_lse: that of Paddle's has no gradient.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ def flash_attention(
     attn_mask: Any = None,
     startend_row_indices: Any = None,
     scale: float | None = None,
-    return_lse: bool = False,
 ) -> Any:
     import paddle
     from paddle.nn.functional import flash_attention as functions

@@ -12,7 +12,7 @@ from fusionkit_backends.npu.communication import OneDomain
 
 from fusionkit.adapters.conditions import MASTER_WEIGHT, SIXTEEN_BITS
 from fusionkit.backend import Backend, DeviceModel, Kernel
-from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present, Training, When
+from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, OneOf, Predicate, Present, Training, When
 from fusionkit.frameworks import custom_device
 
 _IN_FLOAT32 = "computed in float32: the vendor's op takes one dtype for all its inputs, and {} must not be rounded"
@@ -102,7 +102,7 @@ backend = Backend(
             "fusion_rope",
             "fused_rope",
             (3, 0),
-            when=(OneOf("interleaved", (False,)), MultipleOf("head_dim", 64)),
+            when=(MultipleOf("head_dim", 64),),
             notes=((OneOf("q.dtype", SIXTEEN_BITS), _IN_FLOAT32.format("cos and sin")),),
         ),
         "flash_attention": _kernel(
@@ -116,9 +116,6 @@ backend = Backend(
                 When(Present("attn_mask"), OneOf("attn_mask.dtype", ("bool",))),
                 When(Present("attn_mask"), OneOf("attn_mask.num_heads", (1,))),
                 When(Present("startend_row_indices"), OneOf("startend_row_indices.num_key_value_heads", (1,))),
-                Not(
-                    OneOf("return_lse", (True,)), "return_lse is not offered: the vendor's statistics have no gradient"
-                ),
             ),
             notes=(
                 (

@@ -1,4 +1,7 @@
-"""flash_attention by flash_attention_npu, whose bool mask says True = drop and whose own causal mask is square."""
+"""flash_attention by flash_attention_npu, whose bool mask says True = drop and whose own causal mask is square.
+
+It has no return_lse: the vendor's statistics have no gradient.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ def flash_attention(
     attn_mask: Any = None,
     startend_row_indices: Any = None,
     scale: float | None = None,
-    return_lse: bool = False,
 ) -> Any:
     from fusionkit.adapters import attention
 

@@ -11,7 +11,7 @@ from typing import Any
 from fusionkit.frameworks import custom_device
 
 
-def fusion_rope(q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None, interleaved: bool = False) -> Any:
+def fusion_rope(q: Any, k: Any, cos: Any, sin: Any, *, position_ids: Any = None) -> Any:
     from fusionkit.adapters import angles, nothing
 
     if nothing.is_empty(q):

@@ -9,7 +9,7 @@ from fusionkit_backends.xpu import health
 
 from fusionkit.adapters.conditions import MASTER_WEIGHT, SIXTEEN_BITS
 from fusionkit.backend import Backend, Kernel
-from fusionkit.capability import InverseRoot, Not, OneOf, Present
+from fusionkit.capability import InverseRoot, OneOf, Present
 
 
 def _functions(op: str) -> dict[str, str]:
@@ -33,10 +33,7 @@ backend = Backend(
         "flash_attention": Kernel(
             functions=_functions("flash_attention"),
             dtypes=SIXTEEN_BITS,
-            when=(
-                InverseRoot("scale", "head_dim"),
-                Not(OneOf("return_lse", (True,)), "return_lse is not offered: Paddle's returns the output alone"),
-            ),
+            when=(InverseRoot("scale", "head_dim"),),
             notes=(
                 (
                     Present("startend_row_indices"),

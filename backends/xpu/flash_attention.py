@@ -16,7 +16,6 @@ def flash_attention(
     attn_mask: Any = None,
     startend_row_indices: Any = None,
     scale: float | None = None,
-    return_lse: bool = False,
 ) -> Any:
     import paddle
     from paddle.nn.functional import scaled_dot_product_attention

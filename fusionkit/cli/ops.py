@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
-from fusionkit import registry, select
+from fusionkit import kernel_function, registry, select
 from fusionkit.backend import PROOF_IN_WORDS, Backend, Kernel
 from fusionkit.ops import OP_NAMES, load_spec
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
             for op, kernel in backend.kernels.items():
                 for framework, each in {"": kernel, **kernel.for_framework}.items():
                     print(f"\n{backend.name} {op}" + (f", {framework} tensors" if framework else ""))
-                    print("\n".join(f"  {rule}" for rule in select.conditions(each, load_spec(op).inputs[0].name)))
+                    print("\n".join(f"  {rule}" for rule in select.conditions(each, op)))
     return 0
 
 
@@ -57,7 +57,7 @@ def _kernel(op: str, kernel: Kernel) -> dict[str, Any]:
         "frameworks": sorted(kernel.functions),
         "dtypes": kernel.dtypes,
         "directions": kernel.directions,
-        "conditions": [str(rule) for rule in select.conditions(kernel, load_spec(op).inputs[0].name)],
+        "conditions": [str(rule) for rule in select.conditions(kernel, op)],
         "for_framework": {framework: _kernel(op, each) for framework, each in kernel.for_framework.items()},
     }
 
@@ -81,6 +81,8 @@ def _cell(op: str, kernel: Kernel | None) -> str:
     dtypes = "yes" if kernel.dtypes == _FULL else " ".join(_SHORT.get(dtype, dtype) for dtype in kernel.dtypes)
     inference = load_spec(op).reference_vjp is None
     cell = dtypes if inference or "backward" in kernel.directions else f"{dtypes}, forward only"
+    if absent := kernel_function.left_out(kernel, op):
+        cell += f", no {' or '.join(absent)}"
     return cell if kernel.functions.keys() & _HOME else f"{cell}, {' and '.join(kernel.functions)} only"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusionkit import registry
+from fusionkit import kernel_function, registry
 from fusionkit.backend import Backend
 from fusionkit.errors import PluginError
 
@@ -26,5 +26,5 @@ def backend() -> Backend:
 def load() -> Backend:
     """Register the ops with Paddle, and return the backend that they belong to. A second call does nothing more."""
     chosen = backend()
-    registry.resolve(str(chosen.neutral_ops))()
+    kernel_function.resolve(str(chosen.neutral_ops))()
     return chosen

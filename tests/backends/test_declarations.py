@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fusionkit as fk
-from fusionkit import registry
+from fusionkit import registry, select
 from fusionkit.spec import GroupSpec, TensorSpec
 from tests.boundaries import edges, is_of_the_arguments
 
@@ -32,7 +32,7 @@ def test_a_limit_is_told_apart_from_one_step_beyond_it(edge):
 def test_every_predicate_has_both_sides():
     for name in VENDORS:
         for op, kernel in BACKENDS[name].kernels.items():
-            for predicate in filter(is_of_the_arguments, kernel.when):
+            for predicate in filter(is_of_the_arguments, select.conditions(kernel, op)[1:]):  # the first: any dtype
                 sides = {e.accepted for e in EDGES if (e.backend, e.op) == (name, op) and e.predicate is predicate}
                 assert sides == {True, False}, (name, op, str(predicate))
 
@@ -79,14 +79,17 @@ REFUSALS = [
         {},
         "startend_row_indices.num_key_value_heads must be 1, got 2",
     ),
-    (
-        "npu",
-        attention("npu:0", return_lse=True),
-        {},
-        "return_lse is not offered: the vendor's statistics have no gradient",
+    *(
+        (
+            device,
+            attention(f"{device}:0", dtype, return_lse=True),
+            {},
+            "return_lse is not supported: it must be False, got True",
+        )
+        for device, dtype in (("npu", "bfloat16"), ("gcu", "float16"), ("xpu", "bfloat16"), ("gpu", "bfloat16"))
     ),
     ("npu", rope("npu:0", 96), {}, "head_dim must be a multiple of 64, got 96"),
-    ("npu", rope("npu:0", interleaved=True), {}, "interleaved must be False, got True"),
+    ("npu", rope("npu:0", interleaved=True), {}, "interleaved is not supported: it must be False, got True"),
     ("gcu", attention("gcu:0"), {}, "q.dtype must be float16, got bfloat16"),
     ("gcu", norm("gcu:0"), {"training": True}, "forward only: gradients are wanted"),
     ("gcu", rope("gcu:0"), {"training": True}, "forward only: gradients are wanted"),

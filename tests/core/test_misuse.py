@@ -162,13 +162,6 @@ def test_questions_may_be_asked_inside_a_traced_function():
     assert traced(paddle.ones([2, 8])).shape == [2, 8] and answers[0] == "cpu"
 
 
-def test_minimum_versions_are_held_against_what_is_installed(install):
-    install(toy.backend(device_types=("cpu",), minimum_versions={"numpy": "99", "toydriver": "7"}))
-    x = TensorSpec((2, 64), "float32"), TensorSpec((64,), "float32")
-    reason = next(r for name, _, r in fk.Op("fusion_rms_norm").explain(*x).candidates if name == "toy")
-    assert reason[0].startswith("not available: needs numpy 99 or newer, found ")
-
-
 @pytest.mark.parametrize(
     "broken, message",
     [

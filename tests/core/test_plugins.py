@@ -90,6 +90,51 @@ print(fk.fusion_rms_norm.explain(x, w))
     assert 'abacus  yes      tried after cpu, the device\'s own; fusionkit.use_backend("abacus") prefers it' in out
 
 
+ATTENTION = """
+import numpy as np
+from fusionkit import Backend, Kernel
+
+def flash_attention(q, k, v, *, causal=False):
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
+    if causal:
+        scores = np.where(np.tri(*scores.shape[-2:], scores.shape[-1] - scores.shape[-2]), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
+
+backend = Backend(
+    name="toy",
+    device_types=("cpu",),
+    kernels={{"flash_attention": Kernel(functions={{"numpy": "{module}:flash_attention"}}, directions=("forward",))}},
+)
+"""
+
+
+def test_a_kernel_with_fewer_parameters_registers_serves_what_it_can_and_refuses_the_rest_by_name(site):
+    pip_install(site, "toy-package", "toy_module", ATTENTION)
+    code = """
+q, k, v = np.random.default_rng(1).standard_normal((3, 2, 5, 2, 16)).astype("f")
+mask, bounds = np.ones((2, 1, 5, 5), bool), np.full((2, 1, 5, 2), 5, np.int32)
+for given in ({}, {"causal": True}, {"causal": True, "attn_mask": None, "return_lse": False}):
+    with fk.use_backend("toy"):
+        got = fk.flash_attention(q, k, v, **given)
+    np.testing.assert_allclose(got, fk.flash_attention.reference(q, k, v, **given), rtol=1e-4, atol=1e-5)
+print(*fk.ledger().items())
+for given in ({"attn_mask": mask}, {"startend_row_indices": bounds}, {"scale": 0.5}, {"return_lse": True}):
+    try:
+        with fk.use_backend("toy"):
+            fk.flash_attention(q, k, v, **given)
+    except fk.NoBackendError as error:
+        print(*[line for line in str(error).splitlines() if line.startswith("  toy:")])
+"""
+    assert run(site, code).splitlines() == [
+        "(('flash_attention', 'toy', 'chosen'), 3)",
+        "  toy: attn_mask is not supported: it must be None, got [2, 1, 5, 5] bool",
+        "  toy: startend_row_indices is not supported: it must be None, got [2, 1, 5, 2] int32",
+        "  toy: scale is not supported: it must be None, got 0.5",
+        "  toy: return_lse is not supported: it must be False, got True",
+    ]
+
+
 def test_a_broken_backend_is_reported_and_breaks_nothing(site):
     pip_install(site, "broken-package", "broken_module", "raise RuntimeError('no driver here')")
     code = """

@@ -208,7 +208,11 @@ def test_dtype_and_absence_are_judged(install):
         fk.Backend(
             name="bare",
             device_types=("toy",),
-            kernels={"fused_linear": fk.Kernel(functions={"numpy": "x:y"}, when=(Absent("bias"),))},
+            kernels={
+                "fused_linear": fk.Kernel(
+                    {"numpy": "fusionkit.eager.fused_linear:fused_linear"}, when=(Absent("bias"),)
+                )
+            },
         ),
     )
     assert ("toy", "no", ("x.dtype must be bfloat16, got float32",)) in fk.Op("fusion_rms_norm").explain(

@@ -19,3 +19,23 @@ def backend(name="toy", device_types=("toy",), available=lambda: None, **kernel)
 
 def flash_attention(q, k, v, *, causal=False, attn_mask=None, startend_row_indices=None, scale=None, return_lse=False):
     return "toy ran"
+
+
+def fused_linear(x, weight):
+    return "toy ran"
+
+
+def causal_attention(q, k, v, *, causal=False):
+    return "toy ran"
+
+
+def causal_attention_vjp(grad_outputs, q, k, v, *, causal=False):
+    return {"q": q, "k": k, "v": v}
+
+
+def plain_attention(q, k, v):
+    return "toy ran"
+
+
+def attention_without_keys(q, v, *, causal=False):
+    return "toy ran"

@@ -14,8 +14,8 @@ import paddle
 import pytest
 
 import fusionkit as fk
-from fusionkit import comparison, frameworks, registry
-from fusionkit.capability import ForwardOnly
+from fusionkit import comparison, frameworks, kernel_function, registry
+from fusionkit.capability import ForwardOnly, LeftOut
 from fusionkit.frameworks import custom_device
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.spec import TensorSpec
@@ -27,7 +27,7 @@ BACKEND = next(backend for backend in registry.loaded() if backend.name == DEVIC
 EDGES = [edge for edge in edges(BACKEND) if not fk.Op(edge.op).spec.collective]
 PADDLE = frameworks.load("paddle")
 # Arguments of our ops that the vendors' ops do not have.
-NOT_SAYABLE = ("scale", "interleaved", "return_lse")
+NOT_SAYABLE = ("scale",)
 
 
 def add_rms_norm(x, residual, weight):
@@ -98,7 +98,7 @@ def accepted(edge):
 
 
 def refused(edge):
-    adapter = registry.resolve(BACKEND.kernels[edge.op].functions["paddle"])
+    adapter = kernel_function.resolve(BACKEND.kernels[edge.op].functions["paddle"])
     function = FORCED.get(edge.op, adapter)
     if isinstance(edge.predicate, ForwardOnly):
         tensors = {name: PADDLE.over_tensors(value, f"{DEVICE}:0") for name, value in arrays(edge).items()}
@@ -106,6 +106,9 @@ def refused(edge):
         first.stop_gradient = False
         outputs = function(**tensors)
         assert all(output.stop_gradient for output in comparison.listed(outputs)), "the device has a gradient after all"
+    elif isinstance(edge.predicate, LeftOut):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{edge.predicate.argument}'"):
+            PADDLE.carried(adapter, f"{DEVICE}:0")(**arrays(edge))
     elif any(name in edge.arguments for name in NOT_SAYABLE):
         assert compared(edge, function, False) > 1
     else:

@@ -18,7 +18,7 @@ from fusionkit_backends.npu import all_gather_matmul as gather_kernel
 from fusionkit_backends.npu import matmul_reduce_scatter as scatter_kernel
 
 import fusionkit as fk
-from fusionkit import arguments, comparison, frameworks, oracle, parity, registry
+from fusionkit import arguments, comparison, frameworks, kernel_function, oracle, parity, registry
 from fusionkit.errors import NoBackendError
 from fusionkit.parallel import ColumnSequenceParallelLinear, RowSequenceParallelLinear
 from fusionkit.shards import case
@@ -198,7 +198,7 @@ def from_edge(op, edge, world_size, draw=None):
 
 
 def vendor_refuses(op, npu, edge, group, ranks):
-    function = registry.resolve(npu.kernels[edge.op].functions["paddle"])
+    function = kernel_function.resolve(npu.kernels[edge.op].functions["paddle"])
     own = arguments.of_rank(op.spec, from_edge(op, edge, group.nranks), group.rank)
     tensors = {name: PADDLE.over_tensors(own[name], ranks.device) for name in ("x", "weight")}
     for each in tensors.values():

@@ -7,7 +7,7 @@ import torch
 from fusionkit_backends.gpu.kernels import card
 from fusionkit_backends.gpu.kernels.launch import recording
 
-from fusionkit import registry
+from fusionkit import kernel_function
 
 CARDS = {80: card.A100, 90: card.H100}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
@@ -22,7 +22,7 @@ def empty(*shape, dtype, grad=True):
 def of_call(op, capability, arguments, training=True):
     """Forward, and with training the gradients of everything that takes one."""
     kernel = fusionkit_backends.gpu.backend.kernels[op].serving("torch")
-    function = registry.resolve(kernel.functions["torch"])
+    function = kernel_function.resolve(kernel.functions["torch"])
     with card.assumed(CARDS[capability]), recording() as launches:
         outputs = function(**arguments)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

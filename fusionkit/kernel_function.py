@@ -1,0 +1,140 @@
+"""A kernel's function, named "module:function": what it takes, held against its op, and the function itself.
+
+A kernel may leave out parameters of its op that have a default. A call that gives one of them another value is not for
+that kernel.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fusionkit.backend import Kernel
+from fusionkit.errors import PluginError, argument_error
+from fusionkit.ops import load_spec
+
+
+def resolve(reference: str) -> Callable[..., Any]:
+    """The function that "module:function" names.
+
+    Raises:
+        PluginError: it cannot be imported.
+    """
+    module, _, function = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    except Exception as error:  # whatever a plugin's module raises is that plugin's problem, shown as such
+        raise PluginError(f"{reference} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+@cache
+def left_out(kernel: Kernel, op: str) -> tuple[str, ...]:
+    """The op's parameters that the kernel does not take, alike in all its functions.
+
+    Raises:
+        PluginError: a function has parameters that the op has not, or lacks one without a default; or two functions of
+            the kernel leave out different ones. The text prints both signatures.
+    """
+    first, *others = kernel.functions.values()
+    absent = _left_out(first, op)
+    for other in others:
+        if _left_out(other, op) != absent:
+            signatures = f"({_text(_declared(first))}), got ({_text(_declared(other))})"
+            raise PluginError(f"{other} must leave out the same parameters of {op} as {first}, {signatures}")
+    return absent
+
+
+def _left_out(reference: str, op: str) -> tuple[str, ...]:
+    signature, declared = load_spec(op).parameters, _declared(reference)
+    wanted, got = signature.parameters, declared.parameters
+    absent = tuple(name for name in wanted if name not in got)
+    kept = [_look(parameter) for name, parameter in wanted.items() if name in got]
+    has_all = all(wanted[name].default is not inspect.Parameter.empty for name in absent)
+    if not has_all or kept != [_look(parameter) for parameter in got.values()]:
+        both = f"({_text(signature)}), got ({_text(declared)})"
+        advice = (
+            "Parameters with a default may be left out" if has_all else "Only parameters with a default can be left out"
+        )
+        raise PluginError(f"{reference} must have the signature of {op}, {both}. {advice}")
+    return absent
+
+
+def with_op_signature(function: Callable[..., Any], kernel: Kernel, op: str) -> Callable[..., Any]:
+    """The kernel's function as one of all of the op's parameters: those that it leaves out must be their defaults."""
+    parameters = load_spec(op).parameters.parameters
+    order, absent = list(parameters), {name: parameters[name].default for name in left_out(kernel, op)}
+    if not absent:
+        return function
+    first = min(map(order.index, absent))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) <= first and absent.keys().isdisjoint(kwargs):
+            return function(*args, **kwargs)
+        positional = dict(zip(order, args, strict=False))
+        for name, default in absent.items():
+            got = positional.get(name, kwargs.get(name, default))
+            if got is not default and (default is None or got != default):
+                rule, advice = f"{default!r} for the kernel that was bound", "Bind it with such a call"
+                raise argument_error(op, name, rule, f"{got!r:.60}", advice=advice)
+        taken = [value for name, value in positional.items() if name not in absent]
+        return function(*taken, **{name: value for name, value in kwargs.items() if name not in absent})
+
+    return call
+
+
+class _Source(str):
+    """A default as its module's source has it."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@cache
+def _declared(reference: str) -> inspect.Signature:
+    """Read from the source where it stands there: importing a kernel's module may import the vendor's package."""
+    module, _, function = reference.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+        source = Path(spec.origin).read_bytes() if spec and spec.origin and spec.origin.endswith(".py") else b""
+        tree = ast.parse(source)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise PluginError(f"{reference} cannot be found: {type(error).__name__}: {error}") from error
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return inspect.Signature(list(_parameters(node.args)))
+    return inspect.signature(resolve(reference))
+
+
+def _parameters(declared: ast.arguments) -> Iterator[inspect.Parameter]:
+    positional = [*declared.posonlyargs, *declared.args]
+    defaults = [*[None] * (len(positional) - len(declared.defaults)), *declared.defaults]
+    for index, (argument, default) in enumerate(zip(positional, defaults, strict=True)):
+        only = index < len(declared.posonlyargs)
+        kind = inspect.Parameter.POSITIONAL_ONLY if only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        yield _parameter(argument, kind, default)
+    if declared.vararg:
+        yield _parameter(declared.vararg, inspect.Parameter.VAR_POSITIONAL)
+    for argument, default in zip(declared.kwonlyargs, declared.kw_defaults, strict=True):
+        yield _parameter(argument, inspect.Parameter.KEYWORD_ONLY, default)
+    if declared.kwarg:
+        yield _parameter(declared.kwarg, inspect.Parameter.VAR_KEYWORD)
+
+
+def _parameter(argument: ast.arg, kind: Any, default: ast.expr | None = None) -> inspect.Parameter:
+    value = inspect.Parameter.empty if default is None else _Source(ast.unparse(default))
+    return inspect.Parameter(argument.arg, kind, default=value)
+
+
+def _look(parameter: inspect.Parameter) -> tuple[str, Any, str]:
+    return parameter.name, parameter.kind, repr(parameter.default)
+
+
+def _text(signature: inspect.Signature) -> str:
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(parameters))[1:-1]
