@@ -8,11 +8,12 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-paddlenlp sanitize bench lint build native clean
+.PHONY: help demo test test-op test-paddlenlp sanitize bench lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
 	@echo "make test   run every test"
+	@echo "make test-op OP=swiglu  run the tests of one op"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
 	@echo "make sanitize  run the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make bench  measure each op beside the machine's ceiling and its peers"
@@ -26,6 +27,9 @@ demo: build $(STAMPS)/examples
 test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test
 	@echo "== tests, $(WORKERS) at a time"
 	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+test-op: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test
+	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup -q --op "$(OP)" --ignore tests/test_arm64.py
 
 test-paddlenlp: build $(STAMPS)/test .venv-paddlenlp/stamp
 	@echo "== PaddleNLP's Llama on the emulated npu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections import Counter
 
@@ -12,6 +13,23 @@ import pytest
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 NUM_FILES_SHOWN = 15
+
+
+def pytest_addoption(parser):
+    parser.addoption("--op", help="only the tests that name this op, on every backend; `make test-op OP=swiglu`")
+
+
+def pytest_collection_modifyitems(config, items):
+    """`-k fused_linear` would take fused_linear_cross_entropy, too."""
+    from fusionkit.ops import OP_NAMES
+
+    if (op := config.getoption("--op")) is None:
+        return
+    if op not in OP_NAMES:
+        raise pytest.UsageError(f"--op must be one of {', '.join(OP_NAMES)}, got {op!r}")
+    named = re.compile(rf"(?<![a-z_]){op}(?![a-z_])")
+    config.hook.pytest_deselected(items=[item for item in items if not named.search(item.name)])
+    items[:] = [item for item in items if named.search(item.name)]
 
 
 def pytest_configure():
