@@ -55,6 +55,18 @@ def traced_functions_stay_alive():
 
 
 @pytest.fixture
+def native():
+    """The cpu backend's kernel library, with its settings put back afterwards."""
+    from fusionkit_backends.cpu import runtime
+
+    module = runtime.native()
+    isa, threads = module.isa(), module.num_threads()
+    yield module
+    module.set_isa(isa)
+    module.set_num_threads(threads)
+
+
+@pytest.fixture
 def parity_of(record_property):
     """Names the backend that a parity check proves."""
     return lambda backend, route: record_property("parity", f"{backend} through {route}")

@@ -7,16 +7,6 @@ import pytest
 from fusionkit_backends.cpu import runtime
 
 
-@pytest.fixture
-def native():
-    """The kernel library, with its settings put back afterwards."""
-    module = runtime.native()
-    isa, threads = module.isa(), module.num_threads()
-    yield module
-    module.set_isa(isa)
-    module.set_num_threads(threads)
-
-
 def aligned(num_bytes):
     memory = np.zeros(num_bytes + 64, np.bool_)
     start = -memory.ctypes.data % 64
@@ -40,12 +30,6 @@ def test_stream_says_what_it_asks_for(native):
         native.stream(memory, memory[1:], True)
     with pytest.raises(ValueError, match="stream: source must be contiguous, got"):
         native.stream(memory[::2], memory, False)
-
-
-def test_flush_caches_leaves_memory_as_it_was(native):
-    x = np.arange(1000)
-    native.flush_caches()
-    np.testing.assert_array_equal(x, np.arange(1000))
 
 
 def test_results_come_from_the_arena_that_is_entered(native):

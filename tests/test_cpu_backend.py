@@ -16,16 +16,6 @@ from fusionkit import parity
 from tests.op_names import CPU_OPS
 
 
-@pytest.fixture
-def native():
-    """The kernel library, with its settings put back afterwards."""
-    module = runtime.native()
-    isa, threads = module.isa(), module.num_threads()
-    yield module
-    module.set_isa(isa)
-    module.set_num_threads(threads)
-
-
 def forced():
     best = runtime.native().isa()
     return [isa for isa in runtime.native().available_isas() if isa != best]

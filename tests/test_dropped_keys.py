@@ -62,15 +62,12 @@ def attend(backend, given, dlse, **mask):
 
 
 @pytest.fixture(params=[*runtime.native().available_isas(), "eager"])
-def backend(request):
+def backend(request, native):
     """cpu on each instruction set, and eager."""
     if request.param == "eager":
-        yield "eager"
-        return
-    module, isa = runtime.native(), runtime.native().isa()
-    module.set_isa(request.param)
-    yield "cpu"
-    module.set_isa(isa)
+        return "eager"
+    native.set_isa(request.param)
+    return "cpu"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

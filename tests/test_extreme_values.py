@@ -13,15 +13,6 @@ from tests import extreme_values
 ISAS = runtime.native().available_isas()
 
 
-@pytest.fixture
-def native():
-    """The kernel library, with its instruction set put back afterwards."""
-    module = runtime.native()
-    isa = module.isa()
-    yield module
-    module.set_isa(isa)
-
-
 CHECKS = [
     pytest.param(extreme.op, extreme.case.name, dtype, id=f"{extreme.op}-{dtype}-{extreme.case.name}")
     for extreme in extreme_values.EXTREMES
