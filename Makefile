@@ -81,12 +81,12 @@ $(STAMPS)/venv:
 	@echo "== create $(VENV)"
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer must be installed, or named: make PYTHON3=python3.12"; exit 1; }
-	@$(PYTHON3) build_native.py
+	@$(PYTHON3) -m native.build
 	@$(PYTHON3) -m venv $(VENV) || \
 	  { echo "The venv module is missing. Install it: apt-get install python3-venv (Debian, Ubuntu)"; exit 1; }
 	@mkdir -p $(STAMPS) && touch $@
 
 clean:
 	rm -rf build dist *.egg-info backends/*/lib fusionkit/*/lib emulator/lib emulator/build_info.json output
-	find fusionkit backends tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find fusionkit backends bench planner emulator native tests examples -name __pycache__ -prune -exec rm -rf {} +
 	find backends -name '*.so' -delete

@@ -7,24 +7,24 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).parent))  # an isolated build does not put this folder on the path
-import build_native
+from native import build as native
 
 # Package -> what builds its native files in a folder, and the files' names there.
 NATIVE_PACKAGES = {
-    "fusionkit_backends.cpu": (build_native.build, build_native.outputs),
-    "fusionkit.parallel": (build_native.build_parallel, build_native.parallel_outputs),
-    "fusionkit_emulator": (build_native.build_emulator, build_native.emulator_outputs),
+    "fusionkit_backends.cpu": (native.build, native.outputs),
+    "fusionkit.parallel": (native.build_parallel, native.parallel_outputs),
+    "fusionkit_emulator": (native.build_emulator, native.emulator_outputs),
 }
 
 
 class BuildNative(build_ext):
-    """Hands the work to build_native; in place for editable installs, else into the wheel's folder."""
+    """Hands the work to native/build.py; in place for editable installs, else into the wheel's folder."""
 
     def run(self) -> None:
         try:
             for package, (build, _) in NATIVE_PACKAGES.items():
                 build(self._package_dir(package, self.inplace))
-        except build_native.BuildError as error:
+        except native.BuildError as error:
             sys.exit(f"fusionkit: {error}")
 
     def _package_dir(self, package: str, inplace: bool) -> Path:
@@ -47,10 +47,14 @@ class BuildNative(build_ext):
         return self._files(False)
 
 
-backends = {
-    f"fusionkit_backends.{init.parent.name}": str(init.parent) for init in Path("backends").glob("*/__init__.py")
+# Package as it is imported -> its folder. The backends share a namespace, so that others can add to it.
+FOLDERS = {
+    "fusionkit": "fusionkit",
+    "fusionkit_emulator": "emulator",
+    "fusionkit_bench": "bench",
+    "fusionkit_planner": "planner",
+    **{f"fusionkit_backends.{init.parent.name}": str(init.parent) for init in Path("backends").glob("*/__init__.py")},
 }
-emulator = {"fusionkit_emulator": "emulator"}
 native_sources = [
     str(path)
     for folder in ("backends/*", "fusionkit/*", "emulator")
@@ -60,15 +64,11 @@ native_sources = [
 
 setup(
     packages=[
-        *find_packages(include=["fusionkit", "fusionkit.*"]),
-        *emulator,
-        *(
-            package
-            for name, folder in backends.items()
-            for package in [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
-        ),
+        package
+        for name, folder in FOLDERS.items()
+        for package in [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
     ],
-    package_dir=backends | emulator,
+    package_dir=FOLDERS,
     py_modules=["fusionkit_command"],
     ext_modules=[Extension("fusionkit_backends.cpu._native", sources=[], depends=sorted(native_sources))],
     cmdclass={"build_ext": BuildNative},

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from fusionkit import frameworks, kernel_function
+from fusionkit import entry_points, frameworks, kernel_function
 from fusionkit.backend import ANY_DEVICE, INTERFACE_VERSION, PROOF_IN_WORDS, Backend, Kernel, Proof
 from fusionkit.call import Call
 from fusionkit.errors import PluginError, SettingError, argument_error
@@ -52,25 +52,12 @@ class BackendStatus:
         return f"{self.name} ({self.distribution}): {state}"
 
 
-def _entry_points() -> dict[str, dict[str, list[str]]]:
-    """Names in the group, each with the objects that it stands for and the distributions that say so."""
-    import importlib.metadata  # 10 ms: not at `import fusionkit`
-
-    found: dict[str, dict[str, list[str]]] = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
-        distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
-        offering = found.setdefault(point.name, {}).setdefault(point.value, [])
-        if distribution not in offering:
-            offering.append(distribution)
-    return found
-
-
 @lru_cache(maxsize=1)
 def plugins() -> tuple[Plugin, ...]:
     """Every plugin that is installed, by name. Loads them once."""
     import stevedore  # 50 ms: not at `import fusionkit`
 
-    found = _entry_points()
+    found = entry_points.offered(GROUP)
     problems: dict[str, str] = {}
 
     def failed(manager: Any, point: Any, error: BaseException) -> None:

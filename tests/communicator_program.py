@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from build_native import PARALLEL_SOURCE_DIR, Variant
-from incremental_build import compile_all, link, locked
+from native.build import PARALLEL_SOURCE_DIR, Variant
+from native.incremental import compile_all, link, locked
 from tests.kernel_program import ROOT
 
 SOURCES = Path("tests/native/communicator")

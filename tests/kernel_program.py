@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from build_native import FLAGS, Variant, link_for_numpy
-from incremental_build import compile_all, link, locked
+from native.build import FLAGS, Variant, link_for_numpy
+from native.incremental import compile_all, link, locked
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = Path("tests/native/kernels")

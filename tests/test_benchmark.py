@@ -7,15 +7,15 @@ import re
 import signal
 
 import pytest
+from fusionkit_bench import contestants, rounds, target
+from fusionkit_bench.result import Result
+from fusionkit_bench.subject import FORWARD, TRAINING, Subject, subjects
+from fusionkit_bench.target import Target
 from pytest_benchmark.stats import Stats
 
 import fusionkit
 from fusionkit import cli
 from fusionkit.backend import Backend
-from fusionkit.benchmark import contestants, rounds, target
-from fusionkit.benchmark.result import Result
-from fusionkit.benchmark.subject import FORWARD, TRAINING, Subject, subjects
-from fusionkit.benchmark.target import Target
 from fusionkit.ops import load_spec
 from tests.op_names import LOCAL_OPS
 
@@ -83,7 +83,7 @@ def test_contestants_do_run_the_kernel_and_the_op():
 
 
 def test_a_peer_computes_the_same():
-    torch_peers = pytest.importorskip("fusionkit.benchmark.torch_peers")
+    torch_peers = pytest.importorskip("fusionkit_bench.torch_peers")
     for subject in subjects():
         if not re.match(r"T8x|Sq16|B1xS4096xH40:8", subject.case_name) or subject.dtype != "bfloat16":
             continue
@@ -147,7 +147,7 @@ def test_a_composition_that_fills_the_memory_is_left_out():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["fusion_rmsnorm"], "OP must be one of fusion_rms_norm"),
+        (["fusion_rmsnorm"], "OP must be one of all_gather_matmul"),
         (["swiglu", "--case", "nothing"], "no call of swiglu has a name like --case 'nothing'"),
         (["swiglu", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["swiglu", "--backend", "eager"], "eager declares no benchmark"),

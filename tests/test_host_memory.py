@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from fusionkit_backends.cpu import paddle_ops
 
-import build_native
 from fusionkit.frameworks import custom_device
+from native import build
 from tests.op_names import NEUTRAL_OPS
 
 SOURCES = Path(__file__).parents[1] / "backends/cpu/csrc/paddle"
@@ -25,12 +25,12 @@ OPS = sorted(
 
 @pytest.fixture(scope="module")
 def device_tensor(tmp_path_factory):
-    paddle = build_native.find_paddle()
+    paddle = build.find_paddle()
     library = tmp_path_factory.mktemp("native") / "device_tensor.so"
     source = Path(__file__).parent / "native/device_tensor.cc"
-    flags = ["-std=c++17", "-fPIC", "-shared", "-D_GLIBCXX_USE_CXX11_ABI=1", *build_native.paddle_flags(*paddle)]
+    flags = ["-std=c++17", "-fPIC", "-shared", "-D_GLIBCXX_USE_CXX11_ABI=1", *build.paddle_flags(*paddle)]
     link = [f"-L{paddle[0] / 'base'}", "-Wl,--no-as-needed", "-l:libpaddle.so"]
-    command = [*build_native.compiler(), *flags, str(source), "-o", str(library), *link]
+    command = [*build.compiler(), *flags, str(source), "-o", str(library), *link]
     subprocess.run(command, check=True)
     paddle_ops.load()
     return ctypes.CDLL(str(library))

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from fusionkit_backends.cpu import runtime
+from fusionkit_bench.subject import FORWARD, TRAINING
+from fusionkit_bench.target import Target
 
 from fusionkit import kernel_function
-from fusionkit.benchmark.subject import FORWARD, TRAINING
-from fusionkit.benchmark.target import Target
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.ops import load_spec
 from fusionkit.spec import Cost

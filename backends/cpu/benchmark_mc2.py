@@ -15,8 +15,8 @@ from fusionkit_backends.cpu.overlap import record, serially
 from fusionkit_backends.cpu.overlap_model import forget
 from fusionkit_backends.cpu.packed_operand import PackedOperand
 from fusionkit_backends.cpu.weight_gradient import WeightGradient
+from fusionkit_bench.mc2.cases import ALL_GATHER, ALL_REDUCE, BACKWARD, REDUCE_SCATTER, Case
 
-from fusionkit.benchmark.mc2.cases import ALL_GATHER, ALL_REDUCE, BACKWARD, REDUCE_SCATTER, Case
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.parallel import Communicator
 from fusionkit.spec import Array

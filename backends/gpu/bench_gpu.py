@@ -41,10 +41,11 @@ def find_packages() -> None:
     """A checkout is enough: what is not installed is taken from it."""
     if importlib.util.find_spec("fusionkit") is None:
         sys.path.insert(0, str(ROOT))
-    if importlib.util.find_spec("fusionkit_backends") is None:
-        package = types.ModuleType("fusionkit_backends")
-        package.__path__ = [str(ROOT / "backends")]
-        sys.modules["fusionkit_backends"] = package
+    for name, folder in (("fusionkit_backends", "backends"), ("fusionkit_bench", "bench")):
+        if importlib.util.find_spec(name) is None:
+            package = types.ModuleType(name)
+            package.__path__ = [str(ROOT / folder)]
+            sys.modules[name] = package
 
 
 def run_piece(piece: str, setting: Any) -> list[Any]:

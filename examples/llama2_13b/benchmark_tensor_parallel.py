@@ -19,12 +19,12 @@ if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
 import numpy as np
+from fusionkit_bench.mc2.cores import core_of_each_rank, physical_cores
+from fusionkit_bench.mc2.network import Network, address, missing
+from fusionkit_bench.mc2.process import RankProcess, answers
+from fusionkit_bench.mc2.statistics import estimate
+from fusionkit_bench.mc2.suite import machine
 
-from fusionkit.benchmark.mc2.cores import core_of_each_rank, physical_cores
-from fusionkit.benchmark.mc2.network import Network, address, missing
-from fusionkit.benchmark.mc2.process import RankProcess, answers
-from fusionkit.benchmark.mc2.statistics import estimate
-from fusionkit.benchmark.mc2.suite import machine
 from fusionkit.parallel import unique_id
 
 RANKS = 2

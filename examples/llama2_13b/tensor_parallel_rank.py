@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import paddle
+from fusionkit_bench.mc2.rank import die_with, serve
 
 import fusionkit as fk
 from examples.llama2_13b import layout
@@ -18,7 +19,6 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.optimizer import AdamW
 from examples.llama2_13b.tensor_parallel import TensorParallel
 from examples.llama2_13b.training_step import BETA1, BETA2, EPSILON, WEIGHT_DECAY, tokens, weight
-from fusionkit.benchmark.mc2.rank import die_with, serve
 from fusionkit.parallel import Communicator
 from fusionkit.policy import use_mc2
 

@@ -1,7 +1,4 @@
-"""The command `fusionkit`: one file per sub-command, each with `NAME`, `HELP`, `add_arguments` and `run`.
-
-A name of two words, such as "bench mc2", makes a command of its own beside the one of its first word.
-"""
+"""The command `fusionkit`: the core's own sub-commands, one file each; other packages add theirs. See commands.py."""
 
 from __future__ import annotations
 
@@ -9,15 +6,13 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import fusionkit
 from fusionkit import extras
-from fusionkit.cli import bench, bench_collectives, bench_mc2, doctor, emulate, explain, ops, parity, plan
+from fusionkit.cli import commands
+from fusionkit.cli.commands import Command
 from fusionkit.errors import FusionkitError
-
-COMMANDS = (ops, explain, doctor, parity, bench, bench_mc2, bench_collectives, plan, emulate)
-
 
 NOBODY_READS = 141  # 128 + SIGPIPE, as a shell reports a command whose reader has left
 
@@ -38,7 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(joined(arguments))
+    known = commands.offered()
+    name, arguments = joined(arguments, known)
+    loaded = [commands.load(each) for each in ([name] if name in known else known)]
+    if name in known and loaded[0].module is None:
+        print(f"fusionkit: {name} is {loaded[0].help}", file=sys.stderr)
+        return 2
+    options = parser(loaded).parse_args(arguments)
     try:
         status: int = options.run(options)
     except BrokenPipeError:
@@ -54,6 +55,14 @@ def _run(arguments: Sequence[str]) -> int:
     return status
 
 
+def joined(arguments: Sequence[str], known: Collection[str]) -> tuple[str, Sequence[str]]:
+    """The command's name, and the arguments with its two words as one where it has two."""
+    together = " ".join(arguments[:2])
+    if together in known:
+        return together, [together, *arguments[2:]]
+    return (arguments[0] if arguments else ""), arguments
+
+
 def _show_what_the_terminal_can() -> None:
     """A character that the output's encoding does not have is written as an escape, and ends nothing."""
     for stream in (sys.stdout, sys.stderr):
@@ -61,25 +70,20 @@ def _show_what_the_terminal_can() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(loaded: Sequence[Command]) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="fusionkit", description="Fused LLM ops, one name on every device.")
     made.add_argument("--version", action="version", version=f"fusionkit {fusionkit.__version__}")
-    commands = made.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        about = {"help": command.HELP, "description": command.HELP, "epilog": longer(command.NAME)}
-        sub = commands.add_parser(command.NAME, **about)
-        command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+    listed = made.add_subparsers(required=True, metavar="COMMAND")
+    for command in loaded:
+        about = command.help.replace("%", "%%")
+        sub = listed.add_parser(command.name, help=about, description=about, epilog=_longer(command.name))
+        if command.module is not None:
+            command.module.add_arguments(sub)
+            sub.set_defaults(run=command.module.run)
     return made
 
 
-def joined(arguments: Sequence[str]) -> list[str]:
-    """The first two words as one where a command is called so."""
-    together = " ".join(arguments[:2])
-    return [together, *arguments[2:]] if together in {command.NAME for command in COMMANDS} else list(arguments)
-
-
-def longer(name: str) -> str | None:
+def _longer(name: str) -> str | None:
     """For the help of a command: those whose name begins with its."""
-    found = [f"`fusionkit {each.NAME}`: {each.HELP}." for each in COMMANDS if each.NAME.startswith(f"{name} ")]
-    return f"See also {' '.join(found)}" if found else None
+    found = [commands.load(each) for each in commands.offered() if each.startswith(f"{name} ")]
+    return " ".join(["See also", *(f"`fusionkit {each.name}`: {each.help}." for each in found)]) if found else None

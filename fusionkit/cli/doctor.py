@@ -19,7 +19,6 @@ from fusionkit.backend import Backend, Check
 from fusionkit.errors import SettingError
 from fusionkit.extras import REBUILD
 
-NAME = "doctor"
 HELP = "check the installation and every backend"
 
 TWO_RANKS = """

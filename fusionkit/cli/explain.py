@@ -14,7 +14,6 @@ from fusionkit.ops import OP_NAMES
 from fusionkit.policy import nearest
 from fusionkit.spec import GroupSpec, TensorSpec
 
-NAME = "explain"
 HELP = "say which backend would run a call, and why: fusionkit explain fusion_rms_norm x=2048x5120:bfloat16 weight=5120"
 
 

@@ -11,7 +11,6 @@ from fusionkit import kernel_function, registry, select
 from fusionkit.backend import PROOF_IN_WORDS, Backend, Kernel
 from fusionkit.ops import OP_NAMES, load_spec
 
-NAME = "ops"
 HELP = "print the op x backend table"
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}

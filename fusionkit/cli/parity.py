@@ -20,7 +20,6 @@ from fusionkit.op import Op
 from fusionkit.ops import OP_NAMES
 from fusionkit.spec import Case
 
-NAME = "parity"
 HELP = "run every case on a backend and hold the results against float64"
 Planned = tuple[Op, Case, str, parity.Route]
 

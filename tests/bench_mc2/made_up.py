@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusionkit.benchmark.mc2.cases import Case
-from fusionkit.benchmark.mc2.measurement import (
+from fusionkit_bench.mc2.cases import Case
+from fusionkit_bench.mc2.measurement import (
     CHUNKS,
     COLLECTIVE,
     CONTROL,

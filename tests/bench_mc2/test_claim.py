@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from fusionkit_bench.mc2 import claim, grid, report, statistics, suite
 
-from fusionkit.benchmark.mc2 import claim, grid, report, statistics, suite
 from tests.bench_mc2.made_up import CASE, CHOSEN, measured
 
 FELL_BACK = CHOSEN | {("all_gather_matmul", "cpu", "serial: few rows"): 2}

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from fusionkit_bench.mc2 import network
 
 from fusionkit import cli
-from fusionkit.benchmark.mc2 import network
 
 MISSING = network.missing()
 needs_root = pytest.mark.skipif(bool(MISSING), reason=f"missing: {'; '.join(MISSING)}")
@@ -29,8 +29,9 @@ def test_names_of_two_words(capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "mc2", "--help"])
     assert "usage: fusionkit bench mc2" in capsys.readouterr().out
-    assert cli.joined(["bench", "mc2", "--grid"]) == ["bench mc2", "--grid"]
-    assert cli.joined(["bench", "swiglu"]) == ["bench", "swiglu"]
+    known = cli.commands.offered()
+    assert cli.joined(["bench", "mc2", "--grid"], known) == ("bench mc2", ["bench mc2", "--grid"])
+    assert cli.joined(["bench", "swiglu"], known) == ("bench", ["bench", "swiglu"])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_on_a_shaped_link_the_collective_takes_what_the_link_gives(tmp_path, cap
 def test_without_the_programs_it_says_so_and_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(network.shutil, "which", lambda name: None)
     options = ["matmul_all_reduce", "--ranks", "3", *SMALL]
-    monkeypatch.setattr("fusionkit.benchmark.mc2.cores.physical_cores", lambda: [0, 1])
+    monkeypatch.setattr("fusionkit_bench.mc2.cores.physical_cores", lambda: [0, 1])
     assert cli.main(["bench", "mc2", *options]) == 0
     printed = capsys.readouterr().out
     assert "Missing: ip (package iproute2); tc (package iproute2)" in printed and "unshare --user" in printed
@@ -103,7 +104,7 @@ def ranks_of(parent):
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"fusionkit.benchmark.mc2.rank" in words and str(parent).encode() in words:
+        if b"fusionkit_bench.mc2.rank" in words and str(parent).encode() in words:
             found.append(int(entry.name))
     return found
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from fusionkit_backends.cpu import benchmark_mc2 as device
 from fusionkit_backends.cpu import overlap, overlap_model
-
-from fusionkit.benchmark.mc2 import contestants
-from fusionkit.benchmark.mc2.cases import OPS, Case, directions_of
+from fusionkit_bench.mc2 import contestants
+from fusionkit_bench.mc2.cases import OPS, Case, directions_of
 
 CALLS = [(op, direction) for op in OPS for direction in directions_of(op)]
 # 512 rows by 1024 x 1024 take 537 s and the 1 MiB of half of them 839: c is 1.6, and 0.8 beside two products.

@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-
-from fusionkit.benchmark.mc2 import network
-from fusionkit.benchmark.mc2.network import DEVICE, IN_NEW_NAMESPACE, Network, NetworkError, address, inside
-from fusionkit.benchmark.mc2.process import RankError, RankProcess, answers
+from fusionkit_bench.mc2 import network
+from fusionkit_bench.mc2.network import DEVICE, IN_NEW_NAMESPACE, Network, NetworkError, address, inside
+from fusionkit_bench.mc2.process import RankError, RankProcess, answers
 
 MISSING = network.missing()
 needs_root = pytest.mark.skipif(bool(MISSING), reason=f"missing: {'; '.join(MISSING)}")
@@ -21,8 +20,8 @@ needs_root = pytest.mark.skipif(bool(MISSING), reason=f"missing: {'; '.join(MISS
 # What the command does before it measures, then nothing.
 SET_UP = """
 import sys, time
-from fusionkit.benchmark.mc2.network import Network
-from fusionkit.benchmark.mc2.process import RankProcess
+from fusionkit_bench.mc2.network import Network
+from fusionkit_bench.mc2.process import RankProcess
 ranks = [RankProcess(rank, 3, 0, True) for rank in range(3)]
 network = Network([rank.pid for rank in ranks], "200mbit")
 for rank in ranks:  # until each listens

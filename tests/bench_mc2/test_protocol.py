@@ -6,13 +6,13 @@ import threading
 import time
 
 import pytest
+from fusionkit_bench.mc2 import chart, protocol, threads, timeline
+from fusionkit_bench.mc2.cases import OPS, Case, directions_of, first_guess
+from fusionkit_bench.mc2.contestants import computes_first, in_turn, serially
+from fusionkit_bench.mc2.cores import core_of_each_rank
+from fusionkit_bench.mc2.timeline import Recorded
 
 import fusionkit
-from fusionkit.benchmark.mc2 import chart, protocol, threads, timeline
-from fusionkit.benchmark.mc2.cases import OPS, Case, directions_of, first_guess
-from fusionkit.benchmark.mc2.contestants import computes_first, in_turn, serially
-from fusionkit.benchmark.mc2.cores import core_of_each_rank
-from fusionkit.benchmark.mc2.timeline import Recorded
 from tests.bench_mc2.made_up import measured
 
 

@@ -6,9 +6,9 @@ import itertools
 import statistics as standard
 
 import pytest
+from fusionkit_bench.mc2 import statistics
+from fusionkit_bench.mc2.measurement import FUSED, PRODUCT, Measurement
 
-from fusionkit.benchmark.mc2 import statistics
-from fusionkit.benchmark.mc2.measurement import FUSED, PRODUCT, Measurement
 from tests.bench_mc2.made_up import CASE, measured
 
 

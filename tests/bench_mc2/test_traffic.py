@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-
-from fusionkit.benchmark.mc2 import traffic
+from fusionkit_bench.mc2 import traffic
 
 DEV = """Inter-|   Receive                                |  Transmit
  face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import incremental_build
 from fusionkit import cores
+from native import incremental
 
 V1 = "32 31 0:29 {shown} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
 V2 = "41 31 0:38 {shown} /sys/fs/cgroup rw shared:9 master:1 - cgroup2 cgroup2 rw,nsdelegate"
@@ -124,15 +124,15 @@ def test_hardware_threads_of_one_core_count_once(tmp_path, four_threads):
 
 
 def test_the_build_uses_as_many_jobs():
-    assert incremental_build.num_jobs() == cores.for_processes().number
+    assert incremental.num_jobs() == cores.for_processes().number
 
 
 COUNTS = """
 import os, numpy as np, fusionkit as fk
 from fusionkit_backends.cpu import runtime, threads
-import incremental_build
+from native import incremental
 fk.fusion_rms_norm(np.ones((512, 1024), 'f'), np.ones(1024, 'f'))
-print(runtime.native().num_threads(), incremental_build.num_jobs(), threads.check().found)
+print(runtime.native().num_threads(), incremental.num_jobs(), threads.check().found)
 """
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 
-import build_native
+from native import build
 from tests import communicator_program
 
 
 def test_the_stand_alone_checks_of_the_communicator_pass():
-    program = communicator_program.build_program(build_native.without_openmp())
+    program = communicator_program.build_program(build.without_openmp())
     done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "communicator_tests: 0 checks" not in done.stdout

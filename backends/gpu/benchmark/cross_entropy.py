@@ -11,8 +11,7 @@ from fusionkit_backends.gpu.benchmark.contestants import Call, compiled, directi
 from fusionkit_backends.gpu.benchmark.memory_bound import kernel, liger_call
 from fusionkit_backends.gpu.benchmark.rows import Row, rated
 from fusionkit_backends.gpu.benchmark.setting import Setting
-
-from fusionkit.benchmark.torch_peers import PEERS
+from fusionkit_bench.torch_peers import PEERS
 
 PIECE, OP, PRODUCT = "cross_entropy", "fused_linear_cross_entropy", "product alone"
 

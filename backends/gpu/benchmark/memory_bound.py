@@ -11,8 +11,8 @@ from fusionkit_backends.gpu.benchmark.clock import measure
 from fusionkit_backends.gpu.benchmark.contestants import Call, compiled, copy_of, directions
 from fusionkit_backends.gpu.benchmark.rows import Row, rated
 from fusionkit_backends.gpu.benchmark.setting import Setting
+from fusionkit_bench.torch_peers import PEERS
 
-from fusionkit.benchmark.torch_peers import PEERS
 from fusionkit.ops import load_spec
 
 PIECE, OURS, COPY = "memory", "fusionkit", "copy rate"

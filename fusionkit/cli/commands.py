@@ -1,0 +1,57 @@
+"""Sub-commands: the core's own, and those of the entry-point group "fusionkit.commands".
+
+A sub-command is a module with `HELP`, `add_arguments(parser)` and `run(options) -> exit status`. The entry point's
+name is what people type; two words, such as "bench mc2", make a command of its own beside the one of its first word.
+`fusionkit --help` loads every such module, so what is slow to import is imported in `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from fusionkit import entry_points
+from fusionkit.errors import PluginError
+
+GROUP = "fusionkit.commands"
+OWN = {name: {f"fusionkit.cli.{name}": ["fusionkit"]} for name in ("ops", "explain", "doctor", "parity")}
+PARTS = ("HELP", "add_arguments", "run")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command that loaded, or the problem that keeps it out."""
+
+    name: str
+    module: ModuleType | None
+    problem: str = ""
+
+    @property
+    def help(self) -> str:
+        return str(self.module.HELP) if self.module else f"not available: {self.problem}"
+
+
+def offered() -> dict[str, dict[str, list[str]]]:
+    """Each sub-command's name with the modules that it stands for and their distributions; the core's own first."""
+    others = entry_points.offered(GROUP)
+    return {name: OWN.get(name, {}) | others.get(name, {}) for name in (*OWN, *sorted(others))}
+
+
+def load(name: str) -> Command:
+    """The sub-command of that name, one of `offered`. Whatever its module raises is its problem, and shown as such."""
+    modules = offered()[name]
+    distributions = [each for offering in modules.values() for each in offering]
+    if len(modules) > 1:
+        both = " and ".join(distributions)
+        return Command(name, None, f"two distributions offer the command {name!r}: {both}. Uninstall one of them")
+    (path,) = modules
+    try:
+        module = importlib.import_module(path)
+        if absent := [part for part in PARTS if not hasattr(module, part)]:
+            raise PluginError(f"{path} must define {', '.join(PARTS)}; {absent[0]} is missing")
+        module.add_arguments(argparse.ArgumentParser())
+    except Exception as error:
+        return Command(name, None, f"{distributions[0]}: {type(error).__name__}: {error}")
+    return Command(name, module)

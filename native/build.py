@@ -1,0 +1,230 @@
+"""What the native code is built from. setup.py calls `build` (the CPU backend), `build_parallel` and `build_emulator`.
+
+lib/libfusionkit_cpu.so      csrc/*.cc once, csrc/kernels/*.cc once per instruction set; no framework, no libgomp
+_native                      csrc/python/*.cc: the pybind11 module for NumPy
+lib/libfusionkit_paddle.so   csrc/paddle/*.cc: Paddle's custom ops, for the Paddle found in this environment
+lib/build_info.json          the Paddle version, compiler and flags of the above
+
+lib/libfusionkit_parallel.so fusionkit/parallel/csrc/*.cc: the communicator; no framework, no libgomp
+
+lib/libfusionkit_emulator.so emulator/csrc/**/*.cc and the communicator: a plugin for the Paddle of this environment
+build_info.json              as above; not in lib, where Paddle looks for plugins
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from native.incremental import BUILD_DIR, BuildError, CompileStep, compile_all, compiler, link_library, locked
+
+SOURCE_DIR = Path("backends/cpu/csrc")
+PARALLEL_SOURCE_DIR = Path("fusionkit/parallel/csrc")
+EMULATOR_SOURCE_DIR = Path("emulator/csrc")
+# Never -ffast-math: infinities and NaN carry meaning in masks. Paddle's wheel uses the C++11 ABI of libstdc++.
+FLAGS = tuple(
+    "-std=c++17 -O3 -fopenmp -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
+    " -Wall -Wextra -D_GLIBCXX_USE_CXX11_ABI=1".split()
+)
+ISA_FLAGS = {
+    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx2 -mfma -mf16c"
+    " -mprefer-vector-width=512".split(),
+    "avx2": "-mavx2 -mfma -mf16c".split(),
+    "portable": [],
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compile the sources; its objects are in a folder of its own."""
+
+    name: str
+    flags: tuple[str, ...] = FLAGS
+    compiler: tuple[str, ...] = field(default_factory=compiler)
+    machine: str = platform.machine()
+
+    @property
+    def folder(self) -> Path:
+        return BUILD_DIR / self.name
+
+    @property
+    def isas(self) -> list[str]:
+        return list(ISA_FLAGS) if self.machine == "x86_64" else ["portable"]
+
+    def steps(self, sources: Iterable[Path], flags: Iterable[str] = (), isa: str = "") -> list[CompileStep]:
+        all_flags = (*self.flags, *flags, f"-I{SOURCE_DIR}")
+        return [CompileStep(self.compiler, source, all_flags, self.folder, isa) for source in sorted(sources)]
+
+    def kernel_library(self) -> list[CompileStep]:
+        library = self.steps(SOURCE_DIR.glob("*.cc"))
+        for isa in self.isas:
+            flags = [*ISA_FLAGS[isa], f"-DFUSIONKIT_ISA={isa}"]
+            library += self.steps(SOURCE_DIR.glob("kernels/*.cc"), flags, isa)
+        return library
+
+    def python_module(self) -> list[CompileStep]:
+        return self.steps(SOURCE_DIR.glob("python/*.cc"), python_flags())
+
+
+def build(package_dir: Path) -> None:
+    """Brings the native files of fusionkit_backends.cpu in `package_dir` up to date."""
+    check_toolchain()
+    variant = Variant("native")
+    with locked(variant.folder):
+        build_locked(package_dir, variant)
+
+
+def build_locked(package_dir: Path, variant: Variant) -> None:
+    lib = package_dir / "lib"
+    paddle = find_paddle()
+    cpu, python = variant.kernel_library(), variant.python_module()
+    custom_ops = variant.steps(SOURCE_DIR.glob("paddle/*.cc"), paddle_flags(*paddle)) if paddle else []
+    num_done = compile_all(cpu + python + custom_ops)
+
+    num_done += link_for_numpy(package_dir, cpu, python)
+    if paddle:
+        # No rpath to Paddle: it is imported first, and a build environment's folder is gone by then.
+        flags = [f"-L{lib}", "-lfusionkit_cpu", f"-L{paddle[0] / 'base'}", "-Wl,--no-as-needed", "-l:libpaddle.so"]
+        num_done += link_library(lib / "libfusionkit_paddle.so", custom_ops, [*flags, "-Wl,-rpath,$ORIGIN"])
+    else:
+        (lib / "libfusionkit_paddle.so").unlink(missing_ok=True)
+        print("fusionkit: no Paddle in this environment, so no custom ops for it are built", flush=True)
+    write_build_info(lib / "build_info.json", paddle[1] if paddle and custom_ops else None, variant)
+    if not num_done:
+        print("fusionkit: native code is up to date", flush=True)
+
+
+def link_for_numpy(
+    folder: Path, kernel_library: list[CompileStep], python: list[CompileStep], flags: Iterable[str] = ()
+) -> int:
+    lib = folder / "lib"
+    use_cpu = [f"-L{lib}", "-lfusionkit_cpu", "-Wl,-rpath,$ORIGIN/lib"]
+    num_done = link_library(lib / "libfusionkit_cpu.so", kernel_library, [*flags, "-ldl"])
+    return num_done + link_library(folder / native_module(), python, [*flags, *use_cpu])
+
+
+def native_module() -> str:
+    return f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def build_parallel(package_dir: Path) -> None:
+    """Brings the communicator of fusionkit.parallel in `package_dir` up to date."""
+    check_toolchain()
+    variant = without_openmp()
+    with locked(variant.folder):
+        library = variant.steps(PARALLEL_SOURCE_DIR.glob("*.cc"))
+        compile_all(library)
+        link_library(package_dir / parallel_outputs()[0], library, [])
+
+
+def without_openmp() -> Variant:
+    return Variant("native", tuple(flag for flag in FLAGS if flag != "-fopenmp"))
+
+
+def parallel_outputs() -> list[str]:
+    return ["lib/libfusionkit_parallel.so"]
+
+
+def build_emulator(package_dir: Path) -> None:
+    """Brings the plugin of fusionkit_emulator in `package_dir` up to date; without Paddle there is none."""
+    check_toolchain()
+    variant, paddle = without_openmp(), find_paddle()
+    if not paddle:
+        print("fusionkit: no Paddle in this environment, so the emulator is not built", flush=True)
+        return
+    with locked(variant.folder):
+        # Not -DPADDLE_WITH_CUSTOM_KERNEL, as custom ops have: the device's kernels see Paddle's own tensors.
+        flags = ["-I.", f"-I{EMULATOR_SOURCE_DIR}", *paddle_includes(paddle[0]), "-DPADDLE_WITH_CUSTOM_DEVICE"]
+        flags.append(f'-DFUSIONKIT_PADDLE_VERSION="{paddle[1]}"')
+        plugin = variant.steps(EMULATOR_SOURCE_DIR.glob("**/*.cc"), flags)
+        communicator = [source for source in PARALLEL_SOURCE_DIR.glob("*.cc") if source.name != "c_api.cc"]
+        library = plugin + variant.steps(communicator)
+        compile_all(library)
+        folders = [f"-L{paddle[0] / 'base'}", f"-L{paddle[0] / 'libs'}"]
+        use_paddle = ["-Wl,--no-as-needed", "-l:libpaddle.so", "-lphi_core", "-lphi", "-lcommon"]
+        link_library(package_dir / emulator_outputs()[0], library, [*folders, *use_paddle])
+        write_build_info(package_dir / emulator_outputs()[1], paddle[1], variant)
+
+
+def emulator_outputs() -> list[str]:
+    return ["lib/libfusionkit_emulator.so", "build_info.json"]
+
+
+def outputs() -> list[str]:
+    """The files that a build may make, relative to the package's folder."""
+    return [native_module(), "lib/libfusionkit_cpu.so", "lib/libfusionkit_paddle.so", "lib/build_info.json"]
+
+
+def check_toolchain() -> None:
+    """Raises BuildError, naming the packages to install, when something that the build needs is missing."""
+    if sys.platform != "linux":
+        raise BuildError(f"fusionkit builds on Linux, not on {sys.platform}")
+    if not shutil.which(compiler()[0]):
+        raise BuildError(
+            f"the C++ compiler {compiler()[0]} was not found. Install it: apt-get install g++ (Debian, Ubuntu),"
+            " dnf install gcc-c++ (Fedora, RHEL); or name another one in CXX"
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise BuildError(
+            f"{header} was not found: the headers of Python {platform.python_version()}. Install them:"
+            " apt-get install python3-dev (Debian, Ubuntu), dnf install python3-devel (Fedora, RHEL)"
+        )
+
+
+def find_paddle() -> tuple[Path, str] | None:
+    """The folder and version of the installed Paddle. It is not imported: that takes seconds."""
+    spec = importlib.util.find_spec("paddle")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0])
+    version = re.search(r"full_version\s*=\s*'([^']+)'", (folder / "version/__init__.py").read_text())
+    if version is None:
+        raise BuildError(f"{folder}/version/__init__.py must name Paddle's full_version. Install paddlepaddle again")
+    return folder, version[1]
+
+
+def python_flags() -> list[str]:
+    import pybind11
+
+    return ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+
+
+def paddle_flags(folder: Path, version: str) -> list[str]:
+    # The version is part of the command, so that another Paddle in the same folder compiles everything again.
+    return [*paddle_includes(folder), "-DPADDLE_WITH_CUSTOM_KERNEL", f'-DFUSIONKIT_PADDLE_VERSION="{version}"']
+
+
+def paddle_includes(folder: Path) -> list[str]:
+    # paddle/extension.h includes Python.h through paddle/utils/pybind.h.
+    includes = [folder / "include", folder / "include/third_party", sysconfig.get_path("include")]
+    return [flag for include in includes for flag in ("-isystem", str(include))]
+
+
+def write_build_info(path: Path, paddle_version: str | None, variant: Variant) -> None:
+    version = subprocess.run([*variant.compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    info = {
+        "paddle_version": paddle_version,
+        "compiler": version.splitlines()[0],
+        "flags": shlex.join(variant.flags),
+        "isas": variant.isas,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(info, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        check_toolchain()
+    except BuildError as error:
+        sys.exit(f"fusionkit: {error}")
