@@ -113,10 +113,11 @@ class Backend:
         settings: environment variables FUSIONKIT_<NAME>_* that it reads, each with its allowed values; () for any.
         environment_aliases: a vendor's variable -> the FUSIONKIT_* name that it stands for.
         device_models: by name.
-        benchmark: "module" with what `fusionkit bench` needs of the device: `stream(bytes_read, bytes_written)`, the
-            variants of a call that moves so much; `product(op, dims, dtype)`, a product at the device's best
-            rate and its FLOPs; `prepared(op, arguments, training, cost)`, the kernel into memory made before; and
-            `TARGETS`, the ratios that the backend promises.
+        benchmark: "module" with what `fusionkit bench` needs of the device.
+            `stream(bytes_read, bytes_written)` gives the variants of a call that moves so much.
+            `product(op, dims, dtype)` gives a product at the device's best rate, and its FLOPs.
+            `prepared(op, arguments, training, cost)` gives the kernel into memory made before.
+            `TARGETS` are the ratios that the backend promises.
         neutral_ops: "module:function" that registers the custom ops `fusionkit_<op>` with Paddle. For the backend whose
             Paddle functions record these, and nothing else, in a static program.
     """

@@ -160,8 +160,8 @@ class Case:
 
     Args:
         name: short, with sizes: "T3xH17".
-        arguments: makes the arguments by name from a generator: floating tensors in float64 (the harness rounds them to
-            the dtype under test; inputs whose only dtype is float32 to float32), integers and scalars as they are.
+        arguments: makes the arguments by name from a generator. Floating tensors are float64; the harness rounds them
+            to the dtype under test, and inputs whose only dtype is float32 to float32. Integers and scalars stay.
         llama: one of Llama 2 13B's sizes, used by benchmarks and left out of quick runs.
         keep_float32: inputs that stay float32 when the dtype under test has 16 bits (master weights).
     """

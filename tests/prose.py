@@ -87,6 +87,13 @@ def paragraphs(page: str) -> list[Paragraph]:
     return found
 
 
+def long_sentences(docstring_or_error: str) -> list[str]:
+    """Each entry of Args, Returns and Raises, each candidate of a refused call, begins anew."""
+    entries = re.split(r"\n\s*(?=\w[\w, .]*: |\w+:\n|\n|- )", docstring_or_error)
+    found = [part for entry in entries for part in Paragraph(plain(entry), 0).sentences]
+    return [sentence for sentence in found if words(sentence) > MOST_WORDS]
+
+
 def faults(page: str) -> list[str]:
     """What a reader would stumble over: `line: what is too long`, and the mean if that is."""
     found = [

@@ -14,6 +14,7 @@ from fusionkit import parity
 from fusionkit.frameworks import load
 from fusionkit.ops import OP_NAMES, load_spec
 from fusionkit.spec import Case
+from tests import prose
 
 
 def cases():
@@ -60,6 +61,7 @@ def test_refused_by_name(name, case, backend, route, remembered):
         op(**arguments)
     text = str(caught.value)
     assert text.startswith(f"{name}: ") and re.search(case.match, text), text
+    assert not prose.long_sentences(text)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])

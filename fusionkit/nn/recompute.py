@@ -14,7 +14,7 @@ def recompute(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, whose intermediate values are not kept but computed again for the gradient.
 
     The second run goes to the backends that the first one went to, also when the surrounding `use_backend` was left
-    before `backward()`: another kernel's forward pass would not be the one that was differentiated.
+    before `backward()`. Another kernel's forward pass would not be the one that was differentiated.
 
     Args:
         function: of tensors to a tensor or a tuple of tensors; random numbers are drawn again alike.

@@ -40,7 +40,7 @@ def matmul_all_reduce(x: Any, weight: Any, *, group: Any, defer: bool = False) -
 
     Returns:
         [..., out_features], dtype of x. Replicated: the same bits on all ranks. Each rank's product is accumulated in
-        float32 and rounded to x's dtype to be sent; the sum over ranks is taken in float32, in the order of ranks, and
+        float32 and rounded to x's dtype to be sent. The sum over ranks is taken in float32, in the order of ranks, and
         rounded once.
 
     Raises:

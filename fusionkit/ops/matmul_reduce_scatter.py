@@ -49,7 +49,7 @@ def matmul_reduce_scatter(x: Any, weight: Any, *, group: Any) -> Any:
 
     Returns:
         [rows / world_size, out_features], dtype of x. Sharded on its first axis. Each rank's product is accumulated in
-        float32 and rounded to x's dtype to be sent; the sum over ranks is taken in float32, in the order of ranks, and
+        float32 and rounded to x's dtype to be sent. The sum over ranks is taken in float32, in the order of ranks, and
         rounded once.
 
     Raises:

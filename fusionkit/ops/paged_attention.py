@@ -66,8 +66,8 @@ def paged_attention(
         [num_tokens, num_heads, head_dim], dtype of q. Softmax and sums in float32; one rounding, at the output.
 
     Raises:
-        ValueError: a shape or dtype does not fit, seq_lens_this_time does not sum to num_tokens or splits a prefill, a
-            row does not fit into its blocks, a block does not exist.
+        ValueError: a shape or dtype does not fit. seq_lens_this_time does not sum to num_tokens, or splits a prefill. A
+            row does not fit into its blocks. A block does not exist.
 
     Source: Kwon et al. 2023, arXiv:2309.06180; the three lengths as in Paddle's block_multihead_attention.
     """

@@ -61,8 +61,8 @@ class Communicator:
     """A group of ranks: one process (or thread) each. This makes one on one host, `from_store` one on several.
 
     All ranks make the same calls in the same order. A call of all ranks ends after all have begun it. Reductions add in
-    the order of ranks, so all ranks and all runs get the same bits; float16 and bfloat16 are reduced in float32 and
-    rounded once; integers wrap; bool's sum is "or", its product "and"; NaN wins in min and max.
+    the order of ranks, so all ranks and all runs get the same bits. float16 and bfloat16 are reduced in float32 and
+    rounded once. Integers wrap. bool's sum is "or", its product "and". NaN wins in min and max.
 
     Args:
         identifier: what `unique_id()` gave, the same on all ranks, used once.
