@@ -6,6 +6,7 @@ import os
 import re
 import signal
 
+import numpy as np
 import pytest
 from fusionkit_bench import contestants, rounds, target
 from fusionkit_bench.result import Result
@@ -15,7 +16,6 @@ from pytest_benchmark.stats import Stats
 
 import fusionkit
 from fusionkit import cli
-from fusionkit.backend import Backend
 from fusionkit.ops import load_spec
 from tests.op_names import LOCAL_OPS
 
@@ -73,13 +73,27 @@ def closed(*arguments, **options):
     raise BrokenPipeError
 
 
-def test_contestants_do_run_the_kernel_and_the_op():
+@pytest.mark.parametrize("name", ["kernel", "op", "paddle (tuned)"])
+def test_what_is_timed_computes_the_op_and_its_gradients(name):
+    made = SMALL.arguments()
+    calls = contestants.tuned("cpu", SMALL, made)
     fusionkit.ledger().reset()
-    calls = contestants.tuned("cpu", SMALL, SMALL.arguments())
-    for key in (("kernel", TRAINING), ("op", TRAINING), ("paddle (tuned)", TRAINING)):
-        calls[key]()
-    counted = {key: number for key, number in fusionkit.ledger().items() if key[1] == "cpu"}
-    assert sum(counted.values()) >= 2  # once to learn the outputs, once timed
+    y, gradients = calls[name, FORWARD](), calls[name, TRAINING]()
+    through_the_op = {("fusion_rms_norm", "cpu", "chosen"): 2} if name == "op" else {}
+    assert dict(fusionkit.ledger()) == through_the_op
+    ones = np.ones_like(made["x"], np.float64)
+    want_gradients = fusionkit.fusion_rms_norm.reference_vjp(**made, grad_outputs=ones)
+    assert close(y, fusionkit.fusion_rms_norm.reference(**made))
+    got_gradients = gradients.values() if isinstance(gradients, dict) else gradients
+    for got, want in zip(got_gradients, want_gradients.values(), strict=True):
+        assert close(got, want)
+
+
+def close(got, want):
+    """Within two roundings of the larger of value and root mean square; the kernels' own tests are stricter."""
+    got = np.asarray(got.astype("float32").numpy() if hasattr(got, "numpy") else got, np.float64)
+    scale = np.maximum(np.abs(want), np.sqrt(np.mean(want**2)))
+    return got.shape == want.shape and np.all(np.abs(got - want) <= 2 * 2**-8 * scale)
 
 
 def test_a_peer_computes_the_same():
@@ -156,7 +170,3 @@ def test_a_composition_that_fills_the_memory_is_left_out():
 def test_mistakes_are_named(options, message, capsys):
     assert cli.main(["bench", *options]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_backend_without_benchmark_is_fine():
-    assert Backend("toy", ("toy",), {}).benchmark is None
