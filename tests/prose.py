@@ -100,7 +100,7 @@ def faults(page: str) -> list[str]:
     found = [
         f"{number}: a line of {len(line)} columns"
         for number, line in prose_lines(page)
-        if len(line) > MOST_COLUMNS and not line.lstrip().startswith(("|", "!["))
+        if len(re.sub(r"\]\(http[^)]*\)", "]", line)) > MOST_COLUMNS and not line.lstrip().startswith(("|", "!["))
     ]
     counts = []
     for paragraph in paragraphs(page):

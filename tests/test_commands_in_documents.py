@@ -84,6 +84,23 @@ for arguments in {[call[1:] for call in quick]!r}:
         assert run.returncode == 0, run.stderr[-2000:] + run.stdout[-2000:]
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_a_command_within_a_sentence_names_what_exists(name):
+    page = re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)
+    makefile = (ROOT / "Makefile").read_text()
+    for command in re.findall(r"`(?:\.venv/bin/)?((?:fusionkit|make|python -m) [^`]+)`", page):
+        words = command.replace("python -m", "python").split()
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), command
+        elif words[0] == "fusionkit":
+            assert words[1].startswith("-") or words[1] in COMMANDS, command
+        elif not words[1].startswith("paddle."):
+            assert (ROOT / f"{words[1].replace('.', '/')}.py").exists(), command
+
+
+COMMANDS = "ops explain doctor parity bench emulate plan sizes".split()  # sizes: invented by a guide
+
+
 def test_a_command_without_a_marker_is_found():
     page = "<!-- not run: why -->\n```\nmake a\n```\n\n    make b \\\n        c\n    text\n\n```python\nmake = 1\n```\n"
     assert list(command_blocks(page)) == [("not run: why", ["make a"]), ("", ["make b c"])]
