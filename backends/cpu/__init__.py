@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fusionkit_backends.cpu import health, threads
@@ -25,19 +26,25 @@ _SERIAL: dict[str, tuple[Predicate, str]] = {
 }
 
 
-def _kernel(op: str) -> Kernel:
+_DEFINED = re.compile(r"^def (\w+)\(", re.MULTILINE)
+
+
+def _kernel(op: str, source: Path) -> Kernel:
+    """What a file defines is what its kernel has: `through_<framework>`, `vjp`, `pack`. It is read, not imported."""
     module = f"fusionkit_backends.cpu.{op}"
+    defined = _DEFINED.findall(source.read_text(encoding="utf-8"))
+    frameworks = [name.removeprefix("through_") for name in defined if name.startswith("through_")]
     spec = load_spec(op)
     notes = tuple(_copied(declared.name) for declared in spec.inputs if declared.name not in spec.mutates)
-    packs = op == "fused_linear"
+    packable = tuple(declared.name for declared in spec.inputs if declared.packable)
     return Kernel(
-        functions={"paddle": f"{module}:through_paddle", "numpy": f"{module}:through_numpy"},
-        vjp=f"{module}:vjp" if spec.reference_vjp else None,
-        directions=("forward", "backward") if spec.reference_vjp else ("forward",),
-        when=(OneOf("weight.packed_by", (None, "cpu")),) if packs else (),
-        pack=f"{module}:pack" if packs else None,
+        functions={framework: f"{module}:through_{framework}" for framework in frameworks},
+        vjp=f"{module}:vjp" if "vjp" in defined else None,
+        directions=("forward", "backward") if "vjp" in defined else ("forward",),
+        when=tuple(OneOf(f"{name}.packed_by", (None, "cpu")) for name in packable),
+        pack=f"{module}:pack" if "pack" in defined else None,
         checks_sizes=not spec.collective,
-        notes=(*notes, *((_SERIAL[op],) if spec.collective else ())),
+        notes=(*notes, *((_SERIAL[op],) if op in _SERIAL else ())),
     )
 
 
@@ -48,7 +55,7 @@ def _doctor() -> list[Check]:
 backend = Backend(
     name="cpu",
     device_types=("cpu",),
-    kernels={op: _kernel(op) for op in OP_NAMES if Path(__file__).with_name(f"{op}.py").exists()},
+    kernels={op: _kernel(op, file) for op in OP_NAMES if (file := Path(__file__).with_name(f"{op}.py")).exists()},
     available=health.unavailable,
     doctor=_doctor,
     settings={"FUSIONKIT_CPU_ISA": ("avx512", "avx2", "portable")},

@@ -73,7 +73,7 @@ Array paged_attention_array(const Array& q, const Array& k, const Array& v, cons
 
 }  // namespace
 
-void bind_attention(py::module_& module) {
+FUSIONKIT_BIND(attention) {
   module.def("flash_attention", &flash_attention_arrays, "q"_a, "k"_a, "v"_a, "causal"_a, "attn_mask"_a,
              "startend_row_indices"_a, "scale"_a, "-> (out, lse)");
   module.def("flash_attention_grad", &flash_attention_grad_arrays, "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a, "causal"_a,

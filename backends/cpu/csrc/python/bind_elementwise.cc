@@ -90,7 +90,7 @@ void scale_array(const Array& x, const Array& factor) {
 
 }  // namespace
 
-void bind_elementwise(py::module_& module) {
+FUSIONKIT_BIND(elementwise) {
   module.def("rms_norm", &rms_norm_arrays, "x"_a, "weight"_a, "epsilon"_a, "want_rstd"_a = false,
              "-> (y, rstd or None)");
   module.def("rms_norm_grad", &rms_norm_grad_arrays, "x"_a, "weight"_a, "rstd"_a, "dy"_a, "-> (dx, dweight)");

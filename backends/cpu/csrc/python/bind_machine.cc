@@ -29,7 +29,7 @@ void bind_result_arena(py::module_& module) {
 
 }  // namespace
 
-void bind_machine(py::module_& module) {
+FUSIONKIT_BIND(machine) {
   module.def("isa", &isa, "Instruction set in use: avx512, avx2 or portable.");
   module.def("available_isas", &available_isas, "What this processor has, the best first.");
   module.def("set_isa", &set_isa, py::arg("name"), "For tests; not while kernels run.");

@@ -22,7 +22,7 @@ void adamw_arrays(const Array& param, const Array& grad, const Array& moment1, c
 
 }  // namespace
 
-void bind_optimizer(py::module_& module) {
+FUSIONKIT_BIND(optimizer) {
   module.def("adamw", &adamw_arrays, "param"_a, "grad"_a, "moment1"_a, "moment2"_a, "grad_scale"_a, "beta1"_a,
              "one_minus_beta1"_a, "beta2"_a, "one_minus_beta2"_a, "root_factor"_a, "epsilon"_a, "decay"_a,
              "step_size"_a, "param, moment1 and moment2 are updated in place");

@@ -92,7 +92,7 @@ auto linear_cross_entropy_arrays(const Array& x, const Array& weight, const Arra
 
 }  // namespace
 
-void bind_products(py::module_& module) {
+FUSIONKIT_BIND(products) {
   module.def("linear", &linear_array, "x"_a, "weight"_a, "bias"_a = py::none(), "-> y");
   module.def("linear_grad", &linear_grad_arrays, "x"_a, "weight"_a, "dy"_a, "bias"_a = py::none(),
              "-> (dx, dweight, dbias or None); of bias only shape and dtype are read");

@@ -3,13 +3,14 @@
 
 namespace fusionkit_cpu {
 
+std::vector<Binder>& binders() {
+  static std::vector<Binder> all;
+  return all;
+}
+
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Fused LLM ops over NumPy arrays in host memory. Results are new arrays; inputs may be strided views.";
-  bind_machine(module);
-  bind_elementwise(module);
-  bind_attention(module);
-  bind_products(module);
-  bind_optimizer(module);
+  for (Binder bind : binders()) bind(module);
 }
 
 }  // namespace fusionkit_cpu
