@@ -21,6 +21,9 @@ Variants = dict[str, tuple[Callable[[], Any], list[Any]]]
 
 
 def contestants(subject: Subject, made: dict[str, Any], suffix: str) -> Contestants:
+    """None for an op that PEERS does not know: a new op needs no peer."""
+    if subject.op_name not in PEERS:
+        return {}
     tensors = {name: to_torch(value) for name, value in made.items()}
     found: Contestants = {}
     for variant, (call, wanted) in PEERS[subject.op_name](**tensors).items():

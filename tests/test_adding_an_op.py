@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/adding_an_op.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w/.]+)`\n\n```\w+\n(.*?)^```$", PAGE, re.S | re.M))
+LAYOUT = (ROOT / "docs/layout.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    \.venv/bin/(.*)$", PAGE, re.M)
 IGNORED = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "*.egg-info", "docs", "examples")
 
@@ -55,7 +56,7 @@ def write(checkout, names):
 def test_the_guide_names_every_file_that_it_shows():
     """A new op touches these files, and they are new."""
     table = re.findall(r"^\| `([\w/.]+)` \|", PAGE, re.M)
-    assert table == list(FILES) and len(table) == 8
+    assert table == list(FILES) and f"| 0 | 2: the spec and the composition; {len(table) - 2} more if" in LAYOUT
     assert not [name for name in table if (ROOT / name).exists()]
 
 
@@ -79,3 +80,44 @@ def test_an_op_with_a_cpu_kernel_is_proven_by_the_commands_of_the_guide(checkout
     assert re.search(r"cpu: (\d+) of \1 cases right", outputs[1])
     assert all(re.search(r"[1-9]\d* passed", output) and " failed" not in output for output in outputs[2:])
     assert re.search(r"^relu_squared +y +yes ", run(checkout, "fusionkit ops"), re.M)
+
+
+LEAKY = {  # what an argument `slope` changes: y = max(x, 0)^2 + slope x
+    "fusionkit/ops/relu_squared.py": {
+        "def relu_squared(x: Any)": "def relu_squared(x: Any, *, slope: float = 0.0)",
+        "x: Array, *, rounding": "x: Array, *, slope: float = 0.0, rounding",
+        "np.maximum(x, 0.0) ** 2": "np.maximum(x, 0.0) ** 2 + slope * x",
+        "2.0 * np.maximum(x, 0.0)": "(2.0 * np.maximum(x, 0.0) + slope)",
+    },
+    "fusionkit/eager/relu_squared.py": {
+        "def relu_squared(x: Any)": "def relu_squared(x: Any, *, slope: float = 0.0)",
+        "(rectified * rectified)": "(rectified * rectified + slope * x)",
+    },
+}
+# No C++ is compiled for it: only what the kernel declares is of interest.
+CALLS = """
+import numpy as np
+import fusionkit as fk
+from fusionkit_backends.cpu import relu_squared as kernel
+kernel.through_numpy = lambda x: np.full_like(x, 7)
+x = np.ones((2, 8), "f")
+print(fk.relu_squared(x)[0, 0], fk.relu_squared(x, slope=0.5)[0, 0])
+print(fk.relu_squared.explain(x, slope=0.5))
+"""
+
+
+def test_an_argument_changes_the_spec_and_the_kernels_that_support_it(checkout):
+    write(checkout, [name for name in FILES if name.endswith(".py")])
+    for name, changes in LEAKY.items():
+        text = FILES[name]
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        (checkout[0] / name).write_text(text, encoding="utf-8")
+    (checkout[0] / "calls.py").write_text(CALLS)
+    assert (
+        "| an argument of an op | the spec, the composition and each kernel that supports the argument | 0 |" in LAYOUT
+    )
+    printed = run(checkout, "python calls.py")
+    assert printed.splitlines()[0] == "7.0 1.5"
+    assert "slope is not supported: it must be 0.0, got 0.5" in printed

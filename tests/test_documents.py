@@ -17,6 +17,7 @@ from tests.op_names import NEUTRAL_OPS
 from tests.prose import PAGES, ROOT
 
 README = (ROOT / "README.md").read_text()
+LAYOUT = (ROOT / "docs/layout.md").read_text()
 
 
 def block(mark: str, text: str = README) -> str:
@@ -91,6 +92,11 @@ def test_every_command_of_the_launcher_names_its_log_folder():
     assert "/log/" in (ROOT / ".gitignore").read_text().split()
 
 
+def files_of(folder):
+    """What docs/layout.md counts."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
 def test_guide_to_a_backend_works_as_written(tmp_path):
     """The package of the guide, installed by pip beside this fusionkit, is listed, explained and proven."""
     guide = (ROOT / "docs/adding_a_backend.md").read_text()
@@ -101,6 +107,9 @@ def test_guide_to_a_backend_works_as_written(tmp_path):
     (source / "fusionkit_abacus/__init__.py").write_text(package)
     (source / "fusionkit_abacus/fusion_rms_norm.py").write_text(kernel)
     (source / "fusionkit_abacus/flash_attention.py").write_text(attention)
+    ops = ["flash_attention.py", "fusion_rms_norm.py"]
+    assert files_of(source) == sorted(["pyproject.toml", "__init__.py", *ops])
+    assert "its package: `pyproject.toml`, `__init__.py` and one file for each op" in LAYOUT
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
     subprocess.run([*pip, tmp_path / "site", source], check=True, capture_output=True)
 
@@ -131,6 +140,8 @@ def test_guide_to_a_command_works_as_written(tmp_path):
     source.mkdir()
     (source / "pyproject.toml").write_text(toml)
     (source / "fusionkit_sizes.py").write_text(module)
+    assert files_of(source) == ["fusionkit_sizes.py", "pyproject.toml"]
+    assert "| [a sub-command](adding_a_command.md) | 0 | 2: `pyproject.toml` and the module |" in LAYOUT
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
     subprocess.run([*pip, tmp_path / "site", source], check=True, capture_output=True)
 

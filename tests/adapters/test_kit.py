@@ -13,11 +13,10 @@ import fusionkit as fk
 from fusionkit import Kernel, parity
 from fusionkit.adapters import gradients, nothing, products
 from fusionkit.adapters.conditions import MASTER_WEIGHT
-from fusionkit.capability import InverseRoot, Not, OneOf, Present, When
+from fusionkit.capability import OneOf, Present, When
 from tests.core.conftest import install  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-PLAIN_SOFTMAX = (InverseRoot("scale", "head_dim"), Not(OneOf("return_lse", (True,)), "the device has no lse"))
 BOOL_MASK = When(Present("attn_mask"), OneOf("attn_mask.dtype", ("bool",)))
 
 
@@ -29,14 +28,12 @@ TOY = fk.Backend(
     "toy",
     ("cpu",),
     {
-        "flash_attention": kernel("flash_attention", dtypes=("float32",), when=(*PLAIN_SOFTMAX, BOOL_MASK)),
+        "flash_attention": kernel("flash_attention", dtypes=("float32",), when=(BOOL_MASK,)),
         "fusion_rms_norm": kernel("fusion_rms_norm", notes=((MASTER_WEIGHT, "computed in float32"),)),
         "fusion_rope": kernel("fusion_rope", when=(OneOf("interleaved", (False,)),)),
     },
 )
-ADDED = fk.Backend(
-    "added", ("cpu",), {"flash_attention": kernel("flash_attention_added", dtypes=("float32",), when=PLAIN_SOFTMAX)}
-)
+ADDED = fk.Backend("added", ("cpu",), {"flash_attention": kernel("flash_attention_added", dtypes=("float32",))})
 
 
 def accepted(backend, route):

@@ -16,7 +16,7 @@ def _masked(q, k, v, mask):
     return toy_device.attention(q, k, v, mask, False)
 
 
-def flash_attention(q, k, v, *, causal=False, attn_mask=None, startend_row_indices=None, scale=None, return_lse=False):
+def flash_attention(q, k, v, *, causal=False, attn_mask=None, startend_row_indices=None):
     """The device's mask is bool."""
     return attention.attend(q, k, v, causal, attn_mask, startend_row_indices, plain=_plain, masked=_masked)
 
@@ -37,9 +37,7 @@ def fusion_rope(q, k, cos, sin, *, position_ids=None, interleaved=False):
     return rotated(q), rotated(k)
 
 
-def flash_attention_added(
-    q, k, v, *, causal=False, attn_mask=None, startend_row_indices=None, scale=None, return_lse=False
-):
+def flash_attention_added(q, k, v, *, causal=False, attn_mask=None, startend_row_indices=None):
     """Of another toy device, whose mask is added to the scores."""
     lowest = paddle.finfo(paddle.float32).min
     return attention.attend(
