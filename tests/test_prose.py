@@ -18,6 +18,7 @@ def test_a_page_is_easy_to_read(name):
     assert not prose.faults(page)
     titles = [line for _, line in prose.prose_lines(page) if line.startswith("# ")]
     assert len(titles) == 1 and page.startswith(titles[0])
+    assert name == "README.md" or titles[0].endswith("?"), "a page answers one question, which is its title"
 
 
 @pytest.mark.parametrize("module", PUBLIC)
