@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fusionkit.parallel import unique_id
+from tests.parallel.ranks import begin_together
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,11 +39,12 @@ class Ranks:
                 + [str(timeout), name, json.dumps(arguments)],
                 cwd=ROOT,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
             for rank in range(world_size)
         ]
+        begin_together(self.processes)
 
     def results(self, seconds: float = 60) -> list[object]:
         """What each rank returned; the exception that it raised; or None for one that died."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -354,9 +355,24 @@ def join(transport: str, meeting: str, rank: int, world_size: int, timeout: floa
     return Communicator.from_store(Folder(meeting), rank, world_size, name="test", host=host, timeout=timeout)
 
 
+def begin_together(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Lets ranks join that were started with pipes, when the last one has imported what it needs.
+
+    On a busy machine that takes seconds, in which the others would time out.
+    """
+    for process in processes:
+        os.read(process.stdout.fileno(), 1)
+    for process in processes:
+        process.stdin.close()
+        process.stdin = None
+
+
 def main() -> None:
     transport, meeting, rank, world_size, timeout, name, arguments = sys.argv[1:]
     out = os.fdopen(os.dup(1), "wb")
+    out.write(b"r")
+    out.flush()
+    sys.stdin.buffer.read()  # until begin_together
     try:
         communicator = join(transport, meeting, int(rank), int(world_size), float(timeout))
         result = globals()[name](communicator, **json.loads(arguments))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.parallel.ranks import begin_together
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,12 +52,18 @@ def hosts():
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def started(hosts, meeting: Path, rank: int, name: str, timeout: float, arguments: dict) -> subprocess.Popen[bytes]:
-    namespace, address = hosts[rank // 2]
-    what = ["namespaces", str(meeting), str(rank), "4", str(timeout), name, json.dumps(arguments)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RANK_ADDRESS": address}
-    command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "tests.parallel.ranks", *what]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+def started(hosts, meeting: Path, name: str, timeout: float, arguments: dict) -> list[subprocess.Popen[bytes]]:
+    """Four ranks, two on each host."""
+    processes = []
+    for rank in range(4):
+        namespace, address = hosts[rank // 2]
+        what = ["namespaces", str(meeting), str(rank), "4", str(timeout), name, json.dumps(arguments)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RANK_ADDRESS": address}
+        command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "tests.parallel.ranks", *what]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
+    begin_together(processes)
+    return processes
 
 
 def results(processes: list[subprocess.Popen[bytes]]) -> list:
@@ -68,7 +76,7 @@ def results(processes: list[subprocess.Popen[bytes]]) -> list:
 
 
 def test_ranks_of_two_hosts_share_memory_and_a_link(hosts, tmp_path):
-    processes = [started(hosts, tmp_path / "meeting", rank, "overlapping", 20, {"rounds": 2}) for rank in range(4)]
+    processes = started(hosts, tmp_path / "meeting", "overlapping", 20, {"rounds": 2})
     for passed in results(processes):
         assert isinstance(passed, list), passed
         assert all(passed)
@@ -77,7 +85,7 @@ def test_ranks_of_two_hosts_share_memory_and_a_link(hosts, tmp_path):
 def test_a_link_that_is_cut_is_an_error_within_the_timeout(hosts, tmp_path):
     (tmp_path / "started").mkdir()
     arguments = {"size": 1000, "started": str(tmp_path / "started")}
-    processes = [started(hosts, tmp_path / "meeting", rank, "forever", 2, arguments) for rank in range(4)]
+    processes = started(hosts, tmp_path / "meeting", "forever", 2, arguments)
     while len(os.listdir(tmp_path / "started")) < 4:
         assert all(process.poll() is None for process in processes)
     ip("-n", hosts[0][0], "link", "set", "near", "down")
@@ -89,7 +97,7 @@ def test_a_link_that_is_cut_is_an_error_within_the_timeout(hosts, tmp_path):
 def test_a_host_whose_address_is_loopback_is_an_error_at_once_on_all_ranks(hosts, tmp_path, address):
     """As Debian's /etc/hosts gives it for the host's own name."""
     misled = [(hosts[0][0], address), hosts[1]]
-    processes = [started(misled, tmp_path / "meeting", rank, "overlapping", 500, {"rounds": 2}) for rank in range(4)]
+    processes = started(misled, tmp_path / "meeting", "overlapping", 500, {"rounds": 2})
     for error in results(processes):  # far within the timeout
         assert "the address of rank 0 on host" in str(error) and "loopback" in str(error)
         assert "Pass from_store(address=...)" in str(error)
@@ -97,7 +105,7 @@ def test_a_host_whose_address_is_loopback_is_an_error_at_once_on_all_ranks(hosts
 
 def test_loopback_serves_ranks_of_one_host(hosts, tmp_path):
     near = [(hosts[0][0], "127.0.1.1")] * 2
-    processes = [started(near, tmp_path / "meeting", rank, "overlapping", 20, {"rounds": 2}) for rank in range(4)]
+    processes = started(near, tmp_path / "meeting", "overlapping", 20, {"rounds": 2})
     for passed in results(processes):
         assert isinstance(passed, list), passed
         assert all(passed)
