@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionkit import extras, registry
+from fusionkit.dtypes import full_dtype
 from fusionkit.ops import OP_NAMES
-from fusionkit.spec import full_dtype
 
 if TYPE_CHECKING:  # pytest-benchmark is an extra
     from fusionkit_bench.result import Result

@@ -8,6 +8,7 @@ from typing import Any
 
 import fusionkit
 from fusionkit import arguments, parity
+from fusionkit.call import describe
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.op import Op
 from fusionkit.ops import OP_NAMES
@@ -44,8 +45,7 @@ class Subject:
 
     def dims(self, made: dict[str, Any]) -> dict[str, Any]:
         bound, adapter = arguments.bind(self.op.spec, (), made)
-        call = arguments.describe(self.op.spec, bound, adapter, training=False)
-        call.check()
+        call = describe(self.op.spec, bound, adapter, training=False)
         scalars = {name: value for name, value in call.values.items() if isinstance(value, bool | int | float)}
         return {**scalars, **call.dims, **self.benchmark.dims}
 

@@ -8,7 +8,7 @@ import sys
 
 from fusionkit_emulator import DEVICE_TYPES, environment, fallbacks
 
-from fusionkit.policy import nearest
+from fusionkit.errors import nearest
 
 HELP = "run a command on emulated devices, which are software: fusionkit emulate TYPE --devices 8 -- python train.py"
 

@@ -1,15 +1,15 @@
-"""From what a caller passed to a `Call`: bind to the signature, find the framework, describe each tensor."""
+"""What a caller passed, bound to the signature: the arguments by name, and the framework of the tensors among them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from fusionkit import frameworks
 from fusionkit.call import Call
+from fusionkit.dtypes import FLOATING
 from fusionkit.errors import argument_error
 from fusionkit.frameworks import Framework, framework_of
-from fusionkit.spec import FLOATING, OpSpec, TensorSpec
+from fusionkit.spec import OpSpec
 
 
 def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Framework | None]:
@@ -40,6 +40,13 @@ def as_call(spec: OpSpec, arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...]
     return positional, {p.name: arguments[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+def mixed(spec: OpSpec, arguments: Mapping[str, Any], adapter: Framework | None) -> dict[str, Any] | None:
+    """The arguments cast as automatic mixed precision wants them for this op; None where it is off."""
+    if adapter is None or (state := adapter.autocast()) is None:
+        return None
+    return {**arguments, **adapter.cast_for(state, spec, tensors(spec, arguments))}
+
+
 def of_rank(spec: OpSpec, arguments: Mapping[str, Any], rank: int) -> dict[str, Any]:
     """One rank's call out of all ranks' arguments of a collective op; those of another op as they are."""
     if not spec.collective:
@@ -62,67 +69,6 @@ def remarks(spec: OpSpec, arguments: Mapping[str, Any], adapter: Framework | Non
         return adapter.to_numpy(live[name]) if adapter is not None and readable else None
 
     return () if spec.remarks is None else spec.remarks(values)
-
-
-def describe(
-    spec: OpSpec,
-    arguments: Mapping[str, Any],
-    adapter: Framework | None,
-    device: str | None = None,
-    training: bool | None = None,
-) -> Call:
-    """The call in the core's terms. `device` and `training` are the tensors' own where None."""
-    live = tensors(spec, arguments)
-    described = {i.name: d for i in spec.inputs if (d := _describe(i.packable, arguments[i.name], adapter)) is not None}
-    if training is None:
-        wanting = [tensor for name, tensor in live.items() if spec.input(name).differentiable]
-        training = adapter is not None and adapter.wants_gradient(wanting)
-    where = _device(spec, described, adapter) if device is None else device
-    return Call(
-        spec=spec,
-        tensors=described,
-        values={name: value for name, value in arguments.items() if name not in described},
-        framework=adapter.NAME if adapter else None,
-        device=where,
-        training=training,
-        traced=adapter is not None and any(map(adapter.is_symbolic, live.values())),
-        elsewhere=(device is not None or not live) and _is_elsewhere(where, spec, described, live, adapter),
-    )
-
-
-def _describe(packable: bool, value: Any, adapter: Framework | None) -> TensorSpec | None:
-    if isinstance(value, TensorSpec):
-        return value
-    if adapter is not None and framework_of(type(value)) is adapter:
-        return adapter.describe(value)
-    if packable and hasattr(value, "describe_packed"):  # a PackedWeight, whose module stands on this one
-        packed: TensorSpec = value.describe_packed()
-        return packed
-    return None
-
-
-def _is_elsewhere(
-    where: str,
-    spec: OpSpec,
-    described: Mapping[str, TensorSpec],
-    live: Mapping[str, Any],
-    adapter: Framework | None,
-) -> bool:
-    """Whether a device is of another type than where the tensors are, or, without tensors, than the current one."""
-    here = _device(spec, {name: described[name] for name in live}, adapter)
-    return where.partition(":")[0] != here.partition(":")[0]
-
-
-def _device(spec: OpSpec, described: Mapping[str, TensorSpec], adapter: Framework | None) -> str:
-    """The one device that all tensors are on; the framework's current one where none says."""
-    placed = {name: tensor.device for name, tensor in described.items() if tensor.device is not None}
-    if not placed:
-        return adapter.current_device() if adapter else frameworks.default_device()
-    first, device = next(iter(placed.items()))
-    for name, other in placed.items():
-        if other != device:
-            raise argument_error(spec.name, name, f"on {device}, where {first} is", other, advice="Move it there first")
-    return device
 
 
 def check_grad_outputs(call: Call, grad_outputs: Any) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fusionkit.capability import Predicate
+from fusionkit.dtypes import FLOATING
 
 INTERFACE_VERSION = 1
 ANY_DEVICE = "*"
@@ -46,7 +47,7 @@ class Kernel:
     """
 
     functions: Mapping[str, str]
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    dtypes: tuple[str, ...] = FLOATING
     when: tuple[Predicate, ...] = ()
     directions: tuple[str, ...] = ("forward", "backward")
     vjp: str | None = None

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusionkit import frameworks
 from fusionkit.errors import argument_error
+from fusionkit.frameworks import Framework, framework_of
 from fusionkit.spec import UNKNOWN, Input, OpSpec, TensorSpec
 
 
@@ -24,7 +26,7 @@ class Call:
         values: every other argument, defaults included.
         framework: "paddle", "numpy", "torch", or None when only `TensorSpec`s were given.
         device: "cpu", "toy:0", ...
-        training: gradients are wanted.
+        wants_gradient: gradients are enabled, and some input requires one. Decisions read it as `training`.
         traced: some tensor is a value of a graph being traced.
         elsewhere: the question is about a device that no tensor is on, present or not: `explain` alone asks so.
         consulted: subjects whose value decided something; what a cached decision depends on.
@@ -35,12 +37,18 @@ class Call:
     values: Mapping[str, Any]
     framework: str | None
     device: str
-    training: bool
+    wants_gradient: bool
     traced: bool = False
     elsewhere: bool = False
     dims: dict[str, int] = field(default_factory=dict)
     consulted: set[str] = field(default_factory=set)
     _leading: tuple[int, ...] | None = None
+
+    @property
+    def training(self) -> bool:
+        """Gradients are wanted; what was decided depends on it from now on."""
+        self.consulted.add("training")
+        return self.wants_gradient
 
     @property
     def device_type(self) -> str:
@@ -117,7 +125,7 @@ class Call:
 
     def _check_dtype(self, declared: Input) -> None:
         packed = self.tensors[declared.name].packed_by is not None
-        if packed and self.training:
+        if packed and self.wants_gradient:
             return  # refused for that, by every backend: another dtype of the pack would not help
         dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
         allowed = {dtypes.get(dtype, dtype) for dtype in declared.dtypes}
@@ -181,6 +189,73 @@ class Call:
         wanted = " or ".join(f"{c} = {self.dims[c]}" if c in self.dims else c for c in choices)
         got = list(self.tensors[declared.name].shape)
         self.require(False, declared.name, f"{rule} with {wanted}", got, advice=declared.shape_advice)
+
+
+def describe(
+    spec: OpSpec,
+    arguments: Mapping[str, Any],
+    adapter: Framework | None,
+    device: str | None = None,
+    training: bool | None = None,
+) -> Call:
+    """The call in the core's terms, held against its spec. `device` and `training` are the tensors' own where None.
+
+    Raises:
+        TypeError, ValueError: of the first argument that breaks the spec.
+    """
+    live = {i.name: arguments[i.name] for i in spec.inputs if framework_of(type(arguments[i.name])) is not None}
+    described = {i.name: d for i in spec.inputs if (d := _describe(i.packable, arguments[i.name], adapter)) is not None}
+    if training is None:
+        wanting = [tensor for name, tensor in live.items() if spec.input(name).differentiable]
+        training = adapter is not None and adapter.wants_gradient(wanting)
+    where = _device(spec, described, adapter) if device is None else device
+    call = Call(
+        spec=spec,
+        tensors=described,
+        values={name: value for name, value in arguments.items() if name not in described},
+        framework=adapter.NAME if adapter else None,
+        device=where,
+        wants_gradient=training,
+        traced=adapter is not None and any(map(adapter.is_symbolic, live.values())),
+        elsewhere=(device is not None or not live) and _is_elsewhere(where, spec, described, live, adapter),
+    )
+    call.check()
+    return call
+
+
+def _describe(packable: bool, value: Any, adapter: Framework | None) -> TensorSpec | None:
+    if isinstance(value, TensorSpec):
+        return value
+    if adapter is not None and framework_of(type(value)) is adapter:
+        return adapter.describe(value)
+    if packable and hasattr(value, "describe_packed"):  # a PackedWeight
+        packed: TensorSpec = value.describe_packed()
+        return packed
+    return None
+
+
+def _is_elsewhere(
+    where: str,
+    spec: OpSpec,
+    described: Mapping[str, TensorSpec],
+    live: Mapping[str, Any],
+    adapter: Framework | None,
+) -> bool:
+    """Whether a device is of another type than where the tensors are, or, without tensors, than the current one."""
+    here = _device(spec, {name: described[name] for name in live}, adapter)
+    return where.partition(":")[0] != here.partition(":")[0]
+
+
+def _device(spec: OpSpec, described: Mapping[str, TensorSpec], adapter: Framework | None) -> str:
+    """The one device that all tensors are on; the framework's current one where none says."""
+    placed = {name: tensor.device for name, tensor in described.items() if tensor.device is not None}
+    if not placed:
+        return adapter.current_device() if adapter else frameworks.default_device()
+    first, device = next(iter(placed.items()))
+    for name, other in placed.items():
+        if other != device:
+            raise argument_error(spec.name, name, f"on {device}, where {first} is", other, advice="Move it there first")
+    return device
 
 
 def axis_position(declared: Input, axis: str) -> int | None:

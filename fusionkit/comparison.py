@@ -12,7 +12,8 @@ import numpy as np
 from fusionkit import oracle
 from fusionkit.errors import FusionkitError
 from fusionkit.frameworks.numpy import DTYPES
-from fusionkit.spec import Array, Epsilons, OpSpec, TwiceComposition, rounding_to
+from fusionkit.oracle import rounding_to
+from fusionkit.spec import Array, Epsilons, OpSpec, TwiceComposition
 
 
 class ParityError(FusionkitError, AssertionError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FusionkitError(Exception):
     """Base of every error that is not about an argument."""
@@ -35,3 +38,10 @@ def argument_error(
     if advice:
         text += f". {advice}"
     return kind(text)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """ "did you mean ...?", or the list of what there is."""
+    words = sorted(words)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(words)}"

@@ -11,13 +11,16 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from fusionkit import arguments, frameworks
 from fusionkit.backend import Kernel
+from fusionkit.call import Call, describe
 from fusionkit.errors import PluginError, argument_error
 from fusionkit.ops import load_spec
+from fusionkit.spec import OpSpec
 
 
 def resolve(reference: str) -> Callable[..., Any]:
@@ -65,8 +68,48 @@ def _left_out(reference: str, op: str) -> tuple[str, ...]:
     return absent
 
 
-def with_op_signature(function: Callable[..., Any], kernel: Kernel, op: str) -> Callable[..., Any]:
-    """The kernel's function as one of all of the op's parameters: those that it leaves out must be their defaults."""
+def for_call(kernel: Kernel, call: Call) -> Callable[..., Any]:
+    """The function that runs calls like this one: of the op's whole signature, over the call's own tensors, and behind
+    the spec's check where the kernel does not check sizes itself."""
+    op = call.spec.name
+    if call.framework is None or call.framework in kernel.functions:
+        function = over(kernel, call.framework or "paddle", op)
+    else:
+        paddle = frameworks.load("paddle")  # first: it knows the cure where Paddle cannot be imported
+        function = paddle.carried(over(kernel, "paddle", op), call.device)
+    return function if kernel.checks_sizes else partial(_checked, function, call.spec)
+
+
+def _checked(function: Callable[..., Any], spec: OpSpec, *args: Any, **kwargs: Any) -> Any:
+    bound, adapter = arguments.bind(spec, args, kwargs)
+    describe(spec, bound, adapter)
+    for name in spec.mutates:
+        flags = getattr(bound[name], "flags", None)  # a NumPy array's
+        if flags is not None and not flags.writeable:
+            rule = "must be writable, as it is updated in place"
+            raise ValueError(f"{spec.name}: {name} {rule}, got a read-only array. Copy it first")
+    return function(*args, **kwargs)
+
+
+def over(kernel: Kernel, framework: str, op: str) -> Callable[..., Any]:
+    """The kernel's function over a framework's tensors, with all of the op's parameters."""
+    return _with_all_parameters(resolve(kernel.functions[framework]), kernel, op)
+
+
+def vjp(kernel: Kernel, op: str) -> Callable[..., dict[str, Any]]:
+    """The kernel's gradients over NumPy arrays: `(grad_outputs, **arguments)`, with all of the op's parameters."""
+    function, absent = resolve(str(kernel.vjp)), left_out(kernel, op)
+
+    def call(grad_outputs: Any, **arguments: Any) -> dict[str, Any]:
+        taken = {name: value for name, value in arguments.items() if name not in absent}
+        gradients: dict[str, Any] = function(grad_outputs, **taken)
+        return gradients
+
+    return call if absent else function
+
+
+def _with_all_parameters(function: Callable[..., Any], kernel: Kernel, op: str) -> Callable[..., Any]:
+    """What the kernel leaves out must be its default."""
     parameters = load_spec(op).parameters.parameters
     order, absent = list(parameters), {name: parameters[name].default for name in left_out(kernel, op)}
     if not absent:

@@ -1,4 +1,7 @@
-"""What ran, what was refused, what fell back, and why: counts per (op, backend, reason)."""
+"""What ran, what was refused, what fell back, and why: one count a call, per (op, backend, reason).
+
+Beside it stands which way a kernel went where it has several: those counts are no calls.
+"""
 
 from __future__ import annotations
 
@@ -37,24 +40,35 @@ class Ledger(Mapping[Entry, int]):
 
     The reason is "chosen" for a first choice, "fallback: ..." where a wanted backend refused, "not offered: ..." where
     the device's backend does not have the op, and "refused: ..." with backend "none" where nothing could run.
+    The sum of all counts is the number of calls; `routes` says how kernels with several ways went.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counters: dict[Entry, Counter] = {}
+        self._routes: dict[Entry, Counter] = {}
 
     def counter(self, op: str, backend: str, reason: str) -> Counter:
         with self._lock:
             return self._counters.setdefault((op, backend, reason), Counter())
 
+    def route(self, op: str, backend: str, way: str) -> Counter:
+        """For a kernel that has several ways: counts one of them, for the same call or for a part of it."""
+        with self._lock:
+            return self._routes.setdefault((op, backend, way), Counter())
+
+    def routes(self) -> dict[Entry, int]:
+        """How often each way of a kernel was gone: (op, backend, way) -> count."""
+        return self._counts(self._routes)
+
     def reset(self) -> None:
         with self._lock:
-            for counter in self._counters.values():
+            for counter in (*self._counters.values(), *self._routes.values()):
                 counter.reset()
 
-    def _counts(self) -> dict[Entry, int]:
+    def _counts(self, counted: dict[Entry, Counter] | None = None) -> dict[Entry, int]:
         with self._lock:
-            counters = list(self._counters.items())
+            counters = list((self._counters if counted is None else counted).items())
         return {entry: value for entry, counter in counters if (value := counter.value)}
 
     def __getitem__(self, entry: Entry) -> int:
@@ -68,7 +82,9 @@ class Ledger(Mapping[Entry, int]):
 
     def __str__(self) -> str:
         rows = [f"{count:>8}  {op}  {backend}  {reason}" for (op, backend, reason), count in self._counts().items()]
-        return "\n".join(["   calls  op  backend  reason", *rows])
+        ways = [f"{count:>8}  {op}  {backend}  {way}" for (op, backend, way), count in self.routes().items()]
+        shown = ["   calls  op  backend  reason", *rows]
+        return "\n".join([*shown, "   times  op  backend  route", *ways] if ways else shown)
 
 
 _ledger = Ledger()

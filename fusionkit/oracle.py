@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fusionkit.spec import Array, OpSpec, Rounding, exact, rounding_to
+from fusionkit.spec import Array, OpSpec, Rounding, exact
 
 
 def reference(spec: OpSpec, arguments: Mapping[str, Any], rounding: Rounding = exact) -> Any:
@@ -21,6 +21,16 @@ def reference_vjp(
     return spec.reference_vjp(
         to_float64(grad_outputs), **_in_float64(arguments), **_stored(spec, arguments), rounding=rounding
     )
+
+
+def rounding_to(dtype: str) -> Rounding:
+    """Round to a dtype and back to float64: the composition in that dtype rounds so after each step."""
+    import numpy as np
+
+    from fusionkit.frameworks.numpy import DTYPES
+
+    narrow = DTYPES[dtype]
+    return lambda array: np.asarray(array, dtype=np.float64).astype(narrow).astype(np.float64)
 
 
 def to_float64(value: Any) -> Any:

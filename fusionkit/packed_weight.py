@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusionkit import frameworks, kernel_function, registry, select
-from fusionkit.errors import NoBackendError, argument_error
-from fusionkit.op import Explanation, Op
-from fusionkit.spec import FLOATING, Array, TensorSpec
+from fusionkit import arguments, frameworks, kernel_function, select
+from fusionkit.backend import Kernel
+from fusionkit.call import describe
+from fusionkit.dtypes import FLOATING
+from fusionkit.errors import argument_error
+from fusionkit.ops import load_spec
+from fusionkit.spec import Array, TensorSpec
 
 OP = "pack_weight"
 DTYPES = ("bfloat16", "float32")
@@ -82,8 +84,8 @@ def pack_weight(weight: Any, *, dtype: str | None = None, group_size: int | None
     if array.ndim != 2 or array.dtype.name not in FLOATING:
         got = f"{list(array.shape)} {array.dtype.name}"
         raise argument_error(OP, "weight", f"[in_features, out_features] of dtype {' or '.join(FLOATING)}", got)
-    backend, pack = _packer(array.shape, dtype, device)
-    payload = kernel_function.resolve(pack)(array, dtype, device)
+    backend, kernel = _packer(array.shape, dtype, device)
+    payload = kernel_function.resolve(str(kernel.pack))(array, dtype, device)
     return PackedWeight(backend, array.shape[0], array.shape[1], dtype, device, payload)
 
 
@@ -108,27 +110,10 @@ def _on_host(weight: Any) -> tuple[Array, str]:
     return to_numpy(weight), str(adapter.describe(weight).device)
 
 
-def _packer(shape: tuple[int, ...], dtype: str, device: str) -> tuple[str, str]:
-    """The backend that packs, and its "module:function"."""
+def _packer(shape: tuple[int, ...], dtype: str, device: str) -> tuple[str, Kernel]:
+    """The backend that packs, and its kernel: the choice for a call of `fused_linear`, among those that pack."""
     x, weight = TensorSpec((1, shape[0]), dtype, device), TensorSpec(shape, dtype, device)
-    explanation = Op("fused_linear").explain(x, weight, training=False)
-    packers = _packers()
-    willing = {name for name, verdict, _ in explanation.candidates if verdict == "yes"}
-    names, source = select.wanted_names("fused_linear", device.split(":")[0])
-    for name in names:
-        if name in willing and name in packers:
-            return name, packers[name]
-    raise NoBackendError(_refusal(explanation, packers, source))
-
-
-def _packers() -> Mapping[str, str]:
-    kernels = {backend.name: backend.kernels.get("fused_linear") for backend in registry.loaded()}
-    return {name: kernel.pack for name, kernel in kernels.items() if kernel is not None and kernel.pack is not None}
-
-
-def _refusal(explanation: Explanation, packers: Mapping[str, str], source: str | None) -> str:
-    wish = f" that {source} allows" if source else ""
-    lines = [f"{OP}: no backend{wish} packs this weight ({explanation.call})"]
-    for name, verdict, reasons in explanation.candidates:
-        lines.append(f"  {name}: {', '.join(reasons) or verdict}{'' if name in packers else '; packs no weights'}")
-    return "\n".join([*lines, "Pass the weight itself to fused_linear."])
+    spec = load_spec("fused_linear")
+    chosen, _ = select.select(describe(spec, *arguments.bind(spec, (x, weight), {}), training=False), packing=True)
+    assert chosen.kernel is not None
+    return chosen.backend, chosen.kernel

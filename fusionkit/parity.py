@@ -15,6 +15,7 @@ import numpy as np
 
 from fusionkit import arguments, frameworks, oracle, registry, select
 from fusionkit.backend import Backend
+from fusionkit.call import describe
 from fusionkit.capability import Verdict
 from fusionkit.comparison import (
     Comparison,
@@ -28,9 +29,10 @@ from fusionkit.comparison import (
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.ledger import ledger
 from fusionkit.op import Op
+from fusionkit.oracle import rounding_to
 from fusionkit.policy import use_backend
 from fusionkit.select import CHOSEN
-from fusionkit.spec import Array, Case, OpSpec, exact, rounding_to
+from fusionkit.spec import Array, Case, OpSpec, exact
 
 Route = Literal["numpy", "paddle", "static", "torch"]
 ROUTES: tuple[Route, ...] = ("numpy", "paddle", "static")
@@ -89,8 +91,7 @@ def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdic
 
 def _verdict(op: Op, made: Mapping[str, Any], backend: str, route: Route, training: bool) -> Verdict:
     """What the backend says to these arguments, were they the route's tensors on the backend's device."""
-    call = arguments.describe(op.spec, *arguments.bind(op.spec, (), made), training=training)
-    call.check()
+    call = describe(op.spec, *arguments.bind(op.spec, (), made), training=training)
     call.framework = FRAMEWORKS.get(route, route)
     call.device = device_of(backend, route)
     return select.judge(_plugin(backend), call).verdict

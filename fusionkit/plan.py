@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fusionkit import policy
-from fusionkit.call import Call
-from fusionkit.frameworks import Framework, framework_of
+from fusionkit import kernel_function, policy, select
+from fusionkit.call import Call, describe
+from fusionkit.errors import NoBackendError, argument_error
+from fusionkit.frameworks import Framework
+from fusionkit.ledger import ledger
+from fusionkit.spec import OpSpec
 
 MAX_PLANS = 8
 
@@ -32,8 +35,9 @@ class Plan:
         matches: whether positional arguments look as they did.
         keywords: what each keyword looked like, and its value where a rule or predicate read it.
         axes, packed: what predicates consulted beyond that: sizes (argument, axis, size), and who packed a weight.
+        tensors: where the framework's tensors stand.
         place: the device, as `place_of` of the first tensor gives it; None where all tensors live on one.
-        training: the gradient mode that was judged; None if the other would have decided alike.
+        training: the gradient mode that was judged; None if no predicate asked for it.
         simple: none of the last four is there to be compared.
         plain: nor is there a keyword.
         cacheable: the next call may use it: values of a traced graph are described anew each time.
@@ -47,16 +51,13 @@ class Plan:
     keywords: dict[str, tuple[Any, Any, Any]]
     axes: tuple[tuple[Where, int, int], ...]
     packed: tuple[tuple[Where, str], ...]
-    first_tensor: Where | None
+    tensors: tuple[Where, ...]
     place: object | None
     training: bool | None
-    adapter: Framework | None
+    adapter: Framework
     simple: bool
     plain: bool
     cacheable: bool
-
-    def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        return self.matches(args) and ((self.plain and not kwargs) or self.fits_in_detail(args, kwargs))
 
     def fits_in_detail(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Keywords, and what predicates consulted; `matches` has seen the positional arguments."""
@@ -78,55 +79,75 @@ class Plan:
             return False
         if any(at(where).backend != backend for where, backend in self.packed):
             return False
-        if self.adapter is None or self.first_tensor is None:
-            return True
-        if self.place is not None and self.adapter.place_of(at(self.first_tensor)) != self.place:
+        if self.place is not None and self.adapter.place_of(at(self.tensors[0])) != self.place:
             return False
-        if self.training is None:
-            return True
-        tensors = [value for value in (*args, *kwargs.values()) if framework_of(type(value))]
-        return self.adapter.wants_gradient(tensors) == self.training
+        return self.training is None or self.adapter.wants_gradient(list(map(at, self.tensors))) == self.training
 
 
 def make(
-    function: Callable[..., Any],
-    count: Callable[[], int],
-    call: Call,
+    spec: OpSpec,
+    arguments: Mapping[str, Any],
     adapter: Framework | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    any_mode: bool,
 ) -> Plan:
-    """The plan of a decision on `call`, made for these arguments."""
+    """Decide which kernel runs a call of these arguments, bound and as they came.
+
+    Raises:
+        TypeError, ValueError: the call breaks the op's own rules.
+        NoBackendError: nobody accepts it, which the ledger counts.
+    """
+    call = describe(spec, arguments, adapter)
+    if adapter is None:
+        rule, advice = "a tensor", "TensorSpecs are for explain"
+        raise argument_error(spec.name, spec.inputs[0].name, rule, "a TensorSpec", advice=advice, kind=TypeError)
+    try:
+        chosen, reason = select.select(call)
+    except NoBackendError as error:
+        ledger().counter(spec.name, "none", f"refused: {str(error).splitlines()[0]}").add()
+        raise
+    assert chosen.kernel is not None
+    function = kernel_function.for_call(chosen.kernel, call)
+    return _remembered(function, ledger().counter(spec.name, chosen.backend, reason).add, call, adapter, args, kwargs)
+
+
+def _remembered(
+    function: Callable[..., Any],
+    count: Callable[[], int],
+    call: Call,
+    adapter: Framework,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Plan:
     order = list(call.spec.parameters.parameters)
     given: dict[str, tuple[Where, Any]] = {order[i]: (i, value) for i, value in enumerate(args)}
     given |= {name: (name, value) for name, value in kwargs.items()}
+    looks = {name: _looks(value, name in call.tensors) for name, (_, value) in given.items()}
     read = call.consulted & call.values.keys()
     axes = tuple((given[name][0], axis, size) for name, axis, size in _consulted_axes(call))
     packers = {name: tensor.packed_by for name, tensor in call.tensors.items()}
     packed = tuple((given[name][0], packer) for name, packer in packers.items() if packer is not None)
-    tensors = [(where, value) for where, value in given.values() if framework_of(type(value))]
-    place = adapter.place_of(tensors[0][1]) if adapter and tensors else None
-    simple = not (axes or packed or place is not None or not any_mode)
+    tensors = [given[name] for name, packer in packers.items() if packer is None]
+    place = adapter.place_of(tensors[0][1])
+    training = call.wants_gradient if "training" in call.consulted else None
+    simple = not (axes or packed or place is not None or training is not None)
     return Plan(
         function=function,
         count=count,
         context=policy.current(),
-        autocast=adapter.autocast if adapter else _no_autocast,
-        matches=_matcher(tuple(map(_looks, args))),
-        keywords={name: (*_looks(value), value if name in read else None) for name, value in kwargs.items()},
+        autocast=adapter.autocast,
+        matches=_matcher(tuple(looks[name] for name in order[: len(args)])),
+        keywords={name: (*looks[name], value if name in read else None) for name, value in kwargs.items()},
         axes=axes,
         packed=packed,
-        first_tensor=tensors[0][0] if tensors else None,
+        tensors=tuple(where for where, _ in tensors),
         place=place,
-        training=None if any_mode else call.training,
+        training=training,
         adapter=adapter,
         simple=simple,
         plain=simple and not kwargs,
         # A plan of a collective would keep its group alive, and the call takes milliseconds.
-        cacheable=not call.spec.collective
-        and "contiguous" not in call.consulted
-        and not (adapter and any(adapter.is_symbolic(value) for _, value in given.values())),
+        cacheable=not (call.spec.collective or call.traced or "contiguous" in call.consulted),
     )
 
 
@@ -165,8 +186,8 @@ def _matcher(looks: tuple[Looks, ...]) -> Callable[[tuple[Any, ...]], bool]:
     return any_number
 
 
-def _looks(value: Any) -> Looks:
-    return type(value), value.dtype if framework_of(type(value)) or hasattr(value, "describe_packed") else None
+def _looks(value: Any, is_tensor: bool) -> Looks:
+    return type(value), value.dtype if is_tensor else None
 
 
 def _consulted_axes(call: Call) -> list[tuple[str, int, int]]:
@@ -180,7 +201,3 @@ def _consulted_axes(call: Call) -> list[tuple[str, int, int]]:
                 from_end = position - len(axes)
                 found.append((declared.name, from_end, call.tensors[declared.name].shape[from_end]))
     return found
-
-
-def _no_autocast() -> None:
-    return None

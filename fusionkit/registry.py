@@ -15,7 +15,7 @@ from typing import Any
 from fusionkit import entry_points, frameworks, kernel_function
 from fusionkit.backend import ANY_DEVICE, INTERFACE_VERSION, PROOF_IN_WORDS, Backend, Kernel, Proof
 from fusionkit.call import Call
-from fusionkit.errors import PluginError, SettingError, argument_error
+from fusionkit.errors import PluginError, SettingError, argument_error, nearest
 from fusionkit.frameworks import custom_device
 from fusionkit.ops import OP_NAMES, load_spec
 
@@ -163,8 +163,6 @@ def unavailable(offered: Backend | Kernel) -> str | None:
 
 
 def require_name(name: str, source: str) -> None:
-    from fusionkit.policy import nearest
-
     names = [plugin.name for plugin in plugins()]
     if name not in names:
         raise SettingError(f"{source}: no backend is called {name!r}; {nearest(name, names)}")

@@ -5,11 +5,10 @@ Fallback happens here, by verdicts, and never by catching a kernel's exception.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 
-from fusionkit import kernel_function, policy, registry
+from fusionkit import kernel_function, policy, registry, settings
 from fusionkit.backend import ANY_DEVICE, PROOF_IN_WORDS, Backend, Kernel
 from fusionkit.call import Call
 from fusionkit.capability import ForwardOnly, LeftOut, OneOf, Predicate, Verdict, all_of
@@ -30,20 +29,9 @@ class Candidate:
     remarks: tuple[str, ...] = ()  # what to know of the backend although it says yes
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The outcome: the backend and kernel (None when refused), and the ledger's reason."""
-
-    backend: str | None
-    kernel: Kernel | None
-    reason: str
-
-
 def wanted_names(op: str, device_type: str) -> tuple[tuple[str, ...], str | None]:
     """(backend names in order, source of an explicit wish or None for the platform's order)."""
-    context = policy.current()
-    settings = policy.settings()
-    for level in (context, settings.base):
+    for level in (policy.current(), policy.of_settings()):
         if level is not None and (wish := level.wanted(op)) is not None:
             return wish
     return _platform_order(device_type), None
@@ -73,8 +61,9 @@ def _place(plugin: registry.Plugin, device_type: str) -> int | None:
     return NAMED_FOR_ANOTHER if plugin.name in plugin.backend.device_types else BESIDE
 
 
-def judge(plugin: registry.Plugin, call: Call) -> Candidate:
-    """A plugin's verdict on a call, with the first kind of reason that decides it."""
+def judge(plugin: registry.Plugin, call: Call, packing: bool = False) -> Candidate:
+    """A plugin's verdict on a call, with the first kind of reason that decides it. `packing`: it must also be able to
+    pack the call's weight."""
     backend = plugin.backend
     if backend is None:
         return Candidate(plugin.name, Verdict("no", (f"not available: {plugin.problem}",)), None, True)
@@ -90,7 +79,10 @@ def judge(plugin: registry.Plugin, call: Call) -> Candidate:
         return Candidate(plugin.name, Verdict("no", (f"not available: {missing}",)), kernel, offered)
     proof = PROOF_IN_WORDS[backend.proven_on]
     remarks = tuple(filter(None, (proof, missing and f"not on this machine: {missing}")))
-    return Candidate(plugin.name, judge_kernel(kernel, call), kernel, offered, remarks)
+    verdict = judge_kernel(kernel, call)
+    if packing and kernel.pack is None:
+        verdict = Verdict("no", (*(verdict.reasons if verdict.answer == "no" else ()), "packs no weights"))
+    return Candidate(plugin.name, verdict, kernel, offered, remarks)
 
 
 def _gap(backend: Backend, op: str) -> str:
@@ -162,8 +154,8 @@ def _judge_packing(call: Call) -> Verdict:
     return Verdict("yes")
 
 
-def select(call: Call) -> Selection:
-    """The backend that runs the call.
+def select(call: Call, packing: bool = False) -> tuple[Candidate, str]:
+    """The backend that runs the call, or packs its weight, and the ledger's reason.
 
     Raises:
         NoBackendError: none can, or a strict wish cannot be fulfilled; the text lists every candidate.
@@ -171,16 +163,17 @@ def select(call: Call) -> Selection:
     """
     registry.require_unique()
     names, source = wanted_names(call.spec.name, call.device_type)
+    strict = source is None and settings.current().strict
     by_name = {plugin.name: plugin for plugin in registry.plugins()}
     skipped: list[Candidate] = []
     for name in names:
-        candidate = judge(by_name[name], call)
+        candidate = judge(by_name[name], call, packing)
         if candidate.verdict or (candidate.verdict.answer == "unknown" and source is not None):
-            if source is None and policy.settings().strict and any(c.offered for c in skipped):
+            if strict and any(c.offered for c in skipped):
                 break
-            return Selection(name, candidate.kernel, _reason(skipped))
+            return candidate, _reason(skipped)
         skipped.append(candidate)
-    raise NoBackendError(refusal(call, source))
+    raise NoBackendError(_refusal(call, names, source, packing))
 
 
 def _reason(skipped: list[Candidate]) -> str:
@@ -190,27 +183,29 @@ def _reason(skipped: list[Candidate]) -> str:
     return f"{kind}: " + "; ".join(f"{c.backend}: {', '.join(c.verdict.reasons)}" for c in skipped)
 
 
-def refusal(call: Call, source: str | None) -> str:
+def _refusal(call: Call, names: tuple[str, ...], source: str | None, packing: bool) -> str:
     """The error of a refused call: every candidate with its reasons, and a way out."""
-    head = f"{call.spec.name}: no backend accepts this call ({describe(call)})"
+    asked, does = ("pack_weight", "pack this weight") if packing else (call.spec.name, "accept this call")
+    head = f"{asked}: no backend {does.replace(' ', 's ', 1)} ({in_words(call)})"
     if source is not None:
-        names, _ = wanted_names(call.spec.name, call.device_type)
-        head = f"{call.spec.name}: {' and '.join(names)} ({source}) does not accept this call ({describe(call)})"
-    elif policy.settings().strict:
+        head = f"{asked}: {' and '.join(names)} ({source}) does not {does} ({in_words(call)})"
+    elif settings.current().strict:
         head += "; FUSIONKIT_STRICT=1 forbids a fallback"
-    candidates = {plugin.name: judge(plugin, call) for plugin in registry.plugins()}
+    candidates = {plugin.name: judge(plugin, call, packing) for plugin in registry.plugins()}
     lines = [f"  {name}: {', '.join(c.verdict.reasons) or c.verdict.answer}" for name, c in candidates.items()]
     willing = [name for name in _platform_order(call.device_type) if candidates[name].verdict]
     advice = [f'Use fusionkit.use_backend("{willing[0]}") to run there.'] if willing else []
+    if packing:
+        advice.append("Pass the weight itself to fused_linear to run without a pack.")
     return "\n".join([head, *lines, *advice])
 
 
-def describe(call: Call) -> str:
+def in_words(call: Call) -> str:
     shown = [*(f"{name} {tensor}" for name, tensor in call.tensors.items()), *_values(call)]
     where = f"device {shown_device(call)}"
     if call.spec.collective:
         where += f", world_size {call.dims['world_size']}"
-    return f"{where}, {'training' if call.training else 'inference'}, {', '.join(shown)}"
+    return f"{where}, {'training' if call.wants_gradient else 'inference'}, {', '.join(shown)}"
 
 
 def _values(call: Call) -> list[str]:
@@ -222,6 +217,6 @@ def _values(call: Call) -> list[str]:
 
 
 def shown_device(call: Call) -> str:
-    """A device that `fusionkit emulate` put there is never shown as the hardware that it stands for."""
-    emulated = os.environ.get("FUSIONKIT_EMULATOR_DEVICE") == call.device_type
+    """A device that is software here is never shown as the hardware that it stands for."""
+    emulated = settings.value(settings.EMULATED) == call.device_type
     return f"{call.device} (emulated)" if emulated else call.device

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
+from fusionkit.dtypes import full_dtype
 from fusionkit.errors import argument_error
 
 if TYPE_CHECKING:  # NumPy takes longer to import than all of fusionkit
@@ -22,36 +23,12 @@ else:
     Array = Any
 Rounding = Callable[[Array], Array]
 
-FLOATING = ("float32", "bfloat16", "float16")
-INTEGER = ("int32", "int64")
 UNKNOWN = -1  # a dimension that is not known while a static graph is traced
-
-DTYPES = (*FLOATING, "float64", "bool", "uint8", "int8", *INTEGER)
-SHORT_DTYPES = {  # as people write them
-    **{"f32": "float32", "fp32": "float32", "float": "float32", "bf16": "bfloat16"},
-    **{"f16": "float16", "fp16": "float16", "half": "float16", "f64": "float64", "fp64": "float64"},
-    **{"u8": "uint8", "i8": "int8", "i32": "int32", "int": "int32", "i64": "int64", "long": "int64"},
-}
-
-
-def full_dtype(name: str) -> str:
-    """The dtype's full name for one of its short ones; any other name as it is."""
-    return SHORT_DTYPES.get(name, name)
 
 
 def exact(array: Array) -> Array:
     """The rounding of the oracle: none."""
     return array
-
-
-def rounding_to(dtype: str) -> Rounding:
-    """Round to a dtype and back to float64: the composition in that dtype rounds so after each step."""
-    import numpy as np
-
-    from fusionkit.frameworks.numpy import DTYPES
-
-    narrow = DTYPES[dtype]
-    return lambda array: np.asarray(array, dtype=np.float64).astype(narrow).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -262,6 +239,7 @@ class OpSpec:
             a tuple as the op does.
         reference_vjp: `(grad_outputs, rounding=..., **arguments) -> {input name: gradient}`, written by hand.
             None: the op is for inference only.
+        name: the op's, which is the signature's.
         parameters: the signature's, without annotations.
         value_types: for parameters that are no tensors, from the annotations: the type in words, and its test.
         cases, invalid_cases, tolerance, benchmarks: as their classes say.
@@ -296,10 +274,12 @@ class OpSpec:
     benchmarks: Sequence[Benchmark] = ()
     stored: Mapping[str, str] = field(default_factory=dict)
     collective: bool = False
+    name: str = field(init=False)
     parameters: inspect.Signature = field(init=False)
     value_types: Mapping[str, tuple[str, Callable[[Any], bool]]] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.signature.__name__)
         declared = inspect.signature(self.signature).parameters.values()
         plain = inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in declared])
         object.__setattr__(self, "parameters", plain)
@@ -313,10 +293,6 @@ class OpSpec:
         names = [name for name in self.parameters.parameters if name in inputs]
         if names != [i.name for i in self.inputs]:
             raise TypeError(f"{self.name}: inputs must be parameters of the signature, in its order, got {self.inputs}")
-
-    @property
-    def name(self) -> str:
-        return self.signature.__name__
 
     def input(self, name: str) -> Input:
         return next(i for i in self.inputs if i.name == name)

@@ -23,8 +23,9 @@ from fusionkit.capability import (
     Training,
     When,
 )
+from fusionkit.dtypes import FLOATING
 from fusionkit.ops import load_spec
-from fusionkit.spec import FLOATING, GroupSpec, OpSpec, TensorSpec
+from fusionkit.spec import GroupSpec, OpSpec, TensorSpec
 
 SIZES = {
     "...": 3,

@@ -22,8 +22,8 @@ from paddle.static import InputSpec
 
 import fusionkit as fk
 from fusionkit import parity, passes, registry
+from fusionkit.dtypes import FLOATING
 from fusionkit.frameworks.paddle import from_numpy, to_numpy
-from fusionkit.spec import FLOATING
 from tests.op_names import NEUTRAL_OPS
 
 # Sizes of a batch, a prompt or a cache change from call to call; those of a model do not.

@@ -108,5 +108,7 @@ def through_paddle(
 ) -> Any:
     from fusionkit_backends.cpu import collective_layers
 
-    y, gathered = collective_layers.AllGatherMatmul.apply(x, weight, communicator_of(group), save_gathered)
+    y, gathered = collective_layers.AllGatherMatmul.apply(
+        x, weight, communicator_of(group), save_gathered, forward, backward
+    )
     return (y, gathered) if return_gathered else y

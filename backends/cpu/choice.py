@@ -9,7 +9,7 @@ from fusionkit_backends.cpu import overlap, overlap_model
 from fusionkit_backends.cpu.overlap_model import Choice, Rates
 from fusionkit_backends.cpu.serial import SERIAL
 
-from fusionkit import policy
+from fusionkit import settings
 from fusionkit.errors import NoBackendError
 from fusionkit.ledger import ledger
 from fusionkit.parallel import Communicator, chunks
@@ -42,11 +42,11 @@ def parts(op: str, model: Model, communicator: Communicator, rows: int, weight: 
 
 
 def _serial(op: str, reason: str) -> None:
-    if policy.settings().strict:
+    if settings.current().strict:
         raise NoBackendError(
             f"{op}: {reason}; FUSIONKIT_STRICT=1 forbids to run without overlap. Give it more rows, or unset it"
         )
-    ledger().counter(op, "cpu", SERIAL).add()
+    ledger().route(op, "cpu", SERIAL).add()
 
 
 def described(x: Any, weight: Any, more: str = "") -> str:

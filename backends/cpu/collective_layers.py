@@ -1,19 +1,24 @@
 """The collective ops of this backend on Paddle tensors, with their gradients, in the tensors' own memory.
 
+Each op's own file hands in what fills arrays: its forward and its backward.
+
 Which inputs need a gradient must be the same on all ranks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import paddle
-from fusionkit_backends.cpu import all_gather_matmul, matmul_all_reduce, matmul_reduce_scatter
 from paddle.autograd import PyLayer
 
 from fusionkit.adapters import gradients
 from fusionkit.frameworks.paddle import host_view
 from fusionkit.parallel import Communicator
+
+
+Fill = Callable[..., Any]  # (arrays to read, communicator, arrays to fill)
 
 
 def dense(tensor: Any) -> Any:
@@ -28,11 +33,14 @@ def empty_gradient(tensor: Any) -> Any:
 
 class AllGatherMatmul(PyLayer):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, communicator: Communicator, save_gathered: bool) -> Any:
+    def forward(
+        ctx: Any, x: Any, weight: Any, communicator: Communicator, save_gathered: bool, fill: Fill, fill_gradients: Fill
+    ) -> Any:
         rows = x.shape[0] * communicator.world_size
         gathered, y = paddle.empty([rows, x.shape[1]], x.dtype), paddle.empty([rows, weight.shape[1]], x.dtype)
-        all_gather_matmul.forward(dense(x), host_view(weight), communicator, host_view(gathered), host_view(y))
+        fill(dense(x), host_view(weight), communicator, host_view(gathered), host_view(y))
         ctx.communicator, ctx.save_gathered, ctx.wants_dx = communicator, save_gathered, not x.stop_gradient
+        ctx.fill_gradients = fill_gradients
         # Detached: an output that its own node keeps would never be freed if no backward pass comes.
         ctx.save_for_backward(gathered.detach() if save_gathered else x, weight)
         ctx.set_materialize_grads(False)
@@ -46,7 +54,7 @@ class AllGatherMatmul(PyLayer):  # type: ignore[misc]
             dy = paddle.zeros([rows * ctx.communicator.world_size, weight.shape[1]], saved.dtype)
         dx = paddle.empty([rows, saved.shape[1]], saved.dtype) if ctx.wants_dx else None
         dweight = empty_gradient(weight)
-        all_gather_matmul.backward(
+        ctx.fill_gradients(
             dense(dy),
             None if ctx.save_gathered else dense(saved),
             dense(saved) if ctx.save_gathered else None,
@@ -59,15 +67,15 @@ class AllGatherMatmul(PyLayer):  # type: ignore[misc]
         return dx, dweight
 
 
-def matmul_and_scatter(x: Any, weight: Any, communicator: Communicator) -> Any:
+def matmul_and_scatter(x: Any, weight: Any, communicator: Communicator, fill: Fill, fill_gradients: Fill) -> Any:
     def forward(x: Any, weight: Any) -> Any:
         y = paddle.empty([x.shape[0] // communicator.world_size, weight.shape[1]], x.dtype)
-        matmul_reduce_scatter.forward(dense(x), host_view(weight), communicator, host_view(y))
+        fill(dense(x), host_view(weight), communicator, host_view(y))
         return y
 
     def backward(dy: Any, x: Any, weight: Any, *_: bool) -> Any:
         dx, dweight = empty_gradient(x), empty_gradient(weight)
-        matmul_reduce_scatter.backward(dense(dy), dense(x), host_view(weight), communicator, dense(dx), dense(dweight))
+        fill_gradients(dense(dy), dense(x), host_view(weight), communicator, dense(dx), dense(dweight))
         return dx, dweight
 
     return gradients.product(x, weight, forward, backward)
@@ -76,20 +84,16 @@ def matmul_and_scatter(x: Any, weight: Any, communicator: Communicator) -> Any:
 class DeferredSum:
     """matmul_all_reduce on its way: `wait()` gives y, and only then is the gradient recorded."""
 
-    def __init__(self, x: Any, weight: Any, communicator: Communicator) -> None:
-        self._x, self._weight = x, weight
+    def __init__(self, x: Any, weight: Any, communicator: Communicator, start: Fill, fill_gradients: Fill) -> None:
+        self._x, self._weight, self._fill_gradients = x, weight, fill_gradients
         self.y = paddle.empty([*x.shape[:-1], weight.shape[1]], x.dtype)
-        out = matmul_all_reduce.flat(host_view(self.y))
-        self._sum = matmul_all_reduce.start(matmul_all_reduce.flat(dense(x)), host_view(weight), communicator, out)
+        self._sum = start(dense(x), host_view(weight), communicator, host_view(self.y))
 
     def wait(self) -> Any:
         self._sum.wait()
-        return gradients.product(self._x, self._weight, lambda *_: self.y, _product_gradients)
+        return gradients.product(self._x, self._weight, lambda *_: self.y, self._gradients)
 
-
-def _product_gradients(dy: Any, x: Any, weight: Any, *_: bool) -> Any:
-    dx, dweight = empty_gradient(x), empty_gradient(weight)
-    flat = matmul_all_reduce.flat
-    into = None if dx is None else flat(dense(dx))
-    matmul_all_reduce.backward(flat(dense(dy)), flat(dense(x)), host_view(weight), into, dense(dweight))
-    return dx, dweight
+    def _gradients(self, dy: Any, x: Any, weight: Any, *_: bool) -> Any:
+        dx, dweight = empty_gradient(x), empty_gradient(weight)
+        self._fill_gradients(dense(dy), dense(x), host_view(weight), dense(dx), dense(dweight))
+        return dx, dweight

@@ -38,31 +38,32 @@ class Deferred:
 
 
 def start(x: Array, weight: Array, communicator: Communicator, y: Array) -> Deferred:
-    """Compute x @ weight, and begin to sum it into y; both of two axes."""
-    parts = choice.parts(OP, overlap_model.reduce_all, communicator, len(x), weight, x) or [slice(0, len(x))]
-    agreement = Agreement(communicator, OP, choice.described(x, weight))
+    """Compute x @ weight, and begin to sum it into y."""
+    rows = flat(x)
+    parts = choice.parts(OP, overlap_model.reduce_all, communicator, len(rows), weight, x) or [slice(0, len(rows))]
+    agreement = Agreement(communicator, OP, choice.described(rows, weight))
     operand = PackedOperand(weight, x.dtype)
-    return Deferred(overlapped.start_multiply_and_reduce(x, operand, communicator, parts, y), agreement, y)
+    works = overlapped.start_multiply_and_reduce(rows, operand, communicator, parts, flat(y))
+    return Deferred(works, agreement, y)
 
 
 def through_numpy(x: Array, weight: Array, *, group: Any, defer: bool = False) -> Any:
     y = np.empty((*x.shape[:-1], weight.shape[1]), x.dtype)
-    started = start(flat(x), weight, communicator_of(group), flat(y))
-    deferred = Deferred(started.works, started.agreement, y)
+    deferred = start(x, weight, communicator_of(group), y)
     return deferred if defer else deferred.wait()
 
 
 def backward(dy: Array, x: Array, weight: Array, dx: Array | None, dweight: Array | None) -> None:
-    """Fills dx and dweight; all of two axes."""
+    """Fills dx and dweight, those that are wanted."""
     if dx is not None:
-        PackedOperand(weight.T, dy.dtype).multiply(dy, dx)
+        PackedOperand(weight.T, dy.dtype).multiply(flat(dy), flat(dx))
     if dweight is not None:
-        WeightGradient(dweight).whole(x, dy)
+        WeightGradient(dweight).whole(flat(x), flat(dy))
 
 
 def vjp(grad_outputs: Array, x: Array, weight: Array, *, group: Any, defer: bool = False) -> dict[str, Array]:
     dx, dweight = np.empty(x.shape, x.dtype), np.empty(weight.shape, weight.dtype)
-    backward(flat(grad_outputs), flat(x), weight, flat(dx), dweight)
+    backward(grad_outputs, x, weight, dx, dweight)
     return {"x": dx, "weight": dweight}
 
 
@@ -74,5 +75,5 @@ def flat(array: Array) -> Array:
 def through_paddle(x: Any, weight: Any, *, group: Any, defer: bool = False) -> Any:
     from fusionkit_backends.cpu import collective_layers
 
-    deferred = collective_layers.DeferredSum(x, weight, communicator_of(group))
+    deferred = collective_layers.DeferredSum(x, weight, communicator_of(group), start, backward)
     return deferred if defer else deferred.wait()

@@ -75,4 +75,4 @@ def vjp(grad_outputs: Array, x: Array, weight: Array, *, group: Any) -> dict[str
 def through_paddle(x: Any, weight: Any, *, group: Any) -> Any:
     from fusionkit_backends.cpu import collective_layers
 
-    return collective_layers.matmul_and_scatter(x, weight, communicator_of(group))
+    return collective_layers.matmul_and_scatter(x, weight, communicator_of(group), forward, backward)

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from fusionkit_backends.cpu import threads
 
-from fusionkit.policy import setting
+from fusionkit import settings
 
 _lock = threading.Lock()
 _native: ModuleType | None = None
@@ -37,7 +37,7 @@ def _load() -> ModuleType:
     ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)
     module = importlib.import_module("fusionkit_backends.cpu._native")
     module.set_num_threads(threads.default().number)
-    if (isa := setting("FUSIONKIT_CPU_ISA")) is not None:
+    if (isa := settings.value("FUSIONKIT_CPU_ISA")) is not None:
         module.set_isa(isa)
     if paddle_libs is not None:
         module.load_onednn(str(paddle_libs / "libdnnl.so.3"))

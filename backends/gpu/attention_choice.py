@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusionkit import policy
+from fusionkit import settings
 from fusionkit.capability import Absent, AllOf, AnyOf, Between, InverseRoot, MultipleOf, OneOf, SameSize
 from fusionkit.ledger import ledger
 
@@ -30,7 +30,7 @@ PLAIN = AllOf(
 )
 PLAIN_NOTE = "plain attention of 16 bits: torch's scaled_dot_product_attention runs it"
 OURS, FRAMEWORKS = (
-    ledger().counter("flash_attention", "gpu", f"ran by {name}")
+    ledger().route("flash_attention", "gpu", f"ran by {name}")
     for name in ("its own kernel", "torch's scaled_dot_product_attention")
 )
 
@@ -45,4 +45,4 @@ def is_plain(q: Any, k: Any, causal: bool, masks: tuple[Any, Any], scale: float 
 
 
 def is_for_the_framework(q: Any, plain: bool) -> bool:
-    return plain and q.is_cuda and policy.setting(SETTING) != "triton"
+    return plain and q.is_cuda and settings.value(SETTING) != "triton"

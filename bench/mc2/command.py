@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fusionkit_bench.mc2.cases import BACKWARD, BYTES, FORWARD, OPS, ROWS_OF_A_RANK
 
 from fusionkit import extras, registry
-from fusionkit.spec import full_dtype
+from fusionkit.dtypes import full_dtype
 
 if TYPE_CHECKING:
     from fusionkit_bench.mc2.suite import Found

@@ -26,12 +26,12 @@ class Watch:
     @contextmanager
     def of_preparation(self) -> Iterator[None]:
         """What a backward's forward chose is how the backward is known; whether the forward overlapped is not."""
-        self._ledger = dict(fusionkit.ledger())
+        self._ledger = _counts()
         yield
         self._count(lambda reason: not reason.startswith("serial"))
 
     def begin(self) -> None:
-        self._ledger = dict(fusionkit.ledger())
+        self._ledger = _counts()
         self._cpu = threads.cpu_seconds_of_others()
 
     def end(self) -> None:
@@ -39,10 +39,15 @@ class Watch:
         self._count(lambda reason: True)
 
     def _count(self, counts: Callable[[str], bool]) -> None:
-        for entry, count in fusionkit.ledger().items():
+        for entry, count in _counts().items():
             more = count - self._ledger.get(entry, 0)
             if more and counts(entry[2]):
                 self.ran[entry] = self.ran.get(entry, 0) + more
+
+
+def _counts() -> dict[Entry, int]:
+    """Calls, and which way they went."""
+    return {**fusionkit.ledger(), **fusionkit.ledger().routes()}
 
 
 def run(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import fusionkit
-from fusionkit import foreign, policy, registry
+from fusionkit import foreign, policy, registry, settings
 from fusionkit.attempt import tried
 from fusionkit.backend import Backend, Check
 from fusionkit.errors import SettingError
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"well": not problems, "sections": [asdict(section) for section in sections]}, indent=1))
         return int(problems > 0)
     print(f"Python {platform.python_version()} on {platform.machine()}")
-    if emulated := os.environ.get("FUSIONKIT_EMULATOR_DEVICE"):
+    if emulated := os.environ.get(settings.EMULATED):
         print(f"{emulated} is emulated: a software stand-in, no hardware")
     print("\n" + "\n\n".join(map(str, sections)))
     print("\nEverything is well." if not problems else f"\nproblems: {problems}")
@@ -99,8 +99,9 @@ def _checks(backend: Backend) -> Sequence[Check]:
 
 def _settings() -> Section:
     try:
-        settings = policy.settings()
+        found = settings.current()
+        policy.of_settings()
     except SettingError as error:
         return Section("settings", (Check("settings", False, str(error), "unset it, or give it a value that exists"),))
-    shown = settings.values.items()
-    return Section("settings", tuple(Check(name, True, f"{value} ({settings.sources[name]})") for name, value in shown))
+    shown = found.values.items()
+    return Section("settings", tuple(Check(name, True, f"{value} ({found.sources[name]})") for name, value in shown))

@@ -9,9 +9,8 @@ import json
 from typing import Any
 
 import fusionkit
-from fusionkit.errors import argument_error
+from fusionkit.errors import argument_error, nearest
 from fusionkit.ops import OP_NAMES
-from fusionkit.policy import nearest
 from fusionkit.spec import GroupSpec, TensorSpec
 
 HELP = "say which backend would run a call, and why: fusionkit explain fusion_rms_norm x=2048x5120:bfloat16 weight=5120"

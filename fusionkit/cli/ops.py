@@ -9,12 +9,11 @@ from typing import Any
 
 from fusionkit import kernel_function, registry, select
 from fusionkit.backend import PROOF_IN_WORDS, Backend, Kernel
+from fusionkit.dtypes import FLOATING, short_dtype
 from fusionkit.ops import OP_NAMES, load_spec
 
 HELP = "print the op x backend table"
 
-_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-_FULL = tuple(_SHORT)
 _HOME = {"paddle", "numpy"}  # a kernel that takes neither is shown with what it takes
 
 
@@ -77,7 +76,7 @@ def _returns(op: str) -> str:
 def _cell(op: str, kernel: Kernel | None) -> str:
     if kernel is None:
         return "-"
-    dtypes = "yes" if kernel.dtypes == _FULL else " ".join(_SHORT.get(dtype, dtype) for dtype in kernel.dtypes)
+    dtypes = "yes" if kernel.dtypes == FLOATING else " ".join(map(short_dtype, kernel.dtypes))
     inference = load_spec(op).reference_vjp is None
     cell = dtypes if inference or "backward" in kernel.directions else f"{dtypes}, forward only"
     if absent := kernel_function.left_out(kernel, op):

@@ -8,12 +8,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fusionkit import spec as specs
+from fusionkit import dtypes
 from fusionkit.spec import OpSpec, TensorSpec
 
 NAME = "numpy"
 DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in specs.DTYPES
+    name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in dtypes.DTYPES
 }
 
 

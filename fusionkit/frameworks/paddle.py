@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import paddle
 
+from fusionkit.dtypes import FLOATING
 from fusionkit.frameworks.numpy import DTYPES
-from fusionkit.spec import FLOATING, OpSpec, TensorSpec
+from fusionkit.spec import OpSpec, TensorSpec
 
 NAME = "paddle"
 
@@ -24,9 +25,14 @@ _HOST_ONLY = not (
     paddle.is_compiled_with_cuda() or paddle.is_compiled_with_xpu() or paddle.device.get_all_custom_device_type()
 )
 
-# `paddle.amp.auto_cast` is a function that hides the module of the same name. Paddle itself switches automatic mixed
-# precision off on the CPU place, with a warning; what the user asked for stays in this state, and our ops honour it.
-autocast: Callable[[], Any] = sys.modules["paddle.amp.auto_cast"].amp_state
+_AMP: Any = sys.modules["paddle.amp.auto_cast"]  # `paddle.amp.auto_cast` is a function that hides the module
+
+
+def autocast() -> Any:
+    """Paddle itself switches automatic mixed precision off on the CPU place, with a warning; what the user asked for
+    stays in this state, and our ops honour it. Read without `amp_state()`, whose call would be half of the cost."""
+    state = _AMP._g_amp_state_
+    return state if state is not None and state["enable"] else None
 
 
 def without_autocast() -> Any:
@@ -81,7 +87,7 @@ def cast_for(state: Any, spec: OpSpec, tensors: Mapping[str, Any]) -> dict[str, 
 
 
 def _wanted_dtype(state: Any, spec: OpSpec) -> Any:
-    if not state["enable"] or state["level"].upper() == "O0":
+    if state["level"].upper() == "O0":
         return None
     amp = spec.amp
     if spec.name in (state.get("custom_white_list") or ()):

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fusionkit.dtypes import FLOATING
 from fusionkit.frameworks.numpy import DTYPES
-from fusionkit.spec import FLOATING, OpSpec, TensorSpec
+from fusionkit.spec import OpSpec, TensorSpec
 
 NAME = "torch"
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusionkit.call import Call
+from fusionkit.dtypes import FLOATING
 from fusionkit.shards import (
     INVALID,
     SUM_OF_ROUNDED_PRODUCTS,
@@ -18,19 +19,7 @@ from fusionkit.shards import (
     product_cost,
     summed,
 )
-from fusionkit.spec import (
-    FLOATING,
-    UNKNOWN,
-    Array,
-    Cost,
-    Epsilons,
-    Input,
-    OpSpec,
-    Output,
-    Rounding,
-    Tolerance,
-    exact,
-)
+from fusionkit.spec import UNKNOWN, Array, Cost, Epsilons, Input, OpSpec, Output, Rounding, Tolerance, exact
 from fusionkit.world_size import bind_world_size
 
 

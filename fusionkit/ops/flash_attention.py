@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.dtypes import FLOATING
 from fusionkit.spec import (
-    FLOATING,
     UNKNOWN,
     Array,
     Benchmark,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.dtypes import FLOATING
 from fusionkit.errors import argument_error
 from fusionkit.spec import (
-    FLOATING,
     Array,
     Benchmark,
     Case,

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.dtypes import FLOATING, INTEGER
 from fusionkit.spec import (
-    FLOATING,
-    INTEGER,
     Array,
     Benchmark,
     Case,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.dtypes import FLOATING
 from fusionkit.ops import fusion_rms_norm as rms_norm
 from fusionkit.spec import (
-    FLOATING,
     Array,
     Benchmark,
     Case,

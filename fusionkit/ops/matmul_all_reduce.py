@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusionkit.call import Call
+from fusionkit.dtypes import FLOATING
 from fusionkit.shards import (
     INVALID,
     SUM_OF_ROUNDED_PRODUCTS,
@@ -17,7 +18,7 @@ from fusionkit.shards import (
     product_cost,
     summed,
 )
-from fusionkit.spec import FLOATING, Array, Cost, Epsilons, Input, OpSpec, Output, Rounding, Tolerance, exact
+from fusionkit.spec import Array, Cost, Epsilons, Input, OpSpec, Output, Rounding, Tolerance, exact
 from fusionkit.world_size import bind_world_size
 
 

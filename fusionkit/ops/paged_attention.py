@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.dtypes import FLOATING
 from fusionkit.errors import argument_error
 from fusionkit.ops import flash_attention
 from fusionkit.spec import (
-    FLOATING,
     Array,
     Benchmark,
     Case,

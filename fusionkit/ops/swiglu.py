@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.dtypes import FLOATING
 from fusionkit.spec import (
-    FLOATING,
     Array,
     Benchmark,
     Case,

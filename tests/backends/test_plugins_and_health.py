@@ -131,7 +131,7 @@ def test_fused_products_need_a_cann_that_does_not_end_in_a_bus_error(version, go
 
 @pytest.mark.parametrize("value", ["0", "1"])
 def test_the_name_that_npu_users_know_stands_for_the_setting(value):
-    code = "from fusionkit import policy; s = policy.settings(); print(s.mc2, s.sources['FUSIONKIT_MC2'])"
+    code = "from fusionkit import settings; s = settings.current(); print(s.mc2, s.sources['FUSIONKIT_MC2'])"
     environment = {"FLAGS_NPU_MC2": value, "PATH": ""}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert run.stdout == f"{value == '1'} environment (FLAGS_NPU_MC2)\n", run.stderr

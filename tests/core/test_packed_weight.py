@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import fusionkit as fk
+from fusionkit import settings
 
 X = np.random.default_rng(0).standard_normal((3, 33)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).standard_normal((33, 17)).astype(np.float32)
@@ -103,3 +106,27 @@ def test_the_weights_own_dtype_is_the_default(framework, dtype, packed_dtype):
     y = fk.fused_linear(x, packed)
     got = np.asarray(y.cast("float32") if framework == "paddle" else y, dtype=np.float64)
     np.testing.assert_allclose(got, X.astype(np.float64) @ WEIGHT, atol=0.1 if dtype != "float32" else 1e-5)
+
+
+def test_packing_is_one_choice_with_dispatch_and_strict_holds_for_it(install, monkeypatch):
+    """cpu, the device's own, packs nothing here: the next that does is taken, unless strict settings forbid it."""
+    bare = fk.Kernel({"numpy": "fusionkit_backends.cpu.fused_linear:through_numpy"}, checks_sizes=True)
+    install(fk.Backend("cpu", ("cpu",), {"fused_linear": bare}))
+    assert fk.pack_weight(WEIGHT).backend == "eager"
+    strict = replace(settings.current(), values={"FUSIONKIT_STRICT": "1"})
+    monkeypatch.setattr(settings, "current", lambda: strict)
+    with pytest.raises(fk.NoBackendError) as refused:
+        fk.pack_weight(WEIGHT)
+    text = str(refused.value)
+    assert text.startswith("pack_weight: no backend packs this weight (device cpu, inference, x [1, 33] float32, ")
+    assert "; FUSIONKIT_STRICT=1 forbids a fallback\n" in text and "\n  cpu: packs no weights\n" in text
+    assert text.endswith("Pass the weight itself to fused_linear to run without a pack.")
+
+
+def test_a_wish_for_a_backend_that_packs_nothing_is_refused(install):
+    install(fk.Backend("toy", ("cpu",), {"fused_linear": fk.Kernel({"numpy": "tests.core.toy:fused_linear"})}))
+    with fk.use_backend("toy"), pytest.raises(fk.NoBackendError) as refused:
+        fk.pack_weight(WEIGHT)
+    assert str(refused.value).startswith("pack_weight: toy (use_backend) does not pack this weight (device cpu")
+    assert "\n  toy: packs no weights\n" in str(refused.value)
+    assert 'Use fusionkit.use_backend("cpu") to run there.' in str(refused.value)

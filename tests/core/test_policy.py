@@ -142,7 +142,7 @@ def test_unknown_settings_are_errors_at_the_first_dispatch(environment, message)
 
 
 def test_mc2_is_on_unless_environment_or_file_say_otherwise(tmp_path):
-    shown = "from fusionkit import policy\nprint(policy.settings().mc2)"
+    shown = "from fusionkit import settings\nprint(settings.current().mc2)"
     file = tmp_path / "fusionkit.toml"
     file.write_text("mc2 = false\n")
     assert in_process(shown) == "True"
@@ -166,3 +166,23 @@ def test_strict_forbids_a_fallback_in_the_default_order():
     assert in_process(switched_off) == "fell back"
     refused = in_process(switched_off, FUSIONKIT_STRICT="1")
     assert refused == 'Use fusionkit.use_backend("eager") to run there.'
+
+
+def test_a_package_declares_settings_of_its_own_which_a_file_cannot_set(tmp_path):
+    """fusionkit_toy owns FUSIONKIT_TOY_*; it is imported only where such a name is set."""
+    (tmp_path / "fusionkit_toy.py").write_text("SETTINGS = {'FUSIONKIT_TOY_SIZE': ('small', 'large')}")
+    (file := tmp_path / "settings.toml").write_text('[toy]\nsize = "small"')
+    shown = "import sys\nfrom fusionkit import settings\n"
+    shown += "print(settings.value('FUSIONKIT_TOY_SIZE'), 'fusionkit_toy' in sys.modules)"
+    toy = {"PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))}
+    assert in_process(shown, **toy) == "None False"
+    assert in_process(shown, **toy, FUSIONKIT_TOY_SIZE="small") == "small True"
+    assert "must be small or large, got 'tiny'" in in_process(shown, **toy, FUSIONKIT_TOY_SIZE="tiny")
+    assert "did you mean 'FUSIONKIT_TOY_SIZE'?" in in_process(shown, **toy, FUSIONKIT_TOY_SIZES="small")
+    assert "must be set in the environment" in in_process(shown, **toy, FUSIONKIT_CONFIG=str(file))
+
+
+def test_a_device_that_is_software_is_called_emulated():
+    shown = "print(fk.fusion_rms_norm.explain(X, W, device='npu:0'))"
+    assert "device npu:0 (emulated)" in in_process(shown, FUSIONKIT_EMULATED="npu")
+    assert "device npu:0, " in in_process(shown, FUSIONKIT_EMULATED="gcu")

@@ -20,9 +20,10 @@ from fusionkit_backends.npu import matmul_reduce_scatter as scatter_kernel
 import fusionkit as fk
 from fusionkit import arguments, comparison, frameworks, kernel_function, oracle, parity, registry
 from fusionkit.errors import NoBackendError
+from fusionkit.oracle import rounding_to
 from fusionkit.parallel import ColumnSequenceParallelLinear, RowSequenceParallelLinear
 from fusionkit.shards import case
-from fusionkit.spec import GroupSpec, TensorSpec, TwiceComposition, rounding_to
+from fusionkit.spec import GroupSpec, TensorSpec, TwiceComposition
 from tests.boundaries import edges
 
 PADDLE = frameworks.load("paddle")

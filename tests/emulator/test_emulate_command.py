@@ -13,6 +13,7 @@ from collections import Counter
 import pytest
 from fusionkit_emulator import SETTINGS, environment, fallbacks
 
+from fusionkit import settings
 from fusionkit.cli import main
 
 LINE = (
@@ -54,6 +55,7 @@ def test_command_gets_the_emulators_variables_and_keeps_the_others():
         "FUSIONKIT_EMULATOR_TIMEOUT": "20",
         "FUSIONKIT_EMULATOR_SYNC": "1",
         "FUSIONKIT_EMULATOR_UNCHECKED": "0",
+        "FUSIONKIT_EMULATED": "npu",
     }
     assert seen["CUSTOM_DEVICE_ROOT"] == folder
     assert seen["LD_LIBRARY_PATH"] == f"{folder}:/elsewhere"
@@ -185,4 +187,4 @@ def test_an_emulated_device_is_called_emulated():
 
 def test_every_variable_that_is_set_is_a_known_setting():
     made = environment.variables("npu", 1, 2**30, 1, False, False, {})
-    assert {name for name in made if name.startswith("FUSIONKIT_")} <= SETTINGS.keys()
+    assert {name for name in made if name.startswith("FUSIONKIT_")} <= SETTINGS.keys() | settings.CORE.keys()

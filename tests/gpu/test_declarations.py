@@ -9,6 +9,7 @@ import torch
 
 import fusionkit as fk
 from fusionkit import arguments, registry, select
+from fusionkit.call import describe
 from tests.boundaries import edges
 
 GPU = next(backend for backend in registry.loaded() if backend.name == "gpu")
@@ -19,8 +20,7 @@ TORCH = dataclasses.replace(GPU, kernels={op: k for op, k in SERVING.items() if 
 def call_of(edge):
     """The edge's TensorSpecs as if they were PyTorch's tensors."""
     spec = fk.Op(edge.op).spec
-    call = arguments.describe(spec, *arguments.bind(spec, (), edge.arguments), training=edge.training)
-    call.check()
+    call = describe(spec, *arguments.bind(spec, (), edge.arguments), training=edge.training)
     call.framework = "torch"
     return call
 
@@ -47,8 +47,7 @@ def test_explain_answers_for_a_card_that_is_not_here():
 def test_a_kernel_is_not_launched_from_a_traced_graph():
     spec = fk.fusion_add_rms_norm.spec
     x, weight = fk.TensorSpec((2, 8), "float32", "gpu:0"), fk.TensorSpec((8,), "float32", "gpu:0")
-    call = arguments.describe(spec, *arguments.bind(spec, (x, x, weight), {}))
-    call.check()
+    call = describe(spec, *arguments.bind(spec, (x, x, weight), {}))
     assert select.judge_kernel(GPU.kernels["fusion_add_rms_norm"], call)
     call.traced = True
     verdict = select.judge_kernel(GPU.kernels["fusion_add_rms_norm"], call)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fusionkit import policy
+from fusionkit import settings
 from fusionkit.errors import argument_error
 
 SETTING = "FUSIONKIT_GPU_CHECK_VALUES"
@@ -17,7 +17,7 @@ def require_values(op: str, name: str, tensor: torch.Tensor, high: int, ignored:
 
     Without the check a wrong value makes NaN of the results that depend on it.
     """
-    if tensor.device.type == "meta" or (tensor.is_cuda and policy.setting(SETTING) != "1"):
+    if tensor.device.type == "meta" or (tensor.is_cuda and settings.value(SETTING) != "1"):
         return
     outside = (tensor < 0) | (tensor >= high)
     if ignored is not None:

@@ -15,8 +15,9 @@ from fusionkit_backends.gpu.benchmark.memory_bound import OPS, kernel
 from fusionkit_backends.gpu.benchmark.setting import Setting
 
 from fusionkit import comparison, frameworks, parity
+from fusionkit.dtypes import FLOATING
 from fusionkit.ops import load_spec
-from fusionkit.spec import FLOATING, Case, OpSpec
+from fusionkit.spec import Case, OpSpec
 
 CHECKED = (*OPS, "fused_linear_cross_entropy", "flash_attention", "paged_attention")
 Finding = dict[str, Any]  # op, case, dtype, and the worst error as a share of its bound, or what went wrong
