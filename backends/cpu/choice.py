@@ -32,12 +32,12 @@ def parts(op: str, model: Model, communicator: Communicator, rows: int, weight: 
     if rows < chunks.MIN_ROWS and not forced:  # not worth measuring the group for
         return _serial(op, f"{rows} rows a rank are fewer than a chunk of {chunks.MIN_ROWS}")
     choice = model(overlap_model.rates(communicator, x.dtype), rows, weight.shape, x.itemsize, communicator.world_size)
-    if choice.is_fused or forced:
+    if choice.overlaps or forced:
         return choice.parts
     return _serial(
         op,
-        f"overlapping is predicted to take {choice.fused * 1e3:.3g} ms, and the product and the collective one after "
-        f"the other {choice.serial * 1e3:.3g} ms",
+        f"overlapping is predicted to take {choice.overlapped * 1e3:.3g} ms, and the product and the collective one "
+        f"after the other {choice.serial * 1e3:.3g} ms",
     )
 
 

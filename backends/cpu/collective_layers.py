@@ -17,7 +17,6 @@ from fusionkit.adapters import gradients
 from fusionkit.frameworks.paddle import host_view
 from fusionkit.parallel import Communicator
 
-
 Fill = Callable[..., Any]  # (arrays to read, communicator, arrays to fill)
 
 

@@ -41,8 +41,8 @@ def overlapped() -> Iterator[None]:
 
 
 @contextmanager
-def _force(fused: bool) -> Iterator[None]:
-    token = _forced.set(fused)
+def _force(overlaps: bool) -> Iterator[None]:
+    token = _forced.set(overlaps)
     try:
         yield
     finally:

@@ -54,12 +54,12 @@ class Choice:
     """What was predicted, in seconds, and the parts into which the rows are cut."""
 
     parts: list[slice]
-    fused: float
+    overlapped: float
     serial: float
 
     @property
-    def is_fused(self) -> bool:
-        return self.fused < self.serial
+    def overlaps(self) -> bool:
+        return self.overlapped < self.serial
 
 
 _measured: WeakKeyDictionary[Communicator, dict[str, Rates]] = WeakKeyDictionary()
@@ -154,8 +154,8 @@ def _sharded(
     in_parts = sum(found.product(part.stop - part.start, weight_elements) + CHUNK_SECONDS for part in parts)
     computed = whole + peers * in_parts
     hidden = peers * len(parts) * found.latency + transfer
-    fused = max(computed + found.busy * transfer, hidden + found.product(exposed, weight_elements))
-    return Choice(parts, fused, num_products * product + transfer)
+    overlapped = max(computed + found.busy * transfer, hidden + found.product(exposed, weight_elements))
+    return Choice(parts, overlapped, num_products * product + transfer)
 
 
 def reduce_all(found: Rates, rows: int, shape: Sequence[int], itemsize: int, world_size: int) -> Choice:
@@ -174,5 +174,5 @@ def reduce_all(found: Rates, rows: int, shape: Sequence[int], itemsize: int, wor
     computed = sum(found.product(part.stop - part.start, weight_elements) + CHUNK_SECONDS for part in parts)
     exposed = 2 * found.transfer(last * row_bytes / world_size)
     first = found.product(rows - last, weight_elements) if len(parts) == 1 else 0.0
-    fused = max(computed + found.busy * transfer, first + transfer) + exposed
-    return Choice(parts, fused, product + transfer)
+    overlapped = max(computed + found.busy * transfer, first + transfer) + exposed
+    return Choice(parts, overlapped, product + transfer)

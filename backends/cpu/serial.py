@@ -38,4 +38,4 @@ class IsSerial(Predicate):
             return Verdict("unknown")
         predict = getattr(overlap_model, self.model)
         choice = predict(found, call.dims[self.rows], weight.shape, DTYPES[x.dtype].itemsize, world_size)
-        return Verdict("no" if choice.is_fused else "yes")
+        return Verdict("no" if choice.overlaps else "yes")

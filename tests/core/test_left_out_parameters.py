@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
 import fusionkit as fk
-from fusionkit import cli, registry
+from fusionkit import cli, kernel_function, registry
 from fusionkit.errors import PluginError
 from fusionkit.spec import TensorSpec
 from tests.boundaries import edges
@@ -122,3 +125,29 @@ def test_functions_of_one_kernel_leave_out_the_same():
     assert "plain_attention must leave out the same parameters of flash_attention as tests.core.toy:causal" in str(
         caught.value
     )
+
+
+def flash_attention_in_windows(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    causal: bool = False,
+    attn_mask: Any = None,
+    startend_row_indices: Any = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    window: int | None = None,
+) -> Any: ...
+
+
+def test_a_new_parameter_touches_the_spec_and_the_kernels_that_have_it(monkeypatch):
+    """Every kernel of flash_attention stays right as it is, and leaves the new parameter out."""
+    old = fk.Op("flash_attention").spec
+    new = dataclasses.replace(old, signature=flash_attention_in_windows)
+    kernels = [backend.kernels.get("flash_attention") for backend in registry.loaded()]
+    monkeypatch.setattr(kernel_function, "load_spec", lambda op: new)
+    served = [each for kernel in kernels if kernel for each in (kernel, *kernel.for_framework.values())]
+    assert len(served) >= 7
+    for kernel in served:
+        assert kernel_function.left_out.__wrapped__(kernel, "flash_attention")[-1] == "window"

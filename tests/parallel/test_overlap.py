@@ -252,6 +252,6 @@ def test_the_model_prefers_overlap_where_it_pays_and_not_where_it_does_not():
     few = overlap_model.gather(SLOW_LINK, 64, (512, 16), 2, 2)
     many = overlap_model.gather(SLOW_LINK, 4096, (5120, 16), 2, 2)
     busy = overlap_model.gather(Rates(0, 1e-9, 1e-5, 1e-8, busy=1.0), 4096, (5120, 16), 2, 2)
-    assert many.is_fused and not busy.is_fused
-    assert many.fused < 0.75 * many.serial
+    assert many.overlaps and not busy.overlaps
+    assert many.overlapped < 0.75 * many.serial
     assert few.parts == [slice(0, 64)]
