@@ -8,10 +8,11 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-op test-paddlenlp sanitize bench lint build native clean
+.PHONY: help demo wheel test test-op test-paddlenlp sanitize bench lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
+	@echo "make wheel  build a wheel in dist, for machines without a compiler"
 	@echo "make test   run every test"
 	@echo "make test-op OP=swiglu  run the tests of one op"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
@@ -21,10 +22,16 @@ help:
 	@echo "make build  compile what changed and install fusionkit in $(VENV), editable"
 	@echo "make clean  remove what was built; the environments stay"
 
+# Compiles for this processor alone and without the emulator, which the other targets add.
+demo: export NATIVE_BUILD = first
 demo: build $(STAMPS)/examples
 	@$(PYTHON) -m examples.llama2_13b.demo
 
-test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test
+wheel: native $(STAMPS)/wheel
+	@echo "== a wheel in dist"
+	@$(PYTHON) -m native.wheel
+
+test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test $(STAMPS)/wheel
 	@echo "== tests, $(WORKERS) at a time"
 	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
 

@@ -9,12 +9,16 @@ lib/libfusionkit_parallel.so fusionkit/parallel/csrc/*.cc: the communicator; no 
 
 lib/libfusionkit_emulator.so emulator/csrc/**/*.cc and the communicator: a plugin for the Paddle of this environment
 build_info.json              as above; not in lib, where Paddle looks for plugins
+
+NATIVE_BUILD=first, which `make demo` sets, compiles what a first result needs: the kernels for this processor's
+instruction set alone, and no emulator. Where a whole build is already, it stays whole.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 import re
 import shlex
@@ -42,6 +46,13 @@ ISA_FLAGS = {
     "avx2": "-mavx2 -mfma -mf16c".split(),
     "portable": [],
 }
+# What /proc/cpuinfo must list for an instruction set; isa.cc asks the same of the processor that runs.
+AVX2_FEATURES = {"avx2", "fma", "f16c"}
+CPU_FEATURES = {
+    "avx512": AVX2_FEATURES | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
+    "avx2": AVX2_FEATURES,
+    "portable": set(),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Variant:
     flags: tuple[str, ...] = FLAGS
     compiler: tuple[str, ...] = field(default_factory=compiler)
     machine: str = platform.machine()
+    only_isa: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -59,29 +71,61 @@ class Variant:
 
     @property
     def isas(self) -> list[str]:
-        return list(ISA_FLAGS) if self.machine == "x86_64" else ["portable"]
+        every = list(ISA_FLAGS) if self.machine == "x86_64" else ["portable"]
+        return [self.only_isa] if self.only_isa else every
 
     def steps(self, sources: Iterable[Path], flags: Iterable[str] = (), isa: str = "") -> list[CompileStep]:
         all_flags = (*self.flags, *flags, f"-I{SOURCE_DIR}")
         return [CompileStep(self.compiler, source, all_flags, self.folder, isa) for source in sorted(sources)]
 
     def kernel_library(self) -> list[CompileStep]:
-        library = self.steps(SOURCE_DIR.glob("*.cc"))
+        only = [f"-DFUSIONKIT_ONLY_ISA={self.only_isa}"] if self.only_isa else []
+        library = self.steps(SOURCE_DIR.glob("*.cc"), only, f"only_{self.only_isa}" if only else "")
         for isa in self.isas:
             flags = [*ISA_FLAGS[isa], f"-DFUSIONKIT_ISA={isa}"]
             library += self.steps(SOURCE_DIR.glob("kernels/*.cc"), flags, isa)
         return library
 
     def python_module(self) -> list[CompileStep]:
-        return self.steps(SOURCE_DIR.glob("python/*.cc"), python_flags())
+        """One unit: pybind11 alone takes as long to compile, in each unit, as all of these sources."""
+        unit = self.folder / "python.cc"
+        write_if_changed(unit, "".join(f'#include "{path}"\n' for path in sorted(SOURCE_DIR.glob("python/*.cc"))))
+        return self.steps([unit], ["-I.", *python_flags()])
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def build(package_dir: Path) -> None:
     """Brings the native files of fusionkit_backends.cpu in `package_dir` up to date."""
     check_toolchain()
     variant = Variant("native")
+    if is_first() and not is_whole(package_dir / "lib/build_info.json", variant):
+        variant = Variant("native", only_isa=best_isa(variant.isas, Path("/proc/cpuinfo").read_text()))
+        print(f"fusionkit: a first build, for this processor's {variant.only_isa} alone", flush=True)
     with locked(variant.folder):
         build_locked(package_dir, variant)
+
+
+def is_first() -> bool:
+    wanted = os.environ.get("NATIVE_BUILD", "whole")
+    if wanted not in ("first", "whole"):
+        raise BuildError(f"NATIVE_BUILD must be first or whole, got {wanted!r}")
+    return wanted == "first"
+
+
+def is_whole(build_info: Path, variant: Variant) -> bool:
+    return build_info.exists() and json.loads(build_info.read_text())["isas"] == variant.isas
+
+
+def best_isa(isas: list[str], cpuinfo: str) -> str:
+    """The first of the instruction sets that a processor has."""
+    listed = re.search(r"^flags\s*:(.*)$", cpuinfo, re.M)
+    features = set(listed[1].split()) if listed else set()
+    return next(isa for isa in isas if CPU_FEATURES[isa] <= features)
 
 
 def build_locked(package_dir: Path, variant: Variant) -> None:
@@ -141,6 +185,9 @@ def build_emulator(package_dir: Path) -> None:
     variant, paddle = without_openmp(), find_paddle()
     if not paddle:
         print("fusionkit: no Paddle in this environment, so the emulator is not built", flush=True)
+        return
+    if is_first() and not (package_dir / emulator_outputs()[0]).exists():
+        print("fusionkit: a first build, without the emulator", flush=True)
         return
     with locked(variant.folder):
         # Not -DPADDLE_WITH_CUSTOM_KERNEL, as custom ops have: the device's kernels see Paddle's own tensors.

@@ -14,10 +14,12 @@ import sysconfig
 import tarfile
 import tomllib
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from native import build
 from native.incremental import CompileStep, compile_all, compiler
 
 pytestmark = pytest.mark.xdist_group("install")
@@ -64,8 +66,9 @@ def run(*command, cwd, **variables):
     return result.stdout
 
 
-def pip_install(python, *arguments):
-    return run(sys.executable, "-m", "pip", "--python", python, "install", *arguments, cwd=python.parent)
+def pip_install(python, *arguments, **variables):
+    command = [sys.executable, "-m", "pip", "--python", python, "install", *arguments]
+    return run(*command, cwd=python.parent, **variables)
 
 
 def new_environment(folder, borrow_packages):
@@ -78,8 +81,8 @@ def new_environment(folder, borrow_packages):
     return python
 
 
-def check_that_it_runs(python, folder, framework, installed_in):
-    seen = json.loads(run(python, "-c", PROBE, framework, cwd=folder).splitlines()[-1])
+def check_that_it_runs(python, folder, framework, installed_in, **variables):
+    seen = json.loads(run(python, "-c", PROBE, framework, cwd=folder, **variables).splitlines()[-1])
     assert Path(seen["core"]).is_relative_to(installed_in)
     assert Path(seen["backend"]).is_relative_to(installed_in)
     assert seen["chosen"] == "cpu"
@@ -97,29 +100,66 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(tree, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "--wheel-dir",
-        folder,
-        tree,
-        cwd=folder,
-    )
-    (path,) = folder.glob("paddle_fusionkit-*.whl")
-    return path
+    """As `make wheel` builds it."""
+    printed = run(sys.executable, "-m", "native.wheel", tmp_path_factory.mktemp("wheel"), cwd=tree)
+    return Path(printed.splitlines()[-1])
 
 
 @pytest.mark.parametrize("framework", ["numpy", "paddle"])
-def test_wheel_installed_elsewhere_runs(wheel, tmp_path, framework):
+def test_wheel_installed_where_there_is_no_compiler_runs(wheel, tmp_path, framework):
     python = new_environment(tmp_path / "environment", borrow_packages=True)
-    pip_install(python, "--no-deps", "--ignore-installed", wheel)
-    check_that_it_runs(python, tmp_path, framework, installed_in=tmp_path / "environment")
-    assert "fusion_rms_norm" in run(python.parent / "fusionkit", "ops", cwd=tmp_path)
+    programs = {"PATH": str(python.parent), "CXX": "", "CC": ""}  # no other is found
+    pip_install(python, "--no-deps", "--ignore-installed", wheel, **programs)
+    check_that_it_runs(python, tmp_path, framework, installed_in=tmp_path / "environment", **programs)
+    assert "fusion_rms_norm" in run(python.parent / "fusionkit", "ops", cwd=tmp_path, **programs)
+
+
+def test_wheel_names_the_oldest_glibc_and_holds_no_library_of_paddle(wheel):
+    assert re.search(r"-manylinux_2_\d+_(x86_64|aarch64)\.whl$", wheel.name)
+    with zipfile.ZipFile(wheel) as file:
+        libraries = {Path(name).name.partition(".")[0] for name in file.namelist() if ".so" in Path(name).suffixes}
+        recorded = file.read(next(name for name in file.namelist() if name.endswith("/WHEEL"))).decode()
+    built = {f"libfusionkit_{name}" for name in ("cpu", "paddle", "parallel", "emulator")}
+    assert libraries == built | {"_native"}
+    assert f"Tag: {wheel.stem.partition('-')[2].partition('-')[2]}" in recorded
+
+
+def test_wheel_holds_nothing_of_an_earlier_one(tree, wheel):
+    """Packages that were moved or removed stay in setuptools' folder, and would be packed again."""
+    with zipfile.ZipFile(wheel) as file:
+        packed = {name for name in file.namelist() if name.endswith(".py")}
+    folders = {"bench": "fusionkit_bench", "planner": "fusionkit_planner", "emulator": "fusionkit_emulator"}
+    folders |= {"backends": "fusionkit_backends", "fusionkit": "fusionkit"}
+    there = {str(path.relative_to(tree)) for folder in folders for path in (tree / folder).rglob("*.py")}
+    there = {re.sub(r"^\w+", lambda match: folders[match[0]], name) for name in there}
+    assert packed - there == {"fusionkit_command.py"}
+
+
+def test_a_first_build_has_one_instruction_set_and_a_whole_one_stays_whole(tree, tmp_path):
+    def built(extent):
+        code = f"""
+from pathlib import Path
+from native import build
+build.build(Path({str(tmp_path)!r})), build.build_emulator(Path({str(tmp_path / "emulator")!r}))
+"""
+        run(sys.executable, "-c", code, cwd=tree, NATIVE_BUILD=extent)
+        openmp = "import ctypes; ctypes.CDLL('libgomp.so.1', ctypes.RTLD_GLOBAL)"
+        code = f"{openmp}; import _native; print(*_native.available_isas())"
+        return run(sys.executable, "-c", code, cwd=tmp_path).split()
+
+    (best,) = built("first")
+    assert not (tmp_path / "emulator").exists()
+    *_, last = whole = built("whole")
+    assert whole[0] == best and last == "portable" and (tmp_path / "emulator/lib").exists()
+    assert built("first") == whole
+
+
+def test_the_best_instruction_set_is_what_a_processor_lists():
+    every = ["avx512", "avx2", "portable"]
+    avx2, avx512 = "fma avx2 f16c", "avx512f avx512bw avx512vl avx512dq avx512_bf16"
+    for listed, best in ((f"{avx2} {avx512}", "avx512"), (f"{avx2} avx512f", "avx2"), ("fma avx2", "portable")):
+        assert build.best_isa(every, f"processor\t: 0\nflags\t\t: sse2 {listed}\nbugs\t\t: avx2\n") == best
+    assert build.best_isa(["portable"], "Features\t: asimd\n") == "portable"
 
 
 def test_library_built_for_another_paddle_is_refused_before_it_is_loaded(wheel, tmp_path):

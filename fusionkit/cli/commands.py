@@ -1,7 +1,7 @@
 """Sub-commands: the core's own, and those of the entry-point group "fusionkit.commands".
 
 A sub-command is a module with `HELP`, `add_arguments(parser)` and `run(options) -> exit status`. The entry point's
-name is what people type; two words, such as "bench mc2", make a command of its own beside the one of its first word.
+name is what people type, with a dot for a space: "bench.mc2" is `fusionkit bench mc2`, a command beside `bench`.
 `fusionkit --help` loads every such module, so what is slow to import is imported in `run`.
 """
 
@@ -35,7 +35,7 @@ class Command:
 
 def offered() -> dict[str, dict[str, list[str]]]:
     """Each sub-command's name with the modules that it stands for and their distributions; the core's own first."""
-    others = entry_points.offered(GROUP)
+    others = {name.replace(".", " "): modules for name, modules in entry_points.offered(GROUP).items()}
     return {name: OWN.get(name, {}) | others.get(name, {}) for name in (*OWN, *sorted(others))}
 
 

@@ -51,7 +51,7 @@ def test_a_command_of_another_distribution_is_listed_and_runs(tmp_path):
 
 def test_a_command_of_two_words_stands_beside_the_one_of_its_first(tmp_path):
     install(tmp_path, "abacus-package", ABACUS)
-    install(tmp_path, "beads-package", ABACUS.replace("add numbers", "count beads"), name="abacus beads")
+    install(tmp_path, "beads-package", ABACUS.replace("add numbers", "count beads"), name="abacus.beads")
     assert fusionkit(tmp_path, "abacus", "beads", "4").stdout == "4\n"
     shown = fusionkit(tmp_path, "abacus", "--help").stdout
     assert "See also `fusionkit abacus beads`: count beads, 100% by hand." in shown

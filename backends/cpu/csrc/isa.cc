@@ -12,7 +12,18 @@ namespace {
 
 constexpr const char* kNames[] = {"portable", "avx2", "avx512"};  // in the order of Isa
 
-bool is_available(Isa isa) {
+#define FUSIONKIT_TEXT(name) FUSIONKIT_QUOTED(name)
+#define FUSIONKIT_QUOTED(name) #name
+
+bool is_built([[maybe_unused]] Isa isa) {
+#if defined(FUSIONKIT_ONLY_ISA)
+  return std::string(FUSIONKIT_TEXT(FUSIONKIT_ONLY_ISA)) == kNames[static_cast<int>(isa)];
+#else
+  return true;
+#endif
+}
+
+bool runs_here(Isa isa) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (isa == Isa::kAvx2) return avx2;
@@ -23,6 +34,8 @@ bool is_available(Isa isa) {
 #endif
   return isa == Isa::kPortable;
 }
+
+bool is_available(Isa isa) { return is_built(isa) && runs_here(isa); }
 
 // `source` is who asks: a function or the environment variable.
 Isa parse(const std::string& name, const std::string& source) {
@@ -38,8 +51,10 @@ Isa parse(const std::string& name, const std::string& source) {
 Isa initial_isa() {
   const char* name = std::getenv("FUSIONKIT_CPU_ISA");
   if (name != nullptr && *name != '\0') return parse(name, "isa: FUSIONKIT_CPU_ISA");
-  if (is_available(Isa::kAvx512)) return Isa::kAvx512;
-  return is_available(Isa::kAvx2) ? Isa::kAvx2 : Isa::kPortable;
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kPortable})
+    if (is_available(isa)) return isa;
+  throw std::invalid_argument(
+      "isa: the kernels must be built for this processor, which another one built. Run: make build");
 }
 
 std::atomic<int> chosen{-1};  // -1: not asked for yet

@@ -18,7 +18,12 @@ Isa current_isa();
 
 }  // namespace fusionkit_cpu
 
-#if defined(__x86_64__)
+// A build for one instruction set alone names it in FUSIONKIT_ONLY_ISA.
+#if !defined(__x86_64__) && !defined(FUSIONKIT_ONLY_ISA)
+#define FUSIONKIT_ONLY_ISA portable
+#endif
+
+#if !defined(FUSIONKIT_ONLY_ISA)
 
 #define FUSIONKIT_FOR_EACH_ISA(...) \
   namespace fusionkit_cpu {         \
@@ -49,12 +54,12 @@ Isa current_isa();
 
 #define FUSIONKIT_FOR_EACH_ISA(...) \
   namespace fusionkit_cpu {         \
-  namespace portable {              \
+  namespace FUSIONKIT_ONLY_ISA {    \
   __VA_ARGS__                       \
   }                                 \
   }
 
 #define FUSIONKIT_DISPATCH(function, ...) \
-  ((void)::fusionkit_cpu::current_isa(), ::fusionkit_cpu::portable::function(__VA_ARGS__))
+  ((void)::fusionkit_cpu::current_isa(), ::fusionkit_cpu::FUSIONKIT_ONLY_ISA::function(__VA_ARGS__))
 
 #endif

@@ -11,8 +11,6 @@ namespace py = pybind11;
 namespace fusionkit_cpu {
 namespace {
 
-constexpr size_t kAlignment = 64;
-
 [[noreturn]] void refuse(const char* op, const char* argument, const std::string& rule, const std::string& got) {
   throw std::invalid_argument(std::string(op) + ": " + argument + " must be " + rule + ", got " + got);
 }

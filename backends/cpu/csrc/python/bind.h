@@ -3,6 +3,7 @@
 //   FUSIONKIT_BIND(swiglu) { module.def("swiglu", &swiglu_array, "gate"_a, "up"_a, "-> y"); }
 //
 // Each function has the name and the argument order of the kernel library's, without the outputs.
+// The files are compiled as one unit, so no two of them define one name.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -10,7 +10,6 @@
 namespace fusionkit_cpu {
 namespace {
 
-constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 
 thread_local ResultArena* entered = nullptr;

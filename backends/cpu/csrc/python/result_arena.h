@@ -7,6 +7,8 @@
 
 namespace fusionkit_cpu {
 
+constexpr size_t kAlignment = 64;  // bytes of a cache line, at which results begin
+
 // While one is entered on a thread, empty() takes from it there, so that a benchmark times kernels and not the
 // operating system's handing out of pages. Entering starts again at the beginning, over what was there.
 class ResultArena {
@@ -18,7 +20,7 @@ class ResultArena {
 
   void enter();
   void leave();
-  void* take(size_t num_bytes);  // aligned to 64 bytes
+  void* take(size_t num_bytes);  // at a multiple of kAlignment
 
   static ResultArena* active();  // of this thread, or null
 
