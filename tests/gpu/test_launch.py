@@ -58,6 +58,15 @@ def test_tensors_of_two_cards_are_refused(cards):
     assert not kernel.runs
 
 
+def test_tensors_in_bundles_are_on_one_card(cards):
+    kernel = Kernel()
+    launch.launch(kernel, (1,), (tensor(1), 7), 7, ((tensor(1),), 3))
+    assert len(kernel.runs) == 1 and cards == [0, 1, 0]
+    with pytest.raises(ValueError, match="one card, got cards 1 and 0"):
+        launch.launch(kernel, (1,), (tensor(1), 7), 7, ((tensor(0),), 3))
+    assert len(kernel.runs) == 1
+
+
 def test_a_recorded_call_is_not_counted(monkeypatch):
     counted = []
     monkeypatch.setattr(attention_choice, "OURS", SimpleNamespace(add=lambda: counted.append(1)))

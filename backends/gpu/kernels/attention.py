@@ -12,6 +12,7 @@ from fusionkit_backends.gpu.kernels.attention_scores import BOOL_MASK, FLOAT_MAS
 from fusionkit_backends.gpu.kernels.attention_tiles import Pass, Tiles
 from fusionkit_backends.gpu.kernels.named import launch_named
 
+LEAST_PRODUCT = 16  # rows and columns of tl.dot's operands
 CHUNK = 128  # blocks that a program of attending_blocks judges at once
 
 
@@ -101,7 +102,7 @@ def strides_of(name: str, tensor: Any) -> dict[str, int]:
 
 
 def block_constants(tiles: Tiles, head_dim: int) -> dict[str, Any]:
-    block_d = max(16, triton.next_power_of_2(head_dim))
+    block_d = max(LEAST_PRODUCT, triton.next_power_of_2(head_dim))
     return {
         "BLOCK_M": tiles.block_m,
         "BLOCK_N": tiles.block_n,

@@ -42,7 +42,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     Args:
         kernel: a `triton.jit` function.
         grid: programs along up to three axes, the second and third at most 65535; with a 0 nothing is launched.
-        *arguments: in the kernel's order; tensors, numbers, None.
+        *arguments: in the kernel's order; tensors, numbers, None, and named tuples of these.
         **constants: `tl.constexpr` parameters, and num_warps, num_stages.
 
     Raises:
@@ -74,11 +74,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 def _device(arguments: tuple[Any, ...]) -> int:
     """The card of all tensors. Triton looks at none of the pointers after a program's first launch."""
-    there = int(arguments[0].get_device())
-    for argument in arguments:
-        if hasattr(argument, "get_device") and argument.get_device() != there:
-            raise ValueError(f"all tensors must be on one card, got cards {there} and {argument.get_device()}")
+    there, *others = dict.fromkeys(int(tensor.get_device()) for tensor in _tensors(arguments))
+    if others:
+        raise ValueError(f"all tensors must be on one card, got cards {there} and {others[0]}")
     return there
+
+
+def _tensors(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _tensors(argument)
+        elif hasattr(argument, "get_device"):
+            yield argument
 
 
 @contextmanager

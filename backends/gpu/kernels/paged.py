@@ -8,11 +8,12 @@ from typing import Any
 
 import triton
 from fusionkit_backends.gpu.kernels import paged_attention, paged_rows
-from fusionkit_backends.gpu.kernels.attention import block_constants
+from fusionkit_backends.gpu.kernels.attention import LEAST_PRODUCT
 from fusionkit_backends.gpu.kernels.attention_tiles import SMALL, Tiles
 from fusionkit_backends.gpu.kernels.card import card
 from fusionkit_backends.gpu.kernels.launch import INTERPRETED
 from fusionkit_backends.gpu.kernels.named import launch_named
+from fusionkit_backends.gpu.kernels.paged_arguments import Cache, Paths, Rows, Tokens
 
 SHORT = 16  # rows of a tile: a row of more queries, heads of a group included, does not divide its keys
 BLOCK_H = 8
@@ -40,21 +41,22 @@ class Step:
     def batch_size(self) -> int:
         return int(self.seq_lens_this_time.shape[0])
 
-    def lengths(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
+        """What every kernel that goes through the cache is told."""
+        lengths = self.seq_lens_encoder, self.seq_lens_decoder, self.seq_lens_this_time
         return {
-            "firsts": self.first_tokens,
-            "encoder": self.seq_lens_encoder,
-            "decoder": self.seq_lens_decoder,
-            "this_time": self.seq_lens_this_time,
+            "key_cache": Cache(self.key_cache, *self.key_cache.stride()[:3]),
+            "value_cache": Cache(self.value_cache, *self.value_cache.stride()[:3]),
+            "rows": Rows(self.first_tokens, *lengths),
+            "tables": self.block_tables,
+            "table_row": self.block_tables.stride()[0],
+            "block_size": self.key_cache.shape[2],
+            "head_dim": self.q.shape[2],
         }
 
-    def cache(self) -> dict[str, Any]:
-        """The caches, the tables and their strides."""
-        tables: dict[str, Any] = {"tables": self.block_tables, "table_row": self.block_tables.stride()[0]}
-        for name, cache in (("key", self.key_cache), ("value", self.value_cache)):
-            block, head, slot, _ = cache.stride()
-            tables |= {f"{name}_cache": cache, f"{name}_block": block, f"{name}_head": head, f"{name}_slot": slot}
-        return {**tables, "block_size": self.key_cache.shape[2], "head_dim": self.q.shape[2]}
+
+def tokens_of(tensor: Any) -> Tokens:
+    return Tokens(tensor, *tensor.stride()[:2])
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,9 @@ def _store(step: Step, plan: Plan) -> None:
     launch_named(
         paged_rows.store_tokens_kernel,
         (step.batch_size * plan.most, 1, triton.cdiv(heads, BLOCK_H)),
-        k=step.k,
-        v=step.v,
-        **step.lengths(),
-        **step.cache(),
-        k_token=step.k.stride()[0],
-        k_head=step.k.stride()[1],
-        v_token=step.v.stride()[0],
-        v_head=step.v.stride()[1],
+        k=tokens_of(step.k),
+        v=tokens_of(step.v),
+        **step.described(),
         num_heads=heads,
         most=plan.most,
         BLOCK_H=BLOCK_H,
@@ -156,20 +153,15 @@ def _attend(
     heads = step.key_cache.shape[1]
     for careful in (False, True):
         used = _careful_tiles(step) if careful else tiles
-        constants = block_constants(used, head_dim)
-        del constants["PADDED_D"]
         query_blocks = triton.cdiv(tokens[1] * (num_heads // heads), used.block_m)
         launch_named(
             paged_attention.paged_attention_kernel,
             (step.batch_size * heads * query_blocks, 1, splits),
-            q=step.q,
+            q=tokens_of(step.q),
             out=out,
             partial=out if partial is None else partial[0],
             partial_lse=out if partial is None else partial[1],
-            **step.lengths(),
-            **step.cache(),
-            q_token=step.q.stride()[0],
-            q_head=step.q.stride()[1],
+            **step.described(),
             num_heads=num_heads,
             num_key_value_heads=heads,
             num_rows=step.batch_size,
@@ -178,9 +170,15 @@ def _attend(
             most=tokens[1],
             split_keys=split_keys,
             scale=step.scale,
-            SPLIT=partial is not None,
-            CAREFUL=careful,
-            **constants,
+            PATHS=Paths(
+                used.block_m,
+                used.block_n,
+                max(LEAST_PRODUCT, triton.next_power_of_2(head_dim)),
+                partial is not None,
+                careful,
+            ),
+            num_warps=used.num_warps,
+            num_stages=used.num_stages,
         )
 
 
@@ -204,7 +202,7 @@ def _attend_short(step: Step, plan: Plan, out: Any) -> None:
         partial=partial,
         partial_lse=partial_lse,
         out=out,
-        **step.lengths(),
+        rows=step.described()["rows"],
         num_heads=num_heads,
         num_rows=step.batch_size,
         head_dim=head_dim,

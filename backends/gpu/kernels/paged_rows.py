@@ -9,12 +9,12 @@ CHUNK = tl.constexpr(1024)
 
 
 @triton.jit
-def row_of_step(firsts, encoder, decoder, this_time, row):
+def row_of_step(rows, row):
     """(first token in q, first position, tokens) of the row."""
     position = 0
-    if tl.load(encoder + row) <= 0:
-        position = tl.load(decoder + row)
-    return tl.load(firsts + row), position, tl.load(this_time + row)
+    if tl.load(rows.encoder + row) <= 0:
+        position = tl.load(rows.decoder + row)
+    return tl.load(rows.firsts + row), position, tl.load(rows.this_time + row)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -57,37 +57,12 @@ def inspect_rows_kernel(
 
 @triton.jit(do_not_specialize=["table_row", "num_heads", "most", "block_size"])
 def store_tokens_kernel(
-    k,
-    v,
-    key_cache,
-    value_cache,
-    tables,
-    firsts,
-    encoder,
-    decoder,
-    this_time,
-    k_token,
-    k_head,
-    v_token,
-    v_head,
-    key_block,
-    key_head,
-    key_slot,
-    value_block,
-    value_head,
-    value_slot,
-    table_row,
-    num_heads,
-    most,
-    block_size,
-    head_dim,
-    BLOCK_H: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """key_cache, value_cache [blocks, heads, slots, head_dim] get k, v [tokens, heads, head_dim].
-    Grid (batch_size * most tokens of a row, 1, blocks of heads)."""
+    k, v, key_cache, value_cache, rows, tables, table_row, num_heads, most, block_size, head_dim,
+    BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """key_cache, value_cache get k, v. Grid (batch_size * most tokens of a row, 1, blocks of heads)."""
     index, row = tl.program_id(0) % most, tl.program_id(0) // most
-    first, position, count = row_of_step(firsts, encoder, decoder, this_time, row)
+    first, position, count = row_of_step(rows, row)
     if index < count:
         position += index
         token = (first + index).to(tl.int64)
@@ -95,8 +70,13 @@ def store_tokens_kernel(
         slot = (position % block_size).to(tl.int64)
         heads, dims = (tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H))[:, None], tl.arange(0, BLOCK_D)[None, :]
         exists = (heads < num_heads) & (dims < head_dim)
-        keys = tl.load(k + token * k_token + heads * k_head + dims, mask=exists)
-        values = tl.load(v + token * v_token + heads * v_head + dims, mask=exists)
+        keys = tl.load(k.at + token * k.token + heads * k.head + dims, mask=exists)
+        values = tl.load(v.at + token * v.token + heads * v.head + dims, mask=exists)
         heads = heads.to(tl.int64)
-        tl.store(key_cache + block * key_block + heads * key_head + slot * key_slot + dims, keys, mask=exists)
-        tl.store(value_cache + block * value_block + heads * value_head + slot * value_slot + dims, values, mask=exists)
+        store_cached(key_cache, block, heads, slot, dims, keys, exists)
+        store_cached(value_cache, block, heads, slot, dims, values, exists)
+
+
+@triton.jit
+def store_cached(cache, block, heads, slot, dims, values, exists):
+    tl.store(cache.at + block * cache.block + heads * cache.head + slot * cache.slot + dims, values, mask=exists)
