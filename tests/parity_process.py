@@ -1,9 +1,9 @@
 """Every parity case that fits in a second, through NumPy arrays, in a process that a memory error ends.
 
-    python -m tests.parity_process [--native FOLDER] [--guard end|begin] [--plant MISTAKE]
+    python -m tests.parity_process [--native FOLDER] [--guard end|begin] [--plant MISTAKE] [--share K/N]
 
-FOLDER holds a sanitized `_native`; see sanitize.py. Paddle is not imported: sanitizers find fault with it before any
-kernel runs.
+FOLDER holds a sanitized `_native`; see sanitize.py. `--share 0/2` runs every second case, from the first.
+Paddle is not imported: sanitizers find fault with it before any kernel runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fusionkit_backends.cpu import runtime
 
 import fusionkit as fk
 from fusionkit import parity
+from fusionkit.spec import FLOATING
 from tests.guard_pages import MISTAKES, at_address, guarded
 from tests.op_names import CPU_OPS
 
@@ -35,15 +36,20 @@ def settings(native):
         yield isa, "blocked"
 
 
-def run(native, placed):
+def cases(share):
+    """(op, case, dtype); of N processes, number K runs those whose number is K modulo N."""
+    ops = [getattr(fk, name) for name in CPU_OPS]
+    found = [(op, case, dtype) for op in ops for case in op.spec.cases if not case.llama for dtype in FLOATING]
+    number, processes = map(int, share.split("/"))
+    return found[number::processes]
+
+
+def run(native, placed, share):
     counts = Counter()
     for isa, library in settings(native):
-        for name in CPU_OPS:
-            op = getattr(fk, name)
-            for case in op.spec.cases:
-                for dtype in () if case.llama else ("float32", "bfloat16", "float16"):
-                    parity.check(op, case, dtype, "cpu", "numpy", placed=placed)
-                    counts[f"{isa}, products by {library}"] += 1
+        for op, case, dtype in cases(share):
+            parity.check(op, case, dtype, "cpu", "numpy", placed=placed)
+            counts[f"{isa}, products by {library}"] += 1
     for setting, count in counts.items():
         print(f"  {setting}: {count} parity cases right", flush=True)
 
@@ -65,6 +71,7 @@ def main():
     parser.add_argument("--native")
     parser.add_argument("--guard", choices=("end", "begin"))
     parser.add_argument("--plant", choices=MISTAKES)
+    parser.add_argument("--share", metavar="K/N", default="0/1")
     options = parser.parse_args()
     if options.native:
         fusionkit_backends.cpu.__path__.insert(0, options.native)
@@ -75,7 +82,7 @@ def main():
     if options.plant:
         return plant(native, options.plant, options.guard)
     # Under --guard, every array that parity hands to a kernel lies at a faulting page.
-    run(native, functools.partial(guarded, edge=options.guard) if options.guard else parity.as_it_is)
+    run(native, functools.partial(guarded, edge=options.guard) if options.guard else parity.as_it_is, options.share)
     assert "paddle" not in sys.modules
 
 

@@ -10,9 +10,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from fusionkit import cores
 from tests import communicator_program, kernel_program
 from tests.guard_pages import MISTAKES
 from tests.kernel_program import ADDRESS, ADDRESS_FLAGS, ROOT, THREAD
@@ -55,10 +58,10 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None) -> subproces
                 continue
             process.kill()
             output, errors = process.communicate()
-            sys.exit(
+            raise SystemExit(
                 f"{output[-4000:]}{errors[-4000:]}\n{' '.join(arguments)}: ended after {had:.0f} s of processor time,"
                 f" {had - before:.0f} of them in the last {STILL} s; at most {LIMIT} are allowed"
-            )
+            ) from None
 
 
 def processor_seconds(pid: int) -> float:
@@ -72,48 +75,61 @@ def require_clean(title: str, *command: str | Path, env: Mapping[str, str] | Non
     result = run(*command, env=env)
     print(f"{title} ({time.monotonic() - start:.0f} s)\n{result.stdout}", end="", flush=True)
     if result.returncode != 0:
-        sys.exit(f"{result.stderr[-8000:]}\n{title}: failed with status {result.returncode}")
+        raise SystemExit(f"{result.stderr[-8000:]}\n{title}: failed with status {result.returncode}")
 
 
 def require_caught(report: str, *command: str | Path, env: Mapping[str, str] | None = None) -> None:
     """The command ends with --plant MISTAKE."""
     result = run(*command, env=env)
     if result.returncode == 0 or report not in result.stderr:
-        sys.exit(f"{result.stdout}{result.stderr}\n{report}: the planted mistake {command[-1]!r} was not caught")
+        raise SystemExit(
+            f"{result.stdout}{result.stderr}\n{report}: the planted mistake {command[-1]!r} was not caught"
+        )
+    print(f"{report}: caught, planted as {command[-1]!r}", flush=True)
 
 
-def check_addresses() -> None:
+def side_by_side(*checks: Callable[[], None]) -> None:
+    """As many at a time as there are cores, in this order; every failure is shown."""
+    failed = []
+    with ThreadPoolExecutor(cores.for_processes().number) as pool:
+        for each in [pool.submit(check) for check in checks]:
+            try:
+                each.result()
+            except SystemExit as failure:
+                failed.append(str(failure))
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+def main() -> None:
+    """Ranks of the communicator are threads here, so that ThreadSanitizer sees what one does to another's memory."""
+    threads = kernel_program.build_program(THREAD)
+    addresses = kernel_program.build_program(ADDRESS)
+    ranks_threads, ranks_addresses = map(communicator_program.build_program, (THREAD, ADDRESS))
     folder = kernel_program.build_for_numpy(ADDRESS, ADDRESS_FLAGS)
-    program = kernel_program.build_program(ADDRESS)
     parity = [sys.executable, "-W", "ignore", "-m", "tests.parity_process", "--native", str(folder)]
     env = address_environment()
-    for mistake in MISTAKES:
-        require_caught("AddressSanitizer: heap-buffer-overflow", *parity, "--plant", mistake, env=env)
-    require_caught("runtime error: load of misaligned address", program, "--plant", "undefined")
-    print(f"AddressSanitizer caught {len(MISTAKES)} planted mistakes, UndefinedBehaviorSanitizer 1", flush=True)
-    require_clean("Parity cases under AddressSanitizer and UndefinedBehaviorSanitizer", *parity, env=env)
-    require_clean("The stand-alone checks under both, leaks included", program)
-
-
-def check_threads() -> None:
-    program = kernel_program.build_program(THREAD)
-    require_caught("ThreadSanitizer: data race", program, "--plant", "overlap")
-    print("ThreadSanitizer caught 1 planted race", flush=True)
-    require_clean("The stand-alone checks under ThreadSanitizer, on threads of the C++ library", program)
-
-
-def check_communicator() -> None:
-    """Ranks are threads here, so that ThreadSanitizer sees what one does to another's memory."""
-    addresses, threads = map(communicator_program.build_program, (ADDRESS, THREAD))
-    require_caught("AddressSanitizer: heap-buffer-overflow", addresses, "--plant", "short_buffer")
-    require_caught("AddressSanitizer: heap-use-after-free", addresses, "--plant", "freed_buffer")
-    require_caught("ThreadSanitizer: data race", threads, "--plant", "early_read")
-    print("AddressSanitizer caught 2 planted mistakes with calls in flight, ThreadSanitizer 1", flush=True)
-    require_clean("The communicator under AddressSanitizer and UndefinedBehaviorSanitizer, leaks included", addresses)
-    require_clean("The communicator under ThreadSanitizer", threads)
+    overflow, race = "AddressSanitizer: heap-buffer-overflow", "ThreadSanitizer: data race"
+    side_by_side(
+        *(partial(require_caught, overflow, *parity, "--plant", mistake, env=env) for mistake in MISTAKES),
+        partial(require_caught, "runtime error: load of misaligned address", addresses, "--plant", "undefined"),
+        partial(require_caught, race, threads, "--plant", "overlap"),
+        partial(require_caught, overflow, ranks_addresses, "--plant", "short_buffer"),
+        partial(require_caught, "AddressSanitizer: heap-use-after-free", ranks_addresses, "--plant", "freed_buffer"),
+        partial(require_caught, race, ranks_threads, "--plant", "early_read"),
+    )
+    under_both = "under AddressSanitizer and UndefinedBehaviorSanitizer"
+    side_by_side(  # the longest first
+        *(
+            partial(require_clean, f"Parity cases {under_both}, half {k + 1}", *parity, "--share", f"{k}/2", env=env)
+            for k in range(2)
+        ),
+        partial(require_clean, "The kernels' checks under ThreadSanitizer, on threads of the C++ library", threads),
+        partial(require_clean, f"The kernels' checks {under_both}, leaks included", addresses),
+        partial(require_clean, "The communicator under ThreadSanitizer", ranks_threads),
+        partial(require_clean, f"The communicator {under_both}, leaks included", ranks_addresses),
+    )
 
 
 if __name__ == "__main__":
-    check_communicator()
-    check_addresses()
-    check_threads()
+    main()
