@@ -20,7 +20,7 @@ from fusionkit_backends.cpu import runtime
 
 import fusionkit as fk
 from fusionkit import parity
-from fusionkit.spec import FLOATING
+from fusionkit.dtypes import FLOATING
 from tests.guard_pages import MISTAKES, at_address, guarded
 from tests.op_names import CPU_OPS
 
