@@ -23,7 +23,9 @@ help:
 	@echo "make clean  remove what was built; the environments stay"
 
 # Compiles for this processor alone and without the emulator, which the other targets add.
-demo: export NATIVE_BUILD = first
+ifeq ($(MAKECMDGOALS),demo)
+export NATIVE_BUILD = first
+endif
 demo: build $(STAMPS)/examples
 	@$(PYTHON) -m examples.llama2_13b.demo
 

@@ -190,6 +190,11 @@ class Absent(Predicate):
         return f"{self.argument} is not supported"
 
 
+def is_default(value: Any, default: Any) -> bool:
+    """0 is not False, and an array equals nothing."""
+    return value is default or (type(value) is type(default) and value == default)
+
+
 @dataclass(frozen=True)
 class LeftOut(Predicate):
     """The argument has its default: the rule for a parameter that the kernel leaves out."""
@@ -201,7 +206,7 @@ class LeftOut(Predicate):
         if self.argument in call.tensors:
             return Verdict("no", (f"{self}, got {call.tensors[self.argument]}",))
         got = call.value(self.argument)
-        return self._decide(got is self.default or (self.default is not None and got == self.default), got)
+        return self._decide(is_default(got, self.default), got)
 
     def __str__(self) -> str:
         return f"{self.argument} is not supported: it must be {self.default!r}"

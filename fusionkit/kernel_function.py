@@ -12,12 +12,12 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 from fusionkit import arguments, frameworks
 from fusionkit.backend import Kernel
 from fusionkit.call import Call, describe
+from fusionkit.capability import is_default
 from fusionkit.errors import PluginError, argument_error
 from fusionkit.ops import load_spec
 from fusionkit.spec import OpSpec
@@ -32,7 +32,7 @@ def resolve(reference: str) -> Callable[..., Any]:
     module, _, function = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
-    except Exception as error:  # whatever a plugin's module raises is that plugin's problem, shown as such
+    except (Exception, SystemExit) as error:  # whatever a plugin's module raises is its problem, shown as such
         raise PluginError(f"{reference} cannot be imported: {type(error).__name__}: {error}") from error
 
 
@@ -44,13 +44,27 @@ def left_out(kernel: Kernel, op: str) -> tuple[str, ...]:
         PluginError: a function has parameters that the op has not, or lacks one without a default; or two functions of
             the kernel leave out different ones. The text prints both signatures.
     """
+    if not kernel.functions:  # it serves by `for_framework` alone
+        return ()
     first, *others = kernel.functions.values()
     absent = _left_out(first, op)
     for other in others:
         if _left_out(other, op) != absent:
             signatures = f"({_text(_declared(first))}), got ({_text(_declared(other))})"
             raise PluginError(f"{other} must leave out the same parameters of {op} as {first}, {signatures}")
+    if kernel.vjp is not None:
+        _check_vjp(kernel.vjp, op, absent)
     return absent
+
+
+def _check_vjp(reference: str, op: str, absent: tuple[str, ...]) -> None:
+    """It is called with the gradients of the outputs, and by name with what the kernel takes."""
+    _, *taken = _declared(reference).parameters.values()
+    wanted = [name for name in load_spec(op).parameters.parameters if name not in absent]
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken)
+    if not takes_all and {each.name for each in taken} != set(wanted):
+        both = f"(grad_outputs, {', '.join(wanted)}), got ({_text(_declared(reference))})"
+        raise PluginError(f"{reference} must take what its kernel of {op} takes, {both}")
 
 
 def _left_out(reference: str, op: str) -> tuple[str, ...]:
@@ -62,7 +76,9 @@ def _left_out(reference: str, op: str) -> tuple[str, ...]:
     if not has_all or kept != [_look(parameter) for parameter in got.values()]:
         both = f"({_text(signature)}), got ({_text(declared)})"
         advice = (
-            "Parameters with a default may be left out" if has_all else "Only parameters with a default can be left out"
+            "Parameters with a default may be left out; a default is written as a literal"
+            if has_all
+            else "Only parameters with a default can be left out"
         )
         raise PluginError(f"{reference} must have the signature of {op}, {both}. {advice}")
     return absent
@@ -122,7 +138,7 @@ def _with_all_parameters(function: Callable[..., Any], kernel: Kernel, op: str) 
         positional = dict(zip(order, args, strict=False))
         for name, default in absent.items():
             got = positional.get(name, kwargs.get(name, default))
-            if got is not default and (default is None or got != default):
+            if not is_default(got, default):
                 rule, advice = f"{default!r} for the kernel that was bound", "Bind it with such a call"
                 raise argument_error(op, name, rule, f"{got!r:.60}", advice=advice)
         taken = [value for name, value in positional.items() if name not in absent]
@@ -144,14 +160,17 @@ def _declared(reference: str) -> inspect.Signature:
     module, _, function = reference.partition(":")
     try:
         spec = importlib.util.find_spec(module)
-        source = Path(spec.origin).read_bytes() if spec and spec.origin and spec.origin.endswith(".py") else b""
-        tree = ast.parse(source)
+        source = getattr(spec and spec.loader, "get_source", lambda module: None)(module)
+        tree = ast.parse(source or "")
     except (ImportError, OSError, SyntaxError) as error:
         raise PluginError(f"{reference} cannot be found: {type(error).__name__}: {error}") from error
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            return inspect.Signature(list(_parameters(node.args)))
-    return inspect.signature(resolve(reference))
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    if found:  # the last one: others are overloads of it, or replaced by it
+        return inspect.Signature(list(_parameters(found[-1].args)))
+    try:
+        return inspect.signature(resolve(reference))
+    except (TypeError, ValueError) as error:  # a function of a compiled module may have none
+        raise PluginError(f"{reference} has no signature: {error}. Wrap it in a Python function") from error
 
 
 def _parameters(declared: ast.arguments) -> Iterator[inspect.Parameter]:

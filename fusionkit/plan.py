@@ -14,7 +14,7 @@ from fusionkit.call import Call, describe
 from fusionkit.errors import NoBackendError, argument_error
 from fusionkit.frameworks import Framework
 from fusionkit.ledger import ledger
-from fusionkit.spec import OpSpec
+from fusionkit.spec import OpSpec, TensorSpec
 
 MAX_PLANS = 8
 
@@ -35,8 +35,9 @@ class Plan:
         matches: whether positional arguments look as they did.
         keywords: what each keyword looked like, and its value where a rule or predicate read it.
         axes, packed: what predicates consulted beyond that: sizes (argument, axis, size), and who packed a weight.
-        tensors: where the framework's tensors stand.
-        place: the device, as `place_of` of the first tensor gives it; None where all tensors live on one.
+        first: where the first tensor stands.
+        place: its device, as `place_of` gives it; None where all tensors live on one.
+        differentiable: where the tensors stand whose gradient may be wanted.
         training: the gradient mode that was judged; None if no predicate asked for it.
         simple: none of the last four is there to be compared.
         plain: nor is there a keyword.
@@ -51,8 +52,9 @@ class Plan:
     keywords: dict[str, tuple[Any, Any, Any]]
     axes: tuple[tuple[Where, int, int], ...]
     packed: tuple[tuple[Where, str], ...]
-    tensors: tuple[Where, ...]
+    first: Where
     place: object | None
+    differentiable: tuple[Where, ...]
     training: bool | None
     adapter: Framework
     simple: bool
@@ -79,9 +81,9 @@ class Plan:
             return False
         if any(at(where).backend != backend for where, backend in self.packed):
             return False
-        if self.place is not None and self.adapter.place_of(at(self.tensors[0])) != self.place:
+        if self.place is not None and self.adapter.place_of(at(self.first)) != self.place:
             return False
-        return self.training is None or self.adapter.wants_gradient(list(map(at, self.tensors))) == self.training
+        return self.training is None or self.adapter.wants_gradient(list(map(at, self.differentiable))) == self.training
 
 
 def make(
@@ -98,9 +100,11 @@ def make(
         NoBackendError: nobody accepts it, which the ledger counts.
     """
     call = describe(spec, arguments, adapter)
-    if adapter is None:
-        rule, advice = "a tensor", "TensorSpecs are for explain"
-        raise argument_error(spec.name, spec.inputs[0].name, rule, "a TensorSpec", advice=advice, kind=TypeError)
+    for declared in spec.inputs:
+        if isinstance(arguments[declared.name], TensorSpec):
+            rule, advice = "a tensor", "TensorSpecs are for explain"
+            raise argument_error(spec.name, declared.name, rule, "a TensorSpec", advice=advice, kind=TypeError)
+    assert adapter is not None
     try:
         chosen, reason = select.select(call)
     except NoBackendError as error:
@@ -127,8 +131,9 @@ def _remembered(
     axes = tuple((given[name][0], axis, size) for name, axis, size in _consulted_axes(call))
     packers = {name: tensor.packed_by for name, tensor in call.tensors.items()}
     packed = tuple((given[name][0], packer) for name, packer in packers.items() if packer is not None)
-    tensors = [given[name] for name, packer in packers.items() if packer is None]
-    place = adapter.place_of(tensors[0][1])
+    tensors = {name: given[name] for name, packer in packers.items() if packer is None}
+    first, value = next(iter(tensors.values()))
+    place = adapter.place_of(value)
     training = call.wants_gradient if "training" in call.consulted else None
     simple = not (axes or packed or place is not None or training is not None)
     return Plan(
@@ -140,8 +145,9 @@ def _remembered(
         keywords={name: (*looks[name], value if name in read else None) for name, value in kwargs.items()},
         axes=axes,
         packed=packed,
-        tensors=tuple(where for where, _ in tensors),
+        first=first,
         place=place,
+        differentiable=tuple(tensors[i.name][0] for i in call.spec.inputs if i.differentiable and i.name in tensors),
         training=training,
         adapter=adapter,
         simple=simple,

@@ -64,8 +64,13 @@ def plugins() -> tuple[Plugin, ...]:
         problems[point.name] = f"{type(error).__name__}: {error}"
 
     single = [name for name, offering in found.items() if len(offering) == 1]
-    manager: Any = stevedore.NamedExtensionManager(GROUP, names=single, on_load_failure_callback=failed)
-    loaded = {extension.name: extension.plugin for extension in manager}
+    loaded: dict[str, object] = {}
+    for name in single:  # each alone: a module that ends the process ends only its own loading
+        try:
+            manager: Any = stevedore.NamedExtensionManager(GROUP, names=[name], on_load_failure_callback=failed)
+            loaded |= {extension.name: extension.plugin for extension in manager}
+        except SystemExit as error:
+            problems[name] = f"SystemExit: {error}"
     distributions = {name: [each for said in found[name].values() for each in said] for name in sorted(found)}
     return tuple(
         _plugin(name, offering, loaded.get(name), problems.get(name), name not in single)
@@ -114,6 +119,9 @@ def check(name: str, loaded: object) -> None:
             _check_framework(name, op, framework)
         for each in (kernel, *kernel.for_framework.values()):
             _check_kernel(name, op, each)
+    for setting in loaded.settings:
+        if not setting.startswith(own := f"FUSIONKIT_{name}_".upper()):
+            raise PluginError(f"{name}: its settings must be called {own}..., got {setting!r}")
     for op in loaded.gaps:
         if op not in OP_NAMES or op in loaded.kernels:
             raise PluginError(f"{name}: gaps must name ops without a kernel, got {op!r}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,6 +80,8 @@ def _known(values: dict[str, str], sources: dict[str, str]) -> dict[str, Values]
         for alias, name in backend.environment_aliases.items():
             if alias in os.environ and name not in os.environ:
                 values[name], sources[name] = os.environ[alias], f"environment ({alias})"
+    absent = tuple(f"FUSIONKIT_{plugin.name}_".upper() for plugin in registry.plugins() if plugin.backend is None)
+    known |= {name: () for name in values if name.startswith(absent)}  # of a backend that did not load
     for package in {_package(name) for name in values.keys() - known.keys()}:
         declared = _declared_by(package)
         for name in declared.keys() & values.keys():
@@ -97,7 +98,7 @@ def _package(name: str) -> str:
 
 def _declared_by(package: str) -> Mapping[str, Values]:
     """The SETTINGS of a package, imported only where a name is left that nobody else knows."""
-    if importlib.util.find_spec(package) is None:
+    if not package.isidentifier() or importlib.util.find_spec(package) is None:
         return {}
     declared: Mapping[str, Values] = getattr(importlib.import_module(package), "SETTINGS", {})
     return declared
@@ -107,6 +108,8 @@ def _file_settings() -> tuple[dict[str, str], dict[str, str]]:
     path = os.environ.get("FUSIONKIT_CONFIG")
     if not path:
         return {}, {}
+    import tomllib  # 5 ms: not at `import fusionkit`
+
     try:
         with open(path, "rb") as file:
             content = tomllib.load(file)

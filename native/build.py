@@ -103,10 +103,10 @@ def build(package_dir: Path) -> None:
     """Brings the native files of fusionkit_backends.cpu in `package_dir` up to date."""
     check_toolchain()
     variant = Variant("native")
-    if is_first() and not is_whole(package_dir / "lib/build_info.json", variant):
-        variant = Variant("native", only_isa=best_isa(variant.isas, Path("/proc/cpuinfo").read_text()))
-        print(f"fusionkit: a first build, for this processor's {variant.only_isa} alone", flush=True)
     with locked(variant.folder):
+        if is_first() and not is_whole(package_dir / "lib/build_info.json", variant):
+            variant = Variant("native", only_isa=best_isa(variant.isas, Path("/proc/cpuinfo").read_text()))
+            print(f"fusionkit: a first build, for this processor's {variant.only_isa} alone", flush=True)
         build_locked(package_dir, variant)
 
 
@@ -186,10 +186,10 @@ def build_emulator(package_dir: Path) -> None:
     if not paddle:
         print("fusionkit: no Paddle in this environment, so the emulator is not built", flush=True)
         return
-    if is_first() and not (package_dir / emulator_outputs()[0]).exists():
-        print("fusionkit: a first build, without the emulator", flush=True)
-        return
     with locked(variant.folder):
+        if is_first() and not (package_dir / emulator_outputs()[0]).exists():
+            print("fusionkit: a first build, without the emulator", flush=True)
+            return
         # Not -DPADDLE_WITH_CUSTOM_KERNEL, as custom ops have: the device's kernels see Paddle's own tensors.
         flags = ["-I.", f"-I{EMULATOR_SOURCE_DIR}", *paddle_includes(paddle[0]), "-DPADDLE_WITH_CUSTOM_DEVICE"]
         flags.append(f'-DFUSIONKIT_PADDLE_VERSION="{paddle[1]}"')

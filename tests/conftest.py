@@ -27,9 +27,10 @@ def pytest_collection_modifyitems(config, items):
         return
     if op not in OP_NAMES:
         raise pytest.UsageError(f"--op must be one of {', '.join(OP_NAMES)}, got {op!r}")
-    named = re.compile(rf"(?<![a-z_]){op}(?![a-z_])")
-    config.hook.pytest_deselected(items=[item for item in items if not named.search(item.name)])
-    items[:] = [item for item in items if named.search(item.name)]
+    longer = [name for name in OP_NAMES if op in name and name != op]
+    named = {item: op in re.sub("|".join(longer) or "$", "", item.nodeid) for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not named[item]])
+    items[:] = [item for item in items if named[item]]
 
 
 def pytest_configure():

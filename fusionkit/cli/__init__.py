@@ -41,7 +41,7 @@ def _run(arguments: Sequence[str]) -> int:
         return 2
     options = parser(loaded).parse_args(arguments)
     try:
-        status: int = options.run(options)
+        status: int = options.fusionkit_run(options)
     except BrokenPipeError:
         raise
     except ImportError as error:
@@ -56,10 +56,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def joined(arguments: Sequence[str], known: Collection[str]) -> tuple[str, Sequence[str]]:
-    """The command's name, and the arguments with its two words as one where it has two."""
-    together = " ".join(arguments[:2])
-    if together in known:
-        return together, [together, *arguments[2:]]
+    """The command's name, and the arguments with its words as one where it has several."""
+    for count in range(len(arguments), 1, -1):
+        if (together := " ".join(arguments[:count])) in known:
+            return together, [together, *arguments[count:]]
     return (arguments[0] if arguments else ""), arguments
 
 
@@ -75,11 +75,11 @@ def parser(loaded: Sequence[Command]) -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"fusionkit {fusionkit.__version__}")
     listed = made.add_subparsers(required=True, metavar="COMMAND")
     for command in loaded:
-        about = command.help.replace("%", "%%")
-        sub = listed.add_parser(command.name, help=about, description=about, epilog=_longer(command.name))
+        about = command.help.replace("%", "%%")  # argparse formats the one, and not the other
+        sub = listed.add_parser(command.name, help=about, description=command.help, epilog=_longer(command.name))
         if command.module is not None:
             command.module.add_arguments(sub)
-            sub.set_defaults(run=command.module.run)
+            sub.set_defaults(fusionkit_run=command.module.run)
     return made
 
 

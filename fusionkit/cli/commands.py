@@ -48,10 +48,12 @@ def load(name: str) -> Command:
         return Command(name, None, f"two distributions offer the command {name!r}: {both}. Uninstall one of them")
     (path,) = modules
     try:
+        if ":" in path:
+            raise PluginError(f"the entry point must name a module, got {path}")
         module = importlib.import_module(path)
         if absent := [part for part in PARTS if not hasattr(module, part)]:
             raise PluginError(f"{path} must define {', '.join(PARTS)}; {absent[0]} is missing")
         module.add_arguments(argparse.ArgumentParser())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Command(name, None, f"{distributions[0]}: {type(error).__name__}: {error}")
     return Command(name, module)

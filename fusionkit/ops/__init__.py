@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionkit.spec import OpSpec
 
-OP_NAMES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
+OP_NAMES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py")))
 
 
 @cache

@@ -25,14 +25,14 @@ HEAVY = ("paddle", "torch", "matplotlib", "fusionkit_bench.worker", "fusionkit_p
 INSTALLED = ["ops", "explain", "doctor", "parity", "bench", "bench collectives", "bench mc2", "emulate", "plan"]
 
 
-def install(site, distribution, source, name="abacus"):
+def install(site, distribution, source, name="abacus", target=None):
     """A distribution as pip leaves it: one module and the entry point that names it."""
     module = distribution.replace("-", "_")
     info = site / f"{module}-1.0.dist-info"
     info.mkdir(parents=True)
     (site / f"{module}.py").write_text(source)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[fusionkit.commands]\n{name} = {module}\n")
+    (info / "entry_points.txt").write_text(f"[fusionkit.commands]\n{name} = {target or module}\n")
 
 
 def fusionkit(site, *arguments, code="import sys; from fusionkit.cli import main; sys.exit(main())"):
@@ -45,14 +45,28 @@ def fusionkit(site, *arguments, code="import sys; from fusionkit.cli import main
 def test_a_command_of_another_distribution_is_listed_and_runs(tmp_path):
     install(tmp_path, "abacus-package", ABACUS)
     assert "add numbers, 100% by hand" in fusionkit(tmp_path, "--help").stdout
+    assert "add numbers, 100% by hand" in fusionkit(tmp_path, "abacus", "--help").stdout
     ran = fusionkit(tmp_path, "abacus", "2", "3", "--negative")
     assert (ran.returncode, ran.stdout, ran.stderr) == (3, "-5\n", "")
+
+
+def test_an_option_of_a_command_may_have_any_name(tmp_path):
+    install(tmp_path, "abacus-package", ABACUS.replace("negative", "run"))
+    assert fusionkit(tmp_path, "abacus", "2", "--run").stdout == "-2\n"
+
+
+def test_an_entry_point_names_a_module(tmp_path):
+    install(tmp_path, "abacus-package", ABACUS, target="abacus_package:run")
+    said = "abacus-package 1.0: PluginError: the entry point must name a module, got abacus_package:run"
+    assert said in fusionkit(tmp_path, "abacus", "2").stderr
 
 
 def test_a_command_of_two_words_stands_beside_the_one_of_its_first(tmp_path):
     install(tmp_path, "abacus-package", ABACUS)
     install(tmp_path, "beads-package", ABACUS.replace("add numbers", "count beads"), name="abacus.beads")
+    install(tmp_path, "wires-package", ABACUS, name="abacus.beads.wires")
     assert fusionkit(tmp_path, "abacus", "beads", "4").stdout == "4\n"
+    assert fusionkit(tmp_path, "abacus", "beads", "wires", "5").stdout == "5\n"
     shown = fusionkit(tmp_path, "abacus", "--help").stdout
     assert "See also `fusionkit abacus beads`: count beads, 100% by hand." in shown
 
@@ -63,8 +77,9 @@ def test_a_command_of_two_words_stands_beside_the_one_of_its_first(tmp_path):
         (("HELP", "raise RuntimeError('no beads')\nHELP"), "RuntimeError: no beads"),
         (("def run", "def walk"), "PluginError: abacus_package must define HELP, add_arguments, run; run is missing"),
         (("type=int", "type=abc"), "NameError: name 'abc' is not defined"),
+        (("HELP", "raise SystemExit('no licence')\nHELP"), "SystemExit: no licence"),
     ],
-    ids=["import", "part", "arguments"],
+    ids=["import", "part", "arguments", "exit"],
 )
 def test_a_broken_command_is_shown_with_its_reason_and_breaks_nothing(tmp_path, change, reason):
     install(tmp_path, "abacus-package", ABACUS.replace(*change))

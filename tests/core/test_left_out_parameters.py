@@ -76,6 +76,13 @@ def test_a_bound_kernel_refuses_another_value(attention, name):
         bound(Q, Q, Q, **{name: OTHERS[name]})
 
 
+def test_a_bound_kernel_takes_the_default_and_nothing_like_it(attention):
+    bound = attention.bind(Q, Q, Q)
+    for value in (0, np.zeros(2), np.False_):
+        with pytest.raises(ValueError, match="flash_attention: return_lse must be False for the kernel that was bound"):
+            bound(Q, Q, Q, return_lse=value)
+
+
 def test_a_positional_argument_is_looked_at_too(prefer):
     prefer(backend("fused_linear", "fused_linear"))
     op, x, bias = fk.Op("fused_linear"), np.ones((3, 3), np.float32), np.ones(3, np.float32)

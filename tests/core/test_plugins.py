@@ -135,16 +135,20 @@ for given in ({"attn_mask": mask}, {"startend_row_indices": bounds}, {"scale": 0
     ]
 
 
-def test_a_broken_backend_is_reported_and_breaks_nothing(site):
-    pip_install(site, "broken-package", "broken_module", "raise RuntimeError('no driver here')")
+@pytest.mark.parametrize("error", ["RuntimeError", "SystemExit"])
+def test_a_broken_backend_is_reported_and_breaks_nothing(site, error):
+    """Nor do its settings, which nobody can declare."""
+    pip_install(site, "broken-package", "broken_module", f"raise {error}('no driver here')")
     code = """
+import os
+os.environ["FUSIONKIT_TOY_SIZE"] = "3"
 fk.fusion_rms_norm(x, w)
 print(next(status for status in fk.backends() if status.name == "toy"))
 with fk.use_backend("toy"):
     fk.fusion_rms_norm(x, w)
 """
     out = run(site, code)
-    assert "toy (broken-package 1.0): not available: RuntimeError: no driver here" in out
+    assert f"toy (broken-package 1.0): not available: {error}: no driver here" in out
     assert out.endswith('Use fusionkit.use_backend("cpu") to run there.')
 
 
@@ -168,10 +172,32 @@ def test_two_packages_that_offer_one_name_are_an_error_that_names_both(site):
         (('{{"fusion_rms_norm":', '{{"fusion_rms_nrom":'), "no op is called 'fusion_rms_nrom'"),
         ((":fusion_rms_norm", ":missing"), "toy_module:missing cannot be imported"),
         (("backend = Backend(", "backend = dict("), "the entry point must load a fusionkit.Backend, got dict"),
+        (
+            ('directions=("forward",)', 'vjp="{module}:fusion_rms_norm"'),
+            "must take what its kernel of fusion_rms_norm takes, (grad_outputs, x, weight, epsilon), got (x, weight, *",
+        ),
+        (
+            ('name="toy"', 'name="toy", settings={{"FUSIONKIT_STRICT": ()}}'),
+            "its settings must be called FUSIONKIT_TOY_..., got 'FUSIONKIT_STRICT'",
+        ),
+        (("{module}:fusion_rms_norm", "os:getcwd"), "must have the signature of fusion_rms_norm"),
+        (("{module}:fusion_rms_norm", "builtins:max"), "builtins:max has no signature: "),
     ],
-    ids=["signature", "version", "name", "op", "function", "type"],
+    ids=["signature", "version", "name", "op", "function", "type", "vjp", "settings", "other", "compiled"],
 )
 def test_a_backend_that_breaks_the_interface_is_reported(site, change, message):
     pip_install(site, "toy-package", "toy_module", TOY.replace(*change))
     out = run(site, "fk.fusion_rms_norm(x, w)\nprint(*fk.backends())")
     assert "toy (toy-package 1.0): not available: " in out and message in out
+
+
+OVERLOADED = """
+import typing
+@typing.overload
+def fusion_rms_norm(x: int, weight, *, epsilon=1): ...
+"""
+
+
+def test_the_last_definition_of_a_function_is_its_own(site):
+    pip_install(site, "toy-package", "toy_module", OVERLOADED + TOY)
+    assert run(site, "with fk.use_backend('toy'): print(fk.fusion_rms_norm(x, w).shape)") == "(3, 8)\n"

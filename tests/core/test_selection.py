@@ -233,3 +233,35 @@ def test_bind_skips_dispatch_and_counting(op):
 def test_tensors_on_two_devices_are_refused(op):
     with pytest.raises(ValueError, match="weight must be on toy:0, where x is, got toy:1"):
         op.explain(ON_TOY[0], TensorSpec((64,), "float32", "toy:1"))
+
+
+def test_a_kernel_may_serve_one_framework_alone_by_another_kernel(install):
+    functions = {"numpy": toy.REFERENCE}
+    kernel = fk.Kernel(functions={}, for_framework={"numpy": fk.Kernel(functions=functions, directions=("forward",))})
+    backend = fk.Backend(name="a_toy", device_types=("cpu",), kernels={"fusion_rms_norm": kernel})
+    registry.check("a_toy", backend)
+    install(backend)
+    with fk.use_backend("a_toy"):
+        assert fk.Op("fusion_rms_norm")(X, WEIGHT) == "toy ran"
+
+
+def test_a_mask_that_wants_a_gradient_makes_no_call_a_training_call(install):
+    """The decision and its memory ask the same tensors: those that have a gradient."""
+    paddle = pytest.importorskip("paddle")
+    functions = {"paddle": "tests.core.toy:flash_attention"}
+    kernels = {"flash_attention": fk.Kernel(functions=functions, directions=("forward",))}
+    install(fk.Backend(name="a_toy", device_types=("cpu",), kernels=kernels))
+    op, q, mask = fk.Op("flash_attention"), paddle.ones([1, 2, 2, 8]), paddle.zeros([1, 1, 2, 2])
+    mask.stop_gradient = False
+    wanting = q.clone()
+    wanting.stop_gradient = False
+    with fk.use_backend(["a_toy", "cpu"]):
+        for _ in range(2):
+            assert op(q, q, q, attn_mask=mask) == "toy ran"
+            assert not isinstance(op(wanting, q, q, attn_mask=mask), str)
+        assert len(op._plans) == 2
+
+
+def test_a_tensor_spec_beside_tensors_is_refused(op):
+    with pytest.raises(TypeError, match="fusion_rms_norm: weight must be a tensor, got a TensorSpec"):
+        op(X, TensorSpec((64,), "float32"))
