@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 
+
+@cache
 def offered(group: str) -> dict[str, dict[str, list[str]]]:
-    """Names in the group, each with the objects that it stands for and the distributions that say so."""
+    """Names in the group, each with the objects that it stands for and the distributions that say so; asked once."""
     import importlib.metadata  # 10 ms: not at `import fusionkit`
 
     found: dict[str, dict[str, list[str]]] = {}

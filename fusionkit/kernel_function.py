@@ -116,8 +116,8 @@ def vjp(kernel: Kernel, op: str) -> Callable[..., dict[str, Any]]:
     """The kernel's gradients over NumPy arrays: `(grad_outputs, **arguments)`, with all of the op's parameters."""
     function, absent = resolve(str(kernel.vjp)), left_out(kernel, op)
 
-    def call(grad_outputs: Any, **arguments: Any) -> dict[str, Any]:
-        taken = {name: value for name, value in arguments.items() if name not in absent}
+    def call(grad_outputs: Any, **given: Any) -> dict[str, Any]:
+        taken = {name: value for name, value in given.items() if name not in absent}
         gradients: dict[str, Any] = function(grad_outputs, **taken)
         return gradients
 

@@ -185,10 +185,11 @@ def _reason(skipped: list[Candidate]) -> str:
 
 def _refusal(call: Call, names: tuple[str, ...], source: str | None, packing: bool) -> str:
     """The error of a refused call: every candidate with its reasons, and a way out."""
-    asked, does = ("pack_weight", "pack this weight") if packing else (call.spec.name, "accept this call")
-    head = f"{asked}: no backend {does.replace(' ', 's ', 1)} ({in_words(call)})"
+    asked = "pack_weight" if packing else call.spec.name
+    head = f"{asked}: no backend {'packs this weight' if packing else 'accepts this call'} ({in_words(call)})"
     if source is not None:
-        head = f"{asked}: {' and '.join(names)} ({source}) does not {does} ({in_words(call)})"
+        does = "does not pack this weight" if packing else "does not accept this call"
+        head = f"{asked}: {' and '.join(names)} ({source}) {does} ({in_words(call)})"
     elif settings.current().strict:
         head += "; FUSIONKIT_STRICT=1 forbids a fallback"
     candidates = {plugin.name: judge(plugin, call, packing) for plugin in registry.plugins()}

@@ -267,7 +267,9 @@ def write_build_info(path: Path, paddle_version: str | None, variant: Variant) -
         "isas": variant.isas,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(info, indent=2) + "\n")
+    partial = path.with_suffix(".partial")  # a build that is ended leaves no half of it
+    partial.write_text(json.dumps(info, indent=2) + "\n")
+    partial.replace(path)
 
 
 if __name__ == "__main__":

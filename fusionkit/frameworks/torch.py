@@ -15,7 +15,6 @@ from fusionkit.spec import OpSpec, TensorSpec
 NAME = "torch"
 
 _DTYPES = {getattr(torch, name): name for name in DTYPES}
-_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 _accelerator = torch.accelerator.current_accelerator()
 _ACCELERATOR = "cpu" if _accelerator is None else _accelerator.type
