@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -134,20 +135,22 @@ def test_functions_of_one_kernel_leave_out_the_same():
     )
 
 
-def with_window(signature):
-    """The op's function with one more parameter."""
+def with_window(function):
+    """An op's function with one more parameter."""
 
     def widened(*args, **kwargs): ...
 
+    signature = inspect.signature(function)
     window = inspect.Parameter("window", inspect.Parameter.KEYWORD_ONLY, default=None)
     widened.__signature__ = signature.replace(parameters=[*signature.parameters.values(), window])
+    widened.__annotations__ = {**get_type_hints(function), "window": Any}
     return widened
 
 
 def test_a_new_parameter_touches_the_spec_and_the_kernels_that_have_it(monkeypatch):
     """Every kernel of flash_attention stays right as it is, and leaves the new parameter out."""
     old = fk.Op("flash_attention").spec
-    new = dataclasses.replace(old, signature=with_window(old.parameters))
+    new = dataclasses.replace(old, signature=with_window(old.signature))
     kernels = [backend.kernels.get("flash_attention") for backend in registry.loaded()]
     monkeypatch.setattr(kernel_function, "load_spec", lambda op: new)
     served = [each for kernel in kernels if kernel for each in (kernel, *kernel.for_framework.values())]
