@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 
 from fusionkit import entry_points
@@ -39,6 +40,7 @@ def offered() -> dict[str, dict[str, list[str]]]:
     return {name: OWN.get(name, {}) | others.get(name, {}) for name in (*OWN, *sorted(others))}
 
 
+@cache
 def load(name: str) -> Command:
     """The sub-command of that name, one of `offered`. Whatever its module raises is its problem, and shown as such."""
     modules = offered()[name]
