@@ -143,11 +143,15 @@ from native import build
 build.build(Path({str(tmp_path)!r})), build.build_emulator(Path({str(tmp_path / "emulator")!r}))
 """
         run(sys.executable, "-c", code, cwd=tree, NATIVE_BUILD=extent)
+        return with_native("print(*_native.available_isas())").split()
+
+    def with_native(code):
         openmp = "import ctypes; ctypes.CDLL('libgomp.so.1', ctypes.RTLD_GLOBAL)"
-        code = f"{openmp}; import _native; print(*_native.available_isas())"
-        return run(sys.executable, "-c", code, cwd=tmp_path).split()
+        return run(sys.executable, "-c", f"{openmp}; import _native\n{code}", cwd=tmp_path)
 
     (best,) = built("first")
+    told = with_native("try: _native.set_isa('portable')\nexcept ValueError as error: print(error)")
+    assert best == "portable" or told.endswith('must be what `make demo` has built, got "portable". Run: make build\n')
     assert not (tmp_path / "emulator").exists()
     *_, last = whole = built("whole")
     assert whole[0] == best and last == "portable" and (tmp_path / "emulator/lib").exists()
