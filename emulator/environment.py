@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fusionkit import extras, settings
+from fusionkit import extras
 
 DEVICE_TYPES = ("gcu", "npu")
 PREFIX = "FUSIONKIT_EMULATOR_"
@@ -62,7 +62,6 @@ def variables(
         f"{PREFIX}MEMORY": str(memory),
         f"{PREFIX}TIMEOUT": str(timeout),
         **flags,
-        settings.EMULATED: device_type,
         "CUSTOM_DEVICE_ROOT": str(LIBRARY.parent),
         # PaddleNLP opens the plugin by its bare file name.
         "LD_LIBRARY_PATH": ":".join(filter(None, folders)),

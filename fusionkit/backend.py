@@ -20,7 +20,7 @@ Proof = Literal["hardware", "emulator", "none"]
 PROOF_IN_WORDS: Mapping[Proof, str] = {"hardware": "", "emulator": "emulated", "none": "not run"}
 
 
-def _nothing_missing() -> str | None:
+def _nothing() -> str | None:
     return None
 
 
@@ -54,7 +54,7 @@ class Kernel:
     pack: str | None = None
     checks_sizes: bool = False
     notes: tuple[tuple[Predicate, str], ...] = ()
-    available: Callable[[], str | None] = _nothing_missing
+    available: Callable[[], str | None] = _nothing
     for_framework: Mapping[str, Kernel] = field(default_factory=dict)
 
     def serving(self, framework: str | None) -> Kernel:
@@ -110,6 +110,8 @@ class Backend:
         proven_on: where its results were last proven: "hardware", "emulator", or "none" while nobody ran it. Every
             table and explanation shows all but the first.
         available: None, or the reason why it cannot run here.
+        stand_in: None, or the word for what stands in for the device here, such as "emulated". Every text that names
+            the device then says it.
         doctor: the backend's own checks.
         settings: environment variables FUSIONKIT_<NAME>_* that it reads, each with its allowed values; () for any.
         environment_aliases: a vendor's variable -> the FUSIONKIT_* name that it stands for.
@@ -129,7 +131,8 @@ class Backend:
     gaps: Mapping[str, str] = field(default_factory=dict)
     proven_on: Proof = "hardware"
     interface_version: int = INTERFACE_VERSION
-    available: Callable[[], str | None] = _nothing_missing
+    available: Callable[[], str | None] = _nothing
+    stand_in: Callable[[], str | None] = _nothing
     doctor: Callable[[], Sequence[Check]] = _no_checks
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment_aliases: Mapping[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ dispatch, because stevedore would let the last one win in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -164,9 +164,20 @@ def loaded() -> Iterator[Backend]:
 @cache
 def unavailable(offered: Backend | Kernel) -> str | None:
     """A backend's or a kernel's own reason why it cannot run, asked once."""
+    return _told(offered.available)  # a broken plugin is an unavailable one
+
+
+def stand_in(device_type: str) -> str | None:
+    """The word of a device that something else stands in for here; None for the device itself."""
+    words = (_told(backend.stand_in) for backend in loaded() if device_type in backend.device_types)
+    return next(filter(None, words), None)
+
+
+def _told(ask: Callable[[], str | None]) -> str | None:
+    """What a plugin says, or its error."""
     try:
-        return offered.available()
-    except Exception as error:  # a broken plugin is an unavailable one
+        return ask()
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 

@@ -218,6 +218,6 @@ def _values(call: Call) -> list[str]:
 
 
 def shown_device(call: Call) -> str:
-    """A device that is software here is never shown as the hardware that it stands for."""
-    emulated = settings.value(settings.EMULATED) == call.device_type
-    return f"{call.device} (emulated)" if emulated else call.device
+    """What stands in for a device here is never shown as the device itself."""
+    word = registry.stand_in(call.device_type)
+    return f"{call.device} ({word})" if word else call.device

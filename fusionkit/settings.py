@@ -18,14 +18,12 @@ from fusionkit.errors import SettingError, nearest
 
 Values = tuple[str, ...]  # that a setting may have; () for any
 BACKEND = "FUSIONKIT_BACKEND"
-EMULATED = "FUSIONKIT_EMULATED"  # the device type that is software here; whoever puts it there says so
 
 CORE: Mapping[str, Values] = {
     BACKEND: (),
     "FUSIONKIT_STRICT": ("0", "1"),
     "FUSIONKIT_MC2": ("0", "1"),
     "FUSIONKIT_CONFIG": (),
-    EMULATED: (),
 }
 
 

@@ -78,5 +78,6 @@ backend = Backend(
         ),
     },
     available=functools.partial(custom_device.missing, "gcu"),
+    stand_in=health.stand_in,
     doctor=health.checks,
 )

@@ -19,6 +19,11 @@ ENVIRONMENT = {
 }
 
 
+def stand_in() -> str | None:
+    """`fusionkit emulate gcu` says so to its command."""
+    return "emulated" if os.environ.get("FUSIONKIT_EMULATOR_DEVICE") == "gcu" else None
+
+
 def checks() -> list[Check]:
     cards = pci.cards(ENFLAME)
     if not cards and (absent := custom_device.missing_device("gcu")):

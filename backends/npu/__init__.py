@@ -151,6 +151,7 @@ backend = Backend(
     gaps={"paged_attention": _WHOLE_LAYER},
     environment_aliases={"FLAGS_NPU_MC2": "FUSIONKIT_MC2"},
     available=functools.partial(custom_device.missing, "npu"),
+    stand_in=health.stand_in,
     doctor=health.checks,
     device_models={
         "910B-64GB": _device("910B-64GB", 64e9),

@@ -25,6 +25,11 @@ CANN_FIX = "install CANN 8.0.RC2 or newer, then: source /usr/local/Ascend/ascend
 DRIVER_FIX = "install driver 23.0.3 or newer from hiascend.com"
 
 
+def stand_in() -> str | None:
+    """`fusionkit emulate npu` says so to its command."""
+    return "emulated" if os.environ.get("FUSIONKIT_EMULATOR_DEVICE") == "npu" else None
+
+
 def checks() -> list[Check]:
     cards = pci.cards(HUAWEI, ASCEND_910B)
     if not cards and (absent := custom_device.missing_device("npu")):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -53,8 +52,9 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"well": not problems, "sections": [asdict(section) for section in sections]}, indent=1))
         return int(problems > 0)
     print(f"Python {platform.python_version()} on {platform.machine()}")
-    if emulated := os.environ.get(settings.EMULATED):
-        print(f"{emulated} is emulated: a software stand-in, no hardware")
+    for device_type in registry.device_types():
+        if word := registry.stand_in(device_type):
+            print(f"{device_type} is {word}: a stand-in, not the device itself")
     print("\n" + "\n\n".join(map(str, sections)))
     print("\nEverything is well." if not problems else f"\nproblems: {problems}")
     return int(problems > 0)

@@ -83,6 +83,16 @@ def test_no_arrow_leads_upwards(module):
     assert not upwards
 
 
+def test_the_core_does_not_know_the_emulator():
+    """But for the labels of how far a backend is proven, and the word that a backend may say of its device."""
+    named = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "fusionkit").rglob("*.py")
+        if "emulat" in path.read_text().lower()
+    }
+    assert named == {"fusionkit/backend.py"}
+
+
 def test_the_page_says_which_layers_there_are():
     page = (ROOT / "docs" / "design.md").read_text()
     rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| ") and line.count("|") == 3]

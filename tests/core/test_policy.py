@@ -184,5 +184,5 @@ def test_a_package_declares_settings_of_its_own_which_a_file_cannot_set(tmp_path
 
 def test_a_device_that_is_software_is_called_emulated():
     shown = "print(fk.fusion_rms_norm.explain(X, W, device='npu:0'))"
-    assert "device npu:0 (emulated)" in in_process(shown, FUSIONKIT_EMULATED="npu")
-    assert "device npu:0, " in in_process(shown, FUSIONKIT_EMULATED="gcu")
+    assert "device npu:0 (emulated)" in in_process(shown, FUSIONKIT_EMULATOR_DEVICE="npu")
+    assert "device npu:0, " in in_process(shown, FUSIONKIT_EMULATOR_DEVICE="gcu")

@@ -175,6 +175,19 @@ def test_what_nobody_ran_says_so_wherever_it_is_named(install, op, capsys):
     assert "toy (not run)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("says, shown", [(lambda: "borrowed", "toy:0 (borrowed)"), (lambda: None, "toy:0")])
+def test_a_backend_says_what_stands_in_for_its_device(install, op, says, shown):
+    install(replace(toy.backend(), stand_in=says))
+    explanation = op.explain(*ON_TOY)
+    assert f"(device {shown}," in str(explanation)
+    assert ("cpu", "no", (f"tensors are on {shown}",)) in explanation.candidates
+
+
+def test_a_backend_that_cannot_say_what_stands_in_for_its_device_breaks_no_call(install, op):
+    install(replace(toy.backend(), stand_in=lambda: 1 / 0))
+    assert "(device toy:0 (ZeroDivisionError: division by zero)" in str(op.explain(*ON_TOY))
+
+
 def test_what_a_predicate_looked_at_is_looked_at_again(prefer, op):
     """A remembered decision holds for other sizes only if no predicate asked for the size."""
     prefer(

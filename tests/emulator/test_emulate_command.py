@@ -55,7 +55,6 @@ def test_command_gets_the_emulators_variables_and_keeps_the_others():
         "FUSIONKIT_EMULATOR_TIMEOUT": "20",
         "FUSIONKIT_EMULATOR_SYNC": "1",
         "FUSIONKIT_EMULATOR_UNCHECKED": "0",
-        "FUSIONKIT_EMULATED": "npu",
     }
     assert seen["CUSTOM_DEVICE_ROOT"] == folder
     assert seen["LD_LIBRARY_PATH"] == f"{folder}:/elsewhere"
