@@ -16,8 +16,13 @@ from fusionkit.dtypes import FLOATING
 INTERFACE_VERSION = 1
 ANY_DEVICE = "*"
 
-Proof = Literal["hardware", "emulator", "none"]
-PROOF_IN_WORDS: Mapping[Proof, str] = {"hardware": "", "emulator": "emulated", "none": "not run"}
+Proof = Literal["hardware", "emulator", "none", "not stated"]
+PROOF_IN_WORDS: Mapping[Proof, str] = {
+    "hardware": "",
+    "emulator": "emulated",
+    "none": "not run",
+    "not stated": "proof not stated",
+}
 
 
 def _nothing() -> str | None:
@@ -108,7 +113,7 @@ class Backend:
         kernels: op name -> kernel. An op that is missing is an op that the vendor does not have.
         gaps: op name -> why the device does not have it, where there is more to say.
         proven_on: where its results were last proven: "hardware", "emulator", or "none" while nobody ran it. Every
-            table and explanation shows all but the first.
+            table and explanation shows all but the first, and that a backend does not say.
         available: None, or the reason why it cannot run here.
         stand_in: None, or the word for what stands in for the device here, such as "emulated". Every text that names
             the device then says it.
@@ -129,7 +134,7 @@ class Backend:
     device_types: tuple[str, ...]
     kernels: Mapping[str, Kernel]
     gaps: Mapping[str, str] = field(default_factory=dict)
-    proven_on: Proof = "hardware"
+    proven_on: Proof = "not stated"
     interface_version: int = INTERFACE_VERSION
     available: Callable[[], str | None] = _nothing
     stand_in: Callable[[], str | None] = _nothing

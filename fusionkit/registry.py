@@ -43,11 +43,11 @@ class BackendStatus:
     device_types: tuple[str, ...]
     ops: tuple[str, ...]
     distribution: str
-    proven_on: Proof = "hardware"
+    proven_on: Proof = "not stated"
 
     def __str__(self) -> str:
         state = "available" if self.available else f"not available: {self.reason}"
-        if proof := PROOF_IN_WORDS[self.proven_on]:
+        if self.device_types and (proof := PROOF_IN_WORDS[self.proven_on]):  # none: the plugin did not load
             state = f"{proof}; {state}"
         return f"{self.name} ({self.distribution}): {state}"
 
@@ -112,6 +112,8 @@ def check(name: str, loaded: object) -> None:
         )
     if loaded.name != name:
         raise PluginError(f"{name}: the entry point's name must be the backend's, got {loaded.name!r}")
+    if loaded.proven_on not in PROOF_IN_WORDS:
+        raise PluginError(f"{name}: proven_on must be {', '.join(PROOF_IN_WORDS)}, got {loaded.proven_on!r}")
     for op, kernel in loaded.kernels.items():
         if op not in OP_NAMES:
             raise PluginError(f"{name}: no op is called {op!r}; there are: {', '.join(OP_NAMES)}")

@@ -55,6 +55,7 @@ def _doctor() -> list[Check]:
 backend = Backend(
     name="cpu",
     device_types=("cpu",),
+    proven_on="hardware",
     kernels={op: _kernel(op, file) for op in OP_NAMES if (file := Path(__file__).with_name(f"{op}.py")).exists()},
     available=health.unavailable,
     doctor=_doctor,

@@ -61,6 +61,7 @@ def _kernel(op: str) -> Kernel:
 backend = Backend(
     name="eager",
     device_types=(ANY_DEVICE,),
+    proven_on="hardware",
     kernels={op: _kernel(op) for op in OP_NAMES if Path(__file__).with_name(f"{op}.py").exists()},
     available=available,
     doctor=doctor,

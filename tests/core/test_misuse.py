@@ -171,8 +171,12 @@ def test_questions_may_be_asked_inside_a_traced_function():
             "no framework is called 'nunpy'",
         ),
         (toy.backend(when=(MultipleOf("hiden_size", 4),)), "the op has no 'hiden_size'"),
+        (
+            fk.Backend("toy", ("toy",), {}, proven_on="paper"),
+            "must be hardware, emulator, none, not stated, got 'paper'",
+        ),
     ],
-    ids=["kernel", "framework", "subject"],
+    ids=["kernel", "framework", "subject", "proof"],
 )
 def test_malformed_declarations_are_the_plugins_problem(broken, message):
     plugin = registry._plugin("toy", ["toy-package 1.0"], broken, None)

@@ -32,6 +32,7 @@ def fusion_rms_norm(x, weight, *, epsilon=1e-5):
 backend = Backend(
     name="toy",
     device_types=("cpu",),
+    proven_on="hardware",
     kernels={{"fusion_rms_norm": Kernel(functions={{"numpy": "{module}:fusion_rms_norm"}}, directions=("forward",))}},
 )
 """

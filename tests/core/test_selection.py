@@ -167,12 +167,13 @@ def test_a_gap_may_say_why(prefer, op):
     assert fk.ledger()[("fusion_rms_norm", "cpu", reason)] == 1
 
 
-def test_what_nobody_ran_says_so_wherever_it_is_named(install, op, capsys):
-    install(replace(toy.backend(), proven_on="none"))
-    assert ("toy", "yes", ("not run",)) in op.explain(*ON_TOY).candidates
-    assert any(str(status).startswith("toy (toy-package 1.0): not run; ") for status in fk.backends())
+@pytest.mark.parametrize("said, words", [({"proven_on": "none"}, "not run"), ({}, "proof not stated")])
+def test_what_nobody_ran_or_vouches_for_says_so_wherever_it_is_named(install, op, capsys, said, words):
+    install(fk.Backend("toy", ("toy",), toy.backend().kernels, **said))
+    assert ("toy", "yes", (words,)) in op.explain(*ON_TOY).candidates
+    assert any(str(status).startswith(f"toy (toy-package 1.0): {words}; ") for status in fk.backends())
     cli.main(["ops"])
-    assert "toy (not run)" in capsys.readouterr().out
+    assert f"toy ({words})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("says, shown", [(lambda: "borrowed", "toy:0 (borrowed)"), (lambda: None, "toy:0")])
