@@ -39,6 +39,9 @@ def _run(arguments: Sequence[str]) -> int:
     if name in known and loaded[0].module is None:
         print(f"fusionkit: {name} is {loaded[0].help}", file=sys.stderr)
         return 2
+    for own, why in commands.refused().items():
+        if name not in known or name == own:
+            print(f"fusionkit: {why}", file=sys.stderr)
     options = parser(loaded).parse_args(arguments)
     try:
         status: int = options.fusionkit_run(options)

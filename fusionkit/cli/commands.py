@@ -36,8 +36,23 @@ class Command:
 
 def offered() -> dict[str, dict[str, list[str]]]:
     """Each sub-command's name with the modules that it stands for and their distributions; the core's own first."""
-    others = {name.replace(".", " "): modules for name, modules in entry_points.offered(GROUP).items()}
-    return {name: OWN.get(name, {}) | others.get(name, {}) for name in (*OWN, *sorted(others))}
+    others = _others()
+    return {name: OWN.get(name) or others[name] for name in (*OWN, *sorted(others))}
+
+
+def refused() -> dict[str, str]:
+    """The core's own names that other distributions offer, too: the core's sub-command stays, and this is said."""
+    whose = {name: [each for said in modules.values() for each in said] for name, modules in _others().items()}
+    advice = "Uninstall it, or ask its authors for another name"
+    return {
+        name: f"{name} is fusionkit's own command, and stays so; {' and '.join(whose[name])} offers one, too. {advice}"
+        for name in OWN
+        if name in whose
+    }
+
+
+def _others() -> dict[str, dict[str, list[str]]]:
+    return {name.replace(".", " "): modules for name, modules in entry_points.offered(GROUP).items()}
 
 
 @cache

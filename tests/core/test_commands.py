@@ -98,13 +98,18 @@ def test_two_distributions_that_offer_one_command_are_an_error_that_names_both(t
     assert refused.returncode == 2 and "two distributions offer the command 'abacus': " in refused.stderr
     assert "abacus-package 1.0" in refused.stderr and "other-package 1.0" in refused.stderr
     assert refused.stderr.endswith(". Uninstall one of them\n")
+    assert "swiglu" in fusionkit(tmp_path, "ops").stdout
 
 
 def test_nobody_replaces_a_command_of_the_core(tmp_path):
     install(tmp_path, "abacus-package", ABACUS, name="ops")
-    refused = fusionkit(tmp_path, "ops")
-    assert refused.returncode == 2 and refused.stdout == ""
-    assert "'ops': fusionkit and abacus-package 1.0. Uninstall one of them" in refused.stderr
+    ran = fusionkit(tmp_path, "ops")
+    assert ran.returncode == 0 and "swiglu" in ran.stdout
+    said = "fusionkit: ops is fusionkit's own command, and stays so; abacus-package 1.0 offers one, too. Uninstall it, "
+    assert ran.stderr == said + "or ask its authors for another name\n"
+    listed = fusionkit(tmp_path, "--help")
+    assert "add numbers" not in listed.stdout and listed.stderr == ran.stderr
+    assert fusionkit(tmp_path, "explain", "swiglu", "gate=4x8", "up=4x8").stderr == ""
 
 
 def test_help_lists_what_is_installed_and_imports_nothing_heavy(tmp_path):
