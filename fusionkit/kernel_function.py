@@ -10,7 +10,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -85,26 +85,38 @@ def _left_out(reference: str, op: str) -> tuple[str, ...]:
 
 
 def for_call(kernel: Kernel, call: Call) -> Callable[..., Any]:
-    """The function that runs calls like this one: of the op's whole signature, over the call's own tensors, and behind
-    the spec's check where the kernel does not check sizes itself."""
+    """The function that runs this call: of the op's whole signature, over the call's own tensors."""
     op = call.spec.name
     if call.framework is None or call.framework in kernel.functions:
-        function = over(kernel, call.framework or "paddle", op)
-    else:
-        paddle = frameworks.load("paddle")  # first: it knows the cure where Paddle cannot be imported
-        function = paddle.carried(over(kernel, "paddle", op), call.device)
-    return function if kernel.checks_sizes else partial(_checked, function, call.spec)
+        return over(kernel, call.framework or "paddle", op)
+    paddle = frameworks.load("paddle")  # first: it knows the cure where Paddle cannot be imported
+    return paddle.carried(over(kernel, "paddle", op), call.device)
+
+
+def for_later(function: Callable[..., Any], kernel: Kernel, spec: OpSpec) -> Callable[..., Any]:
+    """The function for calls that nobody has described: behind the spec's check where the kernel does not check sizes
+    itself."""
+    return function if kernel.checks_sizes else partial(_checked, function, spec)
 
 
 def _checked(function: Callable[..., Any], spec: OpSpec, *args: Any, **kwargs: Any) -> Any:
     bound, adapter = arguments.bind(spec, args, kwargs)
     describe(spec, bound, adapter)
+    require_writable(spec, bound)
+    return function(*args, **kwargs)
+
+
+def require_writable(spec: OpSpec, given: Mapping[str, Any]) -> None:
+    """Refuse a read-only array that the op writes.
+
+    Raises:
+        ValueError: naming it.
+    """
     for name in spec.mutates:
-        flags = getattr(bound[name], "flags", None)  # a NumPy array's
+        flags = getattr(given[name], "flags", None)  # a NumPy array's
         if flags is not None and not flags.writeable:
             rule = "must be writable, as it is updated in place"
             raise ValueError(f"{spec.name}: {name} {rule}, got a read-only array. Copy it first")
-    return function(*args, **kwargs)
 
 
 def over(kernel: Kernel, framework: str, op: str) -> Callable[..., Any]:

@@ -106,6 +106,7 @@ class Op:
             if plan.context is not context or not plan.matches(args) or plan.autocast() is not None:
                 continue
             if (plan.plain and not kwargs) or plan.fits_in_detail(args, kwargs):
+                function = plan.function
                 break
         else:
             arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
@@ -114,11 +115,11 @@ class Op:
                 args, kwargs = arguments_of.as_call(self.spec, mixed)
                 with adapter.without_autocast():
                     return self(*args, **kwargs)
-            plan = plans.make(self.spec, arguments, adapter, args, kwargs)
+            plan, function = plans.make(self.spec, arguments, adapter, args, kwargs)
             if plan.cacheable:
                 self._plans = (plan, *self._plans[: plans.MAX_PLANS - 1])
         try:
-            result = plan.function(*args, **kwargs) if kwargs else plan.function(*args)  # empty keywords cost 0.05 us
+            result = function(*args, **kwargs) if kwargs else function(*args)  # empty keywords cost 0.05 us
         except Exception as error:
             self._explain_failure(error, args, kwargs)
             raise
@@ -182,7 +183,7 @@ class Op:
         call = describe(self.spec, arguments, adapter)
         chosen, _ = select.select(call)
         assert chosen.kernel is not None
-        return kernel_function.for_call(chosen.kernel, call)
+        return kernel_function.for_later(kernel_function.for_call(chosen.kernel, call), chosen.kernel, self.spec)
 
     def reference(self, *arrays: Any, **kwargs: Any) -> Any:
         """The op in float64 NumPy: the oracle of every test. Takes arrays of any dtype."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fusionkit import arguments, frameworks, kernel_function, select
@@ -36,6 +37,13 @@ class PackedWeight:
     dtype: str
     device: str
     payload: Any = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", sys.intern(self.dtype))  # dispatch compares dtypes with `is`
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Through the constructor: a dtype that comes out of a file is another string object."""
+        return PackedWeight, tuple(getattr(self, each.name) for each in fields(self))
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -92,8 +92,9 @@ def make(
     adapter: Framework | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> Plan:
-    """Decide which kernel runs a call of these arguments, bound and as they came.
+) -> tuple[Plan, Callable[..., Any]]:
+    """Decide which kernel runs a call of these arguments, bound and as they came: for later calls, and for this one,
+    which has been held against the spec.
 
     Raises:
         TypeError, ValueError: the call breaks the op's own rules.
@@ -112,7 +113,11 @@ def make(
         raise
     assert chosen.kernel is not None
     function = kernel_function.for_call(chosen.kernel, call)
-    return _remembered(function, ledger().counter(spec.name, chosen.backend, reason).add, call, adapter, args, kwargs)
+    if not chosen.kernel.checks_sizes:
+        kernel_function.require_writable(spec, arguments)
+    later = kernel_function.for_later(function, chosen.kernel, spec)
+    count = ledger().counter(spec.name, chosen.backend, reason).add
+    return _remembered(later, count, call, adapter, args, kwargs), function
 
 
 def _remembered(

@@ -125,14 +125,18 @@ def test_a_cache_whose_elements_share_memory_is_refused():
         paged(cache=lambda cache: shared)
 
 
+@pytest.mark.parametrize("remembered", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("op, name", [(op, name) for op in LOCAL_CPU_OPS for name in getattr(fk, op).spec.mutates])
-def test_a_read_only_array_that_would_be_written_is_refused_by_name(op, name, backend):
-    op = getattr(fk, op)
+def test_a_read_only_array_that_would_be_written_is_refused_by_name(op, name, backend, remembered):
+    op = fk.Op(op)
     arguments = {
         each: np.copy(value) if isinstance(value, np.ndarray) else value
         for each, value in arguments_of(op.spec, case_with(op.spec, name)).items()
     }
+    if remembered:
+        with fk.use_backend(backend):
+            op(**arguments)
     before = {each: arguments[each].copy() for each in op.spec.mutates}
     arguments[name].setflags(write=False)
     with fk.use_backend(backend), pytest.raises(ValueError, match=f"{name} must be writable, as it is updated"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import ml_dtypes
@@ -106,6 +108,15 @@ def test_the_weights_own_dtype_is_the_default(framework, dtype, packed_dtype):
     y = fk.fused_linear(x, packed)
     got = np.asarray(y.cast("float32") if framework == "paddle" else y, dtype=np.float64)
     np.testing.assert_allclose(got, X.astype(np.float64) @ WEIGHT, atol=0.1 if dtype != "float32" else 1e-5)
+
+
+def test_packs_with_dtypes_of_equal_text_are_alike_for_dispatch():
+    """Also where the text was put together at run time, or read back from a file."""
+    op = fk.Op("fused_linear")
+    packs = [fk.pack_weight(WEIGHT, dtype="".join(["float", bits])) for bits in ("32", "32")]
+    for packed in (*packs, pickle.loads(pickle.dumps(packs[0])), copy.deepcopy(packs[0])):
+        np.testing.assert_allclose(op(X, packed), X @ WEIGHT, atol=1e-5)
+    assert len(op._plans) == 1
 
 
 def test_packing_is_one_choice_with_dispatch_and_strict_holds_for_it(install, monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 from fusionkit_backends.cpu import fusion_rms_norm as kernel
 
 import fusionkit as fk
-from fusionkit import frameworks
+from fusionkit import call as call_module
+from fusionkit import frameworks, kernel_function
 from fusionkit import op as op_module
 from fusionkit import plan as plan_module
 
@@ -61,3 +62,21 @@ def test_a_call_that_is_remembered_enters_the_plan_and_the_kernel(tensors, frame
     op = fk.Op("fusion_rms_norm")
     op(*tensors[framework])
     assert walk(op, *tensors[framework]) == ["plan", "fusion_rms_norm"]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_first_call_is_described_once(tensors, backend, monkeypatch):
+    """Later ones too where the kernel checks no sizes, and not at all where it does."""
+    described = []
+
+    def describe(*args, **kwargs):
+        described.append(args)
+        return call_module.describe(*args, **kwargs)
+
+    for module in (plan_module, kernel_function):
+        monkeypatch.setattr(module, "describe", describe)
+    op = fk.Op("fusion_rms_norm")
+    with fk.use_backend(backend):
+        for count in (1, 2 if backend == "eager" else 1):
+            op(*tensors["numpy"])
+            assert len(described) == count
