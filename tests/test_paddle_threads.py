@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCES = Path(__file__).parents[1] / "backends/cpu/csrc/paddle"
 
 FIRST_CALLS = """
@@ -42,13 +44,26 @@ for each in threads:
 sys.exit("; ".join(failed) or 0)
 """
 
-CONNECTED = """
+WATCHED = """
 import paddle
-from fusionkit_backends.cpu import paddle_ops
+from fusionkit_backends.cpu import paddle_gradients, paddle_ops
 
 run = paddle._C_ops._run_custom_op
 paddle._C_ops._run_custom_op = lambda op, *arguments: (print(op), run(op, *arguments))[1]
-paddle_ops.load()
+"""
+
+INTERRUPTED = """
+calls = paddle_gradients.calls
+
+def interrupted():
+    yield next(calls())
+    raise KeyboardInterrupt
+
+paddle_gradients.calls = interrupted
+try:
+    paddle_ops.load()
+except KeyboardInterrupt:
+    paddle_gradients.calls = calls
 """
 
 
@@ -58,10 +73,10 @@ def test_first_calls_on_many_threads_have_their_gradients():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_every_differentiable_custom_op_is_connected():
+@pytest.mark.parametrize("before", ["", INTERRUPTED], ids=["at once", "after Ctrl-C"])
+def test_every_differentiable_custom_op_is_connected(before):
     ops = {op for source in SOURCES.glob("*.cc") for op in re.findall(r"PD_BUILD_GRAD_OP\((\w+)\)", source.read_text())}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CONNECTED], capture_output=True, text=True, timeout=120
-    )
+    code = f"{WATCHED}{before}\npaddle_ops.load()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert set(done.stdout.split()) == ops and len(ops) >= 8

@@ -14,33 +14,44 @@ from fusionkit_backends.cpu import health, paddle_gradients, runtime
 LIBRARY = health.LIBRARY_DIR / "libfusionkit_paddle.so"
 
 _lock = threading.RLock()  # `paddle_gradients` runs the ops while their library is being loaded
-_started = _ready = False
+_registered = _connecting = _ready = False
 _run_custom_op: Callable[..., Any]
 _is_grad_enabled: Callable[[], bool]
 _in_dynamic_mode: Callable[[], bool]
 
 
 def load() -> None:
-    """Register the custom ops with Paddle. A second call does nothing.
+    """Register the custom ops with Paddle and connect their gradients. A second call does nothing, or what an
+    interrupted one left to do.
 
     Raises:
         RuntimeError: the library was built for another Paddle, or for none.
     """
-    global _started, _ready, _run_custom_op, _is_grad_enabled, _in_dynamic_mode
+    global _connecting, _ready
     with _lock:
-        if _started:  # and ended, or by this thread
+        if _ready or _connecting:  # by this thread: `paddle_gradients` runs the ops
             return
-        import paddle
-        from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
+        if not _registered:
+            _register()
+        _connecting = True
+        try:
+            paddle_gradients.connect()
+            _ready = True
+        finally:
+            _connecting = False
 
-        _require_built_for(paddle.version.full_version)
-        runtime.native()
-        load_op_meta_info_and_register_op(str(LIBRARY))
-        _is_grad_enabled, _in_dynamic_mode = paddle.is_grad_enabled, paddle.in_dynamic_mode
-        _run_custom_op = paddle._C_ops._run_custom_op
-        _started = True
-        paddle_gradients.connect()
-        _ready = True
+
+def _register() -> None:
+    global _registered, _run_custom_op, _is_grad_enabled, _in_dynamic_mode
+    import paddle
+    from paddle.utils.cpp_extension.extension_utils import load_op_meta_info_and_register_op
+
+    _require_built_for(paddle.version.full_version)
+    runtime.native()
+    _is_grad_enabled, _in_dynamic_mode = paddle.is_grad_enabled, paddle.in_dynamic_mode
+    _run_custom_op = paddle._C_ops._run_custom_op
+    load_op_meta_info_and_register_op(str(LIBRARY))
+    _registered = True
 
 
 def _require_built_for(installed: str) -> None:
