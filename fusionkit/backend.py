@@ -24,6 +24,14 @@ PROOF_IN_WORDS: Mapping[Proof, str] = {
     "not stated": "proof not stated",
 }
 
+# Allowed values by name; () for any.
+CORE_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "FUSIONKIT_BACKEND": (),
+    "FUSIONKIT_STRICT": ("0", "1"),
+    "FUSIONKIT_MC2": ("0", "1"),
+    "FUSIONKIT_CONFIG": (),
+}
+
 
 def _nothing() -> str | None:
     return None
@@ -119,7 +127,7 @@ class Backend:
             the device then says it.
         doctor: the backend's own checks.
         settings: environment variables FUSIONKIT_<NAME>_* that it reads, each with its allowed values; () for any.
-        environment_aliases: a vendor's variable -> the FUSIONKIT_* name that it stands for.
+        environment_aliases: a vendor's variable -> the name that it stands for: one of `settings` or `CORE_SETTINGS`.
         device_models: by name.
         benchmark: "module" with what `fusionkit bench` needs of the device.
             `stream(bytes_read, bytes_written)` gives the variants of a call that moves so much.

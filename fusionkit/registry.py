@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from fusionkit import entry_points, frameworks, kernel_function
-from fusionkit.backend import ANY_DEVICE, INTERFACE_VERSION, PROOF_IN_WORDS, Backend, Kernel, Proof
+from fusionkit.backend import ANY_DEVICE, CORE_SETTINGS, INTERFACE_VERSION, PROOF_IN_WORDS, Backend, Kernel, Proof
 from fusionkit.call import Call
 from fusionkit.errors import PluginError, SettingError, argument_error, nearest
 from fusionkit.frameworks import custom_device
@@ -124,6 +124,9 @@ def check(name: str, loaded: object) -> None:
     for setting in loaded.settings:
         if not setting.startswith(own := f"FUSIONKIT_{name}_".upper()):
             raise PluginError(f"{name}: its settings must be called {own}..., got {setting!r}")
+    for alias, setting in loaded.environment_aliases.items():
+        if setting not in (known := [*CORE_SETTINGS, *loaded.settings]):
+            raise PluginError(f"{name}: {alias} stands for {setting!r}, which is no setting; {nearest(setting, known)}")
     for op in loaded.gaps:
         if op not in OP_NAMES or op in loaded.kernels:
             raise PluginError(f"{name}: gaps must name ops without a kernel, got {op!r}")

@@ -14,17 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 from fusionkit import registry
+from fusionkit.backend import CORE_SETTINGS
 from fusionkit.errors import SettingError, nearest
 
 Values = tuple[str, ...]  # that a setting may have; () for any
 BACKEND = "FUSIONKIT_BACKEND"
-
-CORE: Mapping[str, Values] = {
-    BACKEND: (),
-    "FUSIONKIT_STRICT": ("0", "1"),
-    "FUSIONKIT_MC2": ("0", "1"),
-    "FUSIONKIT_CONFIG": (),
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ def value(name: str) -> str | None:
 
 def _known(values: dict[str, str], sources: dict[str, str]) -> dict[str, Values]:
     """The core's and every backend's; a vendor's alias is taken over under the name that it stands for."""
-    known = dict(CORE)
+    known = dict(CORE_SETTINGS)
     for backend in registry.loaded():
         known.update(backend.settings)
         for alias, name in backend.environment_aliases.items():

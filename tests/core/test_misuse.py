@@ -175,8 +175,12 @@ def test_questions_may_be_asked_inside_a_traced_function():
             fk.Backend("toy", ("toy",), {}, proven_on="paper"),
             "must be hardware, emulator, none, not stated, got 'paper'",
         ),
+        (
+            fk.Backend("toy", ("toy",), {}, environment_aliases={"TOY_MC2": "FUSIONKIT_MC3"}),
+            "toy: TOY_MC2 stands for 'FUSIONKIT_MC3', which is no setting; did you mean 'FUSIONKIT_MC2'?",
+        ),
     ],
-    ids=["kernel", "framework", "subject", "proof"],
+    ids=["kernel", "framework", "subject", "proof", "alias"],
 )
 def test_malformed_declarations_are_the_plugins_problem(broken, message):
     plugin = registry._plugin("toy", ["toy-package 1.0"], broken, None)

@@ -141,6 +141,13 @@ def test_unknown_settings_are_errors_at_the_first_dispatch(environment, message)
     assert message in in_process("fk.fusion_rms_norm(X, W)", **environment)
 
 
+@pytest.mark.parametrize("line, name", [("strikt = true", "STRIKT"), ('[cpu]\niso = "avx2"', "CPU_ISO")])
+def test_unknown_settings_of_a_file_are_errors_that_name_it(tmp_path, line, name):
+    (file := tmp_path / "fusionkit.toml").write_text(line)
+    said = in_process("fk.fusion_rms_norm(X, W)", FUSIONKIT_CONFIG=str(file))
+    assert f"{file}: FUSIONKIT_{name} is not a setting; did you mean 'FUSIONKIT_" in said
+
+
 def test_mc2_is_on_unless_environment_or_file_say_otherwise(tmp_path):
     shown = "from fusionkit import settings\nprint(settings.current().mc2)"
     file = tmp_path / "fusionkit.toml"

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 from fusionkit_emulator import SETTINGS, environment, fallbacks
 
-from fusionkit import settings
+from fusionkit.backend import CORE_SETTINGS
 from fusionkit.cli import main
 
 LINE = (
@@ -186,4 +186,4 @@ def test_an_emulated_device_is_called_emulated():
 
 def test_every_variable_that_is_set_is_a_known_setting():
     made = environment.variables("npu", 1, 2**30, 1, False, False, {})
-    assert {name for name in made if name.startswith("FUSIONKIT_")} <= SETTINGS.keys() | settings.CORE.keys()
+    assert {name for name in made if name.startswith("FUSIONKIT_")} <= SETTINGS.keys() | CORE_SETTINGS.keys()
