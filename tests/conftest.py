@@ -9,10 +9,14 @@ from collections import Counter
 
 import pytest
 
-# Before OpenMP starts: pytest's workers share the cores, so threads that wait must sleep and not spin for 200 ms.
+# Before OpenMP starts: pytest's workers share the cores. A thread that waits for one which another worker has displaced
+# makes a test's time several times its processor time; tests of threads say how many they want. Threads that wait must
+# sleep and not spin for 200 ms.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
-NUM_FILES_SHOWN = 15
+NUM_FILES_SHOWN = 25
+PROCESSOR_SECONDS = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser):
@@ -37,6 +41,20 @@ def pytest_configure():
     """A shell ignores Ctrl-C for what it starts with `&`, and every process that is started from there inherits it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def processor_seconds():
+    """Of this process and of all that it started and has waited for."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """A test's phase, and all that came between the phase before and this one, such as loading a framework."""
+    report, now = (yield), processor_seconds()
+    report.processor_seconds = now - item.config.stash.get(PROCESSOR_SECONDS, 0.0)
+    item.config.stash[PROCESSOR_SECONDS] = now
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -105,14 +123,18 @@ def print_parity(terminal, reports):
 
 
 def print_shares_of_time(terminal, reports):
-    """Where a run's time goes, over all workers: the files that take most of it, and the longest test."""
-    by_file, by_test = Counter(), Counter()
+    """Where a run's time goes, over all workers: the files that take most of it, and the longest test.
+
+    Where a file's time is far above its processor time, it waits: for the other workers, a disk or a clock."""
+    by_file, processor, by_test = Counter(), Counter(), Counter()
     for report in reports:
-        by_file[report.nodeid.partition("::")[0]] += report.duration
+        file = report.nodeid.partition("::")[0]
+        by_file[file] += report.duration
+        processor[file] += report.processor_seconds
         by_test[report.nodeid] += report.duration
     total = sum(by_file.values())
-    terminal.section(f"shares of {total:.0f} s of tests")
+    terminal.section(f"shares of {total:.0f} s of tests, {sum(processor.values()):.0f} s of processor time")
     for file, seconds in by_file.most_common(NUM_FILES_SHOWN):
-        terminal.line(f"{seconds / total:4.0%} {seconds:6.0f} s  {file}")
+        terminal.line(f"{seconds / total:4.0%} {seconds:6.0f} s, {processor[file]:5.0f} s of processor time  {file}")
     for test, seconds in by_test.most_common(1):
         terminal.line(f"longest: {seconds:.0f} s  {test}")

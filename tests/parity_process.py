@@ -21,6 +21,7 @@ from fusionkit_backends.cpu import runtime
 import fusionkit as fk
 from fusionkit import parity
 from fusionkit.dtypes import FLOATING
+from tests import thread_counts
 from tests.guard_pages import MISTAKES, at_address, guarded
 from tests.op_names import CPU_OPS
 
@@ -48,6 +49,7 @@ def run(native, placed, share):
     counts = Counter()
     for isa, library in settings(native):
         for op, case, dtype in cases(share):
+            native.set_num_threads(thread_counts.of_case(op.__name__, dtype, case.name))
             parity.check(op, case, dtype, "cpu", "numpy", placed=placed)
             counts[f"{isa}, products by {library}"] += 1
     for setting, count in counts.items():

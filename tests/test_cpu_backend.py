@@ -13,6 +13,7 @@ from fusionkit_backends.cpu import runtime
 
 import fusionkit as fk
 from fusionkit import parity
+from tests import thread_counts
 from tests.op_names import CPU_OPS
 
 
@@ -33,6 +34,7 @@ def isa_cases():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_forced_instruction_set_agrees_with_float64(native, isa, name, case, dtype, parity_of):
     native.set_isa(isa)
+    native.set_num_threads(thread_counts.of_case(isa, name, dtype, case.name))
     parity.check(getattr(fk, name), case, dtype, "cpu", "numpy")
     parity_of(f"cpu ({isa})", "numpy")
 
@@ -61,7 +63,8 @@ def test_one_openmp_runtime_whichever_is_imported_first(order, tmp_path):
         "paddle": "import paddle; paddle.ones([64, 64]) @ paddle.ones([64, 64])\n",
         "fusionkit": "fk.fused_linear(np.ones((64, 64), 'f'), np.ones((64, 64), 'f'))\n",
     }
-    in_process(use[order[0]] + use[order[1]], LD_DEBUG="bindings", LD_DEBUG_OUTPUT=str(tmp_path / "log"))
+    environment = {"OMP_NUM_THREADS": "2", "LD_DEBUG": "bindings", "LD_DEBUG_OUTPUT": str(tmp_path / "log")}
+    in_process(use[order[0]] + use[order[1]], **environment)
     bound = {}
     for log in tmp_path.iterdir():
         with log.open(errors="replace") as lines:
@@ -75,7 +78,7 @@ def test_one_openmp_runtime_whichever_is_imported_first(order, tmp_path):
 
 def test_fork_after_use_works():
     code = CALL + "import os\npid = os.fork()\n" + CALL + "os._exit(0) if pid == 0 else print(os.waitpid(pid, 0)[1])"
-    assert in_process(code) == "0"
+    assert in_process(code, OMP_NUM_THREADS="2") == "0"
 
 
 def test_omp_num_threads_is_respected():

@@ -7,6 +7,7 @@ import pytest
 import fusionkit as fk
 from fusionkit import parity, registry
 from fusionkit.ops import OP_NAMES
+from tests import thread_counts
 
 
 def checks():
@@ -27,7 +28,8 @@ def checks():
 
 
 @pytest.mark.parametrize("op, backend, dtype, case, route", list(checks()))
-def test_kernel_agrees_with_float64(op, backend, dtype, case, route, parity_of):
+def test_kernel_agrees_with_float64(native, op, backend, dtype, case, route, parity_of):
+    native.set_num_threads(thread_counts.of_case(op.__name__, dtype, case.name, route))
     parity.check(op, case, dtype, backend, route)
     parity_of(backend, route)
 
