@@ -40,13 +40,13 @@ def remember(op, bad, backend, route):
     """Make valid calls whose arguments have the names of the bad one's, so that their plans fit it."""
     if op.spec.collective:
         return  # calls of these are not remembered
-    names = {name for name, value in taken(op, bad, route).items() if value is not None}
-    for case in op.spec.cases:
-        arguments = {name: value for name, value in taken(op, case, route).items() if not case.llama}
+    given = taken(op, bad, route)
+    names = {name for name, value in given.items() if value is not None}
+    for arguments in (taken(op, case, route) for case in op.spec.cases if not case.llama):
         if names <= arguments.keys():
             # Without its scalars a case may be invalid: then it leaves nothing to remember.
             with fk.use_backend(backend), contextlib.suppress(ValueError):
-                op(**{name: arguments[name] for name in taken(op, bad, route)})
+                op(**{name: arguments[name] for name in given})
 
 
 @pytest.mark.parametrize("remembered", [False, True], ids=["first", "remembered"])
