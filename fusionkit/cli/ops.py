@@ -14,7 +14,7 @@ from fusionkit.ops import OP_NAMES, load_spec
 
 HELP = "print the op x backend table"
 
-_HOME = {"paddle", "numpy"}  # a kernel that takes neither is shown with what it takes
+_FIRST = {"paddle", "numpy"}  # a backend's first column is about these; NumPy arrays are carried to Paddle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_as_json(backends), indent=1))
         return 0
-    header = ["op", "returns", *map(_title, backends)]
-    rows = [[op, _returns(op), *(_cell(op, backend.kernels.get(op)) for backend in backends)] for op in OP_NAMES]
+    columns = [(backend, framework) for backend in backends for framework in _frameworks(backend)]
+    header = ["op", "returns", *(_title(*column) for column in columns)]
+    rows = [
+        [op, _returns(op), *(_cell(op, b.kernels.get(op), framework) for b, framework in columns)] for op in OP_NAMES
+    ]
     print(_markdown(header, rows) if options.markdown else _columns(header, rows))
     for status in registry.backends():
         if not status.available and not options.markdown:
@@ -60,9 +63,17 @@ def _kernel(op: str, kernel: Kernel) -> dict[str, Any]:
     }
 
 
-def _title(backend: Backend) -> str:
+def _frameworks(backend: Backend) -> list[str]:
+    """Whose tensors have a column of their own: limits differ by framework."""
+    kernels = backend.kernels.values()
+    served = {f for kernel in kernels for each in (kernel, *kernel.for_framework.values()) for f in each.functions}
+    return ["paddle", *sorted(served - _FIRST)]
+
+
+def _title(backend: Backend, framework: str) -> str:
+    name = backend.name if framework in _FIRST else f"{backend.name}, {framework}"
     proof = PROOF_IN_WORDS[backend.proven_on]
-    return f"{backend.name} ({proof})" if proof else backend.name
+    return f"{name} ({proof})" if proof else name
 
 
 def _returns(op: str) -> str:
@@ -73,15 +84,15 @@ def _returns(op: str) -> str:
     return always + "".join(f" (with {output.when}: {always}, {output.name})" for output in more)
 
 
-def _cell(op: str, kernel: Kernel | None) -> str:
-    if kernel is None:
+def _cell(op: str, kernel: Kernel | None, framework: str) -> str:
+    wanted = _FIRST if framework in _FIRST else {framework}
+    if kernel is None or not wanted & (serving := kernel.serving(framework)).functions.keys():
         return "-"
-    dtypes = "yes" if kernel.dtypes == FLOATING else " ".join(map(short_dtype, kernel.dtypes))
+    dtypes = "yes" if serving.dtypes == FLOATING else " ".join(map(short_dtype, serving.dtypes))
     inference = load_spec(op).reference_vjp is None
-    cell = dtypes if inference or "backward" in kernel.directions else f"{dtypes}, forward only"
-    if absent := kernel_function.left_out(kernel, op):
-        cell += f", no {' or '.join(absent)}"
-    return cell if kernel.functions.keys() & _HOME else f"{cell}, {' and '.join(kernel.functions)} only"
+    cell = dtypes if inference or "backward" in serving.directions else f"{dtypes}, forward only"
+    absent = kernel_function.left_out(serving, op)
+    return f"{cell}, no {' or '.join(absent)}" if absent else cell
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

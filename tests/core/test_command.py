@@ -82,6 +82,23 @@ def test_ops_as_json(said):
     assert attention["frameworks"] == ["paddle"] and list(attention["for_framework"]) == ["torch"]
 
 
+def test_the_table_has_a_column_for_the_tensors_of_each_framework(said):
+    """The loss takes PyTorch's tensors on gpu, and not Paddle's; attention has other limits for each."""
+    status, text = said("ops", "--markdown")
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    shown = {
+        op: (table[op]["gpu (not run)"], table[op]["gpu, torch (not run)"])
+        for op in ("flash_attention", "fused_linear_cross_entropy")
+    }
+    assert status == 0
+    assert shown == {
+        "flash_attention": ("bf16 f16, no return_lse", "yes"),
+        "fused_linear_cross_entropy": ("-", "yes"),
+    }
+    assert all(row["cpu"] == row["eager"] == "yes" for row in table.values())
+
+
 def test_explain_as_json(said):
     status, text = said(*EXPLAIN, "--json")
     explained = json.loads(text)
