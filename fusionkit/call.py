@@ -6,11 +6,13 @@ Checking a call against its spec and judging a kernel's predicates both read thi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fusionkit import frameworks
+from fusionkit.dtypes import FLOATING
 from fusionkit.errors import argument_error
 from fusionkit.frameworks import Framework, framework_of
 from fusionkit.spec import UNKNOWN, Input, OpSpec, TensorSpec
@@ -205,6 +207,10 @@ def describe(
     """
     live = {i.name: arguments[i.name] for i in spec.inputs if framework_of(type(arguments[i.name])) is not None}
     described = {i.name: d for i in spec.inputs if (d := _describe(i.packable, arguments[i.name], adapter)) is not None}
+    _require_apart(spec, live)
+    for declared in spec.inputs:
+        if adapter is not None and declared.name in live and declared.gradient_advice:
+            _require_no_gradient(spec, declared, described[declared.name], live[declared.name], adapter)
     if training is None:
         wanting = [tensor for name, tensor in live.items() if spec.input(name).differentiable]
         training = adapter is not None and adapter.wants_gradient(wanting)
@@ -232,6 +238,24 @@ def _describe(packable: bool, value: Any, adapter: Framework | None) -> TensorSp
         packed: TensorSpec = value.describe_packed()
         return packed
     return None
+
+
+def _require_apart(spec: OpSpec, live: Mapping[str, Any]) -> None:
+    """What the op writes must be several tensors: one would end as a mixture of both."""
+    for first, second in itertools.combinations([name for name in spec.mutates if name in live], 2):
+        if live[first] is live[second]:
+            rule = f"another tensor than {first}"
+            raise argument_error(
+                spec.name, second, rule, "the same one", "both are written", "Give each its own memory"
+            )
+
+
+def _require_no_gradient(spec: OpSpec, declared: Input, described: TensorSpec, tensor: Any, adapter: Framework) -> None:
+    """A value of a graph may carry the mark without anybody who wants the gradient."""
+    floating = described.dtype in FLOATING and not adapter.is_symbolic(tensor)
+    if floating and adapter.wants_gradient([tensor]):
+        rule, advice = "a tensor without a gradient", declared.gradient_advice
+        raise argument_error(spec.name, declared.name, rule, "one that requires a gradient", advice=advice)
 
 
 def _is_elsewhere(

@@ -5,6 +5,7 @@ Calls are compared by type, dtype and what the predicates consulted, with `is`: 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,9 @@ class Plan:
         place: its device, as `place_of` gives it; None where all tensors live on one.
         differentiable: where the tensors stand whose gradient may be wanted.
         training: the gradient mode that was judged; None if no predicate asked for it.
-        simple: none of the last four is there to be compared.
+        apart: pairs that must not be one tensor, as the op writes both.
+        undifferentiated: where the tensors stand whose gradient must not be wanted.
+        simple: nothing from `axes` to here is there to be compared.
         plain: nor is there a keyword.
         cacheable: the next call may use it: values of a traced graph are described anew each time.
     """
@@ -56,6 +59,8 @@ class Plan:
     place: object | None
     differentiable: tuple[Where, ...]
     training: bool | None
+    apart: tuple[tuple[Where, Where], ...]
+    undifferentiated: tuple[Where, ...]
     adapter: Framework
     simple: bool
     plain: bool
@@ -77,9 +82,16 @@ class Plan:
         def at(where: Where) -> Any:
             return args[where] if isinstance(where, int) else kwargs[where]
 
-        if any(at(where).shape[axis] != size for where, axis, size in self.axes):
-            return False
-        if any(at(where).backend != backend for where, backend in self.packed):
+        for where, axis, size in self.axes:  # a loop costs 0.3 us less than any()
+            if at(where).shape[axis] != size:
+                return False
+        for where, backend in self.packed:
+            if at(where).backend != backend:
+                return False
+        for one, other in self.apart:
+            if at(one) is at(other):
+                return False
+        if self.undifferentiated and self.adapter.wants_gradient(list(map(at, self.undifferentiated))):
             return False
         if self.place is not None and self.adapter.place_of(at(self.first)) != self.place:
             return False
@@ -140,7 +152,10 @@ def _remembered(
     first, value = next(iter(tensors.values()))
     place = adapter.place_of(value)
     training = call.wants_gradient if "training" in call.consulted else None
-    simple = not (axes or packed or place is not None or training is not None)
+    written = [tensors[name][0] for name in call.spec.mutates if name in tensors]
+    apart = tuple(itertools.combinations(written, 2))
+    undifferentiated = tuple(tensors[i.name][0] for i in call.spec.inputs if i.gradient_advice and i.name in tensors)
+    simple = not (axes or packed or place is not None or training is not None or apart or undifferentiated)
     return Plan(
         function=function,
         count=count,
@@ -154,6 +169,8 @@ def _remembered(
         place=place,
         differentiable=tuple(tensors[i.name][0] for i in call.spec.inputs if i.differentiable and i.name in tensors),
         training=training,
+        apart=apart,
+        undifferentiated=undifferentiated,
         adapter=adapter,
         simple=simple,
         plain=simple and not kwargs,

@@ -84,6 +84,7 @@ class Input:
         packable: a `PackedWeight` may stand in its place.
         dtype_advice: what to do about another dtype.
         shape_advice: what to do about another shape.
+        gradient_advice: what to do about a floating tensor that requires a gradient, which the op refuses; "" takes it.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Input:
     packable: bool = False
     dtype_advice: str = "Cast it first"
     shape_advice: str = ""
+    gradient_advice: str = ""
 
     def describe_dtypes(self, dtypes: Mapping[str, str]) -> str:
         of_others = {dtypes[d]: f"{dtypes[d]} (the dtype of {d})" for d in self.dtypes if d in dtypes}

@@ -85,3 +85,35 @@ def test_tensors_of_two_frameworks_are_refused():
 def test_missing_argument_shows_the_signature():
     with pytest.raises(TypeError, match=r"fusion_rms_norm: missing .*'weight'.*\(x, weight, \*, epsilon=1e-05\)"):
         fk.fusion_rms_norm(np.ones((2, 8), np.float32))
+
+
+@pytest.mark.parametrize("remembered", [False, True], ids=["first", "remembered"])
+@pytest.mark.parametrize("route", ["numpy", "paddle"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("name", [name for name in OP_NAMES if len(load_spec(name).mutates) > 1])
+def test_one_tensor_in_the_place_of_two_that_are_written_is_refused(name, backend, route, remembered):
+    op = fk.Op(name)
+    first, *_, last = op.spec.mutates
+    arguments = taken(op, op.spec.cases[0], route)
+    with fk.use_backend(backend):
+        if remembered:
+            op(**arguments)
+        with pytest.raises(ValueError, match=f"{name}: {last} must be another tensor than {first}, got the same one"):
+            op(**arguments | {last: arguments[first]})
+
+
+@pytest.mark.parametrize("remembered", [False, True], ids=["first", "remembered"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_float_mask_that_requires_a_gradient_is_refused_and_not_forgotten_in_silence(backend, remembered):
+    paddle = load("paddle").paddle
+    op, q, mask = fk.Op("flash_attention"), paddle.ones([1, 4, 2, 8]), paddle.zeros([1, 1, 4, 4])
+    learned = paddle.zeros([1, 1, 4, 4])
+    learned.stop_gradient = False
+    with fk.use_backend(backend):
+        if remembered:
+            op(q, q, q, attn_mask=mask)
+        with pytest.raises(ValueError, match=r"attn_mask must be a tensor without a gradient, .*attn_mask.detach\(\)"):
+            op(q, q, q, attn_mask=learned)
+        assert op(q, q, q, attn_mask=learned.detach()).shape == q.shape
+        with paddle.no_grad():
+            assert op(q, q, q, attn_mask=learned).shape == q.shape

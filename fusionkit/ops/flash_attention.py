@@ -51,7 +51,8 @@ def flash_attention(
         causal: query i sees keys j <= i + kv_len - q_len (aligned bottom-right).
         attn_mask: [batch_size or 1, num_heads or 1, q_len or 1, kv_len]; bool (True: attend), or floating (dtype of q,
             or float32) added to the scores. Only False and -inf drop a key; finite minima are ordinary numbers.
-            Combines with causal: both must allow. Not differentiated. A dropped key has no influence, not even NaN.
+            Combines with causal: both must allow. A dropped key has no influence, not even NaN. Not differentiated: a
+            floating mask that requires a gradient is refused.
         startend_row_indices: [batch_size, num_key_value_heads or 1, kv_len, 1, 2 or 4] int32: for each key, the
             queries that do not see it. causal: rows [a, q_len), or [a, b). Not causal: [a, q_len) and [0, b), or
             [a, b) and [c, d). For packed documents and windows; needs q_len == kv_len, excludes attn_mask.
@@ -552,6 +553,7 @@ spec = OpSpec(
             differentiable=False,
             dtype_advice='Pass mask.astype("bool") if it says who attends (True = attend). Cast it to float32 if it is '
             "added to the scores",
+            gradient_advice="It is not differentiated: pass attn_mask.detach()",
             shape_advice="Axes that are the same for all have size 1: a padding mask is [batch_size, 1, 1, kv_len]",
         ),
         Input("startend_row_indices", "batch_size num_key_value_heads|1 kv_len num_bounds", ("int32",), True, False),

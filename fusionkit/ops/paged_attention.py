@@ -54,7 +54,7 @@ def paged_attention(
         v: as k.
         key_cache: [num_blocks, num_key_value_heads, block_size, head_dim], dtype of q; updated in place. Slots without
             a token are never read. block_size = the longest sequence gives the plain cache.
-        value_cache: as key_cache.
+        value_cache: as key_cache, and another tensor.
         block_tables: [batch_size, max_blocks] int32. Entries beyond a row's length are not read (-1 by custom).
         seq_lens_encoder: [batch_size] int32. Above 0: the row is in prefill, its tokens are at positions 0, 1, ...
         seq_lens_decoder: [batch_size] int32: tokens in the cache before this step. A row that is not in prefill puts

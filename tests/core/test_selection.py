@@ -259,20 +259,20 @@ def test_a_kernel_may_serve_one_framework_alone_by_another_kernel(install):
         assert fk.Op("fusion_rms_norm")(X, WEIGHT) == "toy ran"
 
 
-def test_a_mask_that_wants_a_gradient_makes_no_call_a_training_call(install):
+def test_bounds_that_want_a_gradient_make_no_call_a_training_call(install):
     """The decision and its memory ask the same tensors: those that have a gradient."""
     paddle = pytest.importorskip("paddle")
     functions = {"paddle": "tests.core.toy:flash_attention"}
     kernels = {"flash_attention": fk.Kernel(functions=functions, directions=("forward",))}
     install(fk.Backend(name="a_toy", device_types=("cpu",), kernels=kernels))
-    op, q, mask = fk.Op("flash_attention"), paddle.ones([1, 2, 2, 8]), paddle.zeros([1, 1, 2, 2])
-    mask.stop_gradient = False
+    op, q, bounds = fk.Op("flash_attention"), paddle.ones([1, 2, 2, 8]), paddle.full([1, 1, 2, 1], 2, "int32")
+    bounds.stop_gradient = False
     wanting = q.clone()
     wanting.stop_gradient = False
     with fk.use_backend(["a_toy", "cpu"]):
         for _ in range(2):
-            assert op(q, q, q, attn_mask=mask) == "toy ran"
-            assert not isinstance(op(wanting, q, q, attn_mask=mask), str)
+            assert op(q, q, q, causal=True, startend_row_indices=bounds) == "toy ran"
+            assert not isinstance(op(wanting, q, q, causal=True, startend_row_indices=bounds), str)
         assert len(op._plans) == 2
 
 
