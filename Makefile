@@ -35,7 +35,7 @@ wheel: native $(STAMPS)/wheel
 
 test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test $(STAMPS)/wheel
 	@echo "== tests, $(WORKERS) at a time"
-	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	@PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 test-op: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test
 	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup -q --op "$(OP)" --ignore tests/test_arm64.py
