@@ -44,8 +44,8 @@ class Subject:
         return parity.arguments_of(self.op.spec, self.benchmark.case, self.dtype)
 
     def dims(self, made: dict[str, Any]) -> dict[str, Any]:
-        bound, adapter = arguments.bind(self.op.spec, (), made)
-        call = describe(self.op.spec, bound, adapter, training=False)
+        bound, framework = arguments.bind(self.op.spec, (), made)
+        call = describe(self.op.spec, bound, framework, training=False)
         scalars = {name: value for name, value in call.values.items() if isinstance(value, bool | int | float)}
         return {**scalars, **call.dims, **self.benchmark.dims}
 

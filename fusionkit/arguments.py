@@ -23,14 +23,14 @@ def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tupl
     except TypeError as error:
         raise TypeError(f"{spec.name}: {error}. The signature is {spec.name}{spec.parameters}") from None
     bound.apply_defaults()
-    adapter: Framework | None = None
+    framework: Framework | None = None
     for declared in spec.inputs:
         found = framework_of(type(bound.arguments[declared.name]))
-        if found is not None and adapter is not None and found is not adapter:
-            rule = f"a {adapter.NAME} tensor like the arguments before it"
+        if found is not None and framework is not None and found is not framework:
+            rule = f"a {framework.NAME} tensor like the arguments before it"
             raise argument_error(spec.name, declared.name, rule, f"one of {found.NAME}", kind=TypeError)
-        adapter = found or adapter
-    return dict(bound.arguments), adapter
+        framework = found or framework
+    return dict(bound.arguments), framework
 
 
 def as_call(spec: OpSpec, arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -40,11 +40,11 @@ def as_call(spec: OpSpec, arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...]
     return positional, {p.name: arguments[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def mixed(spec: OpSpec, arguments: Mapping[str, Any], adapter: Framework | None) -> dict[str, Any] | None:
+def mixed(spec: OpSpec, arguments: Mapping[str, Any], framework: Framework | None) -> dict[str, Any] | None:
     """The arguments cast as automatic mixed precision wants them for this op; None where it is off."""
-    if adapter is None or (state := adapter.autocast()) is None:
+    if framework is None or (state := framework.autocast()) is None:
         return None
-    return {**arguments, **adapter.cast_for(state, spec, tensors(spec, arguments))}
+    return {**arguments, **framework.cast_for(state, spec, tensors(spec, arguments))}
 
 
 def of_rank(spec: OpSpec, arguments: Mapping[str, Any], rank: int) -> dict[str, Any]:
@@ -60,13 +60,13 @@ def tensors(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {i.name: arguments[i.name] for i in spec.inputs if framework_of(type(arguments[i.name])) is not None}
 
 
-def remarks(spec: OpSpec, arguments: Mapping[str, Any], adapter: Framework | None) -> tuple[str, ...]:
+def remarks(spec: OpSpec, arguments: Mapping[str, Any], framework: Framework | None) -> tuple[str, ...]:
     """What the spec says of the values of these arguments; a `TensorSpec` and a value of a graph have none."""
     live = tensors(spec, arguments)
 
     def values(name: str) -> Any:
-        readable = adapter is not None and name in live and not adapter.is_symbolic(live[name])
-        return adapter.to_numpy(live[name]) if adapter is not None and readable else None
+        readable = framework is not None and name in live and not framework.is_symbolic(live[name])
+        return framework.to_numpy(live[name]) if framework is not None and readable else None
 
     return () if spec.remarks is None else spec.remarks(values)
 

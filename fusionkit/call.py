@@ -196,7 +196,7 @@ class Call:
 def describe(
     spec: OpSpec,
     arguments: Mapping[str, Any],
-    adapter: Framework | None,
+    framework: Framework | None,
     device: str | None = None,
     training: bool | None = None,
 ) -> Call:
@@ -206,34 +206,35 @@ def describe(
         TypeError, ValueError: of the first argument that breaks the spec.
     """
     live = {i.name: arguments[i.name] for i in spec.inputs if framework_of(type(arguments[i.name])) is not None}
-    described = {i.name: d for i in spec.inputs if (d := _describe(i.packable, arguments[i.name], adapter)) is not None}
+    found = {i.name: _describe(i.packable, arguments[i.name], framework) for i in spec.inputs}
+    described = {name: each for name, each in found.items() if each is not None}
     _require_apart(spec, live)
     for declared in spec.inputs:
-        if adapter is not None and declared.name in live and declared.gradient_advice:
-            _require_no_gradient(spec, declared, described[declared.name], live[declared.name], adapter)
+        if framework is not None and declared.name in live and declared.gradient_advice:
+            _require_no_gradient(spec, declared, described[declared.name].dtype, live[declared.name], framework)
     if training is None:
         wanting = [tensor for name, tensor in live.items() if spec.input(name).differentiable]
-        training = adapter is not None and adapter.wants_gradient(wanting)
-    where = _device(spec, described, adapter) if device is None else device
+        training = framework is not None and framework.wants_gradient(wanting)
+    where = _device(spec, described, framework) if device is None else device
     call = Call(
         spec=spec,
         tensors=described,
         values={name: value for name, value in arguments.items() if name not in described},
-        framework=adapter.NAME if adapter else None,
+        framework=framework.NAME if framework else None,
         device=where,
         wants_gradient=training,
-        traced=adapter is not None and any(map(adapter.is_symbolic, live.values())),
-        elsewhere=(device is not None or not live) and _is_elsewhere(where, spec, described, live, adapter),
+        traced=framework is not None and any(map(framework.is_symbolic, live.values())),
+        elsewhere=(device is not None or not live) and _is_elsewhere(where, spec, described, live, framework),
     )
     call.check()
     return call
 
 
-def _describe(packable: bool, value: Any, adapter: Framework | None) -> TensorSpec | None:
+def _describe(packable: bool, value: Any, framework: Framework | None) -> TensorSpec | None:
     if isinstance(value, TensorSpec):
         return value
-    if adapter is not None and framework_of(type(value)) is adapter:
-        return adapter.describe(value)
+    if framework is not None and framework_of(type(value)) is framework:
+        return framework.describe(value)
     if packable and hasattr(value, "describe_packed"):  # a PackedWeight
         packed: TensorSpec = value.describe_packed()
         return packed
@@ -250,10 +251,10 @@ def _require_apart(spec: OpSpec, live: Mapping[str, Any]) -> None:
             )
 
 
-def _require_no_gradient(spec: OpSpec, declared: Input, described: TensorSpec, tensor: Any, adapter: Framework) -> None:
+def _require_no_gradient(spec: OpSpec, declared: Input, dtype: str, tensor: Any, framework: Framework) -> None:
     """A value of a graph may carry the mark without anybody who wants the gradient."""
-    floating = described.dtype in FLOATING and not adapter.is_symbolic(tensor)
-    if floating and adapter.wants_gradient([tensor]):
+    floating = dtype in FLOATING and not framework.is_symbolic(tensor)
+    if floating and framework.wants_gradient([tensor]):
         rule, advice = "a tensor without a gradient", declared.gradient_advice
         raise argument_error(spec.name, declared.name, rule, "one that requires a gradient", advice=advice)
 
@@ -263,18 +264,18 @@ def _is_elsewhere(
     spec: OpSpec,
     described: Mapping[str, TensorSpec],
     live: Mapping[str, Any],
-    adapter: Framework | None,
+    framework: Framework | None,
 ) -> bool:
     """Whether a device is of another type than where the tensors are, or, without tensors, than the current one."""
-    here = _device(spec, {name: described[name] for name in live}, adapter)
+    here = _device(spec, {name: described[name] for name in live}, framework)
     return where.partition(":")[0] != here.partition(":")[0]
 
 
-def _device(spec: OpSpec, described: Mapping[str, TensorSpec], adapter: Framework | None) -> str:
+def _device(spec: OpSpec, described: Mapping[str, TensorSpec], framework: Framework | None) -> str:
     """The one device that all tensors are on; the framework's current one where none says."""
     placed = {name: tensor.device for name, tensor in described.items() if tensor.device is not None}
     if not placed:
-        return adapter.current_device() if adapter else frameworks.default_device()
+        return framework.current_device() if framework else frameworks.default_device()
     first, device = next(iter(placed.items()))
     for name, other in placed.items():
         if other != device:

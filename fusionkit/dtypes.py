@@ -1,4 +1,4 @@
-"""The names of dtypes, in full and in short. What a framework calls them is in its adapter."""
+"""The names of dtypes, in full and in short. What a framework calls them is in fusionkit/frameworks."""
 
 from __future__ import annotations
 

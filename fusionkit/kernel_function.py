@@ -100,8 +100,8 @@ def for_later(function: Callable[..., Any], kernel: Kernel, spec: OpSpec) -> Cal
 
 
 def _checked(function: Callable[..., Any], spec: OpSpec, *args: Any, **kwargs: Any) -> Any:
-    bound, adapter = arguments.bind(spec, args, kwargs)
-    describe(spec, bound, adapter)
+    bound, framework = arguments.bind(spec, args, kwargs)
+    describe(spec, bound, framework)
     require_writable(spec, bound)
     return function(*args, **kwargs)
 

@@ -109,13 +109,13 @@ class Op:
                 function = plan.function
                 break
         else:
-            arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
-            mixed = arguments_of.mixed(self.spec, arguments, adapter)
-            if mixed is not None and adapter is not None:
+            arguments, framework = arguments_of.bind(self.spec, args, kwargs)
+            mixed = arguments_of.mixed(self.spec, arguments, framework)
+            if mixed is not None and framework is not None:
                 args, kwargs = arguments_of.as_call(self.spec, mixed)
-                with adapter.without_autocast():
+                with framework.without_autocast():
                     return self(*args, **kwargs)
-            plan, function = plans.make(self.spec, arguments, adapter, args, kwargs)
+            plan, function = plans.make(self.spec, arguments, framework, args, kwargs)
             if plan.cacheable:
                 self._plans = (plan, *self._plans[: plans.MAX_PLANS - 1])
         try:
@@ -130,9 +130,9 @@ class Op:
         """A kernel refused what a remembered decision let through: raise the spec's error if it has one."""
         if isinstance(error, FusionkitError):
             return
-        arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
+        arguments, framework = arguments_of.bind(self.spec, args, kwargs)
         try:
-            describe(self.spec, arguments, adapter)
+            describe(self.spec, arguments, framework)
         except (TypeError, ValueError) as better:
             raise better from error
 
@@ -154,8 +154,8 @@ class Op:
         if backend is not None:
             with policy.use_backend(backend):
                 return self.explain(*args, device=device, training=training, **kwargs)
-        arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
-        call = describe(self.spec, arguments, adapter, device, training)
+        arguments, framework = arguments_of.bind(self.spec, args, kwargs)
+        call = describe(self.spec, arguments, framework, device, training)
         registry.require_device(call)
         try:
             selected, reason = select.select(call)
@@ -169,7 +169,7 @@ class Op:
             chosen,
             reason,
             tuple((c.backend, c.verdict.answer, c.verdict.reasons + select.notes(c, call)) for c in candidates),
-            arguments_of.remarks(self.spec, arguments, adapter),
+            arguments_of.remarks(self.spec, arguments, framework),
         )
 
     @_not_traced
@@ -179,8 +179,8 @@ class Op:
         Valid for the same dtypes, device, mask kinds and gradient mode. Other shapes are checked by the kernel.
         Automatic mixed precision is not applied and calls are not counted.
         """
-        arguments, adapter = arguments_of.bind(self.spec, args, kwargs)
-        call = describe(self.spec, arguments, adapter)
+        arguments, framework = arguments_of.bind(self.spec, args, kwargs)
+        call = describe(self.spec, arguments, framework)
         chosen, _ = select.select(call)
         assert chosen.kernel is not None
         return kernel_function.for_later(kernel_function.for_call(chosen.kernel, call), chosen.kernel, self.spec)
@@ -205,8 +205,8 @@ class Op:
             For each differentiable input that is present its gradient, in the input's dtype.
         """
         self._require_gradient()
-        arguments, adapter = arguments_of.bind(self.spec, arrays, kwargs)
-        call = describe(self.spec, arguments, adapter, training=True)
+        arguments, framework = arguments_of.bind(self.spec, arrays, kwargs)
+        call = describe(self.spec, arguments, framework, training=True)
         if call.framework != "numpy":
             raise argument_error(self.__name__, "vjp", "called with NumPy arrays", call.framework, kind=TypeError)
         arguments_of.check_grad_outputs(call, grad_outputs)

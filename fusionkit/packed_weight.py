@@ -107,15 +107,15 @@ def _check_format(dtype: str | None, group_size: int | None) -> None:
 
 def _on_host(weight: Any) -> tuple[Array, str]:
     """The weight as a NumPy array, and the device that it came from."""
-    adapter = frameworks.framework_of(type(weight))
-    if adapter is not None and adapter.NAME == "numpy":
+    framework = frameworks.framework_of(type(weight))
+    if framework is not None and framework.NAME == "numpy":
         return weight, "cpu"
-    if adapter is None or adapter.NAME != "paddle" or adapter.is_symbolic(weight):
+    if framework is None or framework.NAME != "paddle" or framework.is_symbolic(weight):
         rule, advice = "a Paddle tensor or a NumPy array", "Pack before tracing, and from one of the two"
         raise argument_error(OP, "weight", rule, type(weight).__name__, advice=advice, kind=TypeError)
     from fusionkit.frameworks.paddle import to_numpy
 
-    return to_numpy(weight), str(adapter.describe(weight).device)
+    return to_numpy(weight), str(framework.describe(weight).device)
 
 
 def _packer(shape: tuple[int, ...], dtype: str, device: str) -> tuple[str, Kernel]:

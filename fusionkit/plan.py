@@ -61,7 +61,7 @@ class Plan:
     training: bool | None
     apart: tuple[tuple[Where, Where], ...]
     undifferentiated: tuple[Where, ...]
-    adapter: Framework
+    framework: Framework
     simple: bool
     plain: bool
     cacheable: bool
@@ -91,17 +91,19 @@ class Plan:
         for one, other in self.apart:
             if at(one) is at(other):
                 return False
-        if self.undifferentiated and self.adapter.wants_gradient(list(map(at, self.undifferentiated))):
+        if self.undifferentiated and self.framework.wants_gradient(list(map(at, self.undifferentiated))):
             return False
-        if self.place is not None and self.adapter.place_of(at(self.first)) != self.place:
+        if self.place is not None and self.framework.place_of(at(self.first)) != self.place:
             return False
-        return self.training is None or self.adapter.wants_gradient(list(map(at, self.differentiable))) == self.training
+        return (
+            self.training is None or self.framework.wants_gradient(list(map(at, self.differentiable))) == self.training
+        )
 
 
 def make(
     spec: OpSpec,
     arguments: Mapping[str, Any],
-    adapter: Framework | None,
+    framework: Framework | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> tuple[Plan, Callable[..., Any]]:
@@ -112,12 +114,12 @@ def make(
         TypeError, ValueError: the call breaks the op's own rules.
         NoBackendError: nobody accepts it, which the ledger counts.
     """
-    call = describe(spec, arguments, adapter)
+    call = describe(spec, arguments, framework)
     for declared in spec.inputs:
         if isinstance(arguments[declared.name], TensorSpec):
             rule, advice = "a tensor", "TensorSpecs are for explain"
             raise argument_error(spec.name, declared.name, rule, "a TensorSpec", advice=advice, kind=TypeError)
-    assert adapter is not None
+    assert framework is not None
     try:
         chosen, reason = select.select(call)
     except NoBackendError as error:
@@ -129,14 +131,14 @@ def make(
         kernel_function.require_writable(spec, arguments)
     later = kernel_function.for_later(function, chosen.kernel, spec)
     count = ledger().counter(spec.name, chosen.backend, reason).add
-    return _remembered(later, count, call, adapter, args, kwargs), function
+    return _remembered(later, count, call, framework, args, kwargs), function
 
 
 def _remembered(
     function: Callable[..., Any],
     count: Callable[[], int],
     call: Call,
-    adapter: Framework,
+    framework: Framework,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Plan:
@@ -150,7 +152,7 @@ def _remembered(
     packed = tuple((given[name][0], packer) for name, packer in packers.items() if packer is not None)
     tensors = {name: given[name] for name, packer in packers.items() if packer is None}
     first, value = next(iter(tensors.values()))
-    place = adapter.place_of(value)
+    place = framework.place_of(value)
     training = call.wants_gradient if "training" in call.consulted else None
     written = [tensors[name][0] for name in call.spec.mutates if name in tensors]
     apart = tuple(itertools.combinations(written, 2))
@@ -160,7 +162,7 @@ def _remembered(
         function=function,
         count=count,
         context=policy.current(),
-        autocast=adapter.autocast,
+        autocast=framework.autocast,
         matches=_matcher(tuple(looks[name] for name in order[: len(args)])),
         keywords={name: (*looks[name], value if name in read else None) for name, value in kwargs.items()},
         axes=axes,
@@ -171,7 +173,7 @@ def _remembered(
         training=training,
         apart=apart,
         undifferentiated=undifferentiated,
-        adapter=adapter,
+        framework=framework,
         simple=simple,
         plain=simple and not kwargs,
         # A plan of a collective would keep its group alive, and the call takes milliseconds.

@@ -89,8 +89,8 @@ def test_spec_is_complete(spec):
 def test_cost_is_positive_for_the_largest_case(spec):
     case = next(case for case in spec.cases if case.llama)
     made = arguments_of.of_rank(spec, parity.arguments_of(spec, case, "float32"), 0)
-    bound, adapter = arguments_of.bind(spec, (), made)
-    call = describe(spec, bound, adapter)
+    bound, framework = arguments_of.bind(spec, (), made)
+    call = describe(spec, bound, framework)
     forward, both = (spec.cost({**call.dims, **bound}, 4, training) for training in (False, True))
     assert forward.flops > 0 and forward.bytes_read > 0 and forward.bytes_written > 0
     assert spec.reference_vjp is None or (both.flops > forward.flops and both.bytes_written > forward.bytes_written)

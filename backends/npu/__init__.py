@@ -51,7 +51,7 @@ def _kernel(
     when: tuple[Predicate, ...] = (),
     notes: tuple[tuple[Predicate, str], ...] = (),
 ) -> Kernel:
-    """`arguments`: the numbers of inputs and attributes that the adapter can serve."""
+    """`arguments`: the numbers of inputs and attributes that the kernel can serve."""
     return Kernel(
         functions={"paddle": f"fusionkit_backends.npu.{op}:{op}"},
         dtypes=dtypes,

@@ -1,4 +1,4 @@
-"""The few questions that the core asks of a tensor, one adapter a framework, imported when its first tensor arrives."""
+"""The few questions that the core asks of a tensor, one module a framework, imported when its first tensor arrives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("paddle", "numpy", "torch")
 
 
 class Framework(Protocol):
-    """What an adapter module `fusionkit.frameworks.<name>` offers; the last three only where `autocast` may be on or
+    """What a module `fusionkit.frameworks.<name>` offers; the last three only where `autocast` may be on or
     arrays are carried: not NumPy's."""
 
     NAME: str
@@ -62,7 +62,7 @@ def default_device() -> str:
 
 
 def load(name: str) -> Framework:
-    """The adapter.
+    """The framework of that name.
 
     Raises:
         FusionkitError: the framework is installed and cannot be imported, for a reason that has a known cure.
@@ -82,9 +82,9 @@ _owners: dict[type, Framework | None] = {}
 
 
 def framework_of(kind: type) -> Framework | None:
-    """The adapter whose tensors are of this type; None if it is no tensor type."""
+    """The framework whose tensors are of this type; None if it is no tensor type."""
     if kind not in _owners:
         roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
-        adapters = (load(name) for name in NAMES if name in roots)
-        _owners[kind] = next((adapter for adapter in adapters if adapter.owns(kind)), None)
+        candidates = (load(name) for name in NAMES if name in roots)
+        _owners[kind] = next((each for each in candidates if each.owns(kind)), None)
     return _owners[kind]

@@ -133,6 +133,6 @@ def test_backends_import_nothing_of_eager():
 
 
 def test_the_emulator_states_contracts_without_the_kit():
-    """It is an independent witness of what the adapters do, and so are the programs that hold it to its contract."""
+    """It is an independent witness of what the kit does, and so are the programs that hold it to its contract."""
     wrong = [(str(p), n) for p, n in imported("emulator") if n.startswith(("fusionkit.adapters", "fusionkit_backends"))]
     assert not wrong

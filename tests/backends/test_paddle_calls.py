@@ -1,4 +1,4 @@
-"""gpu and xpu, which nobody has run: their adapters call Paddle's functions with arguments that the real signatures
+"""gpu and xpu, which nobody has run: their kernels call Paddle's functions with arguments that the real signatures
 take, and what those functions are documented to compute gives the op's result. This proves the call, not the card."""
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def accepted_cases(kernel, spec):
     """The cases that the kernel takes in one of its dtypes, sizes that only the card restricts left aside."""
     for case in spec.cases:
         made = parity.arguments_of(spec, case, "float32")
-        bound, adapter = arguments.bind(spec, (), made)
-        call = describe(spec, bound, adapter, training=False)
+        bound, framework = arguments.bind(spec, (), made)
+        call = describe(spec, bound, framework, training=False)
         rules = select.conditions(kernel, spec.name)[1:]  # the first asks for a dtype
         if not case.llama and all(rule.judge(call) for rule in rules if "head_dim must" not in str(rule)):
             yield case, made

@@ -1,4 +1,4 @@
-"""Kernels of one framework beside another's, and what the adapter of PyTorch's tensors answers."""
+"""Kernels of one framework beside another's, and what is answered for PyTorch's tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusionkit.errors import PluginError
 from fusionkit.frameworks.numpy import DTYPES
 from tests.core import toy
 
-adapter = frameworks.load("torch")
+framework = frameworks.load("torch")
 
 
 def two_kernels(**of_torch):
@@ -61,19 +61,19 @@ def test_a_kernel_of_another_framework_is_not_passed_over(prefer, op):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int64", "bool"])
 def test_arrays_go_to_pytorch_and_back_bit_by_bit(dtype):
     array = np.arange(12).reshape(3, 4).astype(DTYPES[dtype])[:, ::2]
-    tensor = adapter.from_numpy(array, "cpu")
-    assert adapter.describe(tensor).dtype == dtype
-    assert np.array_equal(adapter.to_numpy(tensor), array) and adapter.to_numpy(tensor).dtype == array.dtype
+    tensor = framework.from_numpy(array, "cpu")
+    assert framework.describe(tensor).dtype == dtype
+    assert np.array_equal(framework.to_numpy(tensor), array) and framework.to_numpy(tensor).dtype == array.dtype
 
 
 def test_autocast_casts_by_the_ops_class():
     x, weight = torch.ones(2, 4), torch.ones(4, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        state = adapter.autocast()
-        low = adapter.cast_for(state, fk.fused_linear.spec, {"x": x, "weight": weight})
-        kept = adapter.cast_for(state, fk.swiglu.spec, {"gate": x, "up": x})
-        with adapter.without_autocast():
-            assert adapter.autocast() is None
-    assert adapter.autocast() is None
+        state = framework.autocast()
+        low = framework.cast_for(state, fk.fused_linear.spec, {"x": x, "weight": weight})
+        kept = framework.cast_for(state, fk.swiglu.spec, {"gate": x, "up": x})
+        with framework.without_autocast():
+            assert framework.autocast() is None
+    assert framework.autocast() is None
     assert low["x"].dtype == torch.bfloat16 and low["weight"] is weight, "a float32 weight is a master weight"
     assert kept["gate"] is x

@@ -37,7 +37,7 @@ def walk(op, *args):
         op(*args)
     finally:
         sys.setprofile(None)
-    # An adapter answers a question about a tensor, and returns.
+    # A framework's module answers a question about a tensor, and returns.
     return [name for name, _ in itertools.groupby(name for name in entered if name not in frameworks.NAMES)]
 
 

@@ -31,12 +31,12 @@ NOT_SAYABLE = ("scale",)
 
 
 def add_rms_norm(x, residual, weight):
-    """The adapter casts to residual's dtype; what the declaration refuses is to let it."""
+    """The kernel casts to residual's dtype; what the declaration refuses is to let it."""
     return custom_device.run("fused_add_rms_norm_op", (x.clone(), residual.clone(), weight), 1e-5)
 
 
 def attention(**arguments):
-    """A mask goes straight to the vendor's op; the adapter takes the rest."""
+    """A mask goes straight to the vendor's op; the kernel takes the rest."""
     module = importlib.import_module(f"fusionkit_backends.{DEVICE}.flash_attention")
     if "attn_mask" not in arguments:
         return module.flash_attention(**arguments)
@@ -98,8 +98,8 @@ def accepted(edge):
 
 
 def refused(edge):
-    adapter = kernel_function.resolve(BACKEND.kernels[edge.op].functions["paddle"])
-    function = FORCED.get(edge.op, adapter)
+    kernel = kernel_function.resolve(BACKEND.kernels[edge.op].functions["paddle"])
+    function = FORCED.get(edge.op, kernel)
     if isinstance(edge.predicate, ForwardOnly):
         tensors = {name: PADDLE.over_tensors(value, f"{DEVICE}:0") for name, value in arrays(edge).items()}
         first = next(iter(tensors.values()))
@@ -108,7 +108,7 @@ def refused(edge):
         assert all(output.stop_gradient for output in comparison.listed(outputs)), "the device has a gradient after all"
     elif isinstance(edge.predicate, LeftOut):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{edge.predicate.argument}'"):
-            PADDLE.carried(adapter, f"{DEVICE}:0")(**arrays(edge))
+            PADDLE.carried(kernel, f"{DEVICE}:0")(**arrays(edge))
     elif any(name in edge.arguments for name in NOT_SAYABLE):
         assert compared(edge, function, False) > 1
     else:
