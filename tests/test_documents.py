@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fusionkit.backend import Backend, Kernel
 from fusionkit.cli import main
 from fusionkit.ops import OP_NAMES
 from tests.op_names import NEUTRAL_OPS
@@ -132,6 +134,12 @@ def test_guide_to_a_backend_works_as_written(tmp_path):
     parity = fusionkit("parity", "--backend", "abacus", "--route", "numpy")
     proven = re.search(r"abacus: (\d+) of (\d+) cases right, (\d+) refused", parity)
     assert proven and proven[1] == proven[2] and int(proven[1]) > 0 and int(proven[3]) > 0
+
+
+@pytest.mark.parametrize("field", [each.name for kind in (Kernel, Backend) for each in dataclasses.fields(kind)])
+def test_guide_to_a_backend_names_every_field(field):
+    page = (ROOT / "docs/adding_a_backend.md").read_text()
+    assert f"`{field}`" in page or f" {field}=" in page
 
 
 def test_guide_to_a_command_works_as_written(tmp_path):
