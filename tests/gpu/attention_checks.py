@@ -40,7 +40,7 @@ REAL = attention.listed_blocks, attention._dk_dv, paged.launch_named
 def skip_a_block():
     def listed(problem, tiles, by_query):
         made = REAL[0](problem, tiles, by_query)
-        made["counts"] -= 1
+        made["lists"].counts.sub_(1)
         return made
 
     attention.listed_blocks = listed
@@ -92,14 +92,14 @@ def check_lists(bounds, causal, exact):
         whole[:, :, :length, :length] = seen
         blocks = whole.reshape(batch, heads, m, tiles.block_m, n, tiles.block_n).any((3, 5))
         for by_query in (True, False):
-            listed = attention.listed_blocks(problem, tiles, by_query)
+            listed = attention.listed_blocks(problem, tiles, by_query)["lists"]
             want = (blocks if by_query else blocks.swapaxes(2, 3)).reshape(batch * heads, -1, n if by_query else m)
             compare_lists(listed, want, exact)
 
 
 def compare_lists(listed, want, exact):
     for head, program in np.ndindex(want.shape[:2]):
-        got = listed["blocks"][head, program, : listed["counts"][head, program]].tolist()
+        got = listed.blocks[head, program, : listed.counts[head, program]].tolist()
         needed = np.flatnonzero(want[head, program]).tolist()
         assert got == sorted(set(got)), got
         assert got == needed if exact else set(needed) <= set(got), (head, program, got, needed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import triton
 from fusionkit_backends.gpu.kernels import attention_backward, attention_blocks, attention_forward, attention_tiles
-from fusionkit_backends.gpu.kernels.attention_scores import BOOL_MASK, FLOAT_MASK, NO_MASK
+from fusionkit_backends.gpu.kernels.attention_arguments import Heads, Lists, Mask, Paths
 from fusionkit_backends.gpu.kernels.attention_tiles import Pass, Tiles
 from fusionkit_backends.gpu.kernels.named import launch_named
 
@@ -39,10 +39,8 @@ class Problem:
     tiles: Callable[[Pass, int, int, bool], Tiles] = attention_tiles.choose
 
     @property
-    def mask_kind(self) -> int:
-        if self.attn_mask is None:
-            return NO_MASK
-        return BOOL_MASK if str(self.attn_mask.dtype).endswith("bool") else FLOAT_MASK
+    def has_float_mask(self) -> bool:
+        return self.attn_mask is not None and not str(self.attn_mask.dtype).endswith("bool")
 
     @property
     def num_bounds(self) -> int:
@@ -51,7 +49,7 @@ class Problem:
     @property
     def in_parts(self) -> bool:
         """Whether the backward reads lse as two addends, for which their rounded sum would not do."""
-        return self.mask_kind == FLOAT_MASK or self.q.element_size() == 4
+        return self.has_float_mask or self.q.element_size() == 4
 
     @property
     def passes(self) -> tuple[bool, ...]:
@@ -66,28 +64,43 @@ class Problem:
             return attention_tiles.choose_careful(direction, head_dim, itemsize)
         return self.tiles(direction, head_dim, itemsize, self.attn_mask is not None)
 
+    def blocks(self, tiles: Tiles) -> dict[str, Any]:
+        head_dim = self.q.shape[3]
+        block_d = block_of_heads(head_dim)
+        return {
+            "block_m": tiles.block_m,
+            "block_n": tiles.block_n,
+            "block_d": block_d,
+            "padded": block_d != head_dim,
+        }
+
+    def paths(self, tiles: Tiles, careful: bool) -> Paths:
+        bool_mask = self.attn_mask is not None and not self.has_float_mask
+        return Paths(
+            **self.blocks(tiles),
+            causal=self.causal,
+            bool_mask=bool_mask,
+            float_mask=self.has_float_mask,
+            num_bounds=self.num_bounds,
+            in_parts=self.in_parts,
+            negative=self.scale < 0,
+            careful=careful,
+            skips=self.attn_mask is None and self.num_bounds == 0 and not careful,
+        )
+
     def described(self) -> dict[str, Any]:
         """What every attention kernel is told. Absent tensors have stand-ins, and strides of axes of size 1 are 0."""
         mask, bounds = self.attn_mask, self.startend_row_indices
-        strides = (0, 0, 0, 0) if mask is None else mask.stride()
+        strides, shape = ((0, 0, 0, 0), (1, 1, 1, 1)) if mask is None else (mask.stride(), mask.shape)
+        batch, head, row = (0 if size == 1 else stride for size, stride in zip(shape[:3], strides[:3], strict=True))
         return {
-            "q": self.q,
-            "k": self.k,
-            "v": self.v,
-            **strides_of("q", self.q),
-            **strides_of("k", self.k),
-            **strides_of("v", self.v),
-            "mask": self.q if mask is None else mask,
-            "mask_batch": 0 if mask is None or mask.shape[0] == 1 else strides[0],
-            "mask_head": 0 if mask is None or mask.shape[1] == 1 else strides[1],
-            "mask_row": 0 if mask is None or mask.shape[2] == 1 else strides[2],
-            "mask_column": strides[3],
-            "bounds": self.q if bounds is None else bounds,
+            "q": heads(self.q),
+            "k": heads(self.k),
+            "v": heads(self.v),
+            "mask": Mask(self.q if mask is None else mask, row, strides[3]),
+            "mask_batch": batch,
+            "mask_head": head,
             "bound_heads": 1 if bounds is None else bounds.shape[1],
-            "MASK": self.mask_kind,
-            "NUM_BOUNDS": self.num_bounds,
-            "CAUSAL": self.causal,
-            "IN_PARTS": self.in_parts,
             "q_len": self.q.shape[1],
             "kv_len": self.k.shape[1],
             "num_heads": self.q.shape[2],
@@ -96,28 +109,20 @@ class Problem:
         }
 
 
-def strides_of(name: str, tensor: Any) -> dict[str, int]:
+def block_of_heads(head_dim: int) -> int:
+    return max(LEAST_PRODUCT, triton.next_power_of_2(head_dim))
+
+
+def heads(tensor: Any) -> Heads:
     batch, row, head, _ = tensor.stride()
-    return {f"{name}_batch": batch, f"{name}_row": row, f"{name}_head": head}
-
-
-def block_constants(tiles: Tiles, head_dim: int) -> dict[str, Any]:
-    block_d = max(LEAST_PRODUCT, triton.next_power_of_2(head_dim))
-    return {
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
-        "BLOCK_D": block_d,
-        "PADDED_D": block_d != head_dim,
-        "num_warps": tiles.num_warps,
-        "num_stages": tiles.num_stages,
-    }
+    return Heads(tensor, batch, row, head)
 
 
 def listed_blocks(problem: Problem, tiles: Tiles, by_query: bool) -> dict[str, Any]:
     """Lists of the blocks that attend, for each block of queries or of keys; stand-ins without bounds."""
     bounds = problem.startend_row_indices
     if bounds is None:
-        return {"blocks": problem.q, "counts": problem.q, "max_blocks": 0}
+        return {"lists": Lists(problem.q, problem.q, problem.q), "max_blocks": 0}
     batch_size, bound_heads, kv_len, num_bounds = bounds.shape
     heads, q_len = batch_size * bound_heads, problem.q.shape[1]
     num_query_blocks, num_key_blocks = triton.cdiv(q_len, tiles.block_m), triton.cdiv(kv_len, tiles.block_n)
@@ -141,101 +146,76 @@ def listed_blocks(problem: Problem, tiles: Tiles, by_query: bool) -> dict[str, A
         BLOCK_M=tiles.block_m,
         CHUNK=CHUNK,
     )
-    return {"blocks": blocks, "counts": counts, "max_blocks": listed}
+    return {"lists": Lists(bounds, blocks, counts), "max_blocks": listed}
+
+
+def launch_passes(kernel: Any, direction: Pass, problem: Problem, **arguments: Any) -> None:
+    """The ordinary launch and, where pairs can be dropped, the careful one: each with its tiles and lists of blocks."""
+    by_query = direction != "dk_dv"
+    batch_size, num_rows, num_heads, _ = problem.q.shape if by_query else problem.k.shape
+    for careful in problem.passes:
+        tiles = problem.tiles_of(direction, careful)
+        launch_named(
+            kernel,
+            (triton.cdiv(num_rows, tiles.block_m if by_query else tiles.block_n) * batch_size * num_heads,),
+            **problem.described(),
+            **listed_blocks(problem, tiles, by_query),
+            **arguments,
+            PATHS=problem.paths(tiles, careful),
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
 
 
 def forward(problem: Problem) -> tuple[Any, Any, Any]:
     """(out [batch_size, q_len, num_heads, head_dim], lse [batch_size, num_heads, q_len] float32, what backward reads in
     its place), all dense."""
-    batch_size, q_len, num_heads, head_dim = problem.q.shape
+    batch_size, q_len, num_heads, _ = problem.q.shape
     out = problem.empty(tuple(problem.q.shape), "q")
     lse = problem.empty((batch_size, num_heads, q_len), "float32")
     parts = problem.empty((*lse.shape, 2), "float32") if problem.in_parts else lse
-    for careful in problem.passes:
-        tiles = problem.tiles_of("forward", careful)
-        launch_named(
-            attention_forward.attention_forward_kernel,
-            (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
-            **problem.described(),
-            **listed_blocks(problem, tiles, by_query=True),
-            out=out,
-            lse=lse,
-            parts=parts,
-            scale=abs(problem.scale),
-            NEGATIVE=problem.scale < 0,
-            CAREFUL=careful,
-            **block_constants(tiles, head_dim),
-        )
+    results = {"out": out, "lse": lse, "parts": parts, "scale": abs(problem.scale)}
+    launch_passes(attention_forward.attention_forward_kernel, "forward", problem, **results)
     return out, lse, parts
 
 
 def backward(problem: Problem, results: tuple[Any, Any, Any], dout: Any, dlse: Any) -> tuple[Any, Any, Any]:
     """(dq, dk, dv), dense. results: forward's. dlse, which may be None, and dout's last axis are dense."""
     out, lse, parts = results
-    shared = {
-        **problem.described(),
-        **strides_of("dout", dout),
-        "dout": dout,
-        "lse": parts,
-        "delta": _delta(problem, out, lse, dout, dlse),
-        "scale": problem.scale,
-    }
+    delta = _delta(problem, out, lse, dout, dlse)
+    shared = {"dout": heads(dout), "lse": parts, "delta": delta, "scale": problem.scale}
     return (_dq(problem, shared), *_dk_dv(problem, shared))
 
 
 def _delta(problem: Problem, out: Any, lse: Any, dout: Any, dlse: Any) -> Any:
     batch_size, q_len, num_heads, head_dim = problem.q.shape
     delta, tiles = problem.empty((batch_size, num_heads, q_len), "float32"), problem.tiles_of("dq")
-    constants = block_constants(tiles, head_dim)
-    del constants["BLOCK_N"]
     launch_named(
         attention_backward.attention_delta_kernel,
         (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
         out=out,
-        dout=dout,
+        dout=heads(dout),
         lse=lse,
         dlse=lse if dlse is None else dlse,
         delta=delta,
-        **strides_of("dout", dout),
         q_len=q_len,
         num_heads=num_heads,
         head_dim=head_dim,
         HAS_DLSE=dlse is not None,
-        **constants,
+        PATHS=Paths(**problem.blocks(tiles)),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     return delta
 
 
 def _dq(problem: Problem, shared: dict[str, Any]) -> Any:
-    batch_size, q_len, num_heads, head_dim = problem.q.shape
     dq = problem.empty(tuple(problem.q.shape), "q")
-    for careful in problem.passes:
-        tiles = problem.tiles_of("dq", careful)
-        launch_named(
-            attention_backward.attention_dq_kernel,
-            (triton.cdiv(q_len, tiles.block_m) * batch_size * num_heads,),
-            **shared,
-            **listed_blocks(problem, tiles, by_query=True),
-            dq=dq,
-            CAREFUL=careful,
-            **block_constants(tiles, head_dim),
-        )
+    launch_passes(attention_backward.attention_dq_kernel, "dq", problem, **shared, dq=dq)
     return dq
 
 
 def _dk_dv(problem: Problem, shared: dict[str, Any]) -> tuple[Any, Any]:
-    batch_size, kv_len, heads, head_dim = problem.k.shape
     dk, dv = (problem.empty(tuple(problem.k.shape), "q") for _ in range(2))
-    for careful in problem.passes:
-        tiles = problem.tiles_of("dk_dv", careful)
-        launch_named(
-            attention_backward.attention_dk_dv_kernel,
-            (triton.cdiv(kv_len, tiles.block_n) * batch_size * heads,),
-            **shared,
-            **listed_blocks(problem, tiles, by_query=False),
-            dk=dk,
-            dv=dv,
-            CAREFUL=careful,
-            **block_constants(tiles, head_dim),
-        )
+    launch_passes(attention_backward.attention_dk_dv_kernel, "dk_dv", problem, **shared, dk=dk, dv=dv)
     return dk, dv

@@ -1,4 +1,4 @@
-"""Launches with every argument by name: the attention kernels have forty."""
+"""Launches with every argument by name: the attention kernels have twenty."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import triton
 from fusionkit_backends.gpu.kernels import paged_attention, paged_rows
-from fusionkit_backends.gpu.kernels.attention import LEAST_PRODUCT
+from fusionkit_backends.gpu.kernels.attention import block_of_heads
 from fusionkit_backends.gpu.kernels.attention_tiles import SMALL, Tiles
 from fusionkit_backends.gpu.kernels.card import card
 from fusionkit_backends.gpu.kernels.launch import INTERPRETED
@@ -170,13 +170,7 @@ def _attend(
             most=tokens[1],
             split_keys=split_keys,
             scale=step.scale,
-            PATHS=Paths(
-                used.block_m,
-                used.block_n,
-                max(LEAST_PRODUCT, triton.next_power_of_2(head_dim)),
-                partial is not None,
-                careful,
-            ),
+            PATHS=Paths(used.block_m, used.block_n, block_of_heads(head_dim), partial is not None, careful),
             num_warps=used.num_warps,
             num_stages=used.num_stages,
         )

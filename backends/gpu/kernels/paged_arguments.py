@@ -1,9 +1,4 @@
-"""What the kernels of a paged cache are told, in bundles: tensors with their strides, and what is compiled for.
-
-Triton takes a NamedTuple as an argument, and a frozen dataclass as a constant: its printed fields are part of the key
-of the compiled program, so whatever a kernel decides by must be a field. Sizes that change from call to call stay
-arguments of their own: in a tuple each new value could compile a program.
-"""
+"""What the kernels of a paged cache are told, in bundles; attention_arguments.py says how Triton takes them."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from fusionkit_backends.gpu.kernels.attention_forward import LOG2_E
-from fusionkit_backends.gpu.kernels.attention_scores import all_finite, finite_part, spoil
+from fusionkit_backends.gpu.kernels.attention_careful import to_mend, without_dropped
+from fusionkit_backends.gpu.kernels.attention_scores import LOG2_E
 from fusionkit_backends.gpu.kernels.paged_arguments import Cache
 from fusionkit_backends.gpu.kernels.paged_rows import row_of_step
 
@@ -64,12 +64,10 @@ def attend_cached(
         weights, kept = tl.exp2(scores - origin[:, None]), tl.exp2(top - origin)
         total = total * kept + tl.sum(weights, 1)
         values = load_cached(value_cache, tables, positions, end, block_size, head_dim, PATHS)
+        acc *= kept[:, None]
         if PATHS.careful:
-            clean = finite_part(values)
-            acc = tl.dot(weights.to(values.dtype), clean, acc * kept[:, None], input_precision="ieee")
-            acc = spoil(acc, scores != float("-inf"), values)
-        else:
-            acc = tl.dot(weights.to(values.dtype), values, acc * kept[:, None], input_precision="ieee")
+            acc, values = without_dropped(acc, scores != float("-inf"), values)
+        acc = tl.dot(weights.to(values.dtype), values, acc, input_precision="ieee")
         top = new_top
     return acc, top, total
 
@@ -117,7 +115,7 @@ def paged_attention_kernel(
         if PATHS.careful:
             place = place_of(columns, heads, first_token, row, num_heads, num_rows, most, PATHS)
             made = tl.load((results + place * head_dim)[:, None] + dims[None, :], mask=element, other=0.0)
-            if all_finite(made):
+            if to_mend(made) == 0:  # a branch: selections in its place spilled on sm_80
                 end = first
                 exists = exists & (members < 0)
                 element = element & (members < 0)[:, None]
