@@ -15,8 +15,8 @@ from fusionkit_backends.gpu import health as gpu
 from fusionkit_backends.npu import health as npu
 from fusionkit_backends.xpu import health as xpu
 
-from fusionkit import pci
-from fusionkit.cli.doctor import Section
+from fusionkit import pci, registry
+from fusionkit.cli.doctor import Section, title_of
 from fusionkit.frameworks import custom_device
 from tests.prose import PAGES, ROOT
 
@@ -189,6 +189,5 @@ def test_doctor_prints_what_the_guide_shows(state, health, bare, monkeypatch):
     name = NAMES[health]
     page = (ROOT / f"docs/install/{name}.md").read_text()
     shown = re.search(rf"<!-- doctor: {name} {state} -->\n```\n(.*?)```", page, re.DOTALL)[1]
-    assert str(Section(f"{name} (paddle-fusionkit 0.1.0)", tuple(health.checks()))) == shown.strip().replace(
-        "FOLDER", str(bare)
-    )
+    (title,) = [title_of(plugin) for plugin in registry.plugins() if plugin.name == name]
+    assert str(Section(title, tuple(health.checks()))) == shown.strip().replace("FOLDER", str(bare))

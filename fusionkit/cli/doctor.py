@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import fusionkit
 from fusionkit import foreign, policy, registry, settings
 from fusionkit.attempt import tried
-from fusionkit.backend import Backend, Check
+from fusionkit.backend import PROOF_IN_WORDS, Backend, Check
 from fusionkit.errors import SettingError
 from fusionkit.extras import REBUILD
 
@@ -82,12 +82,17 @@ def _foreign() -> Iterator[Check]:
 
 def _backends() -> Iterator[Section]:
     for plugin in registry.plugins():
-        title = f"{plugin.name} ({plugin.distribution})"
+        title = title_of(plugin)
         if plugin.backend is None:
             fix = f"pip uninstall {plugin.distribution.partition(' ')[0]}, or install a version of it that fits"
             yield Section(title, (Check("plugin", False, str(plugin.problem), fix),))
         else:
             yield Section(title, tuple(_checks(plugin.backend)))
+
+
+def title_of(plugin: registry.Plugin) -> str:
+    proof = PROOF_IN_WORDS[plugin.backend.proven_on] if plugin.backend else ""
+    return f"{plugin.name} ({plugin.distribution})" + (f": {proof}" if proof else "")
 
 
 def _checks(backend: Backend) -> Sequence[Check]:
