@@ -123,7 +123,7 @@ class Op:
         except Exception as error:
             self._explain_failure(error, args, kwargs)
             raise
-        plan.count()
+        next(plan.calls)
         return result
 
     def _explain_failure(self, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ Calls are compared by type, dtype and what the predicates consulted, with `is`: 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Plan:
 
     Args:
         function: the kernel.
-        count: adds one to the ledger's entry.
+        calls: `next` of it adds one to the ledger's entry.
         context: the policy that held.
         matches: whether positional arguments look as they did.
         keywords: what each keyword looked like, and its value where a rule or predicate read it.
@@ -48,7 +48,7 @@ class Plan:
     """
 
     function: Callable[..., Any]
-    count: Callable[[], int]
+    calls: Iterator[int]
     context: policy.Policy | None
     autocast: Callable[[], object | None]
     matches: Callable[[tuple[Any, ...]], bool]
@@ -130,13 +130,13 @@ def make(
     if not chosen.kernel.checks_sizes:
         kernel_function.require_writable(spec, arguments)
     later = kernel_function.for_later(function, chosen.kernel, spec)
-    count = ledger().counter(spec.name, chosen.backend, reason).add
-    return _remembered(later, count, call, framework, args, kwargs), function
+    calls = ledger().counter(spec.name, chosen.backend, reason).calls
+    return _remembered(later, calls, call, framework, args, kwargs), function
 
 
 def _remembered(
     function: Callable[..., Any],
-    count: Callable[[], int],
+    calls: Iterator[int],
     call: Call,
     framework: Framework,
     args: tuple[Any, ...],
@@ -160,7 +160,7 @@ def _remembered(
     simple = not (axes or packed or place is not None or training is not None or apart or undifferentiated)
     return Plan(
         function=function,
-        count=count,
+        calls=calls,
         context=policy.current(),
         autocast=framework.autocast,
         matches=_matcher(tuple(looks[name] for name in order[: len(args)])),
@@ -182,15 +182,17 @@ def _remembered(
 
 
 def _matcher(looks: tuple[Looks, ...]) -> Callable[[tuple[Any, ...]], bool]:
-    """Whether arguments have these types and dtypes. Unrolled for two and three tensors: a loop costs 0.08 us each."""
+    """Whether arguments have these types and dtypes. Unrolled for two and three tensors: a loop costs 0.08 us each, and
+    asking for the length first 0.02 us."""
     tensors = all(dtype is not None for _, dtype in looks)
     if tensors and len(looks) == 2:
         (kind0, dtype0), (kind1, dtype1) = looks
 
         def two(args: tuple[Any, ...]) -> bool:
-            if len(args) != 2:
+            try:
+                a, b = args
+            except ValueError:
                 return False
-            a, b = args
             return type(a) is kind0 and type(b) is kind1 and a.dtype is dtype0 and b.dtype is dtype1
 
         return two
@@ -198,10 +200,11 @@ def _matcher(looks: tuple[Looks, ...]) -> Callable[[tuple[Any, ...]], bool]:
         (kind0, dtype0), (kind1, dtype1), (kind2, dtype2) = looks
 
         def three(args: tuple[Any, ...]) -> bool:
-            if len(args) != 3 or type(args[0]) is not kind0:
+            try:
+                a, b, c = args
+            except ValueError:
                 return False
-            a, b, c = args
-            if type(b) is not kind1 or type(c) is not kind2:
+            if type(a) is not kind0 or type(b) is not kind1 or type(c) is not kind2:
                 return False
             return a.dtype is dtype0 and b.dtype is dtype1 and c.dtype is dtype2
 
