@@ -194,7 +194,7 @@ def test_eager_paged_attention_is_refused_while_tracing():
     @paddle.jit.to_static(full_graph=True)
     def traced(tokens, cache, one, table):
         lengths = dict(seq_lens_encoder=one, seq_lens_decoder=one, seq_lens_this_time=one, block_tables=table)
-        return fk.paged_attention(tokens, tokens, tokens, cache, cache, **lengths)
+        return fk.paged_attention(tokens, tokens, tokens, cache, cache.clone(), **lengths)
 
     with fk.use_backend("eager"), pytest.raises(fk.NoBackendError, match="eager: the lengths are read on the host"):
         traced(tokens, cache, one, paddle.zeros([1, 1], "int32"))
