@@ -22,7 +22,7 @@ help:
 	@echo "make build  compile what changed and install fusionkit in $(VENV), editable"
 	@echo "make clean  remove what was built; the environments stay"
 
-# Compiles for this processor alone and without the emulator, which the other targets add.
+# Compiles for this processor alone, without the communicator and the emulator, which the other targets add.
 ifeq ($(MAKECMDGOALS),demo)
 export NATIVE_BUILD = first
 endif
@@ -78,6 +78,13 @@ $(STAMPS)/fusionkit: pyproject.toml setup.py $(STAMPS)/run $(STAMPS)/paddle | na
 	@echo "== install paddle-fusionkit in $(VENV), editable"
 	@$(PYTHON) -m pip uninstall -qq --yes fusionkit  # the name is another project's
 	@$(PYTHON) -m pip install -qq --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The kernels need no package: they compile while the packages are downloaded.
+$(STAMPS)/build: requirements/build.txt requirements/constraints.txt | $(STAMPS)/venv
+	@echo "== install $<: $$(paste -sd ' ' $<), and compile the kernels meanwhile"
+	@$(PYTHON3) -m native.build kernels & kernels=$$!; trap "kill $$kernels 2>/dev/null" EXIT INT TERM; \
+	  $(PYTHON) -m pip install -qq --constraint requirements/constraints.txt --requirement $< && wait $$kernels
 	@touch $@
 
 $(STAMPS)/%: requirements/%.txt requirements/constraints.txt | $(STAMPS)/venv

@@ -11,7 +11,10 @@ lib/libfusionkit_emulator.so emulator/csrc/**/*.cc and the communicator: a plugi
 build_info.json              as above; not in lib, where Paddle looks for plugins
 
 NATIVE_BUILD=first, which `make demo` sets, compiles what a first result needs: the kernels for this processor's
-instruction set alone, and no emulator. Where a whole build is already, it stays whole.
+instruction set alone, no communicator and no emulator. Where a whole build is already, it stays whole.
+
+`python -m native.build kernels` compiles the kernels with nothing but Python and the compiler: the Makefile runs it
+while the packages are downloaded.
 """
 
 from __future__ import annotations
@@ -102,12 +105,32 @@ def write_if_changed(path: Path, text: str) -> None:
 def build(package_dir: Path) -> None:
     """Brings the native files of fusionkit_backends.cpu in `package_dir` up to date."""
     check_toolchain()
+    with locked(Variant("native").folder):
+        build_locked(package_dir, wanted_variant(package_dir))
+
+
+def build_kernels(package_dir: Path) -> None:
+    """What `build` compiles and needs no package."""
+    check_toolchain()
+    with locked(Variant("native").folder):
+        compile_all(wanted_variant(package_dir).kernel_library())
+
+
+def wanted_variant(package_dir: Path) -> Variant:
     variant = Variant("native")
-    with locked(variant.folder):
-        if is_first() and not is_whole(package_dir / "lib/build_info.json", variant):
-            variant = Variant("native", only_isa=best_isa(variant.isas, Path("/proc/cpuinfo").read_text()))
-            print(f"fusionkit: a first build, for this processor's {variant.only_isa} alone", flush=True)
-        build_locked(package_dir, variant)
+    if not is_first() or is_whole(package_dir / "lib/build_info.json", variant):
+        return variant
+    isa = best_isa(variant.isas, Path("/proc/cpuinfo").read_text())
+    print(f"fusionkit: a first build, for this processor's {isa} alone", flush=True)
+    return Variant("native", only_isa=isa)
+
+
+def is_left_out(name: str, output: Path) -> bool:
+    """A first build leaves out what only other targets need."""
+    if not is_first() or output.exists():
+        return False
+    print(f"fusionkit: a first build, without the {name}", flush=True)
+    return True
 
 
 def is_first() -> bool:
@@ -164,11 +187,13 @@ def native_module() -> str:
 def build_parallel(package_dir: Path) -> None:
     """Brings the communicator of fusionkit.parallel in `package_dir` up to date."""
     check_toolchain()
-    variant = without_openmp()
+    variant, output = without_openmp(), package_dir / parallel_outputs()[0]
     with locked(variant.folder):
+        if is_left_out("communicator", output):
+            return
         library = variant.steps(PARALLEL_SOURCE_DIR.glob("*.cc"))
         compile_all(library)
-        link_library(package_dir / parallel_outputs()[0], library, [])
+        link_library(output, library, [])
 
 
 def without_openmp() -> Variant:
@@ -187,8 +212,7 @@ def build_emulator(package_dir: Path) -> None:
         print("fusionkit: no Paddle in this environment, so the emulator is not built", flush=True)
         return
     with locked(variant.folder):
-        if is_first() and not (package_dir / emulator_outputs()[0]).exists():
-            print("fusionkit: a first build, without the emulator", flush=True)
+        if is_left_out("emulator", package_dir / emulator_outputs()[0]):
             return
         # Not -DPADDLE_WITH_CUSTOM_KERNEL, as custom ops have: the device's kernels see Paddle's own tensors.
         flags = ["-I.", f"-I{EMULATOR_SOURCE_DIR}", *paddle_includes(paddle[0]), "-DPADDLE_WITH_CUSTOM_DEVICE"]
@@ -275,5 +299,7 @@ def write_build_info(path: Path, paddle_version: str | None, variant: Variant) -
 if __name__ == "__main__":
     try:
         check_toolchain()
+        if sys.argv[1:] == ["kernels"]:
+            build_kernels(SOURCE_DIR.parent)
     except BuildError as error:
         sys.exit(f"fusionkit: {error}")

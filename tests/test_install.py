@@ -141,6 +141,7 @@ def test_a_first_build_has_one_instruction_set_and_a_whole_one_stays_whole(tree,
 from pathlib import Path
 from native import build
 build.build(Path({str(tmp_path)!r})), build.build_emulator(Path({str(tmp_path / "emulator")!r}))
+build.build_parallel(Path({str(tmp_path / "parallel")!r}))
 """
         run(sys.executable, "-c", code, cwd=tree, NATIVE_BUILD=extent)
         return with_native("print(*_native.available_isas())").split()
@@ -152,10 +153,21 @@ build.build(Path({str(tmp_path)!r})), build.build_emulator(Path({str(tmp_path / 
     (best,) = built("first")
     told = with_native("try: _native.set_isa('portable')\nexcept ValueError as error: print(error)")
     assert best == "portable" or told.endswith('must be what `make demo` has built, got "portable". Run: make build\n')
-    assert not (tmp_path / "emulator").exists()
+    others = [tmp_path / "emulator/lib", tmp_path / "parallel/lib"]
+    assert not [folder for folder in others if folder.exists()]
     *_, last = whole = built("whole")
-    assert whole[0] == best and last == "portable" and (tmp_path / "emulator/lib").exists()
+    assert whole[0] == best and last == "portable" and all(folder.exists() for folder in others)
     assert built("first") == whole
+
+
+def test_kernels_are_compiled_before_any_package_is_there(tree, tmp_path):
+    """As make does while it downloads them; what is compiled then is not compiled again."""
+    bare = new_environment(tmp_path / "environment", borrow_packages=False)
+    (tree / "backends/cpu/csrc/rows.cc").touch()
+    assert "compile backends/cpu/csrc/rows.cc" in run(bare, "-m", "native.build", "kernels", cwd=tree)
+    code = "from native.build import Variant; from native.incremental import compile_all"
+    code += "; print(compile_all(Variant('native').kernel_library()))"
+    assert run(sys.executable, "-c", code, cwd=tree) == "0\n"
 
 
 def test_the_best_instruction_set_is_what_a_processor_lists():
