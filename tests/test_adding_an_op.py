@@ -60,6 +60,25 @@ def test_the_guide_names_every_file_that_it_shows():
     assert not [name for name in table if (ROOT / name).exists()]
 
 
+def test_the_ops_of_cpu_have_the_files_of_the_guide():
+    """There is one way to write an op: what all share names no op."""
+    csrc = ROOT / "backends/cpu/csrc"
+    ops = [path.stem for path in (csrc / "paddle").glob("*.cc") if path.stem != "host_view"]
+    names = [name for op in ops for name in (f"{op}.h", f"{op}.cc", f"python/bind_{op}.cc")]
+    assert len(ops) >= 10 and not [name for name in names if not (csrc / name).exists()]
+    assert "const Tensor&" not in (csrc / "fusionkit_cpu.h").read_text()
+
+
+def test_the_guide_explains_what_its_files_call():
+    """Each example stands in a file of the guide, which the tests below compile."""
+    written = " ".join(" ".join(text for name, text in FILES.items() if "csrc" in name).split())
+    section = PAGE.partition("## What do the C++ files call?")[2].partition("\n## ")[0]
+    examples = re.findall(r"^```cpp\n(.*?)^```$", section, re.S | re.M)
+    macros = set(re.findall(r"FUSIONKIT_[A-Z]\w+(?=\()", written)) - {"FUSIONKIT_RELU_SQUARED"}
+    assert macros and all(f"`{macro}`" in section for macro in macros)
+    assert len(examples) >= 10 and not [each for each in examples if " ".join(each.split()) not in written]
+
+
 def test_an_op_that_cpu_lacks_is_right_on_eager(checkout):
     """Two files. What the tests derive from declarations does not ask cpu for it."""
     write(checkout, [name for name in FILES if "backends" not in name])

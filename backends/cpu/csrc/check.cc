@@ -109,6 +109,12 @@ void require_same_shape(const char* op, const char* argument, const Tensor& tens
          describe(tensor));
 }
 
+void require_like(const char* op, const char* argument, const Tensor& tensor, const char* other_name,
+                  const Tensor& other) {
+  require_dtype(op, argument, tensor, {other.dtype});
+  require_same_shape(op, argument, tensor, other_name, other);
+}
+
 void require_input(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<DType> allowed,
                    std::initializer_list<int64_t> shape) {
   require_dtype(op, argument, tensor, allowed);

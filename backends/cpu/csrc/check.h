@@ -29,6 +29,8 @@ void require_dtype(const char* op, const char* argument, const Tensor& tensor, s
 void require_shape(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<int64_t> shape);
 void require_same_shape(const char* op, const char* argument, const Tensor& tensor, const char* other_name,
                         const Tensor& other);
+void require_like(const char* op, const char* argument, const Tensor& tensor, const char* other_name,
+                  const Tensor& other);  // its dtype and shape
 
 // An input: present, with one of the dtypes and the shape. An output: contiguous too.
 void require_input(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<DType> allowed,

@@ -13,6 +13,10 @@ struct Matrix {
   int64_t row_stride, col_stride;
 };
 
+static inline Matrix matrix_of(const Tensor& tensor) {
+  return {tensor.data, tensor.dtype, tensor.shape[0], tensor.shape[1], tensor.strides[0], tensor.strides[1]};
+}
+
 static inline int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 static inline void* element(const Matrix& m, int64_t row, int64_t col) {

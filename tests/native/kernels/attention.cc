@@ -1,5 +1,6 @@
 // flash_attention and its gradient: every kind of mask, grouped heads, rows with nothing to attend to.
 #include "attention_oracle.h"
+#include "flash_attention.h"
 
 namespace kernel_tests {
 namespace {

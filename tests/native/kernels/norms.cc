@@ -1,6 +1,8 @@
 // fusion_rms_norm and fusion_add_rms_norm, and their gradients.
 #include <cmath>
 
+#include "fusion_add_rms_norm.h"
+#include "fusion_rms_norm.h"
 #include "judge.h"
 
 namespace kernel_tests {

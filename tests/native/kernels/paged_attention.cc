@@ -1,4 +1,6 @@
 // paged_attention: a batch of a prefill, a decode step, several tokens at once on a cache, and a row without tokens.
+#include "paged_attention.h"
+
 #include <algorithm>
 
 #include "attention_oracle.h"

@@ -1,6 +1,9 @@
 // Mistakes made on purpose, to see that they are caught: a tensor that claims memory it lacks, two that overlap, one
 // that is not aligned.
+#include "fusion_rms_norm.h"
 #include "judge.h"
+#include "scale.h"
+#include "swiglu.h"
 
 namespace kernel_tests {
 namespace {

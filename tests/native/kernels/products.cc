@@ -1,6 +1,9 @@
 // fused_linear, its gradient, packed weights, and fused_linear_cross_entropy.
 #include <cmath>
 
+#include "fused_linear.h"
+#include "fused_linear_cross_entropy.h"
+#include "fused_linear_packed.h"
 #include "judge.h"
 
 namespace kernel_tests {

@@ -1,6 +1,7 @@
 // Arguments that are refused, and the settings of the machine.
 #include <stdexcept>
 
+#include "fusion_rms_norm.h"
 #include "judge.h"
 
 namespace kernel_tests {

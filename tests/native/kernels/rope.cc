@@ -1,6 +1,7 @@
 // fusion_rope: both layouts of the pairs, both directions, positions absent, int32 and int64.
 #include <cmath>
 
+#include "fusion_rope.h"
 #include "judge.h"
 
 namespace kernel_tests {

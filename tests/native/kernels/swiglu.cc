@@ -1,7 +1,10 @@
 // swiglu and its gradient, and scale.
+#include "swiglu.h"
+
 #include <cmath>
 
 #include "judge.h"
+#include "scale.h"
 
 namespace kernel_tests {
 namespace {

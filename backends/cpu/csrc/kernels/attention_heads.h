@@ -1,6 +1,7 @@
 // The heads of the tensors of one attention call.
 #pragma once
 
+#include "flash_attention.h"
 #include "kernels/attention_mask.h"
 #include "kernels/attention_pack.h"
 #include "kernels/attention_schedule.h"

@@ -1,8 +1,8 @@
-#include "kernels/norm.h"
-
 #include <cmath>
 #include <type_traits>
 
+#include "fusion_add_rms_norm.h"
+#include "fusion_rms_norm.h"
 #include "kernels/row_access.h"
 #include "parallel.h"
 

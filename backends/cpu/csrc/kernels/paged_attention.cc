@@ -1,5 +1,6 @@
+#include "paged_attention.h"
+
 #include "buffer.h"
-#include "kernels/attention.h"
 #include "kernels/attention_decode.h"
 
 namespace fusionkit_cpu {

@@ -51,13 +51,4 @@ FUSIONKIT_FOR_EACH_ISA(
     // to = from, rounded to `round_to` and then to to's dtype, plus bias[col] unless null. to.col_stride is 1.
     void convert_rows(const Matrix& from, DType round_to, const float* bias, const Matrix& to);
     // sums[j] = the sum of column j of m in float32, in row order.
-    void sum_columns(const Matrix& m, float* sums);
-
-    // logsumexp(logits) - logits[label]. Unless gradient is null it receives softmax(logits) - onehot(label), float32
-    // or bfloat16, and may be the logits themselves, and gradient_sum what its rounded values add up to. The logits are
-    // overwritten.
-    double cross_entropy_row(float* logits, int64_t n, int64_t label, DType gradient_dtype, void* gradient,
-                             float* gradient_sum);
-
-    // sums[row] -= factor * m[row][col] for the rows [begin, end).
-    void subtract_column(const Matrix& m, int64_t col, float factor, int64_t begin, int64_t end, float* sums);)
+    void sum_columns(const Matrix& m, float* sums);)

@@ -1,4 +1,4 @@
-#include "kernels/scale.h"
+#include "scale.h"
 
 #include "kernels/row_access.h"
 #include "parallel.h"

@@ -1,5 +1,5 @@
 // Memory traffic without arithmetic: the ceiling of the memory-bound kernels.
-#include "kernels/stream.h"
+#include "stream.h"
 
 #include "kernels/simd.h"
 #include "parallel.h"

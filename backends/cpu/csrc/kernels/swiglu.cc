@@ -1,4 +1,4 @@
-#include "kernels/swiglu.h"
+#include "swiglu.h"
 
 #include <type_traits>
 

@@ -1,10 +1,12 @@
-// Choice of the instruction set at run time. A kernel family declares its functions once, in its own header:
+// Choice of the instruction set at run time. An op declares in its header what frameworks call, and what its kernels
+// define in a .cc of kernels/, inside `namespace fusionkit_cpu::FUSIONKIT_ISA`:
 //
-//   FUSIONKIT_FOR_EACH_ISA(void swiglu(const Tensor& gate, const Tensor& up, const Tensor& y);)
+//   FUSIONKIT_ENTRY_POINTS(void scale(const Tensor& x, const Tensor& factor);)
+//   FUSIONKIT_FOR_EACH_ISA(void scale(const Tensor& x, float factor, const Tensor& y);)
 //
-// defines them in a .cc of kernels/, inside `namespace fusionkit_cpu::FUSIONKIT_ISA`, and is called with
+// The op's .cc defines the entry points, which check their arguments and call the kernels with
 //
-//   FUSIONKIT_DISPATCH(swiglu, gate, up, y);
+//   FUSIONKIT_DISPATCH(scale, x, value, x);
 #pragma once
 
 #include "fusionkit_cpu.h"
@@ -17,6 +19,12 @@ enum class Isa { kPortable, kAvx2, kAvx512 };  // ascending preference
 Isa current_isa();
 
 }  // namespace fusionkit_cpu
+
+// Declares functions that the library exports.
+#define FUSIONKIT_ENTRY_POINTS(...)                                                 \
+  namespace fusionkit_cpu {                                                         \
+  _Pragma("GCC visibility push(default)") __VA_ARGS__ _Pragma("GCC visibility pop") \
+  }
 
 // A build for one instruction set alone names it in FUSIONKIT_ONLY_ISA.
 #if !defined(__x86_64__) && !defined(FUSIONKIT_ONLY_ISA)

@@ -1,4 +1,6 @@
 // fusionkit_flash_attention: q, k, v, attn_mask?, startend_row_indices? -> out, lse. Both results are differentiable.
+#include "flash_attention.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

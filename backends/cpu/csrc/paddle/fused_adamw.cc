@@ -1,4 +1,6 @@
 // fusionkit_fused_adamw: param, moment1 and moment2 updated in place; the factors as in AdamWFactors.
+#include "fused_adamw.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

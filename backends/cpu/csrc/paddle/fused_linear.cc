@@ -1,6 +1,8 @@
 // fusionkit_fused_linear: x, weight -> y; fusionkit_fused_linear_bias: x, weight, bias -> y.
 // Two ops, because Paddle 3.3's static executor cannot leave out the gradient of an optional input that is None.
 // x_grad, weight_grad: whether a gradient is wanted; a frozen weight costs no product.
+#include "fused_linear.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

@@ -1,10 +1,13 @@
 // fusionkit_fused_linear_cross_entropy: x, weight, labels -> loss_sum, num_tokens, x_gradient, weight_gradient.
 // The last two are d(loss_sum), taken in the forward pass when x_grad or weight_grad asks for them, else [0].
+#include "fused_linear_cross_entropy.h"
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "host_view.h"
+#include "scale.h"
 
 namespace fusionkit_paddle {
 namespace {

@@ -1,5 +1,7 @@
 // fusionkit_fused_linear_packed: x, packed (the bytes of a packed weight), bias? -> y. For inference: it has no
 // gradient.
+#include "fused_linear_packed.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

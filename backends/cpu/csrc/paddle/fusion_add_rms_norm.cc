@@ -1,4 +1,6 @@
 // fusionkit_fusion_add_rms_norm: x, residual, weight -> y, residual_out, rstd.
+#include "fusion_add_rms_norm.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

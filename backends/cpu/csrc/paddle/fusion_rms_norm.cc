@@ -1,4 +1,6 @@
 // fusionkit_fusion_rms_norm: x, weight -> y, rstd. rstd is float32 and has the leading axes of x.
+#include "fusion_rms_norm.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

@@ -1,5 +1,7 @@
 // fusionkit_fusion_rope: q, k, cos, sin, position_ids? -> q_out, k_out. The gradient is the rotation by the negative
 // angle.
+#include "fusion_rope.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

@@ -1,5 +1,7 @@
 // fusionkit_paged_attention: q, k, v, key_cache, value_cache, block_tables, seq_lens_* -> out, and the caches in place.
 // For inference: it has no gradient.
+#include "paged_attention.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

@@ -1,4 +1,6 @@
 // fusionkit_swiglu: gate, up -> y.
+#include "swiglu.h"
+
 #include "host_view.h"
 
 namespace fusionkit_paddle {

@@ -95,11 +95,22 @@ Array empty(const std::vector<int64_t>& shape, const py::dtype& dtype) {
 
 Array empty_like(const Array& array) { return empty(shape_of(array), array.dtype()); }
 
+Array empty_with_last(const Array& array, int64_t size) {
+  std::vector<int64_t> shape = shape_of(array);
+  if (!shape.empty()) shape.back() = size;
+  return empty(shape, array.dtype());
+}
+
 Tensor result(const Array& array) { return view("result", "array", array); }
 
 Tensor result(const OptionalArray& array) { return array ? result(*array) : Tensor{}; }
 
 std::vector<int64_t> shape_of(const Array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+int64_t num_rows(const Array& array) {
+  const int64_t size = axis_size(array, static_cast<int>(array.ndim()) - 1);
+  return size > 0 ? array.size() / size : 0;
+}
 
 int64_t axis_size(const Array& array, int axis) { return axis < array.ndim() ? array.shape(axis) : 0; }
 

@@ -22,10 +22,12 @@ Tensor writable_view(const char* op, const char* argument, const Array& array);
 // Contiguous, aligned to 64 bytes, not initialised.
 Array empty(const std::vector<int64_t>& shape, const pybind11::dtype& dtype);
 Array empty_like(const Array& array);
-Tensor result(const Array& array);          // a view of one of these
-Tensor result(const OptionalArray& array);  // absent for None
+Array empty_with_last(const Array& array, int64_t size);  // its shape with the last axis replaced
+Tensor result(const Array& array);                        // a view of one of these
+Tensor result(const OptionalArray& array);                // absent for None
 
 std::vector<int64_t> shape_of(const Array& array);
+int64_t num_rows(const Array& array);             // along the last axis
 int64_t axis_size(const Array& array, int axis);  // 0 where there is no such axis: the op's own check names the fault
 
 // Call{kernel, arguments...} runs the kernel without the interpreter's lock. Braces evaluate from left to right: of

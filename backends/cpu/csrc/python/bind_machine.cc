@@ -1,6 +1,5 @@
 #include <pybind11/stl.h>
 
-#include "arrays.h"
 #include "bind.h"
 #include "result_arena.h"
 
@@ -9,10 +8,6 @@ using namespace py::literals;
 
 namespace fusionkit_cpu {
 namespace {
-
-void stream_arrays(const Array& source, const Array& target, bool non_temporal) {
-  Call{stream, view("stream", "source", source), writable_view("stream", "target", target), non_temporal};
-}
 
 void bind_result_arena(py::module_& module) {
   py::class_<ResultArena>(module, "ResultArena",
@@ -37,9 +32,6 @@ FUSIONKIT_BIND(machine) {
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
   module.def("load_onednn", &load_onednn, py::arg("path"), "True if products now run on this libdnnl.");
   module.def("matmul_library", &matmul_library, "onednn or blocked.");
-  module.def("stream", &stream_arrays, "source"_a, "target"_a, "non_temporal"_a,
-             "For benchmarks: reads source while it sets the bytes of target to 1. The ceiling is the faster way.");
-  module.def("flush_caches", &flush_caches, "For benchmarks: no cache holds what was used before.");
   bind_result_arena(module);
 }
 

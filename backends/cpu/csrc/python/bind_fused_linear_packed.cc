@@ -1,0 +1,59 @@
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "arrays.h"
+#include "bind.h"
+#include "fused_linear_packed.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace fusionkit_cpu {
+namespace {
+
+using Bytes = py::array_t<uint8_t>;
+
+DType dtype_named(const std::string& name) {
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16})
+    if (name == dtype_name(dtype)) return dtype;
+  throw std::invalid_argument("pack_weight: dtype must be float32, bfloat16 or float16, got \"" + name + "\"");
+}
+
+Array pack_weight_array(const Array& weight, const std::string& dtype) {
+  const Tensor source = view("pack_weight", "weight", weight);
+  const DType packed_dtype = dtype_named(dtype);
+  const auto num_bytes = static_cast<int64_t>(packed_weight_size(source, packed_dtype));
+  const Array packed = empty({num_bytes}, py::dtype::of<uint8_t>());
+  Call{pack_weight, source, packed_dtype, const_cast<void*>(packed.data())};
+  return packed;
+}
+
+Array linear_packed_array(const Array& x, const Bytes& packed, int64_t in_features, int64_t out_features,
+                          const OptionalArray& bias, const OptionalArray& out) {
+  const char* op = "fused_linear_packed";
+  if (packed.ndim() != 1 || !(packed.flags() & py::array::c_style))
+    throw std::invalid_argument(
+        "fused_linear_packed: packed must be the contiguous uint8 array that pack_weight returned");
+  const Array y = out ? *out : empty_with_last(x, out_features);
+  Call{linear_packed,
+       view(op, "x", x),
+       static_cast<const void*>(packed.data()),
+       static_cast<size_t>(packed.size()),
+       in_features,
+       out_features,
+       view(op, "bias", bias),
+       out ? writable_view(op, "out", y) : result(y)};
+  return y;
+}
+
+}  // namespace
+
+FUSIONKIT_BIND(fused_linear_packed) {
+  module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a, "-> uint8 array");
+  module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
+             "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(),
+             "-> y, which is out if given");
+}
+
+}  // namespace fusionkit_cpu

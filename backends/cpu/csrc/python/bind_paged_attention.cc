@@ -1,0 +1,39 @@
+#include "arrays.h"
+#include "bind.h"
+#include "paged_attention.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace fusionkit_cpu {
+namespace {
+
+Array paged_attention_array(const Array& q, const Array& k, const Array& v, const Array& key_cache,
+                            const Array& value_cache, const Array& block_tables, const Array& seq_lens_encoder,
+                            const Array& seq_lens_decoder, const Array& seq_lens_this_time, float scale) {
+  const char* op = "paged_attention";
+  const Array out = empty_like(q);
+  Call{paged_attention,
+       view(op, "q", q),
+       view(op, "k", k),
+       view(op, "v", v),
+       writable_view(op, "key_cache", key_cache),
+       writable_view(op, "value_cache", value_cache),
+       view(op, "block_tables", block_tables),
+       view(op, "seq_lens_encoder", seq_lens_encoder),
+       view(op, "seq_lens_decoder", seq_lens_decoder),
+       view(op, "seq_lens_this_time", seq_lens_this_time),
+       scale,
+       result(out)};
+  return out;
+}
+
+}  // namespace
+
+FUSIONKIT_BIND(paged_attention) {
+  module.def("paged_attention", &paged_attention_array, "q"_a, "k"_a, "v"_a, "key_cache"_a, "value_cache"_a,
+             "block_tables"_a, "seq_lens_encoder"_a, "seq_lens_decoder"_a, "seq_lens_this_time"_a, "scale"_a,
+             "-> out; the caches are updated in place");
+}
+
+}  // namespace fusionkit_cpu
