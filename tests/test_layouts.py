@@ -122,7 +122,7 @@ def test_a_cache_whose_elements_share_memory_is_refused():
     one = np.zeros((1, 2, 2, 8), np.float32)
     shared = np.lib.stride_tricks.as_strided(one, (4, 2, 2, 8), (0, *one.strides[1:]))
     with pytest.raises(ValueError, match="key_cache must be of elements that each have their own memory"):
-        paged(cache=lambda cache: shared)
+        paged(cache=lambda cache: shared[:])
 
 
 @pytest.mark.parametrize("remembered", [False, True], ids=["first", "later"])
