@@ -1,7 +1,7 @@
 """A new model folder: random weights, and a tokenizer trained on the data.
 
     python -m examples.llama2_13b.create --config examples/llama2_13b/configs/demo.json \\
-        --dataset_name_or_path examples/llama2_13b/data --output_dir output/new
+        --dataset_name_or_path examples/llama2_13b/texts --output_dir output/new
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ if not __package__:  # python path/to/this/file, from any folder
 
 import paddle
 
-from examples.llama2_13b import data, flags
-from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.flags import flag
+from examples.llama2_13b.data.samples import read_examples, split_files
+from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.io import flags
+from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.reservation import reserved
-from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.model.config import LlamaConfig
 
 PROGRAM = "examples.llama2_13b.create"
 
@@ -50,7 +51,7 @@ def _create(flags: CreateFlags) -> int:
             "model up with --overwrite_output_dir"
         )
     config = LlamaConfig.from_json(flags.config)
-    examples = data.read_examples(data.split_files(flags.dataset_name_or_path, "train"))
+    examples = read_examples(split_files(flags.dataset_name_or_path, "train"))
     texts = [text for example in examples for turn in example.turns for text in turn]
     tokenizer = Tokenizer.train(texts, config)
     paddle.seed(flags.seed)

@@ -12,15 +12,18 @@ from pathlib import Path
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
-from examples.llama2_13b import data, flags, metrics, prompts
-from examples.llama2_13b.adverts import num_named
 from examples.llama2_13b.create import CreateFlags, create
+from examples.llama2_13b.data.adverts import num_named
+from examples.llama2_13b.data.samples import split_files
 from examples.llama2_13b.export import ExportFlags, export
-from examples.llama2_13b.flags import flag
+from examples.llama2_13b.generate import prompts
+from examples.llama2_13b.io import flags
+from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.predict import PredictFlags, Prediction, Predictor
-from examples.llama2_13b.remarks import say
 from examples.llama2_13b.sft import sft
-from examples.llama2_13b.sft_flags import SftFlags
+from examples.llama2_13b.train import metrics
+from examples.llama2_13b.train.sft_flags import SftFlags
 from fusionkit import keep_freed_memory
 
 PROGRAM = "examples.llama2_13b.demo"
@@ -44,7 +47,7 @@ def demo(of_demo: DemoFlags) -> int:
     """0 if the evaluation loss fell below MAX_LOSS of the first and MIN_NAMED of the attributes were named, else 1."""
     started = time.perf_counter()
     start, tuned, exported = (str(Path(of_demo.output_dir, name)) for name in ("start", "tuned", "exported"))
-    dataset = str(HERE / "data")
+    dataset = str(HERE / "texts")
 
     print("== 1. create: random weights, and a tokenizer trained on the data")
     create(CreateFlags(str(HERE / "configs" / "demo.json"), dataset, start, overwrite_output_dir=True))
@@ -79,7 +82,7 @@ def demo(of_demo: DemoFlags) -> int:
 
 def answers(exported: str, dataset: str) -> list[Prediction]:
     """Of the exported model to every prompt of the evaluation data."""
-    (file,) = data.split_files(dataset, "dev")
+    (file,) = split_files(dataset, "dev")
     asked = PredictFlags(exported, max_length=96, batch_size=16, decode_strategy="greedy_search")
     return list(Predictor(asked, prompts.from_file(file)).run())
 

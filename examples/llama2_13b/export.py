@@ -14,15 +14,15 @@ if not __package__:  # python path/to/this/file, from any folder
 
 from paddle import nn
 
-from examples.llama2_13b import atomic, flags
-from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.decode_step import DecodeStep
-from examples.llama2_13b.flags import flag
-from examples.llama2_13b.generation_settings import GenerationSettings
-from examples.llama2_13b.model import DTYPES, Llama
-from examples.llama2_13b.reservation import LOCK, reserved
-from examples.llama2_13b.sft import TEMPLATE
-from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.data.chat_template import TEMPLATE
+from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.generate.decode_step import DecodeStep
+from examples.llama2_13b.generate.generation_settings import GenerationSettings
+from examples.llama2_13b.io import atomic, flags
+from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.io.reservation import LOCK, reserved
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.llama import DTYPES, Llama
 from fusionkit import passes
 from fusionkit.nn import LanguageModelHead, Linear
 

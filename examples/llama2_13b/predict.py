@@ -20,19 +20,19 @@ from pathlib import Path
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
-from examples.llama2_13b import flags, prompts
-from examples.llama2_13b.chat_template import ChatTemplate
-from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.flags import flag, words
-from examples.llama2_13b.generation import Generation
-from examples.llama2_13b.generation_settings import FILE, STRATEGIES, GenerationSettings
-from examples.llama2_13b.key_value_cache import KeyValueCache, blocks_for
-from examples.llama2_13b.prompts import Prompt
-from examples.llama2_13b.remarks import required, say, shown
-from examples.llama2_13b.reservation import new_file
-from examples.llama2_13b.sft import TEMPLATE
-from examples.llama2_13b.static_program import StaticProgram
-from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.data.chat_template import TEMPLATE, ChatTemplate
+from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.generate import prompts
+from examples.llama2_13b.generate.generation import Generation
+from examples.llama2_13b.generate.generation_settings import FILE, STRATEGIES, GenerationSettings
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache, blocks_for
+from examples.llama2_13b.generate.prompts import Prompt
+from examples.llama2_13b.generate.static_program import StaticProgram
+from examples.llama2_13b.io import flags
+from examples.llama2_13b.io.flags import flag, words
+from examples.llama2_13b.io.remarks import required, say, shown
+from examples.llama2_13b.io.reservation import new_file
+from examples.llama2_13b.model.config import LlamaConfig
 
 PROGRAM = "examples.llama2_13b.predict"
 SETTINGS = ("decode_strategy", "top_p", "temperature", "repetition_penalty", "top_k", "min_p")

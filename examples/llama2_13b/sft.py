@@ -16,23 +16,24 @@ if not __package__:  # python path/to/this/file, from any folder
 
 import paddle
 
-from examples.llama2_13b import data, data_parallel, flags, metrics, training_state
-from examples.llama2_13b.chat_template import ChatTemplate
-from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.data import Sample
+from examples.llama2_13b.data.chat_template import TEMPLATE, ChatTemplate
+from examples.llama2_13b.data.samples import Sample, describe_dropped, encode, read_examples, split_files
+from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.data.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder, without_chat_template
+from examples.llama2_13b.io import flags
+from examples.llama2_13b.io.remarks import say
+from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.optimizer import AdamW
-from examples.llama2_13b.remarks import say
-from examples.llama2_13b.reservation import reserved
-from examples.llama2_13b.sft_flags import SftFlags
-from examples.llama2_13b.tensor_parallel import TensorParallel
-from examples.llama2_13b.tokenizer import Tokenizer
-from examples.llama2_13b.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder, without_chat_template
-from examples.llama2_13b.trainer import Trainer, deciding
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel import data_parallel
+from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
+from examples.llama2_13b.train import metrics, training_state
+from examples.llama2_13b.train.optimizer import AdamW
+from examples.llama2_13b.train.sft_flags import SftFlags
+from examples.llama2_13b.train.trainer import Trainer, deciding
 from fusionkit import keep_freed_memory
 
 PROGRAM = "examples.llama2_13b.sft"
-TEMPLATE = "chat_template.json"
 
 
 def sft(flags: SftFlags) -> int:
@@ -96,7 +97,7 @@ def describe_data(flags: SftFlags, tokenizer: Tokenizer, trainer: Trainer) -> No
     say(f"training samples: {len(trainer.train)} of {tokens} tokens; evaluation samples: {len(trainer.evaluation)}")
     lengths = f"--src_length {flags.src_length}, --max_length {flags.max_length}"
     for name, samples in (("training", trainer.train), ("evaluation", trainer.evaluation)):
-        say(f"{name} samples cut: {data.describe_dropped(samples)} ({lengths})")
+        say(f"{name} samples cut: {describe_dropped(samples)} ({lengths})")
     own = not flags.chat_template and (Path(flags.model_name_or_path) / TEMPLATE).exists()
     if ignored := [*tokenizer.chat_templates, *([TEMPLATE] if own else [])]:
         advice = "--chat_template names the file that training follows"
@@ -122,8 +123,8 @@ def set_device(flags: SftFlags) -> None:
 
 
 def read_samples(flags: SftFlags, split: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Sample]:
-    examples = data.read_examples(data.split_files(flags.dataset_name_or_path, split))
-    return [data.encode(example, tokenizer, flags.src_length, flags.max_length, template) for example in examples]
+    examples = read_examples(split_files(flags.dataset_name_or_path, split))
+    return [encode(example, tokenizer, flags.src_length, flags.max_length, template) for example in examples]
 
 
 def load_model(flags: SftFlags, folder: Path, shards: TensorParallel) -> Llama:

@@ -17,13 +17,13 @@ import numpy as np
 import paddle
 
 import fusionkit as fk
-from examples.llama2_13b import data_parallel
-from examples.llama2_13b.optimizer import AdamW
+from examples.llama2_13b.parallel import data_parallel
 from examples.llama2_13b.sft import sft
-from examples.llama2_13b.sft_flags import SftFlags
-from examples.llama2_13b.trainer import Trainer
+from examples.llama2_13b.train.optimizer import AdamW
+from examples.llama2_13b.train.sft_flags import SftFlags
+from examples.llama2_13b.train.trainer import Trainer
 
-DATA = Path(__file__).parents[2] / "examples" / "llama2_13b" / "data"
+DATA = Path(__file__).parents[2] / "examples" / "llama2_13b" / "texts"
 
 
 def flags_of(model, output, dtype, rows, degree=1):

@@ -34,7 +34,7 @@ ATTENTION_IN_FLOAT32 = "fallback: npu: q.dtype must be bfloat16 or float16, got 
 def created(folder, sizes):
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads((EXAMPLE / "configs" / "demo.json").read_text()) | sizes))
-    create(CreateFlags(str(config), str(EXAMPLE / "data"), str(folder / "model")))
+    create(CreateFlags(str(config), str(EXAMPLE / "texts"), str(folder / "model")))
     return str(folder / "model")
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from examples.llama2_13b.adverts import AGAIN, AdvertsFlags, Product, adverts, num_named
+from examples.llama2_13b.data.adverts import AGAIN, AdvertsFlags, Product, adverts, num_named
 from tests.llama.conftest import DATA
 
 PRODUCTS = [Product(**entry) for entry in json.loads((DATA / "grammar.json").read_text(encoding="utf-8"))]

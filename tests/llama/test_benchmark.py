@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from examples.llama2_13b import benchmark, training_step
+from examples.llama2_13b.bench import step as benchmark
+from examples.llama2_13b.bench import training_step
 
 SIZES = ["--hidden_size=64", "--intermediate_size=96", "--num_attention_heads=4", "--vocab_size=300", "--seq_len=32"]
 

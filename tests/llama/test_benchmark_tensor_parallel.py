@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from examples.llama2_13b import benchmark_tensor_parallel as benchmark
+from examples.llama2_13b.bench import tensor_parallel as benchmark
 from tests.llama.conftest import EXAMPLE
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 64, "seq_len": 64}
@@ -17,7 +17,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "
 
 def test_the_command_trains_both_ways_with_equal_losses(tmp_path):
     flags = [f"--{name}={value}" for name, value in SIZES.items()]
-    command = [sys.executable, "-m", "examples.llama2_13b.benchmark_tensor_parallel", *flags, "--rounds", "2"]
+    command = [sys.executable, "-m", "examples.llama2_13b.bench.tensor_parallel", *flags, "--rounds", "2"]
     done = subprocess.run(
         [*command, "--warmup", "1", "--dtype", "float32", "--json", str(tmp_path / "steps.json")],
         capture_output=True,

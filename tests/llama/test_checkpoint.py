@@ -22,11 +22,11 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from examples.llama2_13b import atomic, checkpoint, layout
 from examples.llama2_13b.create import CreateFlags, create
-from examples.llama2_13b.model import Llama
-from examples.llama2_13b.tensor_parallel import TensorParallel
-from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.io import atomic
+from examples.llama2_13b.model import Llama, checkpoint, layout
+from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_model import SIZES
 
@@ -333,7 +333,7 @@ def test_a_full_disk_leaves_the_previous_model_whole(folder, saved):
 SAVE_FOREVER = """
 import sys
 import paddle
-from examples.llama2_13b import checkpoint
+from examples.llama2_13b.model import checkpoint
 from examples.llama2_13b.create import CreateFlags, create
 from tests.llama.test_checkpoint import SHARD_BYTES, make_model
 first, second = make_model(1), make_model(2)

@@ -11,7 +11,7 @@ import pytest
 from tests.llama.conftest import EXAMPLE
 
 ROOT = EXAMPLE.parents[1]
-COMMANDS = ("adverts", "create", "sft", "export", "predict", "demo", "benchmark", "benchmark_tensor_parallel")
+COMMANDS = ("create", "sft", "export", "predict", "demo", "data.adverts", "bench.step", "bench.tensor_parallel")
 
 
 def run(words, folder, **environment):
@@ -21,7 +21,7 @@ def run(words, folder, **environment):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_runs_as_a_file_from_any_folder(tmp_path, command):
-    done = run([EXAMPLE / f"{command}.py", "--help"], tmp_path)
+    done = run([EXAMPLE / f"{command.replace('.', '/')}.py", "--help"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"python -m examples.llama2_13b.{command}" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -51,5 +51,5 @@ def test_a_file_where_paddles_folder_must_be_is_one_line(tmp_path, words, in_the
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_so(tmp_path, command):
     (tmp_path / ".cache").touch()
-    done = run([EXAMPLE / f"{command}.py", "--help"], tmp_path, HOME=str(tmp_path))
+    done = run([EXAMPLE / f"{command.replace('.', '/')}.py", "--help"], tmp_path, HOME=str(tmp_path))
     assert done.returncode == 1 and done.stderr.startswith("error: Paddle needs") and len(done.stderr.splitlines()) == 1

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.llama2_13b import data
-from examples.llama2_13b.chat_template import ChatTemplate
-from examples.llama2_13b.data import IGNORED, Example, Sample
-from examples.llama2_13b.order import Order
-from examples.llama2_13b.packing import collate, one_a_row, pack_greedily, pack_sequentially
-from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.data.chat_template import ChatTemplate
+from examples.llama2_13b.data.order import Order
+from examples.llama2_13b.data.packing import collate, one_a_row, pack_greedily, pack_sequentially
+from examples.llama2_13b.data.samples import IGNORED, Example, Sample, encode, encode_prompt, read_examples, split_files
+from examples.llama2_13b.data.tokenizer import Tokenizer
 from tests.llama.conftest import DATA, EXAMPLE
 
 BOS, EOS = 1, 2
@@ -60,7 +59,7 @@ def test_a_bad_line_is_refused_with_file_and_line(tmp_path, line, words):
     content = line if isinstance(line, bytes) else line.encode()
     (tmp_path / "train.json").write_bytes(b"\n".join([GOOD.encode(), b"", content, GOOD.encode()]))
     with pytest.raises(ValueError, match="train.json:3: ") as error:
-        data.read_examples(data.split_files(tmp_path, "train"))
+        read_examples(split_files(tmp_path, "train"))
     assert words in str(error.value)
 
 
@@ -68,15 +67,15 @@ def test_a_split_is_a_file_or_a_folder_of_files(tmp_path):
     (tmp_path / "train").mkdir()
     for name, source in (("b.json", "second"), ("a.jsonl", "first")):
         (tmp_path / "train" / name).write_text(json.dumps({"src": source, "tgt": ["x"][0]}))
-    found = data.read_examples(data.split_files(tmp_path, "train"))
+    found = read_examples(split_files(tmp_path, "train"))
     assert [one.turns for one in found] == [(("first", "x"),), (("second", "x"),)]
-    assert data.split_files(tmp_path, "dev") == []
+    assert split_files(tmp_path, "dev") == []
     with pytest.raises(FileNotFoundError, match="must be a folder with train.json"):
-        data.split_files(tmp_path / "nowhere", "train")
+        split_files(tmp_path / "nowhere", "train")
 
 
 def test_the_shipped_data_is_read():
-    train, dev = (data.read_examples(data.split_files(DATA, split)) for split in ("train", "dev"))
+    train, dev = (read_examples(split_files(DATA, split)) for split in ("train", "dev"))
     assert len(train) >= 300 and len(dev) >= 20
     assert any(len(one.turns) > 1 for one in train)
     assert not {one.turns[0][0] for one in train} & {one.turns[0][0] for one in dev}
@@ -84,23 +83,23 @@ def test_the_shipped_data_is_read():
 
 def test_source_is_read_and_target_with_its_end_is_learned(tokenizer):
     source, target = tokenizer.encode("type#mug"), tokenizer.encode("A mug.")
-    sample = data.encode(example(("type#mug", "A mug.")), tokenizer, 50, 100)
+    sample = encode(example(("type#mug", "A mug.")), tokenizer, 50, 100)
     assert sample.input_ids == [BOS, *source, *target]
     assert sample.labels == [*[IGNORED] * len(source), *target, EOS]
 
 
 def test_a_long_source_keeps_its_end_and_a_long_target_loses_end_and_eos(tokenizer):
     source, target = tokenizer.encode("abcdefgh" * 5), tokenizer.encode("ijklmnop" * 5)
-    sample = data.encode(example(("abcdefgh" * 5, "ijklmnop" * 5)), tokenizer, 6, 12)
+    sample = encode(example(("abcdefgh" * 5, "ijklmnop" * 5)), tokenizer, 6, 12)
     assert split_targets(sample) == ([BOS, *source[-5:], *target[:5]], target[:6])
 
 
 def test_a_target_that_just_fits_keeps_its_end(tokenizer):
     source, target = tokenizer.encode("abc"), tokenizer.encode("ijklm")
     room = 1 + len(source) + len(target)
-    whole = data.encode(example(("abc", "ijklm")), tokenizer, 10, room + 1)
+    whole = encode(example(("abc", "ijklm")), tokenizer, 10, room + 1)
     assert split_targets(whole)[1] == [*target, EOS]
-    cut = data.encode(example(("abc", "ijklm")), tokenizer, 10, room)
+    cut = encode(example(("abc", "ijklm")), tokenizer, 10, room)
     assert split_targets(cut)[1] == target
 
 
@@ -110,7 +109,7 @@ def test_every_turn_is_kept_and_whole_turns_go_from_the_front(tokenizer):
     lengths = [len(src) + len(tgt) for src, tgt in encoded]
 
     def expect(kept, max_length):
-        sample = data.encode(example(*turns), tokenizer, 20, max_length)
+        sample = encode(example(*turns), tokenizer, 20, max_length)
         ids = [token for src, tgt in kept for token in src + tgt]
         assert split_targets(sample) == (ids[:-1], [token for _, tgt in kept for token in tgt])
 
@@ -121,7 +120,7 @@ def test_every_turn_is_kept_and_whole_turns_go_from_the_front(tokenizer):
 
 def test_a_chat_template_is_rendered_and_only_answers_are_learned(tokenizer):
     template = ChatTemplate("Be brief. ", "<s>[INST] {{user}} [/INST]", " {{bot}} </s>")
-    sample = data.encode(example(("Hi", "Hello"), ("Bye", "So long")), tokenizer, 50, 200, template)
+    sample = encode(example(("Hi", "Hello"), ("Bye", "So long")), tokenizer, 50, 200, template)
     first = tokenizer.encode("Be brief. <s>[INST] Hi [/INST]", special=True)
     answers = [tokenizer.encode(f" {text} </s>", special=True) for text in ("Hello", "So long")]
     second = tokenizer.encode("<s>[INST] Bye [/INST]", special=True)
@@ -132,8 +131,8 @@ def test_a_chat_template_is_rendered_and_only_answers_are_learned(tokenizer):
 def test_a_prompt_is_what_training_read_before_the_target(tokenizer):
     turns = (("one", "uno"), ("two", "dos"))
     for template in (None, ChatTemplate.from_json(EXAMPLE / "configs" / "llama2_chat.json")):
-        sample = data.encode(example(*turns), tokenizer, 30, 200, template)
-        prompt = data.encode_prompt(list(turns[:1]), "two", tokenizer, 30, template)
+        sample = encode(example(*turns), tokenizer, 30, 200, template)
+        prompt = encode_prompt(list(turns[:1]), "two", tokenizer, 30, template)
         assert sample.input_ids[: len(prompt)] == prompt
         assert sample.labels[len(prompt) - 2] == IGNORED and sample.labels[len(prompt) - 1] != IGNORED
 

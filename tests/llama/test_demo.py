@@ -11,7 +11,7 @@ import pytest
 
 from examples.llama2_13b import demo
 from examples.llama2_13b.demo import DemoFlags
-from examples.llama2_13b.metrics import read_log
+from examples.llama2_13b.train.metrics import read_log
 
 
 def run(out):

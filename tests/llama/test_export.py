@@ -11,9 +11,9 @@ import shutil
 import pytest
 
 from examples.llama2_13b import export as exporting
-from examples.llama2_13b.config import LlamaConfig
+from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.export import ExportFlags, export
-from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.model.config import LlamaConfig
 
 
 @pytest.fixture

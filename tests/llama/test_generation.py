@@ -6,13 +6,13 @@ import numpy as np
 import paddle
 import pytest
 
-from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.export import ExportFlags, export
-from examples.llama2_13b.generation import Generation, Row, collate
-from examples.llama2_13b.generation_settings import GenerationSettings
-from examples.llama2_13b.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.generation import Generation, Row, collate
+from examples.llama2_13b.generate.generation_settings import GenerationSettings
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.static_program import StaticProgram
+from examples.llama2_13b.model.config import LlamaConfig
 
 MAX_LENGTH = 12
 LENGTHS = (1, 17, 5, 33, 2)  # with blocks of 16: one, over one block, over two

@@ -12,8 +12,8 @@ import torch
 import transformers
 
 import fusionkit as fk
-from examples.llama2_13b.config import LlamaConfig
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model.config import LlamaConfig
 from tests.llama.conftest import EXAMPLE
 
 SIZES = LlamaConfig(

@@ -10,12 +10,12 @@ import paddle
 import pytest
 
 import fusionkit as fk
-from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.data import IGNORED, Sample
-from examples.llama2_13b.metrics import read_log
+from examples.llama2_13b.data.packing import collate
+from examples.llama2_13b.data.samples import IGNORED, Sample
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.packing import collate
+from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.sft import sft
+from examples.llama2_13b.train.metrics import read_log
 
 SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
          "num_attention_heads": 2, "max_position_embeddings": 32, "rms_norm_eps": 1e-5}  # fmt: skip

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from examples.llama2_13b import flags
 from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.generate.prompts import DEFAULT, Prompt, from_file, from_texts
+from examples.llama2_13b.io import flags
 from examples.llama2_13b.predict import PROGRAM, PredictFlags, Predictor, predict
-from examples.llama2_13b.prompts import DEFAULT, Prompt, from_file, from_texts
 
 ROOT = Path(__file__).parents[2]
 LINES = [

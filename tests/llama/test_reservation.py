@@ -13,10 +13,10 @@ import pytest
 
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.export import ExportFlags, export
-from examples.llama2_13b.metrics import read_log
+from examples.llama2_13b.io.reservation import LOCK, new_file, reserved
 from examples.llama2_13b.predict import PredictFlags, predict
-from examples.llama2_13b.reservation import LOCK, new_file, reserved
 from examples.llama2_13b.sft import sft
+from examples.llama2_13b.train.metrics import read_log
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import weights
 
@@ -80,7 +80,7 @@ def test_a_file_of_answers_has_one_writer(tiny_folder, tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from examples.llama2_13b.reservation import reserved
+from examples.llama2_13b.io.reservation import reserved
 with reserved(Path(sys.argv[1]), "test: --output_dir"):
     print("held", flush=True)
     sys.stdin.read()
@@ -113,7 +113,7 @@ def test_what_was_made_and_stayed_empty_is_removed(tmp_path):
 CONTEND = """
 import os, sys
 from pathlib import Path
-from examples.llama2_13b.reservation import reserved
+from examples.llama2_13b.io.reservation import reserved
 folder, held = Path(sys.argv[1]), 0
 while held < 50:
     try:

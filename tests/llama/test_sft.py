@@ -14,16 +14,16 @@ import pytest
 from safetensors.numpy import load_file
 
 import fusionkit as fk
-from examples.llama2_13b import flags as flags_module
-from examples.llama2_13b import metrics, training_state
-from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.metrics import model_flops, read_log
+from examples.llama2_13b.io import flags as flags_module
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.optimizer import AdamW
-from examples.llama2_13b.schedule import learning_rate
+from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.sft import sft
-from examples.llama2_13b.sft_flags import SftFlags
-from examples.llama2_13b.trainer import Trainer, deciding
+from examples.llama2_13b.train import metrics, training_state
+from examples.llama2_13b.train.metrics import model_flops, read_log
+from examples.llama2_13b.train.optimizer import AdamW
+from examples.llama2_13b.train.schedule import learning_rate
+from examples.llama2_13b.train.sft_flags import SftFlags
+from examples.llama2_13b.train.trainer import Trainer, deciding
 from tests.llama.conftest import DATA, EXAMPLE
 
 

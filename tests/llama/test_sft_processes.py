@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from examples.llama2_13b import training_state
-from examples.llama2_13b.metrics import read_log
 from examples.llama2_13b.sft import sft
+from examples.llama2_13b.train import training_state
+from examples.llama2_13b.train.metrics import read_log
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import weights
 

@@ -11,11 +11,11 @@ import paddle
 import pytest
 
 import fusionkit as fk
-from examples.llama2_13b import layout, training_state
-from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.model import Llama
-from examples.llama2_13b.optimizer import AdamW
-from examples.llama2_13b.tensor_parallel import ALONE, TensorParallel
+from examples.llama2_13b.model import Llama, layout
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+from examples.llama2_13b.train import training_state
+from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit import policy
 from fusionkit.parallel.parity import run_ranks
 

@@ -7,13 +7,15 @@ import shutil
 
 import pytest
 
-from examples.llama2_13b import data, flags, prompts
-from examples.llama2_13b.chat_template import ChatTemplate
-from examples.llama2_13b.config import LlamaConfig
-from examples.llama2_13b.generation_settings import GenerationSettings
+from examples.llama2_13b.data.chat_template import ChatTemplate
+from examples.llama2_13b.data.samples import read_examples
+from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.generate import prompts
+from examples.llama2_13b.generate.generation_settings import GenerationSettings
+from examples.llama2_13b.io import flags
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.sft_flags import SftFlags
-from examples.llama2_13b.tokenizer import Tokenizer
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.train.sft_flags import SftFlags
 
 MARK = "\ufeff"
 LINE = '{"src": "a", "tgt": "b"}\n'
@@ -27,8 +29,8 @@ def test_a_mark_that_begins_a_file_is_dropped(tmp_path):
         return path
 
     assert [one.question for one in prompts.from_file(file("prompts.txt", "one\ntwo"))] == ["one", "two"]
-    assert [one.turns for one in data.read_examples([file("train.json", LINE + LINE)])] == [(("a", "b"),)] * 2
-    assert data.read_examples([file("empty.json", "\n" + LINE)])[0].where.endswith(":2")
+    assert [one.turns for one in read_examples([file("train.json", LINE + LINE)])] == [(("a", "b"),)] * 2
+    assert read_examples([file("empty.json", "\n" + LINE)])[0].where.endswith(":2")
     assert ChatTemplate.from_json(file("template.json", json.dumps(TEMPLATE))) == ChatTemplate(
         "", "{{user}}", "{{bot}}"
     )

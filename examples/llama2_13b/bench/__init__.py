@@ -1,0 +1,1 @@
+"""Training steps beside peers, and the overlap of a step: commands of their own."""

@@ -1,0 +1,1 @@
+"""Text to batches: samples, chat templates, tokenizers, packing, order."""

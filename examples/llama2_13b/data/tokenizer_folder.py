@@ -1,0 +1,165 @@
+"""What a model folder says of its tokenizer beside tokenizer.json: begin, end and control tokens, chat templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from examples.llama2_13b.io.text import ENCODING, parse_object
+from examples.llama2_13b.model.config import LlamaConfig, read_fields
+
+NAMING = ("tokenizer_config.json", "special_tokens_map.json")  # the first wins, as in transformers
+GENERATION = "generation_config.json"
+HUGGING_FACE_TEMPLATE = "chat_template.jinja"  # older folders have it as a field of tokenizer_config.json
+# Carried along when a model is saved, so that other programs find what they found in the original folder.
+FILES = ("tokenizer.json", *NAMING, "tokenizer.model", GENERATION, HUGGING_FACE_TEMPLATE)
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class TokenizerFolder:
+    """The files of a folder, read once.
+
+    Raises:
+        FileNotFoundError: no config.json.
+        ValueError: a file is not JSON; it is named.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._config = read_fields(self.folder / "config.json")
+        self.files = {name: (self.folder / name).read_bytes() for name in FILES if (self.folder / name).is_file()}
+        described = ("tokenizer.json", *NAMING)
+        self._fields = {
+            name: parse_object(self.files[name], self.folder / name) if name in self.files else {} for name in described
+        }
+
+    def backend(self) -> tokenizers.Tokenizer:
+        """The tokenizer of the library.
+
+        Raises:
+            FileNotFoundError: no tokenizer.json.
+            ValueError: it cannot be read.
+        """
+        path = self.folder / "tokenizer.json"
+        if path.name not in self.files:
+            advice = "transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes it"
+            raise FileNotFoundError(f"{path}: not found; tokenizer.model alone is not read. {advice}")
+        try:
+            return tokenizers.Tokenizer.from_str(self.files[path.name].decode(ENCODING))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path}: not a tokenizer ({error})") from None
+
+    def control_tokens(self) -> Iterator[str]:
+        """Tokens that have a role, whether or not tokenizer.json calls them special."""
+        for file in NAMING:
+            fields = self._fields[file]
+            more = [fields.get(name) or [] for name in ("additional_special_tokens", "extra_special_tokens")]
+            listed = [token for each in more for token in (each.values() if isinstance(each, dict) else each)]
+            added = fields.get("added_tokens_decoder") or {}
+            special = [token for token in added.values() if token.get("special")]
+            for token in (*(fields.get(role) for role in ROLES), *listed, *special):
+                if content := _content(token):
+                    yield content
+
+    def token_of(self, role: str) -> tuple[str, str] | None:
+        """(the token that begins or ends a text, what says so), or None if nothing does."""
+        for file in NAMING:
+            if content := _content(self._fields[file].get(role)):
+                return content, f"{role} of {file}"
+        written = _written_by(self._fields["tokenizer.json"].get("post_processor"))
+        if role in written:
+            return written[role], "the post_processor of tokenizer.json"
+        name = {"bos_token": "<s>", "eos_token": "</s>"}[role]
+        added = self._fields["tokenizer.json"].get("added_tokens") or []
+        return (name, "its name in tokenizer.json") if any(token["content"] == name for token in added) else None
+
+    def require_ids(self, config: LlamaConfig, backend: tokenizers.Tokenizer) -> None:
+        """Begin and end must be the same tokens in config.json and in the tokenizer.
+
+        Raises:
+            ValueError: they differ; files and ids are named.
+        """
+        wrong = []
+        for role in ("bos_token", "eos_token"):
+            token, source = self.token_of(role) or ("", "")
+            if not token:
+                continue
+            right, found = backend.token_to_id(token), getattr(config, f"{role}_id")
+            if right is None:
+                raise ValueError(f"{self.folder}: {source} must be a token of tokenizer.json, got {token!r}")
+            if right != found:
+                wrong.append(f"{role}_id must be {right}, the id of {token!r} ({source}), got {found}")
+        if wrong:
+            advice = "Correct config.json, or put the tokenizer there that belongs to the model"
+            raise ValueError(f"{self.folder / 'config.json'}: {'; '.join(wrong)}. {advice}")
+
+    def require_rows(self, backend: tokenizers.Tokenizer) -> None:
+        """Every token needs a row of the embedding. More rows than tokens are fine.
+
+        This comes before other checks of config.json: a pad_token_id beyond vocab_size has its cure here.
+
+        Raises:
+            ValueError: a token has none, or another id than tokenizer.json says; it is named.
+        """
+        path, size = self.folder / "tokenizer.json", self._config.get("vocab_size")
+        added = {token["content"]: token["id"] for token in self._fields["tokenizer.json"].get("added_tokens") or []}
+        token, highest = max((backend.get_vocab() | added).items(), key=lambda item: item[1], default=("", -1))
+        if isinstance(size, int) and highest >= size:
+            raise ValueError(
+                f"{path}: must be of at most {size} tokens, with ids below vocab_size {size} of config.json, got "
+                f"{token!r} of id {highest}. Take the token out of tokenizer.json, or give the model its row: "
+                f"transformers' model.resize_token_embeddings({highest + 1}) and save_pretrained"
+            )
+        for token, number in added.items():
+            if (found := backend.token_to_id(token)) != number:
+                rule = f"id {found}, the next free one" if found is not None else "an id"
+                raise ValueError(f"{path}: the added token {token!r} must have {rule}, got {number}; ids leave a gap")
+
+    def require_end(self, eos_token_id: int) -> None:
+        """The end that training teaches must be one at which generation stops.
+
+        Raises:
+            ValueError: generation_config.json names other ends alone.
+        """
+        if GENERATION not in self.files:
+            return
+        path = self.folder / GENERATION
+        ends = parse_object(self.files[GENERATION], path).get("eos_token_id")
+        if ends is not None and eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+            rule = f"{eos_token_id}, as in config.json, or a list with it"
+            raise ValueError(f"{path}: eos_token_id must be {rule}, got {json.dumps(ends)}. Answers would never end")
+
+    def chat_templates(self) -> list[str]:
+        """Where templates of Hugging Face stand, which are not followed here."""
+        fields = ["chat_template of tokenizer_config.json"] if self._fields[NAMING[0]].get("chat_template") else []
+        return [*([HUGGING_FACE_TEMPLATE] if HUGGING_FACE_TEMPLATE in self.files else []), *fields]
+
+
+def without_chat_template(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files for a model whose training did not follow the template in them."""
+    kept = {name: content for name, content in files.items() if name != HUGGING_FACE_TEMPLATE}
+    if NAMING[0] in kept and "chat_template" in (fields := parse_object(kept[NAMING[0]], NAMING[0])):
+        del fields["chat_template"]
+        kept[NAMING[0]] = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+    return kept
+
+
+def _content(token: Any) -> str | None:
+    """Tokens are written as texts, or as objects with their flags."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _written_by(processor: dict[str, Any] | None) -> dict[str, str]:
+    """The tokens that a post-processor writes before and after a text."""
+    if not processor:
+        return {}
+    if processor.get("type") == "Sequence":
+        return {role: token for each in processor["processors"] for role, token in _written_by(each).items()}
+    pieces = processor.get("single") or [{}]
+    ends = {"bos_token": pieces[0], "eos_token": pieces[-1]}
+    return {role: piece["SpecialToken"]["id"] for role, piece in ends.items() if "SpecialToken" in piece}

@@ -1,0 +1,1 @@
+"""Prompts to answers: the exported program, its cache, how the next token is chosen."""

@@ -1,0 +1,60 @@
+"""The static program of an exported folder, run step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+
+from examples.llama2_13b.generate.generation import StepInputs
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.io.text import ENCODING
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.llama import DTYPES
+from fusionkit import passes
+
+
+class StaticProgram:
+    """`model.json` and `model.pdiparams` as `export` wrote them.
+
+    Raises:
+        FileNotFoundError: a file is missing; it is named.
+        ValueError: a file is truncated, or its program has other inputs than config.json asks for.
+    """
+
+    def __init__(self, folder: str | Path, config: LlamaConfig) -> None:
+        self.dtype = activation_dtype(Path(folder))
+        self._predictor = passes.create_predictor(Path(folder) / "model")
+        self._names = self._predictor.get_input_names()
+        if different := sorted(set(self._names) ^ set(input_names(config.num_hidden_layers))):
+            raise ValueError(
+                f"{folder}/model.json: must have the inputs of the {config.num_hidden_layers} layers in config.json, "
+                f"got other ones: {', '.join(different[:3])}. Export the model again"
+            )
+
+    def __call__(self, inputs: StepInputs, cache: KeyValueCache) -> NDArray[np.float32]:
+        """Scores of each row's next token, [rows, vocab_size]; the cache is written in place."""
+        tensors = {name: paddle.to_tensor(array) for name, array in vars(inputs).items()}
+        tensors |= {f"key_cache_{layer}": keys for layer, keys in enumerate(cache.keys)}
+        tensors |= {f"value_cache_{layer}": values for layer, values in enumerate(cache.values)}
+        (logits,) = self._predictor.run([tensors[name] for name in self._names])
+        result: NDArray[np.float32] = logits.numpy()
+        return result
+
+
+def input_names(num_layers: int) -> list[str]:
+    caches = [f"{kind}_cache_{layer}" for kind in ("key", "value") for layer in range(num_layers)]
+    return [field.name for field in dataclasses.fields(StepInputs)] + caches
+
+
+def activation_dtype(folder: Path) -> str:
+    """What `export` computed in, and the cache's dtype."""
+    path = folder / "config.json"
+    dtype = json.loads(path.read_text(encoding=ENCODING)).get("torch_dtype")
+    if dtype not in DTYPES:
+        raise ValueError(f"{path}: torch_dtype must be {' or '.join(DTYPES)}, got {dtype!r}. Export the model again")
+    return str(dtype)

@@ -1,0 +1,1 @@
+"""Files, flags and the screen: what every command reads, writes and says."""

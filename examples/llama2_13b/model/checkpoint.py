@@ -1,0 +1,156 @@
+"""The model's weights in a Hugging Face folder, and whatever else has the parameters' shapes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples.llama2_13b.io import atomic
+from examples.llama2_13b.io.remarks import say
+from examples.llama2_13b.model import safetensors_folder, stored_dtypes
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.layout import Array, Part, is_transposed, join, layout, merge
+from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+
+MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
+PADDLENLP_NAME = ("model.", "llama.")  # how a name begins with transformers, and with PaddleNLP
+# Weights of a model in other formats, and of adapters to it.
+OTHER_WEIGHTS = (
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "model_state*.pdparams",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "adapter_config.json",
+    "adapter_model.*",
+)
+
+
+class Reader:
+    """One array for each parameter, checked against a configuration before any memory is taken for a model.
+
+    Args:
+        folder: with safetensors of that prefix.
+        config: of the model.
+        prefix: "model", or another set of tensors with its names and shapes.
+        shards: whose part of each parameter is read; no more of it is held.
+
+    Raises:
+        FileNotFoundError, ValueError: see `safetensors_folder.Reader`.
+    """
+
+    def __init__(
+        self, folder: str | Path, config: LlamaConfig, prefix: str = "model", shards: TensorParallel = ALONE
+    ) -> None:
+        self._shards = shards
+        self._files = safetensors_folder.Reader(folder, prefix)
+        unread = [*self._files.unread(), *other_weights(Path(folder))]
+        if unread and prefix == "model" and shards.rank == 0:  # they may be of a later save
+            say(f"{folder}: read is {self._files.index.name}, not {', '.join(unread)}", sys.stderr)
+        self._layout = layout(config)
+        self._stored = {name: [self._stored_part(name, part) for part in parts] for name, parts in self._layout.items()}
+        shapes = {part.name: part.shape for parts in self._stored.values() for part in parts}
+        # Older folders hold the rotary frequencies, which the configuration gives.
+        self._files.check(shapes, ignored=lambda name: name.endswith("rotary_emb.inv_freq"))
+
+    def _stored_part(self, parameter: str, part: Part) -> Part:
+        """As the file has it: its name there, and the layout that the file's metadata names."""
+        theirs = part.name.replace(*PADDLENLP_NAME, 1)
+        stored = replace(part, name=theirs) if self._files.has(theirs) else part
+        return stored.transposed() if is_transposed(parameter) and self._files.is_in_out(stored.name) else stored
+
+    def dtypes(self) -> dict[str, str]:
+        """Of every tensor, by its name in `layout`."""
+        parts = [part for parts in self._layout.values() for part in parts]
+        stored = [part for parts in self._stored.values() for part in parts]
+        return {part.name: self._files.dtype(one.name) for part, one in zip(parts, stored, strict=True)}
+
+    def read(self, parameter: str) -> Array:
+        return join(parameter, [self._read(part) for part in self._stored[parameter]])
+
+    def _read(self, part: Part) -> Array:
+        tensor = self._files.read(part.name, part.axis, self._shards.rank, self._shards.size)
+        return tensor.T if part.is_transposed else tensor
+
+
+def other_weights(folder: Path) -> list[str]:
+    """Weights in the folder that are not in safetensors, or not the model's."""
+    return sorted({path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern)})
+
+
+def write_shards(
+    folder: Path,
+    prefix: str,
+    config: LlamaConfig,
+    shards_of: Callable[[str], list[Array]],
+    dtypes: Mapping[str, str],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    writes: bool = True,
+) -> dict[str, str]:
+    """Write an array for each parameter under the Hugging Face names; see `safetensors_folder.write_shards`.
+
+    Args:
+        shards_of: a parameter's shards on all ranks that divide it, in order, else the one array.
+        dtypes: of every tensor, in safetensors' words.
+        writes: False only asks for all shards in the same order, for ranks that give their own to the one that writes.
+    """
+    owners = {part.name: (name, parts) for name, parts in layout(config).items() for part in parts}
+    sizes = {name: count * stored_dtypes.NUMPY[dtypes[name]].itemsize for name, count in elements(config).items()}
+
+    def values(names: list[str]) -> dict[str, Array]:
+        tensors: dict[str, Array] = {}
+        for parameter, parts in dict.fromkeys(owners[name] for name in names):
+            tensors |= merge(parameter, shards_of(parameter), parts)
+        return {name: stored_dtypes.rounded(tensors[name], dtypes[name]) for name in names}
+
+    if not writes:
+        for names in safetensors_folder.divide(sizes, max_shard_bytes):
+            values(names)
+        return {}
+    return safetensors_folder.write_shards(folder, prefix, sizes, values, max_shard_bytes)
+
+
+def elements(config: LlamaConfig) -> dict[str, int]:
+    """Of every tensor."""
+    return {part.name: int(np.prod(part.shape)) for parts in layout(config).values() for part in parts}
+
+
+def save(
+    model: Any, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES, dtypes: Mapping[str, str] | None = None
+) -> None:
+    """Write `config.json` and the weights. What was there stays readable until the new index is in place.
+
+    Then the weights that it replaces are removed, in whatever format they are: nothing is left that another program
+    could take for the model.
+
+    All ranks that share the model call this; the first writes.
+
+    Args:
+        dtypes: of every tensor, in safetensors' words; float32 if not given.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what was there is still whole.
+    """
+    folder, writes = Path(folder), model.shards.rank == 0
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+    parameters = dict(model.named_parameters())
+    dtypes = dtypes or dict.fromkeys(elements(model.config), "F32")
+
+    def shards_of(name: str) -> list[Array]:
+        return model.shards.all_shards(parameters[name], parameters[name])
+
+    weight_map = write_shards(folder, "model", model.config, shards_of, dtypes, max_shard_bytes, writes)
+    if not writes:
+        return
+    config = {**model.config.to_dict(), "torch_dtype": stored_dtypes.prevailing(elements(model.config), dtypes)}
+    atomic.write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    safetensors_folder.write_index(folder, "model", weight_map)
+    for name in other_weights(folder):
+        (folder / name).unlink(missing_ok=True)

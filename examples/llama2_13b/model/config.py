@@ -1,0 +1,197 @@
+"""The model's configuration: `config.json` of a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.llama2_13b.io.text import parse_object
+from examples.llama2_13b.model import rope
+
+# Values with which a field means what this model does; null and absence mean the same. Any other is another model.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    # the MLP
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"),
+    "mlp_bias": (False,),
+    "mlp_layer_types": ("dense",),
+    "num_local_experts": (0, 1),
+    # attention: its terms, its scale, which keys a token sees
+    "attention_bias": (False,),
+    "qkv_bias": (False,),
+    "use_qk_norm": (False,),
+    "qk_norm": (False,),
+    "qk_layernorm": (False,),
+    "clip_qkv": (),
+    "attention_dropout": (0,),
+    "attention_multiplier": (),
+    "query_pre_attn_scalar": (),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "attn_logit_softcapping": (),
+    "sliding_window": (),
+    "use_sliding_window": (False,),
+    "layer_types": ("full_attention",),
+    "is_causal": (True,),
+    "use_bidirectional_attention": (False,),
+    # positions; see rope.py for the base of the frequencies
+    "partial_rotary_factor": (1,),
+    "rotary_pct": (1,),
+    "rotary_percent": (1,),
+    "rotary_dim": (),
+    "rotary_emb_base": (),
+    "rotary_base": (),
+    "rope_base": (),
+    "rope_freq_base": (),
+    "rope_ratio": (1,),
+    "rope_interleave": (False,),
+    "rope_interleaved": (False,),
+    "rope_scaling_type": (),
+    "rope_scaling_factor": (1,),
+    "use_scaled_rope": (False,),
+    "use_long_sequence_strategies": (False,),
+    "no_rope_layers": (1,),
+    "no_rope_layer_interval": (),
+    "alibi": (False,),
+    # embedding, residual stream and scores
+    "tie_word_embeddings": (False,),
+    "embedding_multiplier": (1,),
+    "residual_multiplier": (1,),
+    "scale_embedding": (False,),
+    "scale_emb": (1,),
+    "scale_depth": (),
+    "use_parallel_residual": (False,),
+    "logits_scaling": (1,),
+    "logit_scale": (1,),
+    "logits_soft_cap": (),
+    "final_logit_softcapping": (),
+    # how the weights are stored
+    "quantization_config": (),
+    "compression_config": (),
+    "quantization": (),
+    "pruned_heads": ({},),
+}
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and constants, by Hugging Face's names.
+
+    Args:
+        head_dim: default hidden_size / num_attention_heads.
+        num_key_value_heads: default num_attention_heads; fewer are shared by groups of query heads.
+        initializer_range: standard deviation of new weights.
+        pad_token_id: None without a padding token; files say so with null, -1 or nothing. No result depends on it.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    rope_theta: float = 10000.0
+    initializer_range: float = 0.02
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.num_key_value_heads:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        self._require_positive()
+        if not self.head_dim:
+            self._require(
+                self.hidden_size % self.num_attention_heads == 0,
+                "hidden_size",
+                f"a multiple of num_attention_heads {self.num_attention_heads} when head_dim is not given",
+            )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        heads = self.num_attention_heads
+        self._require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "even, for rotary pairs")
+        self._require(heads % self.num_key_value_heads == 0, "num_key_value_heads", f"a divisor of {heads} heads")
+        self._require_token_ids()
+
+    def _require_token_ids(self) -> None:
+        rule = f"at least 0 and below vocab_size {self.vocab_size}"
+        for name in ("bos_token_id", "eos_token_id"):
+            self._require(0 <= getattr(self, name) < self.vocab_size, name, rule)
+        if self.pad_token_id == -1:
+            object.__setattr__(self, "pad_token_id", None)
+        padded = self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size
+        self._require(padded, "pad_token_id", f"{rule}, or null: this model needs no padding token")
+
+    def _require_positive(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name == "pad_token_id":
+                continue
+            kind = (int, float) if field.type == "float" else int
+            right = isinstance(value, kind) and not isinstance(value, bool)
+            self._require(right, field.name, "a number" if field.type == "float" else "an integer")
+            self._require(math.isfinite(value), field.name, "finite")
+            if not field.name.endswith("_token_id") and field.name != "head_dim":
+                self._require(value > 0, field.name, "positive")
+
+    def _require(self, condition: bool, name: str, rule: str) -> None:
+        if not condition:
+            raise ValueError(f"config: {name} must be {rule}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], source: str) -> LlamaConfig:
+        """The configuration, once every field that would change the arithmetic is known to be covered.
+
+        Raises:
+            ValueError: a field has a value that this model does not cover, is missing or impossible.
+        """
+        for name, values in SUPPORTED.items():
+            if not _is_supported(fields.get(name), values):
+                rule = " or ".join(map(json.dumps, values)) or "null"
+                raise ValueError(
+                    f"{source}: {name} must be {rule}, got {json.dumps(fields[name])}; this model does not cover others"
+                )
+        fields = {**fields, "rope_theta": rope.theta(fields, source)}
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in ("bos_token_id", "eos_token_id"):
+            if name in fields and fields[name] is None:
+                raise ValueError(f"{source}: {name} must be an integer, got null. Write the tokenizer's")
+        required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        if missing := sorted(required - {name for name, value in fields.items() if value is not None}):
+            raise ValueError(f"{source}: {', '.join(missing)} must be there, got none. Add what is missing")
+        try:
+            return cls(**{name: value for name, value in fields.items() if name in known and value is not None})
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> LlamaConfig:
+        return cls.from_dict(read_fields(path), str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`config.json` as other programs read it."""
+        fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+        plain = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "rope_scaling": None}
+        return {**fixed, **dataclasses.asdict(self), **plain, "torch_dtype": "float32"}
+
+
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """What config.json says, unchecked."""
+    try:
+        return parse_object(Path(path).read_bytes(), path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: not found. A model folder holds config.json and the weights") from None
+
+
+def _is_supported(value: Any, values: tuple[Any, ...]) -> bool:
+    """A list has a value for each layer."""
+    return all(one is None or one in values for one in (value if isinstance(value, list) else [value]))

@@ -1,0 +1,214 @@
+"""Llama 2, top to bottom.
+
+Shapes in names:
+    B  batch size                       N  query heads (num_attention_heads)
+    S  sequence length                  K  key-value heads (num_key_value_heads)
+    H  hidden size                      D  elements of a head (head_dim)
+    I  intermediate size of the MLP     V  vocabulary
+    T  tokens of the batch, row after row: B * S. With tensor and sequence parallelism a rank has only its part of them
+       between the products, and always only its own of N, K and I; see tensor_parallel.py.
+
+The parameters are float32; the arithmetic is `dtype`: the embedding is cast once, and from there on every step is a
+fused op. Residual sums happen inside the norms, so a layer takes and returns the pair (x, residual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import paddle
+from paddle import Tensor, nn
+
+import fusionkit as fk
+from examples.llama2_13b.model import checkpoint
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.stored_dtypes import word
+from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+from fusionkit.nn import LanguageModelHead, RotaryEmbedding, recompute
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+# (layer's number, q_BSND, k_BSKD, v_BSKD) -> out_BSND. Training sees the whole sequence; a decoder reads its cache.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Attention(nn.Layer):
+    """Projects to queries, keys and values, rotates the first two, attends, projects back."""
+
+    def __init__(self, config: LlamaConfig, index: int, shards: TensorParallel) -> None:
+        super().__init__()
+        self.index = index
+        names = ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")
+        self.heads = [shards.share(name, getattr(config, name)) for name in names]
+        self.head_dim = config.head_dim
+        features = shards.size * sum(self.heads) * config.head_dim
+        self.qkv_proj = shards.column(config.hidden_size, features, config.initializer_range)
+        attended = config.num_attention_heads * config.head_dim
+        self.o_proj = shards.row(attended, config.hidden_size, config.initializer_range)
+
+    def forward(
+        self, x_TH: Tensor, batch_size: int, rotate: RotaryEmbedding, position_ids_BS: Tensor | None, attend: Attend
+    ) -> Tensor:
+        qkv = paddle.split(self.qkv_proj(x_TH), [heads * self.head_dim for heads in self.heads], axis=-1)
+        q_BSND, k_BSKD, v_BSKD = (x.reshape([batch_size, -1, x.shape[-1] // self.head_dim, self.head_dim]) for x in qkv)
+        q_BSND, k_BSKD = rotate(q_BSND, k_BSKD, position_ids_BS)
+        out_BSND = attend(self.index, q_BSND, k_BSKD, v_BSKD)
+        return self.o_proj(out_BSND.reshape([-1, self.heads[0] * self.head_dim]))
+
+
+class MLP(nn.Layer):
+    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+
+    def __init__(self, config: LlamaConfig, shards: TensorParallel) -> None:
+        super().__init__()
+        inner = shards.size * shards.share("intermediate_size", config.intermediate_size)
+        self.gate_up_proj = shards.column(config.hidden_size, 2 * inner, config.initializer_range)
+        self.down_proj = shards.row(inner, config.hidden_size, config.initializer_range)
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        gate_TI, up_TI = paddle.split(self.gate_up_proj(x_TH), 2, axis=-1)
+        return self.down_proj(fk.swiglu(gate_TI, up_TI))
+
+
+class DecoderLayer(nn.Layer):
+    """x = residual + attention(norm(residual)), then the same with the MLP; the second sum is left to the next norm."""
+
+    def __init__(self, config: LlamaConfig, index: int, shards: TensorParallel) -> None:
+        super().__init__()
+        self.input_layernorm = shards.norm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, index, shards)
+        self.post_attention_layernorm = shards.norm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, shards)
+
+    def forward(
+        self,
+        x_TH: Tensor,
+        residual_TH: Tensor | None,
+        batch_size: int,
+        rotate: RotaryEmbedding,
+        position_ids_BS: Tensor | None,
+        attend: Attend,
+    ) -> tuple[Tensor, Tensor]:
+        if residual_TH is None:
+            x_TH, residual_TH = self.input_layernorm(x_TH), x_TH
+        else:
+            x_TH, residual_TH = self.input_layernorm(x_TH, residual_TH)
+        x_TH = self.self_attn(x_TH, batch_size, rotate, position_ids_BS, attend)
+        x_TH, residual_TH = self.post_attention_layernorm(x_TH, residual_TH)
+        return self.mlp(x_TH), residual_TH
+
+
+class Llama(nn.Layer):
+    """Llama 2 with its language model head.
+
+    Args:
+        config: sizes and constants.
+        dtype: of the activations: "float32", "bfloat16" or "float16". The parameters are float32 in any case.
+        recompute: keep only each layer's input for the gradient and compute the rest again.
+        shards: how the layers are divided over ranks; by default one has all.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, dtype: str = "float32", recompute: bool = False, shards: TensorParallel = ALONE
+    ) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise ValueError(f"Llama: dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+        self.config = config
+        self.activation_dtype = dtype
+        self.recompute = recompute
+        self.shards = shards
+        self.stored_dtypes: dict[str, str] | None = None  # of the folder that the parameters come from
+        normal = nn.initializer.Normal(std=config.initializer_range)
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, weight_attr=paddle.ParamAttr(initializer=normal)
+        )
+        self.layers = nn.LayerList([DecoderLayer(config, index, shards) for index in range(config.num_hidden_layers)])
+        self.norm = shards.norm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.initializer_range)
+        self.rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        startend_row_indices: Tensor | None = None,
+    ) -> Tensor:
+        """Scores of the next token after each token.
+
+        Args:
+            input_ids: [B, S] int64.
+            position_ids: [B, S] int64; default 0 to S - 1.
+            startend_row_indices: [B, 1, S, 1] int32, for packed documents: the row where each token's document ends.
+
+        Returns:
+            logits, [B, S, V] float32.
+        """
+        x_TH = self.decode(input_ids, position_ids, attend_causally(startend_row_indices))
+        return self.lm_head(x_TH).reshape([*input_ids.shape, -1])
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        startend_row_indices: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of the losses, number of targets) for labels [B, S]: the next token, or -100. No logits are held."""
+        x_TH = self.decode(input_ids, position_ids, attend_causally(startend_row_indices))
+        return self.lm_head.loss(x_TH, labels.flatten())
+
+    def decode(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None, attend: Attend) -> Tensor:
+        """What the head reads, [T, H] in the activations' dtype; `attend` is the attention of every layer."""
+        if input_ids_BS.ndim != 2:
+            raise ValueError(f"Llama: input_ids must be [batch_size, seq_len], got {list(input_ids_BS.shape)}")
+        batch_size = input_ids_BS.shape[0]
+        x_TH = self.shards.scatter(self.embed_tokens(input_ids_BS.flatten()).cast(self.activation_dtype))
+        residual_TH = None
+        for layer in self.layers:
+            run = partial(recompute, layer) if self.recompute and self.training else layer
+            x_TH, residual_TH = run(x_TH, residual_TH, batch_size, self.rotary, position_ids_BS, attend)
+        x_TH, _ = self.norm(x_TH, residual_TH)
+        return self.shards.gather(x_TH)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, dtype: str = "float32", recompute: bool = False, shards: TensorParallel = ALONE
+    ) -> Llama:
+        """The model in a Hugging Face folder: `config.json` and safetensors of any floating dtype.
+
+        Raises:
+            FileNotFoundError, ValueError: a file or tensor is missing, truncated or of the wrong shape; it is named.
+        """
+        config = LlamaConfig.from_json(Path(folder) / "config.json")
+        weights = checkpoint.Reader(folder, config, shards=shards)
+        with paddle.LazyGuard():  # random first values would take 17 ns each
+            model = cls(config, dtype, recompute, shards)
+        for name, parameter in model.named_parameters():
+            parameter.set_value(weights.read(name))
+        model.stored_dtypes = weights.dtypes()
+        return model
+
+    def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
+        """Write the Hugging Face folder that `from_pretrained` reads; an older one stays whole until the end.
+
+        All ranks that share the model call this; the first writes.
+
+        Args:
+            folder: where to.
+            dtype: of every tensor. By default each has that of the folder which the model comes from, else float32. A
+                tensor with values that its dtype does not reach is written in float32.
+        """
+        given = dtype and dict.fromkeys(checkpoint.elements(self.config), word(dtype))
+        checkpoint.save(self, folder, dtypes=given or self.stored_dtypes)
+
+
+def attend_causally(startend_row_indices: Tensor | None) -> Attend:
+    """Attention over the sequence itself: a token sees those before it, in its own document."""
+
+    def attend(index: int, q_BSND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
+        return fk.flash_attention(q_BSND, k_BSKD, v_BSKD, causal=True, startend_row_indices=startend_row_indices)
+
+    return attend

@@ -1,0 +1,1 @@
+"""Several processes: copies of the model, and the parts of one."""

@@ -1,0 +1,108 @@
+"""What is measured of a training step: model FLOPs, the rate they are compared with, memory; and the log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+import fusionkit as fk
+from examples.llama2_13b.io import atomic
+from examples.llama2_13b.io.remarks import beside_the_work, say
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.layout import layout
+
+
+def model_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
+    """FLOPs that training on these documents asks for, whatever was computed again.
+
+        6 N tokens + 6 L heads head_dim sum(length^2)
+
+    N are the parameters without the input embedding, each used in a multiplication and an addition forward and twice
+    that backward. Attention's two products cost 4 heads head_dim per visible pair forward, three times that with the
+    backward pass, for the length^2 / 2 pairs under the causal diagonal in each of L layers.
+
+    Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B, with half the pairs.
+    """
+    sizes = {name: sum(_product(part.shape) for part in parts) for name, parts in layout(config).items()}
+    weights = sum(sizes.values()) - sizes["embed_tokens.weight"]
+    return 6.0 * weights * sum(document_lengths) + attention_flops(config, document_lengths)
+
+
+def attention_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
+    """The second term of `model_flops`."""
+    pairs = sum(length * length for length in document_lengths)
+    return 6.0 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return shape[0] * (shape[1] if len(shape) > 1 else 1)
+
+
+def measure_peak_flops(dtype: str, size: int = 1024, seconds: float = 0.5) -> float:
+    """The best rate of `fused_linear` on square matrices, FLOP/s: what MFU calls 100%."""
+    x, weight = (paddle.randn([size, size]).cast(dtype) for _ in range(2))
+    best = 0.0
+    with paddle.no_grad():
+        fk.fused_linear(x, weight)
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            before = time.perf_counter()
+            fk.fused_linear(x, weight)[0, 0].item()  # a device works on after the call returns; reading waits for it
+            best = max(best, 2.0 * size**3 / (time.perf_counter() - before))
+    return best
+
+
+def peak_memory() -> int:
+    """Bytes: the most that the device has held, or the process where the device is the host."""
+    if paddle.get_device() == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(paddle.device.max_memory_allocated())
+
+
+class Log:
+    """`log.jsonl`: one JSON object a step, in order.
+
+    Args:
+        path: of the file.
+        step: lines of later steps are dropped: they come from a run that went on after the checkpoint resumed here.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in read_log(path) if line["step"] <= step] if path.exists() else []
+        atomic.write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """On a full disk the line waits for the next."""
+        held_up = bool(self._unwritten)
+        self._unwritten += (json.dumps(line) + "\n").encode()
+        try:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not held_up:
+                say(f"{self._file.name}: {error.strerror}; training goes on, its lines wait for room", sys.stderr)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with beside_the_work(f"{self._file.name} lacks its last lines"), self._file:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Every whole line. What a kill or a power cut left of others is passed over."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines

@@ -1,0 +1,92 @@
+"""AdamW on float32 parameters with clipping of the global norm, and its state in Hugging Face's layout."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from examples.llama2_13b.model import checkpoint, safetensors_folder
+from examples.llama2_13b.model.layout import Array
+from fusionkit import optimizer
+
+MOMENTS = ("moment1", "moment2")
+POWERS = ("beta1_pow_acc", "beta2_pow_acc")  # beta^step, the same for all parameters
+
+
+class AdamW:
+    """AdamW in one pass over memory a parameter, clipping included; norms are not decayed.
+
+    Args:
+        model: whose parameters are updated.
+        beta1, beta2, epsilon, weight_decay: as in Loshchilov and Hutter 2019, arXiv:1711.05101.
+        max_grad_norm: the gradients of all parameters together are scaled down to this norm; 0 for no limit.
+    """
+
+    def __init__(
+        self, model: Any, beta1: float, beta2: float, epsilon: float, weight_decay: float, max_grad_norm: float
+    ) -> None:
+        self._model, self._max_grad_norm = model, max_grad_norm
+        self._parameters = dict(model.named_parameters())
+        matrices = {parameter.name for parameter in self._parameters.values() if parameter.ndim > 1}
+        self._adamw = optimizer.AdamW(
+            learning_rate=0.0,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            weight_decay=weight_decay,
+            apply_decay_param_fun=matrices.__contains__,
+            parameters=list(self._parameters.values()),
+        )
+
+    def step(self, learning_rate: float) -> float:
+        """Update every parameter, forget the gradients, and return their norm before clipping."""
+        norm = self._model.shards.gradient_norm(self._parameters.values())
+        self._adamw.set_lr(learning_rate)
+        self._adamw.step(clipping_scale(norm, self._max_grad_norm))
+        self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it
+        return norm
+
+    def save(self, folder: Path) -> dict[str, float]:
+        """Write the moments into a new folder, one set of shards each, and return the scalars of the state.
+
+        All ranks that share the model call this; the first writes.
+        """
+        state, shards, config = self._adamw.state_dict(), self._model.shards, self._model.config
+        dtypes = dict.fromkeys(checkpoint.elements(config), "F32")
+        for moment in MOMENTS:
+
+            def shards_of(name: str, moment: str = moment) -> list[Array]:
+                parameter = self._parameters[name]
+                return shards.all_shards(parameter, state[f"{parameter.name}_{moment}_0"])
+
+            weight_map = checkpoint.write_shards(folder, moment, config, shards_of, dtypes, writes=shards.rank == 0)
+            if shards.rank == 0:
+                safetensors_folder.write_index(folder, moment, weight_map)
+        first = next(iter(self._parameters.values())).name
+        return {power: state[f"{first}_{power}_0"].item() for power in POWERS}
+
+    def load(self, folder: Path, scalars: dict[str, float]) -> None:
+        """Take over what `save` wrote. Call it before the first step."""
+        state: dict[str, Any] = {}
+        for moment in MOMENTS:
+            files = checkpoint.Reader(folder, self._model.config, moment, self._model.shards)
+            for name, parameter in self._parameters.items():
+                state[f"{parameter.name}_{moment}_0"] = paddle.to_tensor(files.read(name))
+        for parameter in self._parameters.values():
+            for power in POWERS:
+                state[f"{parameter.name}_{power}_0"] = paddle.full([1], scalars[power], "float32")
+        self._adamw.set_state_dict(state)
+
+
+def clipping_scale(norm: float, max_norm: float) -> float:
+    """The factor that brings gradients of this joint norm down to max_norm; 0 is no limit.
+
+    Raises:
+        FloatingPointError: the norm is not finite.
+    """
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"sft: the gradient's norm must be finite, got {norm}. Lower the learning rate")
+    return max_norm / norm if 0 < max_norm < norm else 1.0

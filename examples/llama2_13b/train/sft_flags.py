@@ -1,0 +1,115 @@
+"""The flags of `sft`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.model.llama import DTYPES
+from examples.llama2_13b.train.schedule import KINDS
+
+
+@dataclass(frozen=True)
+class SftFlags:
+    """Named as Paddle's users know them. All are read; one that would have no effect is refused."""
+
+    model_name_or_path: str = flag("folder of the model to start from")
+    dataset_name_or_path: str = flag("folder with train.json and dev.json, or folders train and dev of such files")
+    output_dir: str = flag("where the model, checkpoints, log.jsonl and loss.png go")
+    src_length: int | None = flag("tokens kept of a source, its end; 1024 or half of max_length if not given", None)
+    max_length: int | None = flag(
+        "tokens of a sample, and of a packed row; 2048 or the model's positions if not given", None
+    )
+    chat_template: str | None = flag("JSON file with system and conversation, see configs/llama2_chat.json", None)
+    zero_padding: bool = flag("pack samples into rows of max_length", False)
+    greedy_zero_padding: bool = flag("pack into the row with the largest free space, 500 samples at a time", False)
+    per_device_train_batch_size: int = flag("rows of a micro-batch", 1)
+    per_device_eval_batch_size: int = flag("rows of an evaluation batch", 1)
+    gradient_accumulation_steps: int = flag("micro-batches of a step", 1)
+    num_train_epochs: int = flag("passes over the data", 3)
+    max_steps: int = flag("steps in all, instead of num_train_epochs; -1 for none", -1)
+    learning_rate: float = flag("at its peak", 3e-5)
+    min_learning_rate: float = flag("at the end of the decay", 0.0)
+    lr_scheduler_type: str = flag(" | ".join(KINDS), "linear")
+    warmup_steps: int = flag("steps in which the learning rate rises", 0)
+    weight_decay: float = flag("of matrices, decoupled", 0.0)
+    adam_beta1: float = flag("decay of the first moment", 0.9)
+    adam_beta2: float = flag("decay of the second moment", 0.999)
+    adam_epsilon: float = flag("added to the second moment's root", 1e-8)
+    max_grad_norm: float = flag("limit of the gradient's global norm; 0 for none", 1.0)
+    bf16: bool = flag("bfloat16 arithmetic; parameters and optimizer stay float32", False)
+    save_dtype: str | None = flag(f"of the final model: {' | '.join(DTYPES)}; that of its source if not given", None)
+    recompute: bool = flag("compute activations again instead of keeping them", False)
+    tensor_parallel_degree: int = flag("processes that share each copy of the model, neighbours", 1)
+    sequence_parallel: bool = flag("such processes share the tokens between products too", True)
+    seed: int = flag("of data order and random numbers", 42)
+    device: str | None = flag("as paddle.set_device takes it; Paddle's choice if not given", None)
+    eval_steps: int | None = flag("evaluate every so many steps, and at the end; only at the end if not given", None)
+    save_steps: int | None = flag("checkpoint every so many steps; none but the final model if not given", None)
+    save_total_limit: int | None = flag("checkpoints kept, the newest; all if not given", None)
+    resume_from_checkpoint: str | None = flag('a checkpoint-<step> folder, or "last" of output_dir', None)
+    overwrite_output_dir: bool = flag("remove the run that output_dir holds", False)
+
+    def __post_init__(self) -> None:
+        at_least_one = ("src_length", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
+                        "gradient_accumulation_steps", "num_train_epochs", "eval_steps", "save_steps",
+                        "save_total_limit", "tensor_parallel_degree")  # fmt: skip
+        for name in at_least_one:
+            value = getattr(self, name)
+            self.require(value is None or value >= 1, name, "at least 1")
+        for name in ("min_learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed"):
+            self.require(getattr(self, name) >= 0, name, "at least 0")
+        self.require(self.seed < 2**32, "seed", f"below {2**32}")
+        for name in ("adam_beta1", "adam_beta2"):
+            self.require(0 <= getattr(self, name) < 1, name, "in [0, 1)")
+        for name in ("learning_rate", "adam_epsilon"):
+            self.require(getattr(self, name) > 0, name, "above 0")
+        for name in ("learning_rate", "adam_epsilon", "weight_decay"):  # an endless max_grad_norm is none
+            self.require(math.isfinite(getattr(self, name)), name, "finite")
+        self.require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", "at least 1, or -1")
+        self.require(self.lr_scheduler_type in KINDS, "lr_scheduler_type", " or ".join(KINDS))
+        self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
+        if self.src_length is not None and self.max_length is not None:
+            self.require(self.src_length < self.max_length, "src_length", f"below max_length {self.max_length}")
+        self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
+        self.require(self.zero_padding or not self.greedy_zero_padding, "zero_padding", "true with greedy_zero_padding")
+        divides = self.sequence_parallel or self.tensor_parallel_degree > 1
+        self.require(divides, "sequence_parallel", "true where tensor_parallel_degree is 1")
+        self.require(
+            not (self.overwrite_output_dir and self.resume_from_checkpoint),
+            "overwrite_output_dir",
+            "false with resume_from_checkpoint",
+        )
+
+    def require(self, condition: bool, name: str, rule: str) -> None:
+        if not condition:
+            raise ValueError(f"sft: --{name} must be {rule}, got {getattr(self, name)}")
+
+    def within(self, positions: int) -> SftFlags:
+        """These flags with the lengths that were left open, for a model of so many positions."""
+        max_length = self.max_length or min(2048, positions)
+        src_length = self.src_length or min(1024, max(1, max_length // 2))
+        return dataclasses.replace(self, max_length=max_length, src_length=src_length)
+
+    def require_within(self, num_steps: int) -> None:
+        """Refuse intervals that the run would never reach."""
+        for name in ("save_steps", "eval_steps", "warmup_steps"):
+            value = getattr(self, name)
+            self.require(value is None or value <= num_steps, name, f"at most {num_steps}, the steps of this run")
+
+    @property
+    def dtype(self) -> str:
+        return "bfloat16" if self.bf16 else "float32"
+
+    def deciding(self) -> dict[str, object]:
+        """The flags that a resumed run must share: they decide which samples a step sees and how it learns from them.
+
+        The number of steps is not among them: a run may be made longer.
+        """
+        names = ("seed", "src_length", "max_length", "zero_padding", "greedy_zero_padding",
+                 "per_device_train_batch_size", "gradient_accumulation_steps", "bf16",
+                 "learning_rate", "min_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+                 "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
