@@ -112,7 +112,7 @@ def test_screens_that_take_nothing_end_nothing(tiny_folder, tmp_path, screens):
 
 def test_libraries_print_into_no_file_of_the_run():
     """With closed streams a file would get the descriptor 1 or 2."""
-    code = "import os; from examples.llama2_13b import remarks\nwith remarks.screens(): os._exit(os.dup(0))"
+    code = "import os; from examples.llama2_13b.io import remarks\nwith remarks.screens(): os._exit(os.dup(0))"
     done = subprocess.run(
         ["bash", "-c", f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} >&- 2>&-"],
         cwd=EXAMPLE.parents[1],
