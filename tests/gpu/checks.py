@@ -213,13 +213,22 @@ def repeats_bit_by_bit():
     assert len(seen) == 1
 
 
+def tensors_of(arguments):
+    """Those in bundles too."""
+    for each in arguments:
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, tuple):
+            yield from tensors_of(each)
+
+
 def mistake_fails_parity(op, case, mistake):
     """Kernels that leave zeros, or that are off by two percent, are found out."""
 
     real = launch.launch
 
     def planted(kernel, grid, *arguments, **constants):
-        tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+        tensors = list(tensors_of(arguments))
         before = [tensor.clone() for tensor in tensors]
         real(kernel, grid, *arguments, **constants)
         for tensor, old in zip(tensors, before, strict=True):

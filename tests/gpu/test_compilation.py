@@ -4,6 +4,7 @@ are those that the ops launch at Llama 2 13B's sizes, in each dtype and for the 
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 
 import fusionkit_backends.gpu.kernels
@@ -85,6 +86,14 @@ def test_kernels_compile_and_do_not_spill(op, dtype, number, capability):
         used = ahead_of_time.resources(ahead_of_time.compiled(variant, capability))
         assert 0 < used.registers <= 255 and used.spilled_bytes == 0, (variant.key, used)
         assert used.shared_bytes <= SHARED_BYTES[capability], (variant.key, used)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_hooks_of_triton_take_the_constants(op):
+    """Triton writes them as JSON for its hooks, such as `warmup.compilations`."""
+    for arguments in CALLS[op]("bfloat16"):
+        for each in launches.of_call(op, 90, arguments):
+            json.dumps(each.constants)
 
 
 def test_every_kernel_is_compiled_here():

@@ -1,13 +1,13 @@
 """What the attention kernels are told, in bundles: tensors with their strides, and what a program is compiled for.
 
-Triton takes a NamedTuple as an argument, and a frozen dataclass as a constant: its printed fields are part of the key
-of the compiled program, so whatever a kernel decides by must be a field. Sizes that change from call to call are
-arguments of their own (SIZES): in a tuple each new value could compile a program.
+Triton takes a NamedTuple as an argument and as a constant. A constant's printed fields are part of the key of the
+compiled program, so whatever a kernel decides by must be a field; a dataclass would fail under Triton's hooks, which
+write it as JSON. Sizes that change from call to call are arguments of their own (SIZES): in a tuple each new value
+could compile a program.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 # Arguments whose value compiles no program of its own: a new length must not compile on the hot path.
@@ -61,8 +61,7 @@ class Pairs(NamedTuple):
     sizes: Any
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(NamedTuple):
     """What an attention kernel is compiled for.
 
     Args:

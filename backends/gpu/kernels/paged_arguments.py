@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
@@ -32,8 +31,7 @@ class Rows(NamedTuple):
     this_time: Any
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(NamedTuple):
     """What a program is compiled for.
 
     Args:

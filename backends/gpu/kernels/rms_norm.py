@@ -21,51 +21,45 @@ from fusionkit_backends.gpu.kernels.row_blocks import (
     factors,
     inverse_root,
     load_tile,
+    load_weight,
     row_blocks,
     squares_leave_float32,
     store_tile,
     wide_squares,
 )
+from fusionkit_backends.gpu.kernels.strided import matrix, vector
 
 
 @triton.jit
-def _sum(
-    x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, columns, row, column, inside
-):  # fmt: skip
+def _sum(x, residual, sum_ptr, columns, row, column, inside):
     """The tile to normalise, stored as well where it is a sum."""
-    tile = load_tile(x_ptr, row, x_row, column, x_column, inside)
-    if residual_ptr is not None:
-        tile += load_tile(residual_ptr, row, residual_row, column, residual_column, inside)
+    tile = load_tile(x, row, column, inside)
+    if residual is not None:
+        tile += load_tile(residual, row, column, inside)
         tile = tile.to(sum_ptr.dtype.element_ty).to(tl.float32)
         store_tile(sum_ptr, row, columns, column, tile, inside)
     return tile
 
 
 @triton.jit
-def _weighted(tile, rstd, weight_ptr, weight_stride, column, columns):
-    weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
+def _weighted(tile, rstd, weight, column, columns):
     power, rest = factors(rstd)
-    return tile * power[:, None] * rest[:, None] * weight[None, :]
+    return tile * power[:, None] * rest[:, None] * load_weight(weight, column, columns)[None, :]
 
 
 @triton.jit(do_not_specialize=["num_rows", "epsilon"])
-def rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, sum_ptr, rstd_ptr, num_rows, columns, epsilon,
-    x_row, x_column, residual_row, residual_column, weight_stride,
-    ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
+def rms_norm_kernel(x, residual, weight, y_ptr, sum_ptr, rstd_ptr, num_rows, columns, epsilon, BLOCKS: tl.constexpr):
+    ROWS: tl.constexpr = BLOCKS.rows
+    HEAD: tl.constexpr = BLOCKS.head
+    TAIL: tl.constexpr = BLOCKS.tail
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     head, tail = tl.arange(0, HEAD), HEAD + tl.arange(0, TAIL if TAIL > 0 else 1)
     in_rows = (row < num_rows)[:, None]
     in_head, in_tail = in_rows & (head < columns)[None, :], in_rows & (tail < columns)[None, :]
-    first = _sum(
-        x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, columns, row, head, in_head
-    )
+    first = _sum(x, residual, sum_ptr, columns, row, head, in_head)
     squares = tl.sum(first * first, 1)
     if TAIL > 0:
-        second = _sum(
-            x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, columns, row, tail, in_tail
-        )
+        second = _sum(x, residual, sum_ptr, columns, row, tail, in_tail)
         squares += tl.sum(second * second, 1)
     total = squares.to(tl.float64)
     if tl.max(squares_leave_float32(squares, epsilon).to(tl.int32), 0) != 0:
@@ -74,10 +68,9 @@ def rms_norm_kernel(
             total += wide_squares(second)
     rstd = inverse_root(total, columns, epsilon)
     tl.store(rstd_ptr + row, rstd, mask=row < num_rows)
-    store_tile(y_ptr, row, columns, head, _weighted(first, rstd, weight_ptr, weight_stride, head, columns), in_head)
+    store_tile(y_ptr, row, columns, head, _weighted(first, rstd, weight, head, columns), in_head)
     if TAIL > 0:
-        y = _weighted(second, rstd, weight_ptr, weight_stride, tail, columns)
-        store_tile(y_ptr, row, columns, tail, y, in_tail)
+        store_tile(y_ptr, row, columns, tail, _weighted(second, rstd, weight, tail, columns), in_tail)
 
 
 def forward(x: Any, residual: Any | None, weight: Any, epsilon: float, y: Any, total: Any | None, rstd: Any) -> None:
@@ -89,13 +82,11 @@ def forward(x: Any, residual: Any | None, weight: Any, epsilon: float, y: Any, t
         rstd: [rows] float64, 1 / sqrt(mean + epsilon): what the gradient needs besides the sum.
     """
     rows, columns = x.shape
-    strides = (*x.stride(), *((0, 0) if residual is None else residual.stride()), *weight.stride())
-    arguments = (x, residual, weight, y, total, rstd, rows, columns, epsilon, *strides)
+    arguments = (matrix(x), matrix(residual), vector(weight), y, total, rstd, rows, columns, epsilon)
     if columns > LONGEST:
         rms_norm_long.forward(rows, arguments)
         return
     blocks = row_blocks(columns)
     launch(
-        rms_norm_kernel, (triton.cdiv(rows, blocks.rows),), *arguments,
-        ROWS=blocks.rows, HEAD=blocks.head, TAIL=blocks.tail, num_warps=blocks.num_warps,
+        rms_norm_kernel, (triton.cdiv(rows, blocks.rows),), *arguments, BLOCKS=blocks, num_warps=blocks.num_warps
     )  # fmt: skip

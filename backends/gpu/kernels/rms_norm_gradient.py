@@ -24,31 +24,25 @@ from fusionkit_backends.gpu.kernels.row_blocks import (
     LONGEST_FOR_GRADIENT,
     factors,
     load_tile,
+    load_weight,
     row_blocks,
     store_tile,
 )
+from fusionkit_backends.gpu.kernels.strided import matrix, vector
 
 PROGRAMS_PER_MULTIPROCESSOR = 2
 SHRINK = tl.constexpr(2.0**-14)  # keeps a row's sum in float32 where its mean is; a constant takes no register
 
 
 @triton.jit
-def _weight(pointer, stride, column, columns):
-    return tl.load(pointer + column * stride, mask=column < columns, other=0.0).to(tl.float32)[None, :]
-
-
-@triton.jit
-def _finish(
-    scaled, normalised, mean, rstd_ptr, num_rows, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr, columns,
-    row, column, inside,
-):  # fmt: skip
+def _finish(scaled, normalised, mean, rstd_ptr, num_rows, dtotal, dx_ptr, dresidual_ptr, columns, row, column, inside):
     """The gradient of one block of columns, into what has asked for it."""
     power, rest = factors(
         tl.load(rstd_ptr + row, mask=row < num_rows, other=1.0)
     )  # again: to hold them, it would spill
     dx = (scaled - normalised * mean[:, None]) * rest[:, None] * power[:, None]
-    if dtotal_ptr is not None:
-        dx += load_tile(dtotal_ptr, row, dtotal_row, column, dtotal_column, inside)
+    if dtotal is not None:
+        dx += load_tile(dtotal, row, column, inside)
     store_tile(dx_ptr, row, columns, column, dx, inside)
     if dresidual_ptr is not None:
         store_tile(dresidual_ptr, row, columns, column, dx, inside)
@@ -56,15 +50,16 @@ def _finish(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_gradient_kernel(
-    dy_ptr, total_ptr, dtotal_ptr, weight_ptr, rstd_ptr, dx_ptr, dresidual_ptr, parts_ptr, num_rows, columns,
-    dy_row, dy_column, total_row, total_column, dtotal_row, dtotal_column, weight_stride,
-    ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
+    dy, total, dtotal, weight, rstd_ptr, dx_ptr, dresidual_ptr, parts_ptr, num_rows, columns, BLOCKS: tl.constexpr
+):
+    ROWS: tl.constexpr = BLOCKS.rows
+    HEAD: tl.constexpr = BLOCKS.head
+    TAIL: tl.constexpr = BLOCKS.tail
     head, tail = tl.arange(0, HEAD), HEAD + tl.arange(0, TAIL if TAIL > 0 else 1)
-    weight = _weight(weight_ptr, weight_stride, head, columns)
+    weight_head = load_weight(weight, head, columns)[None, :]
     dweight = tl.zeros((ROWS, HEAD), tl.float32)
     if TAIL > 0:
-        weight_tail = _weight(weight_ptr, weight_stride, tail, columns)
+        weight_tail = load_weight(weight, tail, columns)[None, :]
         dweight_tail = tl.zeros((ROWS, TAIL), tl.float32)
     # Two stages: the next row is under way to shared memory (cp.async) while this one is worked on.
     for group in tl.range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0), num_stages=2):
@@ -72,28 +67,23 @@ def rms_norm_gradient_kernel(
         in_rows = (row < num_rows)[:, None]
         inside, in_tail = in_rows & (head < columns)[None, :], in_rows & (tail < columns)[None, :]
         power, rest = factors(tl.load(rstd_ptr + row, mask=row < num_rows, other=1.0))
-        dy = load_tile(dy_ptr, row, dy_row, head, dy_column, inside)
-        total = load_tile(total_ptr, row, total_row, head, total_column, inside)
-        normalised = total * power[:, None] * rest[:, None]
-        scaled = dy * weight
+        dy_tile = load_tile(dy, row, head, inside)
+        normalised = load_tile(total, row, head, inside) * power[:, None] * rest[:, None]
+        scaled = dy_tile * weight_head
         dot = tl.sum(scaled * (normalised * SHRINK), 1)
-        dweight += dy * normalised
+        dweight += dy_tile * normalised
         if TAIL > 0:
-            dy = load_tile(dy_ptr, row, dy_row, tail, dy_column, in_tail)
-            total = load_tile(total_ptr, row, total_row, tail, total_column, in_tail)
-            normalised_tail = total * power[:, None] * rest[:, None]
-            scaled_tail = dy * weight_tail
+            dy_tile = load_tile(dy, row, tail, in_tail)
+            normalised_tail = load_tile(total, row, tail, in_tail) * power[:, None] * rest[:, None]
+            scaled_tail = dy_tile * weight_tail
             dot += tl.sum(scaled_tail * (normalised_tail * SHRINK), 1)
-            dweight_tail += dy * normalised_tail
+            dweight_tail += dy_tile * normalised_tail
         mean = dot / (columns * SHRINK)
-        _finish(
-            scaled, normalised, mean, rstd_ptr, num_rows, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr, dresidual_ptr,
-            columns, row, head, inside,
-        )  # fmt: skip
+        _finish(scaled, normalised, mean, rstd_ptr, num_rows, dtotal, dx_ptr, dresidual_ptr, columns, row, head, inside)
         if TAIL > 0:
             _finish(
-                scaled_tail, normalised_tail, mean, rstd_ptr, num_rows, dtotal_ptr, dtotal_row, dtotal_column, dx_ptr,
-                dresidual_ptr, columns, row, tail, in_tail,
+                scaled_tail, normalised_tail, mean, rstd_ptr, num_rows, dtotal, dx_ptr, dresidual_ptr, columns, row,
+                tail, in_tail,
             )  # fmt: skip
     if parts_ptr is not None:
         part = parts_ptr + tl.program_id(0).to(tl.int64) * columns
@@ -121,18 +111,13 @@ def backward(
         parts: [num_parts(rows, columns), columns] float32, a workspace; None if nobody wants dweight.
     """
     rows, columns = dy.shape
-    strides = (
-        *dy.stride(), *total.stride(), *((0, 0) if dtotal is None else dtotal.stride()), *weight.stride(),
-    )  # fmt: skip
-    arguments = (dy, total, dtotal, weight, rstd, dx, dresidual, parts, rows, columns, *strides)
+    matrices = matrix(dy), matrix(total), matrix(dtotal)
+    arguments = (*matrices, vector(weight), rstd, dx, dresidual, parts, rows, columns)
     programs = num_parts(rows, columns)
     if columns > LONGEST_FOR_GRADIENT:
         rms_norm_long.backward(rows, programs, arguments)
     else:
         blocks = row_blocks(columns)
-        launch(
-            rms_norm_gradient_kernel, (programs,), *arguments,
-            ROWS=blocks.rows, HEAD=blocks.head, TAIL=blocks.tail, num_warps=blocks.num_warps,
-        )  # fmt: skip
+        launch(rms_norm_gradient_kernel, (programs,), *arguments, BLOCKS=blocks, num_warps=blocks.num_warps)
     if parts is not None:
         column_sum.column_sum(parts, dweight)

@@ -7,76 +7,69 @@ from typing import Any
 import triton
 import triton.language as tl
 from fusionkit_backends.gpu.kernels.launch import launch
-from fusionkit_backends.gpu.kernels.row_blocks import factors, inverse_root
+from fusionkit_backends.gpu.kernels.row_blocks import factors, inverse_root, load_weight
 
 BLOCK, NUM_WARPS = 4096, 8
 
 
 @triton.jit
-def _load(pointer, row, row_stride, column, column_stride, columns):
-    return tl.load(pointer + row * row_stride + column * column_stride, mask=column < columns, other=0.0).to(tl.float32)
+def _load(matrix, row, column, columns):
+    place = matrix.at + row * matrix.row + column * matrix.column
+    return tl.load(place, mask=column < columns, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns):
-    tile = _load(x_ptr, row, x_row, column, x_column, columns)
-    if residual_ptr is not None:
-        tile += _load(residual_ptr, row, residual_row, column, residual_column, columns)
+def _sum(x, residual, sum_ptr, row, column, columns):
+    tile = _load(x, row, column, columns)
+    if residual is not None:
+        tile += _load(residual, row, column, columns)
         tile = tile.to(sum_ptr.dtype.element_ty).to(tl.float32)
     return tile
 
 
 @triton.jit(do_not_specialize=["num_rows", "epsilon"])
 def rms_norm_long_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, sum_ptr, rstd_ptr, num_rows, columns, epsilon,
-    x_row, x_column, residual_row, residual_column, weight_stride,
-    BLOCK: tl.constexpr,
+    x, residual, weight, y_ptr, sum_ptr, rstd_ptr, num_rows, columns, epsilon, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     squares = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        tile = _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns)
+        tile = _sum(x, residual, sum_ptr, row, column, columns)
         squares += tile.to(tl.float64) * tile.to(tl.float64)
     rstd = inverse_root(tl.sum(squares, 0), columns, epsilon)
     tl.store(rstd_ptr + row, rstd)
     power, rest = factors(rstd)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        tile = _sum(x_ptr, x_row, x_column, residual_ptr, residual_row, residual_column, sum_ptr, row, column, columns)
-        weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
-        y = tile * power * rest * weight
+        tile = _sum(x, residual, sum_ptr, row, column, columns)
+        y = tile * power * rest * load_weight(weight, column, columns)
         tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=column < columns)
-        if residual_ptr is not None:
+        if residual is not None:
             stored = tile.to(sum_ptr.dtype.element_ty)
             tl.store(sum_ptr + row * columns + column, stored, mask=column < columns)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_long_gradient_kernel(
-    dy_ptr, total_ptr, dtotal_ptr, weight_ptr, rstd_ptr, dx_ptr, dresidual_ptr, parts_ptr, num_rows, columns,
-    dy_row, dy_column, total_row, total_column, dtotal_row, dtotal_column, weight_stride,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
+    dy, total, dtotal, weight, rstd_ptr, dx_ptr, dresidual_ptr, parts_ptr, num_rows, columns, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     power, rest = factors(tl.load(rstd_ptr + row))
     dots = tl.zeros((BLOCK,), tl.float32)
     share = 1.0 / columns
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
-        dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
-        total = _load(total_ptr, row, total_row, column, total_column, columns)
-        dots += dy * weight * (total * power * rest * share)
+        scaled = _load(dy, row, column, columns) * load_weight(weight, column, columns)
+        dots += scaled * (_load(total, row, column, columns) * power * rest * share)
     mean = tl.sum(dots, 0)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        weight = tl.load(weight_ptr + column * weight_stride, mask=column < columns, other=0.0).to(tl.float32)
-        dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
-        normalised = _load(total_ptr, row, total_row, column, total_column, columns) * power * rest
-        dx = (dy * weight - normalised * mean) * rest * power
-        if dtotal_ptr is not None:
-            dx += _load(dtotal_ptr, row, dtotal_row, column, dtotal_column, columns)
+        scaled = _load(dy, row, column, columns) * load_weight(weight, column, columns)
+        normalised = _load(total, row, column, columns) * power * rest
+        dx = (scaled - normalised * mean) * rest * power
+        if dtotal is not None:
+            dx += _load(dtotal, row, column, columns)
         place = row * columns + column
         tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), mask=column < columns)
         if dresidual_ptr is not None:
@@ -85,19 +78,16 @@ def rms_norm_long_gradient_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "num_parts"])
 def rms_norm_long_weight_kernel(
-    dy_ptr, total_ptr, rstd_ptr, parts_ptr, num_rows, num_parts, columns,
-    dy_row, dy_column, total_row, total_column,
-    BLOCK: tl.constexpr,
+    dy, total, rstd_ptr, parts_ptr, num_rows, num_parts, columns, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A part of dweight: the program's block of columns over every num_parts-th row."""
     part = tl.program_id(0).to(tl.int64) % num_parts
     column = (tl.program_id(0) // num_parts) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
+    dweight = tl.zeros((BLOCK,), tl.float32)
     for row in range(part, num_rows, num_parts):
-        dy = _load(dy_ptr, row, dy_row, column, dy_column, columns)
         power, rest = factors(tl.load(rstd_ptr + row))
-        total += dy * (_load(total_ptr, row, total_row, column, total_column, columns) * power * rest)
-    tl.store(parts_ptr + part * columns + column, total, mask=column < columns)
+        dweight += _load(dy, row, column, columns) * (_load(total, row, column, columns) * power * rest)
+    tl.store(parts_ptr + part * columns + column, dweight, mask=column < columns)
 
 
 def forward(rows: int, arguments: tuple[Any, ...]) -> None:
@@ -108,9 +98,9 @@ def forward(rows: int, arguments: tuple[Any, ...]) -> None:
 def backward(rows: int, num_parts: int, arguments: tuple[Any, ...]) -> None:
     """As rms_norm_gradient.backward, with the kernel's own arguments."""
     launch(rms_norm_long_gradient_kernel, (rows,), *arguments, BLOCK=BLOCK, num_warps=NUM_WARPS)
-    dy, total, _, _, rstd, _, _, parts, _, columns, *strides = arguments
+    dy, total, _, _, rstd, _, _, parts, _, columns = arguments
     if parts is not None:
         launch(
             rms_norm_long_weight_kernel, (num_parts * triton.cdiv(columns, BLOCK),), dy, total, rstd, parts, rows,
-            num_parts, columns, *strides[:4], BLOCK=BLOCK, num_warps=NUM_WARPS,
+            num_parts, columns, BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip

@@ -9,72 +9,85 @@ bfloat16; the tables are 1.2% of that. Predicted, not run on hardware: 93% of th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from fusionkit_backends.gpu.kernels.card import card
 from fusionkit_backends.gpu.kernels.launch import launch
+from fusionkit_backends.gpu.kernels.strided import heads_of, matrix
 
 HEADS, NUM_WARPS = 16, 4  # a block of 16 heads of 128 is 16 elements a thread
 ENOUGH_PROGRAMS = 8  # a multiprocessor: with fewer tokens the heads are shared out among programs as well
 
 
+class Paths(NamedTuple):
+    """What a program is compiled for.
+
+    Args:
+        half, block_half: half of head_dim, and the power of two that it is padded to.
+        heads: of a block.
+        interleaved: as the op's.
+        sign: 1 rotates by the angles, -1 back.
+    """
+
+    half: int
+    block_half: int
+    heads: int
+    interleaved: bool
+    sign: int
+
+
 @triton.jit
 def _rotate_heads(
-    x_ptr, y_ptr, x_head, x_element, y_head, y_element, cos, sin, num_heads,
-    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, HEADS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    x, y, batch, token, num_heads, cos, sin, PATHS: tl.constexpr
 ):  # fmt: skip
-    """All heads of one token that are this program's share."""
+    """y = x rotated: all heads of one token that are this program's share."""
+    HEADS: tl.constexpr = PATHS.heads
+    BLOCK_HALF: tl.constexpr = PATHS.block_half
+    x_token = x.at + batch * x.batch + token * x.token
+    y_token = y.at + batch * y.batch + token * y.token
+    dtype = y.at.dtype.element_ty
     for start in range(tl.program_id(1) * HEADS, num_heads, tl.num_programs(1) * HEADS):
         head = start + tl.arange(0, HEADS)[:, None]
         wide = head.to(tl.int64)  # head * stride can pass 2^31
-        x_rows, y_rows = x_ptr + wide * x_head, y_ptr + wide * y_head
-        if INTERLEAVED:
+        x_rows, y_rows = x_token + wide * x.head, y_token + wide * y.head
+        if PATHS.interleaved:
             # Read and written whole, so that neighbours share one access; taken apart in registers.
             element = tl.arange(0, 2 * BLOCK_HALF)[None, :]
-            inside = (head < num_heads) & (element < 2 * HALF)
-            pairs = tl.load(x_rows + element * x_element, mask=inside, other=0.0).to(tl.float32)
+            inside = (head < num_heads) & (element < 2 * PATHS.half)
+            pairs = tl.load(x_rows + element * x.element, mask=inside, other=0.0).to(tl.float32)
             first, second = tl.split(tl.reshape(pairs, (HEADS, BLOCK_HALF, 2)))
             rotated = tl.join(first * cos - second * sin, second * cos + first * sin)
-            y = tl.reshape(rotated, (HEADS, 2 * BLOCK_HALF)).to(y_ptr.dtype.element_ty)
-            tl.store(y_rows + element * y_element, y, mask=inside)
+            rotated = tl.reshape(rotated, (HEADS, 2 * BLOCK_HALF)).to(dtype)
+            tl.store(y_rows + element * y.element, rotated, mask=inside)
         else:
             element = tl.arange(0, BLOCK_HALF)[None, :]
-            inside = (head < num_heads) & (element < HALF)
-            first = tl.load(x_rows + element * x_element, mask=inside, other=0.0).to(tl.float32)
-            second = tl.load(x_rows + (element + HALF) * x_element, mask=inside, other=0.0).to(tl.float32)
+            inside = (head < num_heads) & (element < PATHS.half)
+            first = tl.load(x_rows + element * x.element, mask=inside, other=0.0).to(tl.float32)
+            second = tl.load(x_rows + (element + PATHS.half) * x.element, mask=inside, other=0.0).to(tl.float32)
             left, right = first * cos - second * sin, second * cos + first * sin
-            tl.store(y_rows + element * y_element, left.to(y_ptr.dtype.element_ty), mask=inside)
-            tl.store(y_rows + (element + HALF) * y_element, right.to(y_ptr.dtype.element_ty), mask=inside)
+            tl.store(y_rows + element * y.element, left.to(dtype), mask=inside)
+            tl.store(y_rows + (element + PATHS.half) * y.element, right.to(dtype), mask=inside)
 
 
 @triton.jit(do_not_specialize=["seq_len", "max_position", "position_batch"])
 def rope_kernel(
-    q_ptr, k_ptr, cos_ptr, sin_ptr, position_ptr, new_q_ptr, new_k_ptr, seq_len, max_position, q_heads, k_heads,
-    q_batch, q_token, q_head, q_element, k_batch, k_token, k_head, k_element,
-    new_q_batch, new_q_token, new_q_head, new_q_element, new_k_batch, new_k_token, new_k_head, new_k_element,
-    cos_row, cos_element, sin_row, sin_element, position_batch, position_token,
-    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, HEADS: tl.constexpr, INTERLEAVED: tl.constexpr, SIGN: tl.constexpr,
+    q, k, cos, sin, position_ptr, new_q, new_k, seq_len, max_position, q_heads, k_heads, position_batch, position_token,
+    PATHS: tl.constexpr,
 ):  # fmt: skip
     batch = (tl.program_id(0) // seq_len).to(tl.int64)
     token = (tl.program_id(0) % seq_len).to(tl.int64)
     position = token
     if position_ptr is not None:
         position = tl.load(position_ptr + batch * position_batch + token * position_token).to(tl.int64)
-    element = tl.arange(0, BLOCK_HALF)[None, :]
+    element = tl.arange(0, PATHS.block_half)[None, :]
     # A position without a row is never read past the table: its angles, and the results, are NaN.
-    inside = (element < HALF) & (position >= 0) & (position < max_position)
-    cos = tl.load(cos_ptr + position * cos_row + element * cos_element, mask=inside, other=float("nan"))
-    sin = SIGN * tl.load(sin_ptr + position * sin_row + element * sin_element, mask=inside, other=float("nan"))
-    _rotate_heads(
-        q_ptr + batch * q_batch + token * q_token, new_q_ptr + batch * new_q_batch + token * new_q_token,
-        q_head, q_element, new_q_head, new_q_element, cos, sin, q_heads, HALF, BLOCK_HALF, HEADS, INTERLEAVED,
-    )  # fmt: skip
-    _rotate_heads(
-        k_ptr + batch * k_batch + token * k_token, new_k_ptr + batch * new_k_batch + token * new_k_token,
-        k_head, k_element, new_k_head, new_k_element, cos, sin, k_heads, HALF, BLOCK_HALF, HEADS, INTERLEAVED,
-    )  # fmt: skip
+    inside = (element < PATHS.half) & (position >= 0) & (position < max_position)
+    cosines = tl.load(cos.at + position * cos.row + element * cos.column, mask=inside, other=float("nan"))
+    sines = PATHS.sign * tl.load(sin.at + position * sin.row + element * sin.column, mask=inside, other=float("nan"))
+    _rotate_heads(q, new_q, batch, token, q_heads, cosines, sines, PATHS)
+    _rotate_heads(k, new_k, batch, token, k_heads, cosines, sines, PATHS)
 
 
 def rotate(
@@ -92,10 +105,9 @@ def rotate(
     heads = min(HEADS, triton.next_power_of_2(max(q_heads, k_heads)))
     tokens = batch_size * seq_len
     splits = 1 if tokens >= ENOUGH_PROGRAMS * card().num_multiprocessors else triton.cdiv(max(q_heads, k_heads), heads)
-    strides = [stride for tensor in (q, k, new_q, new_k, cos, sin) for stride in tensor.stride()]
-    strides += (0, 0) if position_ids is None else position_ids.stride()
+    position_strides = (0, 0) if position_ids is None else position_ids.stride()
     launch(
-        rope_kernel, (tokens, splits), q, k, cos, sin, position_ids, new_q, new_k, seq_len, cos.shape[0], q_heads,
-        k_heads, *strides, HALF=half, BLOCK_HALF=triton.next_power_of_2(half), HEADS=heads, INTERLEAVED=interleaved,
-        SIGN=sign, num_warps=NUM_WARPS,
+        rope_kernel, (tokens, splits), heads_of(q), heads_of(k), matrix(cos), matrix(sin), position_ids,
+        heads_of(new_q), heads_of(new_k), seq_len, cos.shape[0], q_heads, k_heads, *position_strides,
+        PATHS=Paths(half, triton.next_power_of_2(half), heads, interleaved, sign), num_warps=NUM_WARPS,
     )  # fmt: skip

@@ -5,7 +5,7 @@ One block would round 5120 up to 8192 and leave three eighths of the lanes idle;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -14,10 +14,18 @@ import triton.language as tl
 # keeps more. Longer rows are read twice.
 LONGEST, LONGEST_FOR_GRADIENT = 16384, 8192
 TILE = 2048  # elements of a program when rows are short
+ELEMENTS_A_WARP = 640  # 20 a thread; up to 16 warps: 5120 columns, Llama 2 13B's, are 8 warps
+FEWEST_WARPS, MOST_WARPS = 4, 16
+
+# 1 / rms between these goes into one float32 whole; from beyond, one of them is taken out first.
+SMALL, LARGE = tl.constexpr(2.0**-64), tl.constexpr(2.0**64)
+
+# A float32 sum of squares is trusted between these: float32 ends at 3.4e38, and in a smaller sum the squares of single
+# elements come near its least, 1e-38. An epsilon of 1e-20 outweighs such a sum.
+GREATEST_SQUARES, LEAST_SQUARES, OUTWEIGHING_EPSILON = tl.constexpr(1e37), tl.constexpr(1e-30), tl.constexpr(1e-20)
 
 
-@dataclass(frozen=True)
-class RowBlocks:
+class RowBlocks(NamedTuple):
     """rows of one program, its two blocks of columns (the second may be 0), and the warps for them."""
 
     rows: int
@@ -35,8 +43,8 @@ def row_blocks(columns: int) -> RowBlocks:
         if triton.next_power_of_2(rest) < whole // 2:
             head, tail = whole // 2, triton.next_power_of_2(rest)
     rows = max(1, TILE // head)
-    warps = max(4, min(16, triton.next_power_of_2((head + tail) * rows // 640)))
-    return RowBlocks(rows, head, tail, warps)
+    warps = triton.next_power_of_2((head + tail) * rows // ELEMENTS_A_WARP)
+    return RowBlocks(rows, head, tail, max(FEWEST_WARPS, min(MOST_WARPS, warps)))
 
 
 @triton.jit
@@ -49,16 +57,16 @@ def inverse_root(squares, columns, epsilon):
 def factors(inverse):
     """A float64 1 / rms as the product of a power of two and a float32 that has all its bits, for rows of any size:
     float32 ends at rows of 1e-38, and is coarse from 8e37 on."""
-    small, large = inverse < 2.0**-64, inverse > 2.0**64
-    power = tl.where(small, 2.0**-64, tl.where(large, 2.0**64, 1.0))
-    rest = inverse.to(tl.float64) * tl.where(small, 2.0**64, tl.where(large, 2.0**-64, 1.0))  # a division would spill
+    small, large = inverse < SMALL, inverse > LARGE
+    power = tl.where(small, SMALL, tl.where(large, LARGE, 1.0))
+    rest = inverse.to(tl.float64) * tl.where(small, LARGE, tl.where(large, SMALL, 1.0))  # a division would spill
     return power.to(tl.float32), rest.to(tl.float32)
 
 
 @triton.jit
 def squares_leave_float32(squares, epsilon):
     """Whether a row's sum of squares is too large or too small for float32; then it is taken again in float64."""
-    return (squares > 1e37) | ((squares < 1e-30) & (epsilon < 1e-20))
+    return (squares > GREATEST_SQUARES) | ((squares < LEAST_SQUARES) & (epsilon < OUTWEIGHING_EPSILON))
 
 
 @triton.jit
@@ -68,12 +76,19 @@ def wide_squares(tile):
 
 
 @triton.jit
-def load_tile(pointer, row, row_stride, column, column_stride, inside):
+def load_tile(matrix, row, column, inside):
     """[rows, columns] in float32; zeros outside."""
-    places = pointer + row[:, None] * row_stride + column[None, :] * column_stride
+    places = matrix.at + row[:, None] * matrix.row + column[None, :] * matrix.column
     return tl.load(places, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def store_tile(pointer, row, row_stride, column, value, inside):
-    tl.store(pointer + row[:, None] * row_stride + column[None, :], value.to(pointer.dtype.element_ty), mask=inside)
+def store_tile(pointer, row, columns, column, value, inside):
+    """Into a dense tensor [.., columns]."""
+    tl.store(pointer + row[:, None] * columns + column[None, :], value.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_weight(weight, column, columns):
+    """A block of the vector in float32; zeros outside."""
+    return tl.load(weight.at + column * weight.stride, mask=column < columns, other=0.0).to(tl.float32)
