@@ -13,7 +13,6 @@ from fusionkit_backends.gpu.kernels.attention_tiles import Pass, Tiles
 from fusionkit_backends.gpu.kernels.named import launch_named
 
 LEAST_PRODUCT = 16  # rows and columns of tl.dot's operands
-CHUNK = 128  # blocks that a program of attending_blocks judges at once
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,14 @@ def listed_blocks(problem: Problem, tiles: Tiles, by_query: bool) -> dict[str, A
     extremes = problem.empty((heads, num_key_blocks, num_bounds, 2), "int32")
     blocks, counts = problem.empty((heads, programs, listed), "int32"), problem.empty((heads, programs), "int32")
     shared = {"extremes": extremes, "kv_len": kv_len, "num_key_blocks": num_key_blocks}
-    shared |= {"NUM_BOUNDS": num_bounds, "BLOCK_N": tiles.block_n}
-    launch_named(attention_blocks.bound_extremes_kernel, (heads * num_key_blocks,), bounds=bounds, **shared)
+    launch_named(
+        attention_blocks.bound_extremes_kernel,
+        (heads * num_key_blocks,),
+        **shared,
+        bounds=bounds,
+        NUM_BOUNDS=num_bounds,
+        BLOCK_N=tiles.block_n,
+    )
     launch_named(
         attention_blocks.attending_blocks_kernel,
         (heads * programs,),
@@ -141,10 +146,7 @@ def listed_blocks(problem: Problem, tiles: Tiles, by_query: bool) -> dict[str, A
         q_len=q_len,
         num_listed=listed,
         num_programs=programs,
-        CAUSAL=problem.causal,
-        BY_QUERY=by_query,
-        BLOCK_M=tiles.block_m,
-        CHUNK=CHUNK,
+        PATHS=attention_blocks.Paths(tiles.block_m, tiles.block_n, problem.causal, num_bounds, by_query),
     )
     return {"lists": Lists(bounds, blocks, counts), "max_blocks": listed}
 

@@ -16,7 +16,8 @@ from fusionkit_backends.gpu.kernels.named import launch_named
 from fusionkit_backends.gpu.kernels.paged_arguments import Cache, Paths, Rows, Tokens
 
 SHORT = 16  # rows of a tile: a row of more queries, heads of a group included, does not divide its keys
-BLOCK_H = 8
+BLOCK_H = 8  # heads of a token that a program stores
+TABLE_CHUNK = 128  # entries of a row's table that are looked at at once
 LEAST_SPLIT = 16 if INTERPRETED else 256  # keys that are worth a program
 
 
@@ -86,7 +87,7 @@ def inspect(step: Step) -> Any:
         max_blocks=step.block_tables.shape[1],
         num_blocks=num_blocks,
         block_size=block_size,
-        CHUNK=128,
+        CHUNK=TABLE_CHUNK,
     )
     return found
 
