@@ -179,9 +179,7 @@ inline void store_non_temporal(Float16* p, Vec a) { store(p, a); }
 #endif
 
 // The first n < kLanes elements; lanes past them load as zero, and memory past them is not touched.
-// AddressSanitizer does not see what masked instructions touch: it is shown the loops. They serve the ends of rows, and
-// are not inlined: copies of them were a third of norm.cc's compilation. Cold, else calls cost whole vectors registers:
-// 18% of rms_norm_grad in bfloat16. Static, as a weak symbol may come from another instruction set's file.
+// AddressSanitizer does not see what masked instructions touch: it is shown the loops.
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
 
 inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
@@ -205,13 +203,13 @@ inline void store_partial(Float16* p, Vec a, int64_t n) {
 #else
 
 template <class T>
-[[gnu::noinline, gnu::cold]] static Vec load_partial(const T* p, int64_t n) {
+inline Vec load_partial(const T* p, int64_t n) {
   Vec a{};
   for (int64_t i = 0; i < n; ++i) a[i] = to_float(p[i]);
   return a;
 }
 template <class T>
-[[gnu::noinline, gnu::cold]] static void store_partial(T* p, Vec a, int64_t n) {
+inline void store_partial(T* p, Vec a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = from_float<T>(a[i]);
 }
 
