@@ -4,6 +4,8 @@ PYTHON3 ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
+# The processes of a run compile our modules once, also where the environment forbids to write bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -35,14 +37,14 @@ wheel: native $(STAMPS)/wheel
 
 test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test $(STAMPS)/wheel
 	@echo "== tests, $(WORKERS) at a time"
-	@PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup
 
 test-op: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test
-	@$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadgroup -q --op "$(OP)" --ignore tests/test_arm64.py
+	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup -q --op "$(OP)" --ignore tests/test_arm64.py
 
 test-paddlenlp: build $(STAMPS)/test .venv-paddlenlp/stamp
 	@echo "== PaddleNLP's Llama on the emulated npu"
-	@$(PYTHON) -m pytest tests/paddlenlp/llama.py
+	@$(PYTEST) tests/paddlenlp/llama.py
 
 .venv-paddlenlp/stamp: requirements/paddlenlp.txt | $(STAMPS)/venv
 	@echo "== install $<: $$(paste -sd ' ' $<)"
@@ -80,11 +82,11 @@ $(STAMPS)/fusionkit: pyproject.toml setup.py $(STAMPS)/run $(STAMPS)/paddle | na
 	@$(PYTHON) -m pip install -qq --no-build-isolation --no-deps --editable .
 	@touch $@
 
-# The kernels need no package: they compile while the packages are downloaded.
+# The kernels need no package: they compile while the packages are downloaded, in front, where Ctrl-C ends compilers.
 $(STAMPS)/build: requirements/build.txt requirements/constraints.txt | $(STAMPS)/venv
 	@echo "== install $<: $$(paste -sd ' ' $<), and compile the kernels meanwhile"
-	@$(PYTHON3) -m native.build kernels & kernels=$$!; trap "kill $$kernels 2>/dev/null" EXIT INT TERM; \
-	  $(PYTHON) -m pip install -qq --constraint requirements/constraints.txt --requirement $< && wait $$kernels
+	@$(PYTHON) -m pip install -qq --constraint requirements/constraints.txt --requirement $< & pip=$$!; \
+	  trap "kill $$pip 2>/dev/null" EXIT INT TERM; $(PYTHON3) -m native.build kernels && wait $$pip
 	@touch $@
 
 $(STAMPS)/%: requirements/%.txt requirements/constraints.txt | $(STAMPS)/venv

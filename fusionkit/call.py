@@ -210,7 +210,7 @@ def describe(
     described = {name: each for name, each in found.items() if each is not None}
     _require_apart(spec, live)
     for declared in spec.inputs:
-        if framework is not None and declared.name in live and declared.gradient_advice:
+        if framework is not None and declared.name in live and declared.gradient_advice and training is not False:
             _require_no_gradient(spec, declared, described[declared.name].dtype, live[declared.name], framework)
     if training is None:
         wanting = [tensor for name, tensor in live.items() if spec.input(name).differentiable]
@@ -242,7 +242,7 @@ def _describe(packable: bool, value: Any, framework: Framework | None) -> Tensor
 
 
 def _require_apart(spec: OpSpec, live: Mapping[str, Any]) -> None:
-    """What the op writes must be several tensors: one would end as a mixture of both."""
+    """What the op writes must be several tensors: one would end as a mixture of both. Views are not seen through."""
     for first, second in itertools.combinations([name for name in spec.mutates if name in live], 2):
         if live[first] is live[second]:
             rule = f"another tensor than {first}"

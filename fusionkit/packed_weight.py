@@ -39,7 +39,7 @@ class PackedWeight:
     payload: Any = field(repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", sys.intern(self.dtype))  # dispatch compares dtypes with `is`
+        object.__setattr__(self, "dtype", sys.intern(str(self.dtype)))  # dispatch compares dtypes with `is`
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Through the constructor: a dtype that comes out of a file is another string object."""

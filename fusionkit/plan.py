@@ -12,6 +12,7 @@ from typing import Any
 
 from fusionkit import kernel_function, policy, select
 from fusionkit.call import Call, describe
+from fusionkit.dtypes import FLOATING
 from fusionkit.errors import NoBackendError, argument_error
 from fusionkit.frameworks import Framework
 from fusionkit.ledger import ledger
@@ -156,7 +157,11 @@ def _remembered(
     training = call.wants_gradient if "training" in call.consulted else None
     written = [tensors[name][0] for name in call.spec.mutates if name in tensors]
     apart = tuple(itertools.combinations(written, 2))
-    undifferentiated = tuple(tensors[i.name][0] for i in call.spec.inputs if i.gradient_advice and i.name in tensors)
+    undifferentiated = tuple(
+        tensors[i.name][0]
+        for i in call.spec.inputs
+        if i.gradient_advice and i.name in tensors and call.tensors[i.name].dtype in FLOATING
+    )
     simple = not (axes or packed or place is not None or training is not None or apart or undifferentiated)
     return Plan(
         function=function,

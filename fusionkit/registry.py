@@ -174,8 +174,15 @@ def unavailable(offered: Backend | Kernel) -> str | None:
 
 def stand_in(device_type: str) -> str | None:
     """The word of a device that something else stands in for here; None for the device itself."""
-    words = (_told(backend.stand_in) for backend in loaded() if device_type in backend.device_types)
+    words = (_word(backend) for backend in loaded() if device_type in backend.device_types)
     return next(filter(None, words), None)
+
+
+def _word(backend: Backend) -> str | None:
+    try:
+        return backend.stand_in()
+    except Exception:
+        return "unknown"  # no call depends on it
 
 
 def _told(ask: Callable[[], str | None]) -> str | None:

@@ -113,16 +113,17 @@ def build_kernels(package_dir: Path) -> None:
     """What `build` compiles and needs no package."""
     check_toolchain()
     with locked(Variant("native").folder):
-        compile_all(wanted_variant(package_dir).kernel_library())
+        variant = wanted_variant(package_dir)
+        if variant.only_isa:
+            print(f"fusionkit: a first build, for this processor's {variant.only_isa} alone", flush=True)
+        compile_all(variant.kernel_library())
 
 
 def wanted_variant(package_dir: Path) -> Variant:
     variant = Variant("native")
     if not is_first() or is_whole(package_dir / "lib/build_info.json", variant):
         return variant
-    isa = best_isa(variant.isas, Path("/proc/cpuinfo").read_text())
-    print(f"fusionkit: a first build, for this processor's {isa} alone", flush=True)
-    return Variant("native", only_isa=isa)
+    return Variant("native", only_isa=best_isa(variant.isas, Path("/proc/cpuinfo").read_text()))
 
 
 def is_left_out(name: str, output: Path) -> bool:

@@ -130,7 +130,7 @@ def print_shares_of_time(terminal, reports):
     for report in reports:
         file = report.nodeid.partition("::")[0]
         by_file[file] += report.duration
-        processor[file] += report.processor_seconds
+        processor[file] += getattr(report, "processor_seconds", 0.0)  # a crashed worker's test has none
         by_test[report.nodeid] += report.duration
     total = sum(by_file.values())
     terminal.section(f"shares of {total:.0f} s of tests, {sum(processor.values()):.0f} s of processor time")

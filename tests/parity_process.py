@@ -49,7 +49,7 @@ def run(native, placed, share):
     counts = Counter()
     for isa, library in settings(native):
         for op, case, dtype in cases(share):
-            native.set_num_threads(thread_counts.of_case(op.__name__, dtype, case.name))
+            native.set_num_threads(thread_counts.of_case(case, op.__name__, dtype))
             parity.check(op, case, dtype, "cpu", "numpy", placed=placed)
             counts[f"{isa}, products by {library}"] += 1
     for setting, count in counts.items():

@@ -34,7 +34,7 @@ def isa_cases():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_forced_instruction_set_agrees_with_float64(native, isa, name, case, dtype, parity_of):
     native.set_isa(isa)
-    native.set_num_threads(thread_counts.of_case(isa, name, dtype, case.name))
+    native.set_num_threads(thread_counts.of_case(case, isa, name, dtype))
     parity.check(getattr(fk, name), case, dtype, "cpu", "numpy")
     parity_of(f"cpu ({isa})", "numpy")
 

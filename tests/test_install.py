@@ -152,7 +152,9 @@ build.build_parallel(Path({str(tmp_path / "parallel")!r}))
 
     (best,) = built("first")
     told = with_native("try: _native.set_isa('portable')\nexcept ValueError as error: print(error)")
-    assert best == "portable" or told.endswith('must be what `make demo` has built, got "portable". Run: make build\n')
+    assert best == "portable" or told.endswith(
+        f'must be one of {best} (what `make demo` has built), got "portable". Run: make build\n'
+    )
     others = [tmp_path / "emulator/lib", tmp_path / "parallel/lib"]
     assert not [folder for folder in others if folder.exists()]
     *_, last = whole = built("whole")

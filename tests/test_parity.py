@@ -29,7 +29,7 @@ def checks():
 
 @pytest.mark.parametrize("op, backend, dtype, case, route", list(checks()))
 def test_kernel_agrees_with_float64(native, op, backend, dtype, case, route, parity_of):
-    native.set_num_threads(thread_counts.of_case(op.__name__, dtype, case.name, route))
+    native.set_num_threads(thread_counts.of_case(case, op.__name__, dtype, route))
     parity.check(op, case, dtype, backend, route)
     parity_of(backend, route)
 

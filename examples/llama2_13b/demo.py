@@ -35,7 +35,7 @@ SHOWN = ("type#", "类型#")  # how prompts in English and Chinese begin: an ans
 ABOUT = """\
 What this shows: under a million parameters, trained for under a minute, put together what they have seen apart.
 Every value occurs in the training data, no prompt's combination of values does. The sentences come from a small
-grammar (data/grammar.json). About other products, or values that the grammar lacks, the model knows nothing."""
+grammar (texts/grammar.json). About other products, or values that the grammar lacks, the model knows nothing."""
 
 
 @dataclass(frozen=True)

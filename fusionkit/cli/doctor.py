@@ -92,7 +92,7 @@ def _backends() -> Iterator[Section]:
 
 def title_of(plugin: registry.Plugin) -> str:
     proof = PROOF_IN_WORDS[plugin.backend.proven_on] if plugin.backend else ""
-    return f"{plugin.name} ({plugin.distribution})" + (f": {proof}" if proof else "")
+    return f"{plugin.name} ({plugin.distribution})" + (f": proof: {proof}" if proof else "")
 
 
 def _checks(backend: Backend) -> Sequence[Check]:

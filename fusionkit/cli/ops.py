@@ -67,7 +67,7 @@ def _frameworks(backend: Backend) -> list[str]:
     """Whose tensors have a column of their own: limits differ by framework."""
     kernels = backend.kernels.values()
     served = {f for kernel in kernels for each in (kernel, *kernel.for_framework.values()) for f in each.functions}
-    return ["paddle", *sorted(served - _FIRST)]
+    return [*(["paddle"] if served & _FIRST or not served else []), *sorted(served - _FIRST)]
 
 
 def _title(backend: Backend, framework: str) -> str:

@@ -52,7 +52,8 @@ def flash_attention(
         attn_mask: [batch_size or 1, num_heads or 1, q_len or 1, kv_len]; bool (True: attend), or floating (dtype of q,
             or float32) added to the scores. Only False and -inf drop a key; finite minima are ordinary numbers.
             Combines with causal: both must allow. A dropped key has no influence, not even NaN. Not differentiated: a
-            floating mask that requires a gradient is refused.
+            floating mask that requires a gradient is refused, where it is an argument of the call and no value of a
+            traced graph.
         startend_row_indices: [batch_size, num_key_value_heads or 1, kv_len, 1, 2 or 4] int32: for each key, the
             queries that do not see it. causal: rows [a, q_len), or [a, b). Not causal: [a, q_len) and [0, b), or
             [a, b) and [c, d). For packed documents and windows; needs q_len == kv_len, excludes attn_mask.

@@ -42,7 +42,7 @@ def test_everything_that_is_well_was_tried():
     found = {(title, check["name"]): check["found"] for title, checks in sections.items() for check in checks}
     assert said.returncode == 0 and json.loads(said.stdout)["well"] is True
     titles = [section["title"] for section in json.loads(said.stdout)["sections"]]
-    assert "npu (paddle-fusionkit 0.1.0): emulated" in titles and "cpu (paddle-fusionkit 0.1.0)" in titles
+    assert "npu (paddle-fusionkit 0.1.0): proof: emulated" in titles and "cpu (paddle-fusionkit 0.1.0)" in titles
     assert found["fusionkit", "communicator"] == "two ranks added their arrays"
     assert "products by onednn" in found["cpu", "native library"]
     assert found["cpu", "Paddle"].endswith("its tensors reach the kernels")

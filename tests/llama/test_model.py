@@ -128,7 +128,8 @@ def gradients(model):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recomputed_gradients_are_equal_bit_by_bit(dtype):
+def test_recomputed_gradients_are_equal_bit_by_bit(native, dtype):
+    native.set_num_threads(2)
     plain, again = (gradients(make_model(dtype=dtype, recompute=recompute)) for recompute in (False, True))
     assert len(plain) == 3 + 6 * 3
     for name, gradient in plain.items():

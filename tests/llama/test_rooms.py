@@ -19,10 +19,11 @@ KNOWS = {
     "bench": ("io", "parallel", "model", "train"),
 }
 COMMANDS = {
-    "create": ("io", "model", "data"),
-    "sft": ("io", "parallel", "model", "data", "train"),
-    "export": ("io", "model", "data", "generate"),
-    "predict": ("io", "model", "data", "generate"),
+    "create": {"io", "model", "data"},
+    "sft": {"io", "parallel", "model", "data", "train"},
+    "export": {"io", "model", "data", "generate"},
+    "predict": {"io", "model", "data", "generate"},
+    "demo": {"io", "data", "train", "generate", "create", "sft", "export", "predict"},
 }
 
 
@@ -30,6 +31,8 @@ def rooms_of(file):
     """The rooms that a file imports from, wherever the import stands; a command is its own name."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or node.module == "examples"):
+            raise AssertionError(f"{file} must import from {PACKAGE} by its whole name")
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
             first, *rest = f"{node.module}.".removeprefix(f"{PACKAGE}.").split(".")
             found |= {first} if first else {alias.name for alias in node.names}
@@ -51,12 +54,15 @@ def test_a_room_knows_only_the_rooms_before_it(room):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_knows_what_it_needs(command):
-    assert rooms_of(EXAMPLE / f"{command}.py") <= set(COMMANDS[command])
+    assert rooms_of(EXAMPLE / f"{command}.py") == COMMANDS[command]
 
 
-def test_no_file_stands_in_two_places():
-    """Every folder with code is a room above, and every file of a room is in the page."""
+def test_the_page_lists_every_room_and_file():
+    """Every folder with code is a room above, and the page lists the files of each."""
     assert {path.parent.name for path in EXAMPLE.glob("*/*.py")} == set(KNOWS)
+    assert {path.stem for path in EXAMPLE.glob("*.py")} - {"__init__", "repository"} == set(COMMANDS)
     page = (EXAMPLE / "README.md").read_text()
     for room in KNOWS:
-        assert all(f"  {file.name} " in page for file in files(room) if file.name != "__init__.py"), room
+        listed = page.partition(f"\n{room}/ ")[2].partition("\n\n")[0]
+        names = {line.split()[0] for line in listed.splitlines()[1:]}
+        assert names == {file.name for file in files(room)} - {"__init__.py"}, room

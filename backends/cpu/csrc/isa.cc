@@ -40,16 +40,17 @@ bool is_available(Isa isa) { return is_built(isa) && runs_here(isa); }
 // `source` is who asks: a function or the environment variable.
 Isa parse(const std::string& name, const std::string& source) {
   std::string list;
+  bool missing = false;
   for (Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kPortable}) {
     const bool is_named = name == kNames[static_cast<int>(isa)];
-    if (is_named && runs_here(isa) && !is_built(isa))
-      throw std::invalid_argument(source + " must be what `make demo` has built, got \"" + name +
-                                  "\". Run: make build");
+    if (is_named && runs_here(isa) && !is_built(isa)) missing = true;
     if (!is_available(isa)) continue;
     if (is_named) return isa;
     list += (list.empty() ? "" : ", ") + std::string(kNames[static_cast<int>(isa)]);
   }
-  throw std::invalid_argument(source + " must be one of " + list + " (what this processor has), got \"" + name + "\"");
+  const std::string why = missing ? "what `make demo` has built" : "what this processor has";
+  throw std::invalid_argument(source + " must be one of " + list + " (" + why + "), got \"" + name + "\"" +
+                              (missing ? ". Run: make build" : ""));
 }
 
 Isa initial_isa() {

@@ -52,7 +52,7 @@ class Problem:
 
     @property
     def passes(self) -> tuple[bool, ...]:
-        """CAREFUL of each launch: where pairs can be dropped, a second one mends what is not finite."""
+        """`Paths.careful` of each launch: where pairs can be dropped, a second one mends what is not finite."""
         drops = self.causal or self.attn_mask is not None or self.startend_row_indices is not None
         spills = self.q.element_size() == 4 and self.q.shape[3] > 128  # whatever the tiles
         return (False, True) if drops and not spills else (False,)

@@ -1,4 +1,4 @@
-"""The process of one rank of `benchmark_tensor_parallel`: joins the others, then trains two models in turns."""
+"""The process of one rank of `bench.tensor_parallel`: joins the others, then trains two models in turns."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The same Llama in plain PyTorch, for comparison: scaled_dot_product_attention, fused AdamW, q k v in one product.
 
-Shapes in names as in model.py.
+Shapes in names as in model/llama.py.
 """
 
 from __future__ import annotations
