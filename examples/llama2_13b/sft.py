@@ -25,7 +25,7 @@ from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.parallel import data_parallel
+from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
 from examples.llama2_13b.train import metrics, training_state
 from examples.llama2_13b.train.optimizer import AdamW
@@ -44,13 +44,13 @@ def sft(flags: SftFlags) -> int:
         FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
     """
     set_device(flags)
+    mesh = Mesh.join(flags.tensor_parallel_degree, flags.sequence_parallel)
     # One process of a run writes, and so has the folder for all.
-    with reserved(Path(flags.output_dir), "sft: --output_dir") if data_parallel.is_first() else nullcontext():
-        return _train(flags)
+    with reserved(Path(flags.output_dir), "sft: --output_dir") if mesh.is_first else nullcontext():
+        return _train(flags, mesh)
 
 
-def _train(flags: SftFlags) -> int:
-    shards = data_parallel.start(flags.tensor_parallel_degree, flags.sequence_parallel)
+def _train(flags: SftFlags, mesh: Mesh) -> int:
     tokenizer = Tokenizer.from_pretrained(flags.model_name_or_path)
     TokenizerFolder(flags.model_name_or_path).require_end(tokenizer.eos_token_id)
     flags = flags.within(LlamaConfig.from_json(Path(flags.model_name_or_path) / "config.json").max_position_embeddings)
@@ -61,8 +61,8 @@ def _train(flags: SftFlags) -> int:
     start = checkpoint_to_resume(flags)
     state = training_state.load(start) if start else None
     if start and state:
-        training_state.require_same(state, training_state.fingerprint(train), deciding(flags), start)
-    model = load_model(flags, start or Path(flags.model_name_or_path), shards)
+        training_state.require_same(state, training_state.fingerprint(train), deciding(flags, mesh), start)
+    model = load_model(flags, start or Path(flags.model_name_or_path), mesh.tensor)
     optimizer = AdamW(
         model, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
     )
@@ -73,16 +73,16 @@ def _train(flags: SftFlags) -> int:
         {TEMPLATE: Path(flags.chat_template).read_bytes()} if flags.chat_template else {}
     )
     trainer = Trainer(
-        flags, model, optimizer, train, evaluation, tokenizer.pad_token_id, files, state.step if state else 0
+        flags, mesh, model, optimizer, train, evaluation, tokenizer.pad_token_id, files, state.step if state else 0
     )
     peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed
-    data_parallel.any_process(False)  # all have looked at the output folder before the first changes it
-    if data_parallel.is_first():
+    mesh.any_process(False)  # all have looked at the output folder before the first changes it
+    if mesh.is_first:
         prepare_output(flags)
         describe_data(flags, tokenizer, trainer)
         describe(flags, trainer, peak)
     interrupted = trainer.run(peak)
-    if not data_parallel.is_first():
+    if not mesh.is_first:
         return 128 + interrupted if interrupted else 0
     if interrupted:
         say(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
@@ -105,10 +105,11 @@ def describe_data(flags: SftFlags, tokenizer: Tokenizer, trainer: Trainer) -> No
 
 
 def describe(flags: SftFlags, trainer: Trainer, peak: float) -> None:
-    processes = f" on {data_parallel.processes()} processes" if data_parallel.processes() > 1 else ""
-    if trainer.model.shards.size > 1:
-        tokens_too = " and the sequence" if trainer.model.shards.divides_tokens else ""
-        processes += f", {trainer.model.shards.size} of which divide the layers{tokens_too} of each copy"
+    mesh = trainer.mesh
+    processes = f" on {mesh.processes} processes" if mesh.processes > 1 else ""
+    if mesh.tensor.size > 1:
+        tokens_too = " and the sequence" if mesh.tensor.divides_tokens else ""
+        processes += f", {mesh.tensor.size} of which divide the layers{tokens_too} of each copy"
     say(f"steps: {trainer.step} to {trainer.num_steps}, {flags.dtype} arithmetic{processes}")
     say(f"peak: fused_linear {flags.dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it")
 

@@ -17,7 +17,6 @@ import numpy as np
 import paddle
 
 import fusionkit as fk
-from examples.llama2_13b.parallel import data_parallel
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.sft_flags import SftFlags
@@ -68,9 +67,10 @@ def main(model, output, dtype, backends, rows, degree=1):
     with fk.use_backend(backends.split(",")):
         code = sft(flags)
     assert code == 0
-    if data_parallel.is_first():
+    first = paddle.distributed.get_rank() == 0
+    if first:
         np.savez(f"{output}.npz", **recorded)
-    lines = Path(output, "log.jsonl").read_text().splitlines() if data_parallel.is_first() else []
+    lines = Path(output, "log.jsonl").read_text().splitlines() if first else []
     losses = [json.loads(line)["loss"] for line in lines]
     counts = [[op, backend, reason] for op, backend, reason in fk.ledger()]
     print(json.dumps({"device": paddle.get_device(), "losses": losses, "ledger": counts}))

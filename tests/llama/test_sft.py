@@ -17,6 +17,7 @@ import fusionkit as fk
 from examples.llama2_13b.io import flags as flags_module
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train import metrics, training_state
 from examples.llama2_13b.train.metrics import model_flops, read_log
@@ -305,7 +306,7 @@ def test_another_number_of_copies_is_refused_when_resuming(sft_flags, tmp_path, 
 
 def test_every_flag_that_decides_is_held_against_the_checkpoint(sft_flags, tmp_path):
     """Whatever changes the samples that a step sees, or how it learns from them."""
-    flags = deciding(sft_flags())
+    flags = deciding(sft_flags(), Mesh())
     state = training_state.TrainingState(1, "data", flags, {})
     assert flags.keys() >= {"seed", "src_length", "max_length", "zero_padding", "greedy_zero_padding", "copies"}
     assert flags.keys() >= {"per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "learning_rate"}

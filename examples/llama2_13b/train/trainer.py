@@ -22,7 +22,7 @@ from examples.llama2_13b.data.packing import Batch, Row
 from examples.llama2_13b.data.samples import Sample
 from examples.llama2_13b.io.remarks import Screen, beside_the_work
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.parallel import data_parallel
+from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
 from examples.llama2_13b.train.optimizer import AdamW
@@ -36,6 +36,7 @@ class Trainer:
 
     Args:
         flags: of the run.
+        mesh: this process's place among all.
         model, optimizer: changed in place.
         train, evaluation: samples; without the latter nothing is evaluated.
         pad_token_id: fills what a row leaves free; None without a padding token.
@@ -44,6 +45,7 @@ class Trainer:
     """
 
     flags: SftFlags
+    mesh: Mesh
     model: Llama
     optimizer: AdamW
     train: Sequence[Sample]
@@ -56,7 +58,7 @@ class Trainer:
     def __post_init__(self) -> None:
         flags = self.flags
         self._pack = packer(flags)
-        rows_per_step = flags.per_device_train_batch_size * flags.gradient_accumulation_steps * data_parallel.size()
+        rows_per_step = flags.per_device_train_batch_size * flags.gradient_accumulation_steps * self.mesh.copies
         self._order = Order([len(sample) for sample in self.train], self._pack, rows_per_step, flags.seed)
         self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
         flags.require_within(self.num_steps)
@@ -68,7 +70,7 @@ class Trainer:
         output = Path(self.flags.output_dir)
         with Interrupt() as interrupt:
             stopped = self._train(output, peak_flops, interrupt)
-            if data_parallel.is_first():
+            if self.mesh.is_first:
                 with beside_the_work("loss.png is not drawn"):
                     log = metrics.read_log(output / "log.jsonl")
                     loss_curve.draw(log, output / "loss.png", f"fine-tuning {output.name}")
@@ -76,12 +78,12 @@ class Trainer:
 
     def _train(self, output: Path, peak_flops: float, interrupt: Interrupt) -> int:
         """All steps. Work is saved before anything that can fail or take long: the model before the last evaluation."""
-        log = metrics.Log(output / "log.jsonl", self.step) if data_parallel.is_first() else None
+        log = metrics.Log(output / "log.jsonl", self.step) if self.mesh.is_first else None
         with self._progress() as progress, log or contextlib.nullcontext():
             for rows in progress:
                 line = self._step(rows, peak_flops)
                 self.step = line["step"]
-                if self.step == self.num_steps and data_parallel.rank() == 0:
+                if self.step == self.num_steps and self.mesh.copy == 0:
                     with interrupt.held():
                         self._save_model(output)
                 stopped = self._stops(interrupt)
@@ -93,7 +95,7 @@ class Trainer:
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
                 progress.set_postfix(shown, refresh=False)
                 if stopped or self._is_due(self.flags.save_steps):
-                    if data_parallel.rank() == 0:
+                    if self.mesh.copy == 0:
                         with interrupt.held():
                             self._save_checkpoint(output)
                     stopped = self._stops(interrupt) or stopped  # nobody leaves while another writes
@@ -110,7 +112,7 @@ class Trainer:
             unit="step",
             file=screen,
             dynamic_ncols=True,
-            disable=not data_parallel.is_first(),
+            disable=not self.mesh.is_first,
             mininterval=0.1 if screen.isatty() else 10.0,  # seconds; a log file keeps every line
         )
 
@@ -119,7 +121,7 @@ class Trainer:
 
         A signal reaches each process in its own time. They agree here, and each waits for the last.
         """
-        asked = data_parallel.any_process(interrupt.signal != 0)
+        asked = self.mesh.any_process(interrupt.signal != 0)
         return (interrupt.signal or signal.SIGTERM) if asked and self.step < self.num_steps else 0
 
     def _evaluates(self) -> bool:
@@ -137,20 +139,19 @@ class Trainer:
             self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
             self.num_steps,
         )  # fmt: skip
-        batches = self._batches(data_parallel.share(rows), self.train, flags.per_device_train_batch_size)
+        batches = self._batches(self.mesh.share(rows), self.train, flags.per_device_train_batch_size)
         lengths = [length for batch in batches for length in batch.document_lengths]
         own_flops = metrics.model_flops(self.model.config, lengths)
-        num_targets, num_tokens, flops = data_parallel.totals(
+        num_targets, num_tokens, flops = self.mesh.totals(
             sum(batch.num_targets for batch in batches), sum(lengths), own_flops
         )
         own_total = 0.0
         for batch in batches:
             loss_sum = self._loss_sum(batch)
-            (loss_sum / (num_targets / data_parallel.size())).backward()  # averaged over the processes below
+            (loss_sum / (num_targets / self.mesh.copies)).backward()  # averaged over the processes below
             own_total += float(loss_sum)
-        self.model.shards.sum_gradients(self.model.parameters())
-        data_parallel.average_gradients(self.model.parameters())
-        (total,) = data_parallel.totals(own_total)
+        self.mesh.reduce_gradients(self.model.parameters())
+        (total,) = self.mesh.totals(own_total)
         self.optimizer.step(rate)
         seconds = time.perf_counter() - started
         line = {
@@ -158,7 +159,7 @@ class Trainer:
             "loss": total / num_targets,
             "learning_rate": rate,
             "tokens_per_second": num_tokens / seconds,
-            "mfu": flops / seconds / (peak_flops * data_parallel.processes()),
+            "mfu": flops / seconds / (peak_flops * self.mesh.processes),
         }
         with beside_the_work("peak_memory is not measured"):
             line["peak_memory"] = metrics.peak_memory()
@@ -168,16 +169,16 @@ class Trainer:
     def evaluate(self) -> float:
         """Mean loss over every target of the evaluation samples."""
         rows = self._pack([len(sample) for sample in self.evaluation])
-        batches = self._batches(data_parallel.share(rows), self.evaluation, self.flags.per_device_eval_batch_size)
+        batches = self._batches(self.mesh.share(rows), self.evaluation, self.flags.per_device_eval_batch_size)
         self.model.eval()
         own_total = sum(float(self._loss_sum(batch)) for batch in batches)
         self.model.train()
-        total, num_targets = data_parallel.totals(own_total, sum(batch.num_targets for batch in batches))
+        total, num_targets = self.mesh.totals(own_total, sum(batch.num_targets for batch in batches))
         return total / num_targets
 
     def _batches(self, rows: list[Row], samples: Sequence[Sample], batch_size: int) -> list[Batch]:
         length = self.flags.max_length if self.flags.zero_padding else None
-        place = (samples, self.pad_token_id, length, self.model.shards.size)  # ranks divide the tokens of a batch
+        place = (samples, self.pad_token_id, length, self.mesh.tensor.size)  # ranks divide the tokens of a batch
         return [packing.collate(chunk, *place) for chunk in chunks(rows, batch_size)]
 
     def _loss_sum(self, batch: Batch) -> paddle.Tensor:
@@ -189,21 +190,21 @@ class Trainer:
         state = {
             "step": self.step,
             "data": training_state.fingerprint(self.train),
-            "flags": deciding(self.flags),
+            "flags": deciding(self.flags, self.mesh),
         }
         training_state.save(output / f"checkpoint-{self.step}", self.model, self.optimizer, self.files, state)
-        if self.flags.save_total_limit is not None and data_parallel.is_first():
+        if self.flags.save_total_limit is not None and self.mesh.is_first:
             training_state.keep_newest(output, self.flags.save_total_limit)
 
     def _save_model(self, output: Path) -> None:
-        if data_parallel.is_first():
+        if self.mesh.is_first:
             training_state.write_files(output, self.files)
         self.model.save_pretrained(output, self.flags.save_dtype)
 
 
-def deciding(flags: SftFlags) -> dict[str, object]:
+def deciding(flags: SftFlags, mesh: Mesh) -> dict[str, object]:
     """What a run that resumes must share: its flags, and the number of copies of the model."""
-    return flags.deciding() | {"copies": data_parallel.size()}
+    return flags.deciding() | {"copies": mesh.copies}
 
 
 def packer(flags: SftFlags) -> packing.Pack:
