@@ -21,9 +21,8 @@ from examples.llama2_13b.io import flags
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.predict import PredictFlags, Prediction, Predictor
-from examples.llama2_13b.sft import sft
+from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train import metrics
-from examples.llama2_13b.train.sft_flags import SftFlags
 from fusionkit import keep_freed_memory
 
 PROGRAM = "examples.llama2_13b.demo"

@@ -17,9 +17,8 @@ import numpy as np
 import paddle
 
 import fusionkit as fk
-from examples.llama2_13b.sft import sft
+from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train.optimizer import AdamW
-from examples.llama2_13b.train.sft_flags import SftFlags
 from examples.llama2_13b.train.trainer import Trainer
 
 DATA = Path(__file__).parents[2] / "examples" / "llama2_13b" / "texts"

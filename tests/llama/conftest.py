@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from examples.llama2_13b.create import CreateFlags, create
+from examples.llama2_13b.sft import SftFlags
 from examples.llama2_13b.train import metrics
-from examples.llama2_13b.train.sft_flags import SftFlags
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama2_13b"
 DATA = EXAMPLE / "texts"

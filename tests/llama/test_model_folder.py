@@ -9,9 +9,8 @@ import pytest
 
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.predict import PredictFlags, predict
-from examples.llama2_13b.sft import TEMPLATE, sft
+from examples.llama2_13b.sft import TEMPLATE, SftFlags, sft
 from examples.llama2_13b.train.metrics import read_log
-from examples.llama2_13b.train.sft_flags import SftFlags
 from tests.llama.conftest import EXAMPLE
 
 JINJA = "chat_template.jinja"

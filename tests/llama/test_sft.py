@@ -18,12 +18,11 @@ from examples.llama2_13b.io import flags as flags_module
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.mesh import Mesh
-from examples.llama2_13b.sft import sft
+from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train import metrics, training_state
 from examples.llama2_13b.train.metrics import model_flops, read_log
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.schedule import learning_rate
-from examples.llama2_13b.train.sft_flags import SftFlags
 from examples.llama2_13b.train.trainer import Trainer, deciding
 from tests.llama.conftest import DATA, EXAMPLE
 
@@ -310,13 +309,13 @@ def test_every_flag_that_decides_is_held_against_the_checkpoint(sft_flags, tmp_p
     state = training_state.TrainingState(1, "data", flags, {})
     assert flags.keys() >= {"seed", "src_length", "max_length", "zero_padding", "greedy_zero_padding", "copies"}
     assert flags.keys() >= {"per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "learning_rate"}
-    training_state.require_same(state, "data", flags, tmp_path)
+    training_state.require_same(state, "data", flags, tmp_path, "sft")
     for name in flags:
         shown = "number of copies of the model" if name == "copies" else f"--{name}"
         with pytest.raises(ValueError, match=f"sft: .*{shown} must be "):
-            training_state.require_same(state, "data", {**flags, name: "another"}, tmp_path)
+            training_state.require_same(state, "data", {**flags, name: "another"}, tmp_path, "sft")
     with pytest.raises(ValueError, match="the training data must be that of"):
-        training_state.require_same(state, "other", flags, tmp_path)
+        training_state.require_same(state, "other", flags, tmp_path, "sft")
 
 
 def test_other_data_is_refused_when_resuming(sft_flags, tmp_path):

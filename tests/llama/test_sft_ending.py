@@ -13,11 +13,10 @@ import pytest
 
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.model import safetensors_folder
-from examples.llama2_13b.sft import sft
+from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
 from examples.llama2_13b.train.metrics import read_log
-from examples.llama2_13b.train.sft_flags import SftFlags
 from examples.llama2_13b.train.trainer import Trainer
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import assert_same_weights, interrupt_at, losses, weights

@@ -15,7 +15,7 @@ from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.io import flags
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.train.sft_flags import SftFlags
+from examples.llama2_13b.sft import SftFlags
 
 MARK = "\ufeff"
 LINE = '{"src": "a", "tgt": "b"}\n'

@@ -40,8 +40,8 @@ class Mesh:
     world: Any = None
 
     @classmethod
-    def join(cls, tensor_parallel_degree: int = 1, sequence_parallel: bool = True) -> Mesh:
-        """Join the other processes, each with the device that the launcher gave it.
+    def join(cls, command: str, tensor_parallel_degree: int = 1, sequence_parallel: bool = True) -> Mesh:
+        """Join the other processes of a command, each with the device that the launcher gave it.
 
         Raises:
             ValueError: the processes do not make whole copies.
@@ -49,7 +49,7 @@ class Mesh:
         processes = int(paddle.distributed.get_world_size())
         if processes % tensor_parallel_degree:
             raise ValueError(
-                f"sft: --tensor_parallel_degree must be a divisor of the number of processes {processes}, got "
+                f"{command}: --tensor_parallel_degree must be a divisor of the number of processes {processes}, got "
                 f"{tensor_parallel_degree}. Start more: "
                 "python -m paddle.distributed.launch --nproc_per_node N --log_dir LOGS"
             )
@@ -123,7 +123,7 @@ def _on_host(copies: int, tensor_parallel_degree: int) -> tuple[Any, Any, Any]:
     def joined(name: str, rank: int, size: int) -> Communicator | None:
         if size == 1:
             return None
-        return Communicator.from_store(store, rank, size, name=f"sft/{name}", timeout=SAVING_SECONDS)
+        return Communicator.from_store(store, rank, size, name=f"training/{name}", timeout=SAVING_SECONDS)
 
     return (
         joined(f"data {part}", copy, copies),

@@ -7,19 +7,16 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import paddle
 from tqdm import tqdm
 
-from examples.llama2_13b.data import packing
-from examples.llama2_13b.data.order import Order, chunks
+from examples.llama2_13b.data.batches import Batches
 from examples.llama2_13b.data.packing import Batch, Row
-from examples.llama2_13b.data.samples import Sample
 from examples.llama2_13b.io.remarks import Screen, beside_the_work
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.mesh import Mesh
@@ -27,7 +24,7 @@ from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.schedule import learning_rate
-from examples.llama2_13b.train.sft_flags import SftFlags
+from examples.llama2_13b.train.training_flags import TrainingFlags
 
 
 @dataclass
@@ -38,32 +35,30 @@ class Trainer:
         flags: of the run.
         mesh: this process's place among all.
         model, optimizer: changed in place.
-        train, evaluation: samples; without the latter nothing is evaluated.
-        pad_token_id: fills what a row leaves free; None without a padding token.
+        train, evaluation: without samples in the latter nothing is evaluated.
         files: what every checkpoint holds beside the weights: tokenizer and chat template.
         step: steps done before.
     """
 
-    flags: SftFlags
+    flags: TrainingFlags
     mesh: Mesh
     model: Llama
     optimizer: AdamW
-    train: Sequence[Sample]
-    evaluation: Sequence[Sample]
-    pad_token_id: int | None
+    train: Batches
+    evaluation: Batches
     files: Mapping[str, bytes]
     step: int = 0
     num_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
         flags = self.flags
-        self._pack = packer(flags)
         rows_per_step = flags.per_device_train_batch_size * flags.gradient_accumulation_steps * self.mesh.copies
-        self._order = Order([len(sample) for sample in self.train], self._pack, rows_per_step, flags.seed)
+        self._order = self.train.order(rows_per_step, flags.seed)
         self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
         flags.require_within(self.num_steps)
         if self.step >= self.num_steps:
-            raise ValueError(f"sft: --max_steps must be above the checkpoint's step {self.step}, got {self.num_steps}")
+            rule = f"above the checkpoint's step {self.step}"
+            raise ValueError(f"{flags.COMMAND}: --max_steps must be {rule}, got {self.num_steps}")
 
     def run(self, peak_flops: float) -> int:
         """Train to the end, or to a signal, whose number is returned; 0 at the end, whatever came in the last step."""
@@ -125,7 +120,7 @@ class Trainer:
         return (interrupt.signal or signal.SIGTERM) if asked and self.step < self.num_steps else 0
 
     def _evaluates(self) -> bool:
-        return bool(self.evaluation) and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps)
+        return bool(self.evaluation.samples) and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps)
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.step % interval == 0
@@ -139,7 +134,7 @@ class Trainer:
             self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
             self.num_steps,
         )  # fmt: skip
-        batches = self._batches(self.mesh.share(rows), self.train, flags.per_device_train_batch_size)
+        batches = self._batches(self.train, rows, flags.per_device_train_batch_size)
         lengths = [length for batch in batches for length in batch.document_lengths]
         own_flops = metrics.model_flops(self.model.config, lengths)
         num_targets, num_tokens, flops = self.mesh.totals(
@@ -168,18 +163,16 @@ class Trainer:
     @paddle.no_grad()
     def evaluate(self) -> float:
         """Mean loss over every target of the evaluation samples."""
-        rows = self._pack([len(sample) for sample in self.evaluation])
-        batches = self._batches(self.mesh.share(rows), self.evaluation, self.flags.per_device_eval_batch_size)
+        batches = self._batches(self.evaluation, self.evaluation.rows(), self.flags.per_device_eval_batch_size)
         self.model.eval()
         own_total = sum(float(self._loss_sum(batch)) for batch in batches)
         self.model.train()
         total, num_targets = self.mesh.totals(own_total, sum(batch.num_targets for batch in batches))
         return total / num_targets
 
-    def _batches(self, rows: list[Row], samples: Sequence[Sample], batch_size: int) -> list[Batch]:
-        length = self.flags.max_length if self.flags.zero_padding else None
-        place = (samples, self.pad_token_id, length, self.mesh.tensor.size)  # ranks divide the tokens of a batch
-        return [packing.collate(chunk, *place) for chunk in chunks(rows, batch_size)]
+    def _batches(self, batches: Batches, rows: list[Row], batch_size: int) -> list[Batch]:
+        """Of this copy's share of the rows. The ranks of a copy divide the tokens of a batch."""
+        return batches.of(self.mesh.share(rows), batch_size, self.mesh.tensor.size)
 
     def _loss_sum(self, batch: Batch) -> paddle.Tensor:
         arrays = (batch.input_ids, batch.labels, batch.position_ids, batch.startend_row_indices)
@@ -189,7 +182,7 @@ class Trainer:
     def _save_checkpoint(self, output: Path) -> None:
         state = {
             "step": self.step,
-            "data": training_state.fingerprint(self.train),
+            "data": training_state.fingerprint(self.train.samples),
             "flags": deciding(self.flags, self.mesh),
         }
         training_state.save(output / f"checkpoint-{self.step}", self.model, self.optimizer, self.files, state)
@@ -202,13 +195,6 @@ class Trainer:
         self.model.save_pretrained(output, self.flags.save_dtype)
 
 
-def deciding(flags: SftFlags, mesh: Mesh) -> dict[str, object]:
+def deciding(flags: TrainingFlags, mesh: Mesh) -> dict[str, object]:
     """What a run that resumes must share: its flags, and the number of copies of the model."""
     return flags.deciding() | {"copies": mesh.copies}
-
-
-def packer(flags: SftFlags) -> packing.Pack:
-    if not flags.zero_padding:
-        return packing.one_a_row
-    pack = packing.pack_greedily if flags.greedy_zero_padding else packing.pack_sequentially
-    return partial(pack, max_length=flags.max_length)

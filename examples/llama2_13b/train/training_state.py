@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class TrainingState:
     stored_dtypes: dict[str, str] | None = None
 
 
-def fingerprint(samples: list[Sample]) -> str:
+def fingerprint(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(np.array([len(sample), *sample.input_ids, *sample.labels], dtype=np.int64).tobytes())
@@ -88,7 +88,7 @@ def load(folder: Path) -> TrainingState:
         raise ValueError(f"{folder / STATE}: not the state of a run: {error}") from None
 
 
-def require_same(state: TrainingState, data: str, flags: Mapping[str, Any], folder: Path) -> None:
+def require_same(state: TrainingState, data: str, flags: Mapping[str, Any], folder: Path, command: str) -> None:
     """Refuse to go on with other data, or with flags that would make it another run.
 
     Raises:
@@ -96,21 +96,23 @@ def require_same(state: TrainingState, data: str, flags: Mapping[str, Any], fold
     """
     for name, value in flags.items():
         if name == "copies":
-            _require_copies(state.flags, value, folder)
+            _require_copies(state.flags, value, folder, command)
         elif state.flags.get(name) != value:
             rule = f"{state.flags.get(name)!r} as in {folder}"
-            raise ValueError(f"sft: --{name} must be {rule}, got {value!r}. Resume with the same flags, or start anew")
+            advice = "Resume with the same flags, or start anew"
+            raise ValueError(f"{command}: --{name} must be {rule}, got {value!r}. {advice}")
     if state.data != data:
-        raise ValueError(f"sft: the training data must be that of {folder}, got other samples. Start a new run")
+        raise ValueError(f"{command}: the training data must be that of {folder}, got other samples. Start a new run")
 
 
-def _require_copies(saved: Mapping[str, Any], copies: Any, folder: Path) -> None:
+def _require_copies(saved: Mapping[str, Any], copies: Any, folder: Path, command: str) -> None:
     """A step's rows are shared out over the copies, so their number decides which samples a step sees."""
     wanted = saved.get("copies", saved.get("processes", 1))  # the latter in older checkpoints, where there were several
     if wanted != copies:
         raise ValueError(
-            f"sft: the number of copies of the model must be {wanted} as in {folder}, got {copies}; a step has as many "
-            f"times --per_device_train_batch_size rows. Start {wanted} times --tensor_parallel_degree processes with "
+            f"{command}: the number of copies of the model must be {wanted} as in {folder}, got {copies}; a step has "
+            f"as many times --per_device_train_batch_size rows. Start {wanted} times --tensor_parallel_degree processes "
+            "with "
             "python -m paddle.distributed.launch --nproc_per_node N --log_dir LOGS, or start anew"
         )
 

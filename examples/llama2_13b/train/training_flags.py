@@ -1,10 +1,10 @@
-"""The flags of `sft`."""
+"""The flags that every training command has: all that the loop is told."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.model.llama import DTYPES
@@ -12,19 +12,17 @@ from examples.llama2_13b.train.schedule import KINDS
 
 
 @dataclass(frozen=True)
-class SftFlags:
-    """Named as Paddle's users know them. All are read; one that would have no effect is refused."""
+class TrainingFlags:
+    """Named as Paddle's users know them. All are read; one that would have no effect is refused.
+
+    A command's own flags derive from these, and name it in COMMAND: errors begin with it.
+    """
+
+    COMMAND: ClassVar[str]
 
     model_name_or_path: str = flag("folder of the model to start from")
     dataset_name_or_path: str = flag("folder with train.json and dev.json, or folders train and dev of such files")
     output_dir: str = flag("where the model, checkpoints, log.jsonl and loss.png go")
-    src_length: int | None = flag("tokens kept of a source, its end; 1024 or half of max_length if not given", None)
-    max_length: int | None = flag(
-        "tokens of a sample, and of a packed row; 2048 or the model's positions if not given", None
-    )
-    chat_template: str | None = flag("JSON file with system and conversation, see configs/llama2_chat.json", None)
-    zero_padding: bool = flag("pack samples into rows of max_length", False)
-    greedy_zero_padding: bool = flag("pack into the row with the largest free space, 500 samples at a time", False)
     per_device_train_batch_size: int = flag("rows of a micro-batch", 1)
     per_device_eval_batch_size: int = flag("rows of an evaluation batch", 1)
     gradient_accumulation_steps: int = flag("micro-batches of a step", 1)
@@ -53,9 +51,9 @@ class SftFlags:
     overwrite_output_dir: bool = flag("remove the run that output_dir holds", False)
 
     def __post_init__(self) -> None:
-        at_least_one = ("src_length", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-                        "gradient_accumulation_steps", "num_train_epochs", "eval_steps", "save_steps",
-                        "save_total_limit", "tensor_parallel_degree")  # fmt: skip
+        at_least_one = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                        "num_train_epochs", "eval_steps", "save_steps", "save_total_limit",
+                        "tensor_parallel_degree")  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "at least 1")
@@ -71,10 +69,7 @@ class SftFlags:
         self.require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", "at least 1, or -1")
         self.require(self.lr_scheduler_type in KINDS, "lr_scheduler_type", " or ".join(KINDS))
         self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
-        if self.src_length is not None and self.max_length is not None:
-            self.require(self.src_length < self.max_length, "src_length", f"below max_length {self.max_length}")
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
-        self.require(self.zero_padding or not self.greedy_zero_padding, "zero_padding", "true with greedy_zero_padding")
         divides = self.sequence_parallel or self.tensor_parallel_degree > 1
         self.require(divides, "sequence_parallel", "true where tensor_parallel_degree is 1")
         self.require(
@@ -85,13 +80,7 @@ class SftFlags:
 
     def require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:
-            raise ValueError(f"sft: --{name} must be {rule}, got {getattr(self, name)}")
-
-    def within(self, positions: int) -> SftFlags:
-        """These flags with the lengths that were left open, for a model of so many positions."""
-        max_length = self.max_length or min(2048, positions)
-        src_length = self.src_length or min(1024, max(1, max_length // 2))
-        return dataclasses.replace(self, max_length=max_length, src_length=src_length)
+            raise ValueError(f"{self.COMMAND}: --{name} must be {rule}, got {getattr(self, name)}")
 
     def require_within(self, num_steps: int) -> None:
         """Refuse intervals that the run would never reach."""
@@ -108,8 +97,7 @@ class SftFlags:
 
         The number of steps is not among them: a run may be made longer.
         """
-        names = ("seed", "src_length", "max_length", "zero_padding", "greedy_zero_padding",
-                 "per_device_train_batch_size", "gradient_accumulation_steps", "bf16",
+        names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16",
                  "learning_rate", "min_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
                  "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -1,0 +1,139 @@
+"""A run of a training command: from a model folder or a checkpoint to the last step, or to a signal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+import paddle
+
+from examples.llama2_13b.data.batches import Batches
+from examples.llama2_13b.io.remarks import say
+from examples.llama2_13b.io.reservation import reserved
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.train import metrics, training_state
+from examples.llama2_13b.train.optimizer import AdamW
+from examples.llama2_13b.train.trainer import Trainer, deciding
+from examples.llama2_13b.train.training_flags import TrainingFlags
+
+
+def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
+    """Work on the flags' device, with the other processes, as the only writer of the output folder."""
+    _set_device(flags)
+    mesh = Mesh.join(flags.COMMAND, flags.tensor_parallel_degree, flags.sequence_parallel)
+    folder = Path(flags.output_dir)
+    # One process of a run writes, and so has the folder for all.
+    with reserved(folder, f"{flags.COMMAND}: --output_dir") if mesh.is_first else nullcontext():
+        return work(mesh)
+
+
+def train(
+    flags: TrainingFlags,
+    mesh: Mesh,
+    batches: Batches,
+    evaluation: Batches,
+    files: Mapping[str, bytes],
+    stale: Iterable[str] = (),
+    about: Iterable[str] = (),
+) -> int:
+    """Run to the end and return 0, or to a signal and return 128 + its number.
+
+    Args:
+        flags, mesh: of the run.
+        batches, evaluation: what is learned, and what the model is evaluated on; the latter may have no samples.
+        files: what every checkpoint holds beside the weights.
+        stale: files in the output folder that are not this run's, and go with an overwritten one.
+        about: lines on the data, said before the first step.
+    """
+    flags.require(bool(batches.samples), "dataset_name_or_path", "a folder with at least one training sample")
+    evaluates = flags.eval_steps is None or bool(evaluation.samples)
+    flags.require(evaluates, "eval_steps", "left out without evaluation samples")
+    checkpoint = checkpoint_to_resume(flags)
+    state = training_state.load(checkpoint) if checkpoint else None
+    if checkpoint and state:
+        data = training_state.fingerprint(batches.samples)
+        training_state.require_same(state, data, deciding(flags, mesh), checkpoint, flags.COMMAND)
+    folder = checkpoint or Path(flags.model_name_or_path)
+    model = Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor)
+    optimizer = AdamW(
+        model, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
+    )
+    if checkpoint and state:
+        model.stored_dtypes = state.stored_dtypes
+        optimizer.load(checkpoint, state.optimizer)
+    trainer = Trainer(flags, mesh, model, optimizer, batches, evaluation, files, state.step if state else 0)
+    peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed
+    mesh.any_process(False)  # all have looked at the output folder before the first changes it
+    if mesh.is_first:
+        _prepare_output(flags, stale)
+        for line in (*about, *_describe(trainer, peak)):
+            say(line)
+    return _ended(trainer, trainer.run(peak))
+
+
+def _ended(trainer: Trainer, interrupted: int) -> int:
+    if trainer.mesh.is_first and interrupted:
+        say(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
+    elif trainer.mesh.is_first:
+        say(f"model and log.jsonl: {trainer.flags.output_dir}")
+    return 128 + interrupted if interrupted else 0
+
+
+def _describe(trainer: Trainer, peak: float) -> list[str]:
+    mesh, dtype = trainer.mesh, trainer.flags.dtype
+    processes = f" on {mesh.processes} processes" if mesh.processes > 1 else ""
+    if mesh.tensor.size > 1:
+        tokens_too = " and the sequence" if mesh.tensor.divides_tokens else ""
+        processes += f", {mesh.tensor.size} of which divide the layers{tokens_too} of each copy"
+    return [
+        f"steps: {trainer.step} to {trainer.num_steps}, {dtype} arithmetic{processes}",
+        f"peak: fused_linear {dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it",
+    ]
+
+
+def _set_device(flags: TrainingFlags) -> None:
+    if flags.device is None:
+        return
+    try:
+        paddle.set_device(flags.device)
+    except ValueError as error:
+        rule = "one that Paddle has here"
+        raise ValueError(f"{flags.COMMAND}: --device must be {rule}, got {flags.device!r}; {error}") from None
+
+
+def checkpoint_to_resume(flags: TrainingFlags) -> Path | None:
+    """The folder to go on from; None for a new run.
+
+    Raises:
+        ValueError: output_dir holds another run or a model already, later steps, or no checkpoint to resume.
+    """
+    output = Path(flags.output_dir)
+    saved = training_state.checkpoints(output)
+    if flags.resume_from_checkpoint == "last":
+        flags.require(bool(saved), "output_dir", "a folder with a checkpoint to resume from")
+        return saved[-1]
+    start = None if flags.resume_from_checkpoint is None else Path(flags.resume_from_checkpoint)
+    if start and start.resolve().parent == output.resolve():
+        last = not saved or start.resolve() == saved[-1].resolve()
+        flags.require(last, "resume_from_checkpoint", "the last in output_dir, whose steps it would mix with its own")
+        return start
+    used = saved or any((output / name).exists() for name in ("log.jsonl", "config.json"))
+    if used and not flags.overwrite_output_dir:
+        raise ValueError(
+            f"{flags.COMMAND}: --output_dir must hold no run or model yet, got {flags.output_dir}. Name another "
+            "folder, go on with --resume_from_checkpoint last, or give it up with --overwrite_output_dir"
+        )
+    return start
+
+
+def _prepare_output(flags: TrainingFlags, stale: Iterable[str]) -> None:
+    output = Path(flags.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    if flags.overwrite_output_dir:
+        for checkpoint in training_state.checkpoints(output):
+            shutil.rmtree(checkpoint)
+        for name in ("log.jsonl", *stale):
+            (output / name).unlink(missing_ok=True)
