@@ -68,7 +68,7 @@ class Trainer:
             if self.mesh.is_first:
                 with beside_the_work("loss.png is not drawn"):
                     log = metrics.read_log(output / "log.jsonl")
-                    loss_curve.draw(log, output / "loss.png", f"fine-tuning {output.name}")
+                    loss_curve.draw(log, output / "loss.png", f"{self.flags.COMMAND} {output.name}")
         return stopped
 
     def _train(self, output: Path, peak_flops: float, interrupt: Interrupt) -> int:

@@ -110,9 +110,9 @@ def _require_copies(saved: Mapping[str, Any], copies: Any, folder: Path, command
     wanted = saved.get("copies", saved.get("processes", 1))  # the latter in older checkpoints, where there were several
     if wanted != copies:
         raise ValueError(
-            f"{command}: the number of copies of the model must be {wanted} as in {folder}, got {copies}; a step has "
-            f"as many times --per_device_train_batch_size rows. Start {wanted} times --tensor_parallel_degree processes "
-            "with "
+            f"{command}: the number of copies of the model must be {wanted} as in {folder}, got {copies}; "
+            "a step has as many times --per_device_train_batch_size rows. "
+            f"Start {wanted} times --tensor_parallel_degree processes with "
             "python -m paddle.distributed.launch --nproc_per_node N --log_dir LOGS, or start anew"
         )
 
