@@ -7,7 +7,7 @@ dispatch, because stevedore would let the last one win in silence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -169,7 +169,10 @@ def loaded() -> Iterator[Backend]:
 @cache
 def unavailable(offered: Backend | Kernel) -> str | None:
     """A backend's or a kernel's own reason why it cannot run, asked once."""
-    return _told(offered.available)  # a broken plugin is an unavailable one
+    try:
+        return offered.available()
+    except Exception as error:  # a broken plugin is an unavailable one
+        return f"{type(error).__name__}: {error}"
 
 
 def stand_in(device_type: str) -> str | None:
@@ -183,14 +186,6 @@ def _word(backend: Backend) -> str | None:
         return backend.stand_in()
     except Exception:
         return "unknown"  # no call depends on it
-
-
-def _told(ask: Callable[[], str | None]) -> str | None:
-    """What a plugin says, or its error."""
-    try:
-        return ask()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
 
 
 def require_name(name: str, source: str) -> None:
