@@ -40,7 +40,7 @@ class Mesh:
     world: Any = None
 
     @classmethod
-    def join(cls, command: str, tensor_parallel_degree: int = 1, sequence_parallel: bool = True) -> Mesh:
+    def join(cls, command: str, tensor_parallel_degree: int, sequence_parallel: bool) -> Mesh:
         """Join the other processes of a command, each with the device that the launcher gave it.
 
         Raises:
