@@ -28,7 +28,7 @@ def attempt(code: str) -> tuple[bool, str]:
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
         ended = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
+            [sys.executable, "-P", "-W", "ignore", "-c", code],  # -P: not the sources of the folder where it runs
             env=os.environ | {"PYTHONPATH": paths},
             stdin=subprocess.DEVNULL,
             capture_output=True,
