@@ -1,4 +1,4 @@
-# make demo | test | sanitize | bench | lint: each sets up what it needs in .venv, once, and says what it is doing.
+# make demo | test | test-full | sanitize | bench | lint: each sets up what it needs in .venv, once, and says what it is doing.
 # A stamp in .venv/stamps says which file of requirements is installed.
 PYTHON3 ?= python3
 VENV := .venv
@@ -10,12 +10,13 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo wheel test test-op test-paddlenlp sanitize bench lint build native clean
+.PHONY: help demo wheel test test-full test-op test-paddlenlp sanitize bench lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
 	@echo "make wheel  build a wheel in dist, for machines without a compiler"
-	@echo "make test   run every test"
+	@echo "make test   run the tests"
+	@echo "make test-full  run them with the whole matrix of cases, of which make test takes a sample"
 	@echo "make test-op OP=swiglu  run the tests of one op"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
 	@echo "make sanitize  run the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
@@ -37,7 +38,10 @@ wheel: native $(STAMPS)/wheel
 
 test: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test $(STAMPS)/wheel
 	@echo "== tests, $(WORKERS) at a time"
-	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup
+	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup $(SELECTION)
+
+test-full: SELECTION = --full
+test-full: test
 
 test-op: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu $(STAMPS)/test
 	@$(PYTEST) --numprocesses $(WORKERS) --dist loadgroup -q --op "$(OP)" --ignore tests/test_arm64.py

@@ -21,20 +21,29 @@ PROCESSOR_SECONDS = pytest.StashKey[float]()
 
 def pytest_addoption(parser):
     parser.addoption("--op", help="only the tests that name this op, on every backend; `make test-op OP=swiglu`")
+    parser.addoption("--full", action="store_true", help="the tests marked full too; `make test-full`")
 
 
 def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--full"):
+        keep(config, items, lambda item: item.get_closest_marker("full") is None)
+    if (op := config.getoption("--op")) is not None:
+        keep(config, items, naming(op))
+
+
+def keep(config, items, wanted):
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
+
+
+def naming(op):
     """`-k fused_linear` would take fused_linear_cross_entropy, too."""
     from fusionkit.ops import OP_NAMES
 
-    if (op := config.getoption("--op")) is None:
-        return
     if op not in OP_NAMES:
         raise pytest.UsageError(f"--op must be one of {', '.join(OP_NAMES)}, got {op!r}")
     longer = [name for name in OP_NAMES if op in name and name != op]
-    named = {item: op in re.sub("|".join(longer) or "$", "", item.nodeid) for item in items}
-    config.hook.pytest_deselected(items=[item for item in items if not named[item]])
-    items[:] = [item for item in items if named[item]]
+    return lambda item: op in re.sub("|".join(longer) or "$", "", item.nodeid)
 
 
 def pytest_configure():
