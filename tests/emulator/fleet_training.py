@@ -1,6 +1,7 @@
-"""Four AdamW steps of a small language model by one way of fleet's parallelism: each rank prints its losses as JSON.
+"""Four AdamW steps of a small language model by ways of fleet's parallelism: each rank prints its losses as JSON.
 
-python tests/emulator/fleet_training.py AXES: `one` (no fleet, where it is started) or one of AXES below.
+python tests/emulator/fleet_training.py WAY...: `one` (no fleet, where it is started), or some of AXES below that take
+as many processes as there are, one after the other: loading Paddle takes a process longer than its steps.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle.distributed import fleet
+from paddle.distributed.fleet.base import topology
 from paddle.distributed.fleet.utils import sequence_parallel_utils
 
 from fusionkit import parallel
@@ -141,6 +143,7 @@ def init(axes):
     }
     shares = data * sharding
     strategy.pipeline_configs = {"accumulate_steps": 2, "micro_batch_size": BATCH // shares // 2}
+    topology._HYBRID_PARALLEL_GROUP = None  # or fleet keeps the groups of the run before
     fleet.init(is_collective=True, strategy=strategy)
     group = fleet.get_hybrid_communicate_group()
     return group.get_data_parallel_rank() * sharding + group.get_sharding_parallel_rank(), shares
@@ -148,8 +151,8 @@ def init(axes):
 
 def trained_in_stages(axes, inputs):
     made, loss = layers(axes)
-    topology = fleet.get_hybrid_communicate_group().topology()
-    model = fleet.meta_parallel.PipelineLayer(made, topology=topology, loss_fn=loss)
+    stages = fleet.get_hybrid_communicate_group().topology()
+    model = fleet.meta_parallel.PipelineLayer(made, topology=stages, loss_fn=loss)
     optimizer = paddle.optimizer.AdamW(1e-2, parameters=model.parameters())
     model, optimizer = fleet.distributed_model(model), fleet.distributed_optimizer(optimizer)
     return [model.train_batch(inputs, optimizer) for _ in range(STEPS)]
@@ -181,8 +184,10 @@ def main(axes):
     share, shares = (0, 1) if axes == "one" else init(axes)
     inputs = batch(share, shares)
     losses = trained_in_stages(axes, inputs) if "pipeline" in axes else trained(axes, inputs)
-    print(json.dumps({"share": share, "losses": [float(np.mean(loss.numpy())) for loss in losses]}), flush=True)
+    found = {"axes": axes, "share": share, "losses": [float(np.mean(loss.numpy())) for loss in losses]}
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for axes in sys.argv[1:]:
+        main(axes)
