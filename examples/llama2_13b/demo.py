@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 TUNING = HERE / "configs" / "sft_demo.json"
 MIN_NAMED = 0.8  # of the unseen prompts' attributes; a sentence about the right product with random values names 0.38
 MAX_LOSS = 0.5  # the last evaluation loss as a share of the first
+MAX_ANSWER = 96  # tokens
 SHOWN = ("type#", "类型#")  # how prompts in English and Chinese begin: an answer of each is shown
 ABOUT = """\
 What this shows: under a million parameters, trained for under a minute, put together what they have seen apart.
@@ -82,7 +83,7 @@ def demo(of_demo: DemoFlags) -> int:
 def answers(exported: str, dataset: str) -> list[Prediction]:
     """Of the exported model to every prompt of the evaluation data."""
     (file,) = split_files(dataset, "dev")
-    asked = PredictFlags(exported, max_length=96, batch_size=16, decode_strategy="greedy_search")
+    asked = PredictFlags(exported, max_length=MAX_ANSWER, batch_size=16, decode_strategy="greedy_search")
     return list(Predictor(asked, prompts.from_file(file)).run())
 
 
