@@ -8,7 +8,7 @@ import pytest
 
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.sft import SftFlags
-from examples.llama2_13b.train import metrics
+from examples.llama2_13b.train import loss_curve, metrics
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama2_13b"
 DATA = EXAMPLE / "texts"
@@ -21,6 +21,16 @@ def tiny_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def few_samples(tmp_path_factory):
+    """A part of the shipped data: a short run spends most of its time on reading and evaluating all of it."""
+    folder = tmp_path_factory.mktemp("few")
+    for split, count in (("train", 200), ("dev", 16)):
+        lines = (DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"{split}.json").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def no_measuring(monkeypatch):
     """Half a second less for each run."""
@@ -28,13 +38,19 @@ def no_measuring(monkeypatch):
 
 
 @pytest.fixture
-def sft_flags(tiny_folder, tmp_path):
+def no_drawing(monkeypatch):
+    """An empty file in place of the loss curve, which takes a third of a run of six steps."""
+    monkeypatch.setattr(loss_curve, "draw", lambda log, path, title: path.touch())
+
+
+@pytest.fixture
+def sft_flags(tiny_folder, few_samples, tmp_path):
     """Flags of a short run, with changes."""
 
     def make(**changes):
         values = {
             "model_name_or_path": str(tiny_folder),
-            "dataset_name_or_path": str(DATA),
+            "dataset_name_or_path": str(few_samples),
             "output_dir": str(tmp_path / "run"),
             "src_length": 100,
             "max_length": 256,

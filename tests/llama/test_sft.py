@@ -27,6 +27,14 @@ from examples.llama2_13b.train.trainer import Trainer, deciding
 from tests.llama.conftest import DATA, EXAMPLE
 
 
+@pytest.fixture(autouse=True)
+def nothing_beside_the_training(request):
+    """One test looks at the picture and at what is measured."""
+    if request.function is not test_the_log_has_a_line_a_step_with_every_field:
+        request.getfixturevalue("no_measuring")
+        request.getfixturevalue("no_drawing")
+
+
 def losses(folder):
     return [line["loss"] for line in read_log(folder / "log.jsonl")]
 

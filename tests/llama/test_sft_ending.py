@@ -18,7 +18,7 @@ from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
 from examples.llama2_13b.train.metrics import read_log
 from examples.llama2_13b.train.trainer import Trainer
-from tests.llama.conftest import DATA, EXAMPLE
+from tests.llama.conftest import EXAMPLE
 from tests.llama.test_sft import assert_same_weights, interrupt_at, losses, weights
 
 pytestmark = pytest.mark.usefixtures("no_measuring")
@@ -75,6 +75,7 @@ def test_a_full_disk_in_the_picture_leaves_a_whole_model(sft_flags, tmp_path, mo
     assert weights(tmp_path / "run") and not (tmp_path / "run" / "loss.png").exists()
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_an_old_checkpoint_that_cannot_go_is_one_line(sft_flags, tmp_path, monkeypatch, capfd):
     """As on NFS, where a file that someone reads stays in its folder under another name."""
 
@@ -97,11 +98,12 @@ def test_training_needs_no_matplotlib(sft_flags, tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("screens", ["> /dev/full 2> /dev/full", ">&- 2>&-", "2>&1 | true"])
-def test_screens_that_take_nothing_end_nothing(tiny_folder, tmp_path, screens):
+def test_screens_that_take_nothing_end_nothing(tiny_folder, few_samples, tmp_path, screens):
     """Streams on a full disk, closed, and without a reader; an output folder that an ASCII screen cannot name."""
     output = tmp_path / "鱼"
-    flags = {"model_name_or_path": tiny_folder, "dataset_name_or_path": DATA, "output_dir": output, "src_length": 100}
-    words = [f"--{name}={value}" for name, value in (flags | {"max_length": 256, "max_steps": 1}).items()]
+    flags = {"model_name_or_path": tiny_folder, "dataset_name_or_path": few_samples, "output_dir": output}
+    flags |= {"src_length": 100, "max_length": 256, "max_steps": 1}
+    words = [f"--{name}={value}" for name, value in flags.items()]
     command = f"set -o pipefail; {shlex.join([sys.executable, '-m', 'examples.llama2_13b.sft', *words])} {screens}"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(["bash", "-c", command], cwd=EXAMPLE.parents[1], env=environment, check=False)
@@ -120,6 +122,7 @@ def test_libraries_print_into_no_file_of_the_run():
     assert done.returncode > 2
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_memory_that_cannot_be_measured_ends_nothing(sft_flags, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(metrics, "peak_memory", full_disk)
     assert sft(sft_flags(**SHORT)) == 0
@@ -192,16 +195,19 @@ def killing(monkeypatch, owner, name, number, times=1, when=lambda *arguments: T
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_folder, tmp_path_factory):
+def whole(tiny_folder, few_samples, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "run"
-    flags = {"model_name_or_path": str(tiny_folder), "dataset_name_or_path": str(DATA), "output_dir": str(output)}
+    flags = {"model_name_or_path": str(tiny_folder), "dataset_name_or_path": str(few_samples)}
+    flags["output_dir"] = str(output)
     sft(SftFlags(**flags, src_length=100, max_length=256, zero_padding=True, max_steps=4, learning_rate=1e-3))
     return output
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("place", ["shards", "index", "files", "evaluation", "picture", "log"])
-def test_no_signal_at_the_end_costs_the_model(sft_flags, tmp_path, monkeypatch, whole, place, number):
+def test_no_signal_at_the_end_costs_the_model(request, sft_flags, tmp_path, monkeypatch, whole, place, number):
+    if place != "picture":
+        request.getfixturevalue("no_drawing")
     obeyed = number == signal.SIGINT and place in ("evaluation", "picture", "log")
     times = 1 if obeyed else 3  # a second Ctrl-C ends what is no writing
     owner, name, when = {
@@ -219,6 +225,7 @@ def test_no_signal_at_the_end_costs_the_model(sft_flags, tmp_path, monkeypatch, 
     assert (tmp_path / "run" / "loss.png").exists()
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_model_is_whole_before_the_last_evaluation(sft_flags, tmp_path, monkeypatch, whole):
     monkeypatch.setattr(Trainer, "evaluate", full_disk)
     with pytest.raises(OSError, match="No space left"):
@@ -226,6 +233,7 @@ def test_the_model_is_whole_before_the_last_evaluation(sft_flags, tmp_path, monk
     assert_same_weights(whole, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("place", ["step", "evaluation", "log", "checkpoint"])
 def test_signals_on_the_way_leave_a_checkpoint(sft_flags, tmp_path, monkeypatch, whole, place, number):
@@ -248,6 +256,7 @@ def test_signals_on_the_way_leave_a_checkpoint(sft_flags, tmp_path, monkeypatch,
     assert losses(tmp_path / "run") == losses(whole)
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_second_ctrl_c_in_a_step_is_obeyed(sft_flags, monkeypatch):
     killing(monkeypatch, Trainer, "_step", signal.SIGINT, times=2)
     with pytest.raises(KeyboardInterrupt):

@@ -17,7 +17,6 @@ from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import weights
 
 FLAGS = {
-    "dataset_name_or_path": str(DATA),
     "src_length": 100,
     "max_length": 255,  # rows are padded to a multiple of the ranks
     "max_steps": 2,
@@ -46,8 +45,10 @@ def launched(processes, output, model, log, **flags):
     return done.returncode, printed(log)
 
 
-def test_data_and_tensor_parallelism_together_train_as_one_process(tiny_folder, sft_flags, tmp_path):
-    code, logs = launched(4, tmp_path / "four", tiny_folder, tmp_path / "log", tensor_parallel_degree=2)
+def test_data_and_tensor_parallelism_together_train_as_one_process(tiny_folder, few_samples, sft_flags, tmp_path):
+    code, logs = launched(
+        4, tmp_path / "four", tiny_folder, tmp_path / "log", dataset_name_or_path=few_samples, tensor_parallel_degree=2
+    )
     assert code == 0, logs
     assert "on 4 processes, 2 of which divide the layers and the sequence of each copy" in logs
     assert sft(sft_flags(**FLAGS, output_dir=str(tmp_path / "one"), per_device_train_batch_size=2, warmup_steps=0)) == 0
@@ -90,10 +91,11 @@ def test_copies_without_rows_change_no_loss(tiny_folder, sft_flags, tmp_path, pr
     assert many[-1]["eval_loss"] == pytest.approx(one[-1]["eval_loss"], rel=1e-5)
 
 
-def test_a_signal_to_the_launcher_leaves_a_checkpoint_for_as_many_copies(tiny_folder, sft_flags, tmp_path):
+def test_a_signal_to_the_launcher_leaves_a_checkpoint_for_as_many_copies(tiny_folder, few_samples, sft_flags, tmp_path):
     """The launcher sends SIGTERM to its processes three times. One process may not go on: its steps see fewer rows."""
     output, log = tmp_path / "two", tmp_path / "log"
-    flags = FLAGS | {"lr_scheduler_type": "constant", "gradient_accumulation_steps": 8}  # so that steps take their time
+    flags = FLAGS | {"dataset_name_or_path": str(few_samples), "lr_scheduler_type": "constant"}
+    flags |= {"gradient_accumulation_steps": 8}  # so that steps take their time
     words = command(2, output, tiny_folder, log, **flags | {"max_steps": 200, "save_steps": 100})
     with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
