@@ -11,9 +11,10 @@ import pytest
 
 # Before OpenMP starts: pytest's workers share the cores. A thread that waits for one which another worker has displaced
 # makes a test's time several times its processor time; tests of threads say how many they want. Threads that wait must
-# sleep and not spin for 200 ms.
+# sleep and not spin for 200 ms, under Intel's and under GNU's OpenMP.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 NUM_FILES_SHOWN = 25
 PROCESSOR_SECONDS = pytest.StashKey[float]()

@@ -24,7 +24,7 @@ class Oracle {
   Oracle(const Guarded& q, const Guarded& k, const Guarded& v, double scale, const Bias& bias)
       : q_(q), k_(k), v_(v), scale_(scale), bias_(bias), group_(q.dim(2) / k.dim(2)) {}
 
-  Wanted run(const Guarded& dout, const Guarded& dlse) {
+  Wanted run(const Numbers& dout, const Numbers& dlse) {
     const int64_t heads = q_.dim(2), length = q_.dim(1);
     want_ = {Doubles(q_.size()), Doubles(q_.dim(0) * heads * length), Doubles(q_.size()), Doubles(k_.size()),
              Doubles(v_.size())};
@@ -35,7 +35,7 @@ class Oracle {
   }
 
  private:
-  void attend(int64_t b, int64_t h, int64_t i, const Guarded& dout, double dlse) {
+  void attend(int64_t b, int64_t h, int64_t i, const Numbers& dout, double dlse) {
     const int64_t keys = k_.dim(1), size = q_.dim(3), from = place(q_, b, i, h);
     Doubles scores(keys);
     for (int64_t j = 0; j < keys; ++j)
@@ -59,7 +59,7 @@ class Oracle {
     }
   }
 
-  const Guarded &q_, &k_, &v_;
+  const Numbers q_, k_, v_;
   double scale_;
   const Bias& bias_;
   int64_t group_;

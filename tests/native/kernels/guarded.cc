@@ -23,10 +23,19 @@ thread_local std::mt19937_64 generator;
   std::_Exit(1);
 }
 
+template <class T>
+T read(const unsigned char* at) {
+  T value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+// The bits as a float32's, whose exponent's bias is 112 larger.
 double half_value(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  double value = exponent == 31 ? (fraction ? NAN : INFINITY)
-                                : std::ldexp(exponent ? 1024 + fraction : fraction, (exponent ? exponent : 1) - 25);
+  const uint32_t magnitude = bits & 0x7fffu, single = magnitude << 13;
+  const double value = magnitude > 0x7c00    ? NAN
+                       : magnitude == 0x7c00 ? INFINITY
+                                             : 0x1p112 * read<float>(reinterpret_cast<const unsigned char*>(&single));
   return bits >> 15 ? -value : value;
 }
 
@@ -36,13 +45,6 @@ uint16_t half_bits(double value) {
   const double fraction = std::frexp(std::fabs(value), &exponent);
   const int magnitude = value == 0 ? 0 : (exponent + 14) << 10 | (static_cast<int>(fraction * 2048) - 1024);
   return static_cast<uint16_t>(magnitude | (std::signbit(value) ? 0x8000 : 0));
-}
-
-template <class T>
-T read(const unsigned char* at) {
-  T value;
-  std::memcpy(&value, at, sizeof value);
-  return value;
 }
 
 double decode(DType dtype, const unsigned char* at) {
@@ -99,7 +101,8 @@ Guarded::Guarded(DType dtype, Shape shape, int64_t alignment)
     : dtype_(dtype),
       shape_(std::move(shape)),
       size_(volume(shape_)),
-      num_bytes_(size_ * static_cast<int64_t>(fusionkit_cpu::dtype_size(dtype))) {
+      element_bytes_(static_cast<int64_t>(fusionkit_cpu::dtype_size(dtype))),
+      num_bytes_(size_ * element_bytes_) {
   const int64_t page = sysconf(_SC_PAGESIZE);
   pages_bytes_ = (num_bytes_ + page - 1) / page * page;
   void* mapping = mmap(nullptr, pages_bytes_ + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -116,6 +119,7 @@ Guarded::Guarded(Guarded&& other)
     : dtype_(other.dtype_),
       shape_(std::move(other.shape_)),
       size_(other.size_),
+      element_bytes_(other.element_bytes_),
       num_bytes_(other.num_bytes_),
       pages_bytes_(other.pages_bytes_),
       mapping_(std::exchange(other.mapping_, nullptr)),
@@ -133,10 +137,10 @@ void Guarded::check_pattern() const {
     if ((at < data_ || at >= data_ + num_bytes_) && *at != kPattern) stop("a kernel wrote beside a tensor");
 }
 
-double Guarded::operator[](int64_t i) const { return decode(dtype_, data_ + i * num_bytes_ / size_); }
+double Guarded::operator[](int64_t i) const { return decode(dtype_, data_ + i * element_bytes_); }
 
 void Guarded::set(int64_t i, double value) {
-  encode(dtype_, value, data_ + i * num_bytes_ / size_);
+  encode(dtype_, value, data_ + i * element_bytes_);
   if ((*this)[i] != value) stop("a test's value is not exact in its dtype");
 }
 

@@ -39,7 +39,7 @@ class Guarded {
 
   DType dtype_;
   Shape shape_;
-  int64_t size_, num_bytes_, pages_bytes_;
+  int64_t size_, element_bytes_, num_bytes_, pages_bytes_;
   unsigned char *mapping_, *pages_, *data_;
 };
 

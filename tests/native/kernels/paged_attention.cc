@@ -13,10 +13,11 @@ struct Row {
 };
 
 constexpr Row kRows[] = {{9, 0, 9}, {0, 21, 1}, {0, 0, 0}, {0, 5, 3}, {0, 300, 1}};
-constexpr int64_t kBatch = 5, kMaxBlocks = 44;
+constexpr int64_t kBatch = 5, kMaxPositions = 301;
 
 struct Sizes {
   int64_t heads, key_heads, size, block_size;
+  int64_t max_blocks() const { return (kMaxPositions + block_size - 1) / block_size; }  // of a row
 };
 
 Guarded lengths(int64_t Row::* field) {
@@ -24,18 +25,18 @@ Guarded lengths(int64_t Row::* field) {
 }
 
 // Blocks of all rows in one shuffled order, so that no row's blocks are neighbours.
-Guarded shuffled_tables() {
-  std::vector<int64_t> blocks(kBatch * kMaxBlocks);
+Guarded shuffled_tables(int64_t max_blocks) {
+  std::vector<int64_t> blocks(kBatch * max_blocks);
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int64_t>(i);
   for (size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[random_below(static_cast<int64_t>(i))]);
-  return filled(DType::kInt32, {kBatch, kMaxBlocks}, [&](int64_t i) { return blocks[i]; });
+  return filled(DType::kInt32, {kBatch, max_blocks}, [&](int64_t i) { return blocks[i]; });
 }
 
 struct Cache {
   const Guarded& tables;
   Sizes s;
   int64_t place(int64_t row, int64_t head, int64_t position) const {
-    const int64_t block = static_cast<int64_t>(tables[row * kMaxBlocks + position / s.block_size]);
+    const int64_t block = static_cast<int64_t>(tables[row * s.max_blocks() + position / s.block_size]);
     return ((block * s.key_heads + head) * s.block_size + position % s.block_size) * s.size;
   }
 };
@@ -46,14 +47,15 @@ Doubles appended(const Guarded& cache, const Guarded& tokens, const Cache& at) {
   int64_t token = 0;
   for (int64_t row = 0; row < kBatch; ++row)
     for (int64_t i = 0; i < kRows[row].this_time; ++i, ++token)
-      for (int64_t head = 0; head < at.s.key_heads; ++head)
-        for (int64_t d = 0; d < at.s.size; ++d)
-          result[at.place(row, head, kRows[row].decoder + i) + d] =
-              tokens[(token * at.s.key_heads + head) * at.s.size + d];
+      for (int64_t head = 0; head < at.s.key_heads; ++head) {
+        const int64_t to = at.place(row, head, kRows[row].decoder + i),
+                      from = (token * at.s.key_heads + head) * at.s.size;
+        for (int64_t d = 0; d < at.s.size; ++d) result[to + d] = tokens[from + d];
+      }
   return result;
 }
 
-Doubles attend(const Guarded& q, const Doubles& keys, const Doubles& values, const Cache& at, double scale) {
+Doubles attend(const Doubles& q, const Doubles& keys, const Doubles& values, const Cache& at, double scale) {
   const Sizes& s = at.s;
   Doubles out(q.size());
   int64_t from = 0;
@@ -62,11 +64,15 @@ Doubles attend(const Guarded& q, const Doubles& keys, const Doubles& values, con
       for (int64_t h = 0; h < s.heads; ++h, from += s.size) {
         const int64_t head = h / (s.heads / s.key_heads);
         Doubles scores(kRows[row].decoder + i + 1);
-        for (size_t j = 0; j < scores.size(); ++j)
-          for (int64_t d = 0; d < s.size; ++d) scores[j] += scale * q[from + d] * keys[at.place(row, head, j) + d];
+        for (size_t j = 0; j < scores.size(); ++j) {
+          const int64_t key = at.place(row, head, j);
+          for (int64_t d = 0; d < s.size; ++d) scores[j] += scale * q[from + d] * keys[key + d];
+        }
         const Doubles p = softmax(scores).of_key;
-        for (size_t j = 0; j < p.size(); ++j)
-          for (int64_t d = 0; d < s.size; ++d) out[from + d] += p[j] * values[at.place(row, head, j) + d];
+        for (size_t j = 0; j < p.size(); ++j) {
+          const int64_t value = at.place(row, head, j);
+          for (int64_t d = 0; d < s.size; ++d) out[from + d] += p[j] * values[value + d];
+        }
       }
   return out;
 }
@@ -79,9 +85,9 @@ void check(DType dtype, const Sizes& s) {
   for (const Row& row : kRows) tokens += row.this_time;
   const Guarded q = random(dtype, {tokens, s.heads, s.size});
   const Guarded k = random(dtype, {tokens, s.key_heads, s.size}), v = random(dtype, {tokens, s.key_heads, s.size});
-  const Shape cache_shape{kBatch * kMaxBlocks, s.key_heads, s.block_size, s.size};
+  const Shape cache_shape{kBatch * s.max_blocks(), s.key_heads, s.block_size, s.size};
   const Guarded key_cache = random(dtype, cache_shape), value_cache = random(dtype, cache_shape);
-  const Guarded tables = shuffled_tables();
+  const Guarded tables = shuffled_tables(s.max_blocks());
   const Cache at{tables, s};
   const Doubles keys = appended(key_cache, k, at), cached_values = appended(value_cache, v, at);
   Guarded out(dtype, {tokens, s.heads, s.size});
@@ -89,7 +95,7 @@ void check(DType dtype, const Sizes& s) {
                                  lengths(&Row::decoder), lengths(&Row::this_time), static_cast<float>(scale), out);
   expect_equal("key_cache", key_cache, keys);
   expect_equal("value_cache", value_cache, cached_values);
-  expect_close("out", out, attend(q, keys, cached_values, at, scale), {32, 1.5});
+  expect_close("out", out, attend(values(q), keys, cached_values, at, scale), {32, 1.5});
 }
 
 }  // namespace
