@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -14,6 +15,8 @@ import transformers
 import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.layout import DIVIDED, layout
+from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from tests.llama.conftest import EXAMPLE
 
 SIZES = LlamaConfig(
@@ -321,3 +324,21 @@ def test_ids_of_the_wrong_shape_are_refused():
         model(paddle.arange(4))
     with pytest.raises(ValueError, match="fusion_rope: cos must be of at least 65 rows"):
         model(paddle.ones([1, 65], "int64"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_table_of_parameters_is_that_of_the_model(ranks):
+    """Every parameter has its row, in order, of its size: on one rank, and divided over two."""
+    shards = TensorParallel(SimpleNamespace(rank=0, world_size=ranks)) if ranks > 1 else ALONE
+    config = LlamaConfig.from_json(EXAMPLE / "configs" / "tiny.json")
+    with paddle.LazyGuard():
+        model = Llama(config, shards=shards)
+    table = layout(config)
+    assert [name for name, _ in model.named_parameters()] == list(table)
+    for name, parameter in model.named_parameters():
+        divided = ranks if is_shard(parameter) else 1
+        assert divided * int(np.prod(parameter.shape)) == table[name].size, name
+        is_divided = name.split(".", 2)[-1].removesuffix(".weight") in DIVIDED
+        assert {part.axis is not None for part in table[name].parts} == {is_divided}
+        assert table[name].is_decayed == (len(parameter.shape) > 1)
+    assert [name for name, row in table.items() if row.is_looked_up] == ["embed_tokens.weight"]

@@ -69,8 +69,8 @@ class Run:
         """By name on disk: the parameters, their gradients or moments of all ranks put together."""
         found = {}
         for name, parameter in self.model.named_parameters():
-            parts = layout.layout(self.model.config)[name]
-            found |= layout.merge(name, self.shards.all_shards(parameter, value_of(parameter)), parts)
+            row = layout.layout(self.model.config)[name]
+            found |= row.merge(self.shards.all_shards(parameter, value_of(parameter)))
         return found
 
     def moments(self):

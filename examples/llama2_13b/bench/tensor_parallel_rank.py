@@ -74,10 +74,10 @@ class Trained:
     def __init__(self, config: LlamaConfig, options: dict[str, Any], shards: TensorParallel) -> None:
         with paddle.LazyGuard():
             self._model = Llama(config, options["dtype"], shards=shards)
-        parts = layout.layout(config)
+        table = layout.layout(config)
         for name, parameter in self._model.named_parameters():
-            own = [layout.own(_tensor(part, config), part, shards.rank, shards.size) for part in parts[name]]
-            parameter.set_value(layout.join(name, own))
+            own = [layout.own(_tensor(part, config), part, shards.rank, shards.size) for part in table[name].parts]
+            parameter.set_value(table[name].join(own))
         self._optimizer = AdamW(self._model, BETA1, BETA2, EPSILON, WEIGHT_DECAY, max_grad_norm=1.0)
         self._shards = shards
         self._batch = [paddle.to_tensor(each) for each in tokens(config, options["seq_len"])]

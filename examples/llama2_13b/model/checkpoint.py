@@ -9,13 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.model import safetensors_folder, stored_dtypes
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import Array, Part, is_transposed, join, layout, merge
+from examples.llama2_13b.model.layout import Array, Parameter, Part, layout
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 
 MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
@@ -54,25 +52,28 @@ class Reader:
         if unread and prefix == "model" and shards.rank == 0:  # they may be of a later save
             say(f"{folder}: read is {self._files.index.name}, not {', '.join(unread)}", sys.stderr)
         self._layout = layout(config)
-        self._stored = {name: [self._stored_part(name, part) for part in parts] for name, parts in self._layout.items()}
+        self._stored = {
+            name: [self._stored_part(parameter, part) for part in parameter.parts]
+            for name, parameter in self._layout.items()
+        }
         shapes = {part.name: part.shape for parts in self._stored.values() for part in parts}
         # Older folders hold the rotary frequencies, which the configuration gives.
         self._files.check(shapes, ignored=lambda name: name.endswith("rotary_emb.inv_freq"))
 
-    def _stored_part(self, parameter: str, part: Part) -> Part:
+    def _stored_part(self, parameter: Parameter, part: Part) -> Part:
         """As the file has it: its name there, and the layout that the file's metadata names."""
         theirs = part.name.replace(*PADDLENLP_NAME, 1)
         stored = replace(part, name=theirs) if self._files.has(theirs) else part
-        return stored.transposed() if is_transposed(parameter) and self._files.is_in_out(stored.name) else stored
+        return stored.transposed() if parameter.is_linear and self._files.is_in_out(stored.name) else stored
 
     def dtypes(self) -> dict[str, str]:
         """Of every tensor, by its name in `layout`."""
-        parts = [part for parts in self._layout.values() for part in parts]
+        parts = [part for parameter in self._layout.values() for part in parameter.parts]
         stored = [part for parts in self._stored.values() for part in parts]
         return {part.name: self._files.dtype(one.name) for part, one in zip(parts, stored, strict=True)}
 
-    def read(self, parameter: str) -> Array:
-        return join(parameter, [self._read(part) for part in self._stored[parameter]])
+    def read(self, name: str) -> Array:
+        return self._layout[name].join([self._read(part) for part in self._stored[name]])
 
     def _read(self, part: Part) -> Array:
         tensor = self._files.read(part.name, part.axis, self._shards.rank, self._shards.size)
@@ -100,13 +101,14 @@ def write_shards(
         dtypes: of every tensor, in safetensors' words.
         writes: False only asks for all shards in the same order, for ranks that give their own to the one that writes.
     """
-    owners = {part.name: (name, parts) for name, parts in layout(config).items() for part in parts}
+    table = layout(config)
+    owners = {part.name: name for name, parameter in table.items() for part in parameter.parts}
     sizes = {name: count * stored_dtypes.NUMPY[dtypes[name]].itemsize for name, count in elements(config).items()}
 
     def values(names: list[str]) -> dict[str, Array]:
         tensors: dict[str, Array] = {}
-        for parameter, parts in dict.fromkeys(owners[name] for name in names):
-            tensors |= merge(parameter, shards_of(parameter), parts)
+        for parameter in dict.fromkeys(owners[name] for name in names):
+            tensors |= table[parameter].merge(shards_of(parameter))
         return {name: stored_dtypes.rounded(tensors[name], dtypes[name]) for name in names}
 
     if not writes:
@@ -118,7 +120,7 @@ def write_shards(
 
 def elements(config: LlamaConfig) -> dict[str, int]:
     """Of every tensor."""
-    return {part.name: int(np.prod(part.shape)) for parts in layout(config).values() for part in parts}
+    return {part.name: part.size for parameter in layout(config).values() for part in parameter.parts}
 
 
 def save(

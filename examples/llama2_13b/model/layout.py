@@ -1,11 +1,14 @@
-"""Which Hugging Face tensors make up each of our parameters.
+"""The table of parameters: which Hugging Face tensors make up each, and what the rest of the example asks of it.
 
 On disk a linear weight is [out_features, in_features] and query, key, value, gate and up stand alone; in memory it is
 [in_features, out_features], and those that read the same input are one matrix, side by side.
+
+Model folder, optimizer and FLOPs formula read this table. A new kind of parameter is a row here.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,19 +47,76 @@ class Part:
         """One rank's."""
         return replace(self, shape=tuple(n // size if axis == self.axis else n for axis, n in enumerate(self.shape)))
 
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
 
-def layout(config: LlamaConfig) -> dict[str, tuple[Part, ...]]:
-    """Parameter name -> its parts, in the order of the columns."""
+
+@dataclass(frozen=True)
+class Parameter:
+    """A row of the table.
+
+    Args:
+        parts: the tensors on disk, in the order of the columns.
+        is_linear: [in_features, out_features] in memory, the transpose of what is on disk.
+        is_decayed: weight decay applies.
+        is_looked_up: tokens take rows of it, which costs no FLOPs.
+    """
+
+    parts: tuple[Part, ...]
+    is_linear: bool = True
+    is_decayed: bool = True
+    is_looked_up: bool = False
+
+    @property
+    def size(self) -> int:
+        """Elements, of all ranks together."""
+        return sum(part.size for part in self.parts)
+
+    def join(self, tensors: list[Array]) -> Array:
+        """The parameter from its parts."""
+        if not self.is_linear:
+            return tensors[0]
+        return np.concatenate([tensor.T for tensor in tensors], axis=1)
+
+    def merge(self, shards: list[Array]) -> dict[str, Array]:
+        """The parts from the shards of all ranks, or from the one that all have.
+
+        A shard may be anything of the parameter's shape, such as a moment of the optimizer.
+        """
+        pieces = [self._split(shard, [part.shard(len(shards)) for part in self.parts]) for shard in shards]
+        if len(shards) == 1:
+            return pieces[0]
+        return {
+            part.name: np.concatenate([piece[part.name] for piece in pieces], axis=part.axis) for part in self.parts
+        }
+
+    def _split(self, value: Array, parts: list[Part]) -> dict[str, Array]:
+        if not self.is_linear:
+            return {parts[0].name: value}
+        ends = np.cumsum([part.shape[0] for part in parts])[:-1]
+        columns = np.split(value, ends, axis=1)
+        return {part.name: np.ascontiguousarray(column.T) for part, column in zip(parts, columns, strict=True)}
+
+
+def layout(config: LlamaConfig) -> dict[str, Parameter]:
+    """The table, by the names of the model's parameters and in their order."""
     hidden, vocab = config.hidden_size, config.vocab_size
-    parts = {"embed_tokens.weight": (Part("model.embed_tokens.weight", (vocab, hidden)),)}
+    embedding = (Part("model.embed_tokens.weight", (vocab, hidden)),)
+    table = {"embed_tokens.weight": Parameter(embedding, is_linear=False, is_looked_up=True)}
     for index in range(config.num_hidden_layers):
-        parts |= _decoder_layer(config, index)
-    parts["norm.weight"] = (Part("model.norm.weight", (hidden,)),)
-    parts["lm_head.weight"] = (Part("lm_head.weight", (vocab, hidden)),)
-    return parts
+        table |= _decoder_layer(config, index)
+    table["norm.weight"] = _norm((Part("model.norm.weight", (hidden,)),))
+    table["lm_head.weight"] = Parameter((Part("lm_head.weight", (vocab, hidden)),))
+    return table
 
 
-def _decoder_layer(config: LlamaConfig, index: int) -> dict[str, tuple[Part, ...]]:
+def _norm(parts: tuple[Part, ...]) -> Parameter:
+    return Parameter(parts, is_linear=False, is_decayed=False)
+
+
+def _decoder_layer(config: LlamaConfig, index: int) -> dict[str, Parameter]:
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
@@ -71,42 +131,14 @@ def _decoder_layer(config: LlamaConfig, index: int) -> dict[str, tuple[Part, ...
         "mlp.gate_up_proj": {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden)},
         "mlp.down_proj": {"mlp.down_proj": (hidden, inner)},
     }
-    return {
-        f"layers.{index}.{ours}.weight": tuple(
-            Part(f"model.layers.{index}.{name}.weight", shape, DIVIDED.get(ours)) for name, shape in theirs.items()
-        )
-        for ours, theirs in shapes.items()
-    }
-
-
-def is_transposed(parameter: str) -> bool:
-    return parameter.endswith("_proj.weight") or parameter == "lm_head.weight"
-
-
-def join(parameter: str, tensors: list[Array]) -> Array:
-    """The parameter from its parts."""
-    if not is_transposed(parameter):
-        return tensors[0]
-    return np.concatenate([tensor.T for tensor in tensors], axis=1)
-
-
-def split(parameter: str, value: Array, parts: tuple[Part, ...]) -> dict[str, Array]:
-    """The parts of a parameter, or of anything of its shape such as a moment of the optimizer."""
-    if not is_transposed(parameter):
-        return {parts[0].name: value}
-    ends = np.cumsum([part.shape[0] for part in parts])[:-1]
-    columns = np.split(value, ends, axis=1)
-    return {part.name: np.ascontiguousarray(column.T) for part, column in zip(parts, columns, strict=True)}
+    table = {}
+    for ours, theirs in shapes.items():
+        names = {f"model.layers.{index}.{name}.weight": shape for name, shape in theirs.items()}
+        parts = tuple(Part(name, shape, DIVIDED.get(ours)) for name, shape in names.items())
+        table[f"layers.{index}.{ours}.weight"] = Parameter(parts) if ours in DIVIDED else _norm(parts)
+    return table
 
 
 def own(tensor: Array, part: Part, rank: int, size: int) -> Array:
     """A rank's part of a whole tensor on disk; `safetensors_folder.Reader.read` reads no more than that."""
     return tensor if part.axis is None else np.split(tensor, size, axis=part.axis)[rank]
-
-
-def merge(parameter: str, shards: list[Array], parts: tuple[Part, ...]) -> dict[str, Array]:
-    """The parts of a parameter from the shards of all ranks, or from the one that all have."""
-    pieces = [split(parameter, shard, tuple(part.shard(len(shards)) for part in parts)) for shard in shards]
-    if len(shards) == 1:
-        return pieces[0]
-    return {part.name: np.concatenate([piece[part.name] for piece in pieces], axis=part.axis) for part in parts}

@@ -30,8 +30,7 @@ def model_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B, with half the pairs.
     """
-    sizes = {name: sum(_product(part.shape) for part in parts) for name, parts in layout(config).items()}
-    weights = sum(sizes.values()) - sizes["embed_tokens.weight"]
+    weights = sum(parameter.size for parameter in layout(config).values() if not parameter.is_looked_up)
     return 6.0 * weights * sum(document_lengths) + attention_flops(config, document_lengths)
 
 
@@ -39,10 +38,6 @@ def attention_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
     """The second term of `model_flops`."""
     pairs = sum(length * length for length in document_lengths)
     return 6.0 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    return shape[0] * (shape[1] if len(shape) > 1 else 1)
 
 
 def measure_peak_flops(dtype: str, size: int = 1024, seconds: float = 0.5) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import paddle
 
 from examples.llama2_13b.model import checkpoint, safetensors_folder
-from examples.llama2_13b.model.layout import Array
+from examples.llama2_13b.model.layout import Array, layout
 from fusionkit import optimizer
 
 MOMENTS = ("moment1", "moment2")
@@ -17,11 +17,12 @@ POWERS = ("beta1_pow_acc", "beta2_pow_acc")  # beta^step, the same for all param
 
 
 class AdamW:
-    """AdamW in one pass over memory a parameter, clipping included; norms are not decayed.
+    """AdamW in one pass over memory a parameter, clipping included.
 
     Args:
         model: whose parameters are updated.
-        beta1, beta2, epsilon, weight_decay: as in Loshchilov and Hutter 2019, arXiv:1711.05101.
+        beta1, beta2, epsilon: as in Loshchilov and Hutter 2019, arXiv:1711.05101.
+        weight_decay: likewise, of the parameters that the table calls decayed: matrices, not norms.
         max_grad_norm: the gradients of all parameters together are scaled down to this norm; 0 for no limit.
     """
 
@@ -30,14 +31,15 @@ class AdamW:
     ) -> None:
         self._model, self._max_grad_norm = model, max_grad_norm
         self._parameters = dict(model.named_parameters())
-        matrices = {parameter.name for parameter in self._parameters.values() if parameter.ndim > 1}
+        table = layout(model.config)
+        decayed = {parameter.name for name, parameter in self._parameters.items() if table[name].is_decayed}
         self._adamw = optimizer.AdamW(
             learning_rate=0.0,
             beta1=beta1,
             beta2=beta2,
             epsilon=epsilon,
             weight_decay=weight_decay,
-            apply_decay_param_fun=matrices.__contains__,
+            apply_decay_param_fun=decayed.__contains__,
             parameters=list(self._parameters.values()),
         )
 
