@@ -35,6 +35,10 @@ def created(folder, sizes):
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads((EXAMPLE / "configs" / "demo.json").read_text()) | sizes))
     create(CreateFlags(str(config), str(EXAMPLE / "texts"), str(folder / "model")))
+    (folder / "data").mkdir()
+    for split, count in (("train", 200), ("dev", 4)):  # each process reads all
+        lines = (EXAMPLE / "texts" / f"{split}.json").read_text(encoding="utf-8").splitlines()[:count]
+        (folder / "data" / f"{split}.json").write_text("\n".join(lines), encoding="utf-8")
     return str(folder / "model")
 
 
