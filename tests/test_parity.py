@@ -6,6 +6,7 @@ import pytest
 
 import fusionkit as fk
 from fusionkit import parity, registry
+from fusionkit.dtypes import FLOATING
 from fusionkit.ops import OP_NAMES
 from tests import thread_counts
 
@@ -17,14 +18,25 @@ def checks():
         for name in OP_NAMES:
             op = getattr(fk, name)
             for dtype in backend.kernels[name].dtypes if name in backend.kernels else ():
-                for case in op.spec.cases:
+                for number, case in enumerate(op.spec.cases):
                     for route in parity.ROUTES:
                         if parity.applies(op.spec, route) and not (case.llama and route != "paddle"):
                             # What a device's backend refuses is not to be checked; cpu and eager take every case.
                             if not backend.owns("cpu") and not parity.judged(op, case, dtype, backend.name, route):
                                 continue
                             label = f"{name}-{backend.name}-{dtype}-{case.name}-{route}"
-                            yield pytest.param(op, backend.name, dtype, case, route, id=label)
+                            marks = () if in_sample(backend.name, dtype, number, case, route) else pytest.mark.full
+                            yield pytest.param(op, backend.name, dtype, case, route, id=label, marks=marks)
+
+
+def in_sample(backend, dtype, number, case, route):
+    """Most of the time went to compositions: traced ones, which are the same program whatever the dtype, and those of
+    Llama's sizes. `make test` takes each case of them in one dtype; they run in every dtype untraced and small."""
+    if backend != "eager" or dtype not in FLOATING:
+        return True
+    if case.llama:
+        return dtype == "bfloat16"
+    return route != "static" or number % len(FLOATING) == FLOATING.index(dtype)
 
 
 @pytest.mark.parametrize("op, backend, dtype, case, route", list(checks()))

@@ -123,7 +123,7 @@ spec = OpSpec(
         case(3, 5, 64, n=31, return_gathered=True),
         case(2, 13, 48, n=32, save_gathered=False),
         case(4, 7, 31, n=33, keep_float32=("weight",)),
-        case(2, 256, 512, n=96),
+        case(2, 256, 512, n=24),
         case(2, 64, 5120, n=640),
     ),
     invalid_cases=(*INVALID, invalid("x-rank", r"x must be \[rows, in_features\]", x=np.ones((2, 2, 8)))),

@@ -108,7 +108,7 @@ spec = OpSpec(
         case(2, 33, n=8),
         case(3, 2, 5, 64, n=31),
         case(4, 7, 31, n=33, keep_float32=("weight",)),
-        case(2, 500, 512, n=96),
+        case(2, 500, 272, n=72),
         case(2, 64, 5120, n=640),
     ),
     invalid_cases=(*INVALID, invalid("x-scalar", r"x must be \[\.\.\., in_features\]", x=np.ones(()))),

@@ -102,7 +102,7 @@ spec = OpSpec(
         case(2, 0, 16, n=8),
         case(3, 51, 64, n=31),
         case(4, 28, 31, n=33, keep_float32=("weight",)),
-        case(2, 512, 512, n=96),
+        case(2, 512, 272, n=72),
         case(2, 64, 5120, n=640),
     ),
     invalid_cases=(
