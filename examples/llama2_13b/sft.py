@@ -26,6 +26,7 @@ from examples.llama2_13b.io.flags import flag, main
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train import run
+from examples.llama2_13b.train.loss import next_token
 from examples.llama2_13b.train.training_flags import TrainingFlags
 from fusionkit import keep_freed_memory
 
@@ -99,6 +100,7 @@ def _train(flags: SftFlags, mesh: Mesh) -> int:
     return run.train(
         flags,
         mesh,
+        next_token,
         flags.batches(train, tokenizer.pad_token_id),
         flags.batches(evaluation, tokenizer.pad_token_id),
         files,

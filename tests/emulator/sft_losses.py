@@ -17,14 +17,13 @@ import numpy as np
 import paddle
 
 import fusionkit as fk
-from examples.llama2_13b.sft import SftFlags, sft
+from examples.llama2_13b import sft
 from examples.llama2_13b.train import metrics
 from examples.llama2_13b.train.optimizer import AdamW
-from examples.llama2_13b.train.trainer import Trainer
 
 
 def flags_of(model, output, dtype, rows, degree=1):
-    return SftFlags(
+    return sft.SftFlags(
         model_name_or_path=model,
         dataset_name_or_path=str(Path(model).with_name("data")),
         output_dir=output,
@@ -42,12 +41,12 @@ def flags_of(model, output, dtype, rows, degree=1):
 def record():
     """What the steps are given, and the gradients that the first one leaves: the example's own run, watched."""
     recorded = {}
-    loss_sum, step = Trainer._loss_sum, AdamW.step
+    loss, step = sft.next_token, AdamW.step
 
-    def watched_loss_sum(self, batch):
+    def watched_loss(model, batch):
         for name in ("input_ids", "labels", "position_ids", "startend_row_indices"):
-            recorded[f"{self.step}.{name}"] = getattr(batch, name)
-        return loss_sum(self, batch)
+            recorded[f"{len(recorded.get('rates', []))}.{name}"] = getattr(batch, name)
+        return loss(model, batch)
 
     def watched_step(self, learning_rate):
         if not any(name.startswith("gradient.") for name in recorded):
@@ -55,7 +54,7 @@ def record():
         recorded.setdefault("rates", []).append(learning_rate)
         return step(self, learning_rate)
 
-    Trainer._loss_sum, AdamW.step = watched_loss_sum, watched_step
+    sft.next_token, AdamW.step = watched_loss, watched_step
     return recorded
 
 
@@ -64,7 +63,7 @@ def main(model, output, dtype, backends, rows, degree=1):
     recorded = record()
     metrics.measure_peak_flops = lambda dtype: 1e11  # half a second of each process
     with fk.use_backend(backends.split(",")):
-        code = sft(flags)
+        code = sft.sft(flags)
     assert code == 0
     first = paddle.distributed.get_rank() == 0
     if first:

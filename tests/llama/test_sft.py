@@ -455,7 +455,7 @@ def test_one_step_of_the_optimizer_is_adamw_with_clipping():
     )  # fmt: skip
     model = Llama(config)
     before = {name: parameter.numpy().astype(np.float64) for name, parameter in model.named_parameters()}
-    optimizer = AdamW(model, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=0.5)
+    optimizer = AdamW(model, Mesh(), 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=0.5)
     loss_sum, _ = model.loss(paddle.arange(8).unsqueeze(0), paddle.arange(8).unsqueeze(0))
     loss_sum.backward()
     gradients = {name: parameter.grad.numpy().astype(np.float64) for name, parameter in model.named_parameters()}

@@ -13,6 +13,7 @@ import pytest
 import fusionkit as fk
 from examples.llama2_13b.model import Llama, layout
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.optimizer import AdamW
@@ -45,7 +46,8 @@ class Run:
     def __init__(self, folder, shards=ALONE, start=0, **arguments):
         with one_at_a_time:
             self.model = Llama.from_pretrained(folder, shards=shards, **arguments)
-        self.optimizer = AdamW(self.model, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
+        self.mesh = Mesh(tensor=shards)
+        self.optimizer = AdamW(self.model, self.mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
         if start:
             self.optimizer.load(folder, training_state.load(folder).optimizer)
         self.shards, self.step, self.losses, self.gradients = shards, start, [], {}
@@ -54,7 +56,7 @@ class Run:
         for _ in range(steps):
             loss_sum, num_tokens = self.model.loss(*batch(self.step))
             (loss_sum / num_tokens.astype("float32")).backward()
-            self.shards.sum_gradients(self.model.parameters())
+            self.mesh.reduce_gradients(self.model.parameters())
             self.gradients = self.gradients or self.whole(lambda parameter: parameter.grad)
             self.norm = self.optimizer.step(1e-2)
             self.losses.append(float(loss_sum) / int(num_tokens))

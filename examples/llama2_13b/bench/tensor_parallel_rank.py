@@ -16,6 +16,7 @@ import fusionkit as fk
 from examples.llama2_13b.bench.training_step import BETA1, BETA2, EPSILON, WEIGHT_DECAY, tokens, weight
 from examples.llama2_13b.model import Llama, layout
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
 from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit.parallel import Communicator
@@ -78,15 +79,15 @@ class Trained:
         for name, parameter in self._model.named_parameters():
             own = [layout.own(_tensor(part, config), part, shards.rank, shards.size) for part in table[name].parts]
             parameter.set_value(table[name].join(own))
-        self._optimizer = AdamW(self._model, BETA1, BETA2, EPSILON, WEIGHT_DECAY, max_grad_norm=1.0)
-        self._shards = shards
+        self._mesh = Mesh(tensor=shards)
+        self._optimizer = AdamW(self._model, self._mesh, BETA1, BETA2, EPSILON, WEIGHT_DECAY, max_grad_norm=1.0)
         self._batch = [paddle.to_tensor(each) for each in tokens(config, options["seq_len"])]
 
     def step(self) -> float:
         loss_sum, num_tokens = self._model.loss(*self._batch)
         loss = loss_sum / num_tokens.astype("float32")
         loss.backward()
-        self._shards.sum_gradients(self._model.parameters())
+        self._mesh.reduce_gradients(self._model.parameters())
         self._optimizer.step(LEARNING_RATE)
         return float(loss)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel.mesh import Mesh
 
 BETA1, BETA2, EPSILON, WEIGHT_DECAY = 0.9, 0.95, 1e-8, 0.1
 LEARNING_RATE = 1e-5
@@ -75,7 +76,7 @@ def fusionkit(config: LlamaConfig, seq_len: int) -> Phases:
     from examples.llama2_13b.train.optimizer import AdamW
 
     model, loss = _paddle_model(config, seq_len, "bfloat16")
-    optimizer = AdamW(model, BETA1, BETA2, EPSILON, WEIGHT_DECAY, max_grad_norm=0.0)
+    optimizer = AdamW(model, Mesh(), BETA1, BETA2, EPSILON, WEIGHT_DECAY, max_grad_norm=0.0)
     return Phases(loss, lambda value: value.backward(), lambda: optimizer.step(LEARNING_RATE))
 
 

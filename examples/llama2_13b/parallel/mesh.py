@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 import paddle
 from paddle.distributed import fleet
+from paddle.distributed.fleet.utils.sequence_parallel_utils import is_sequence_parallel_parameter
 
-from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
+from fusionkit.optimizer import global_norm
 from fusionkit.parallel import Communicator, collectives
 from fusionkit.parallel.groups import communicator_of
 
@@ -93,12 +95,34 @@ class Mesh:
         """Every gradient becomes that of the whole copy, and its mean over the copies; one that had no rows counts
         with zeros."""
         parameters = list(parameters)
-        self.tensor.sum_gradients(parameters)
+        self._complete_gradients(parameters)
         if self.data is None:
             return
         for parameter in parameters:
             gradient = paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = collectives.all_reduced(gradient, self.data).scale_(1 / self.copies)
+
+    def _complete_gradients(self, parameters: list[paddle.Tensor]) -> None:
+        """Sum the gradients of weights that have seen this rank's tokens only, in one call.
+
+        All ranks of a copy have one or none has: in a step of few rows a copy of the model may get no row.
+        """
+        partial_ones = [p for p in parameters if is_sequence_parallel_parameter(p) and p.grad is not None]
+        if not partial_ones:
+            return
+        flat = paddle.concat([parameter.grad.flatten() for parameter in partial_ones])
+        sums = paddle.split(collectives.all_reduced(flat, self.tensor.group), [p.size for p in partial_ones])
+        for parameter, total in zip(partial_ones, sums, strict=True):
+            parameter.grad = total.reshape(parameter.shape)
+
+    def gradient_norm(self, parameters: Iterable[paddle.Tensor]) -> float:
+        """Of all gradients together: shards count on their ranks, what all ranks have counts once. The same on all."""
+        found = [parameter for parameter in parameters if parameter.grad is not None]
+        whole = global_norm(parameter.grad for parameter in found if not is_shard(parameter))
+        own = global_norm(parameter.grad for parameter in found if is_shard(parameter))
+        if self.tensor.size == 1:
+            return float(np.hypot(whole, own))
+        return float(np.sqrt(whole**2 + _summed([own**2], self.tensor.group)[0]))
 
 
 def _on_devices(copies: int, tensor_parallel_degree: int) -> tuple[Any, Any, Any]:

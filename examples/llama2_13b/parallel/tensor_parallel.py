@@ -6,23 +6,17 @@ the norms and the language model head are whole on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import paddle
 from numpy.typing import NDArray
 from paddle import Tensor, nn
-from paddle.distributed.fleet.utils.sequence_parallel_utils import (
-    is_sequence_parallel_parameter,
-    mark_as_sequence_parallel_parameter,
-)
+from paddle.distributed.fleet.utils.sequence_parallel_utils import mark_as_sequence_parallel_parameter
 
 from fusionkit.nn import Linear, RMSNorm
-from fusionkit.optimizer import global_norm
-from fusionkit.parallel import collectives, layers
+from fusionkit.parallel import layers
 from fusionkit.parallel.groups import communicator_of
 from fusionkit.parallel.sequence import gather_rows, scatter_rows
 
@@ -82,7 +76,7 @@ class TensorParallel:
         return layer
 
     def norm(self, hidden_size: int, epsilon: float) -> RMSNorm:
-        """A norm of this rank's tokens; its weight's gradient is a part then, for `sum_gradients`."""
+        """A norm of this rank's tokens; its weight's gradient is a part then, for `Mesh.reduce_gradients`."""
         norm = RMSNorm(hidden_size, epsilon)
         if self.divides_tokens:
             mark_as_sequence_parallel_parameter(norm.weight)
@@ -95,29 +89,6 @@ class TensorParallel:
     def gather(self, x_TH: Tensor) -> Tensor:
         """All tokens, on all ranks."""
         return gather_rows(x_TH, self.group) if self.divides_tokens else x_TH
-
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Complete the gradients of weights that have seen this rank's tokens only, in one call.
-
-        All ranks have one or none has: in a step of few rows a copy of the model may get no row.
-        """
-        partial_ones = [p for p in parameters if is_sequence_parallel_parameter(p) and p.grad is not None]
-        if not partial_ones:
-            return
-        flat = paddle.concat([parameter.grad.flatten() for parameter in partial_ones])
-        sums = paddle.split(collectives.all_reduced(flat, self.group), [p.size for p in partial_ones])
-        for parameter, total in zip(partial_ones, sums, strict=True):
-            parameter.grad = total.reshape(parameter.shape)
-
-    def gradient_norm(self, parameters: Iterable[Tensor]) -> float:
-        """Of all gradients together: shards count on their ranks, what all ranks have counts once. The same on all."""
-        found = [parameter for parameter in parameters if parameter.grad is not None]
-        whole = global_norm(parameter.grad for parameter in found if not is_shard(parameter))
-        own = global_norm(parameter.grad for parameter in found if is_shard(parameter))
-        if self.size == 1:
-            return float(np.hypot(whole, own))
-        squares = communicator_of(self.group).all_reduce(np.array([own**2]))
-        return float(np.sqrt(whole**2 + squares[0]))
 
     def all_shards(self, parameter: Tensor, value: Tensor) -> list[NDArray[Any]]:
         """The parameter's value, or a moment of it, from every rank in order; all ranks call this alike."""

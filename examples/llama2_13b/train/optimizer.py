@@ -10,6 +10,7 @@ import paddle
 
 from examples.llama2_13b.model import checkpoint, safetensors_folder
 from examples.llama2_13b.model.layout import Array, layout
+from examples.llama2_13b.parallel.mesh import Mesh
 from fusionkit import optimizer
 
 MOMENTS = ("moment1", "moment2")
@@ -21,15 +22,23 @@ class AdamW:
 
     Args:
         model: whose parameters are updated.
+        mesh: of the processes that train it.
         beta1, beta2, epsilon: as in Loshchilov and Hutter 2019, arXiv:1711.05101.
         weight_decay: likewise, of the parameters that the table calls decayed: matrices, not norms.
         max_grad_norm: the gradients of all parameters together are scaled down to this norm; 0 for no limit.
     """
 
     def __init__(
-        self, model: Any, beta1: float, beta2: float, epsilon: float, weight_decay: float, max_grad_norm: float
+        self,
+        model: Any,
+        mesh: Mesh,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        weight_decay: float,
+        max_grad_norm: float,
     ) -> None:
-        self._model, self._max_grad_norm = model, max_grad_norm
+        self._model, self._mesh, self._max_grad_norm = model, mesh, max_grad_norm
         self._parameters = dict(model.named_parameters())
         table = layout(model.config)
         decayed = {parameter.name for name, parameter in self._parameters.items() if table[name].is_decayed}
@@ -45,7 +54,7 @@ class AdamW:
 
     def step(self, learning_rate: float) -> float:
         """Update every parameter, forget the gradients, and return their norm before clipping."""
-        norm = self._model.shards.gradient_norm(self._parameters.values())
+        norm = self._mesh.gradient_norm(self._parameters.values())
         self._adamw.set_lr(learning_rate)
         self._adamw.step(clipping_scale(norm, self._max_grad_norm))
         self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it

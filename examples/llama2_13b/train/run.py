@@ -15,6 +15,7 @@ from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train import metrics, training_state
+from examples.llama2_13b.train.loss import Loss
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.trainer import Trainer, deciding
 from examples.llama2_13b.train.training_flags import TrainingFlags
@@ -33,6 +34,7 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
 def train(
     flags: TrainingFlags,
     mesh: Mesh,
+    loss: Loss,
     batches: Batches,
     evaluation: Batches,
     files: Mapping[str, bytes],
@@ -43,6 +45,7 @@ def train(
 
     Args:
         flags, mesh: of the run.
+        loss: what is minimised.
         batches, evaluation: what is learned, and what the model is evaluated on; the latter may have no samples.
         files: what every checkpoint holds beside the weights.
         stale: files in the output folder that are not this run's, and go with an overwritten one.
@@ -59,12 +62,12 @@ def train(
     folder = checkpoint or Path(flags.model_name_or_path)
     model = Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor)
     optimizer = AdamW(
-        model, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
+        model, mesh, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
     )
     if checkpoint and state:
         model.stored_dtypes = state.stored_dtypes
         optimizer.load(checkpoint, state.optimizer)
-    trainer = Trainer(flags, mesh, model, optimizer, batches, evaluation, files, state.step if state else 0)
+    trainer = Trainer(flags, mesh, model, optimizer, loss, batches, evaluation, files, state.step if state else 0)
     peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed
     mesh.any_process(False)  # all have looked at the output folder before the first changes it
     if mesh.is_first:

@@ -22,6 +22,7 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
+from examples.llama2_13b.train.loss import Loss
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.schedule import learning_rate
 from examples.llama2_13b.train.training_flags import TrainingFlags
@@ -35,6 +36,7 @@ class Trainer:
         flags: of the run.
         mesh: this process's place among all.
         model, optimizer: changed in place.
+        loss: what is minimised.
         train, evaluation: without samples in the latter nothing is evaluated.
         files: what every checkpoint holds beside the weights: tokenizer and chat template.
         step: steps done before.
@@ -44,6 +46,7 @@ class Trainer:
     mesh: Mesh
     model: Llama
     optimizer: AdamW
+    loss: Loss
     train: Batches
     evaluation: Batches
     files: Mapping[str, bytes]
@@ -142,7 +145,7 @@ class Trainer:
         )
         own_total = 0.0
         for batch in batches:
-            loss_sum = self._loss_sum(batch)
+            loss_sum = self.loss(self.model, batch)
             (loss_sum / (num_targets / self.mesh.copies)).backward()  # averaged over the processes below
             own_total += float(loss_sum)
         self.mesh.reduce_gradients(self.model.parameters())
@@ -165,7 +168,7 @@ class Trainer:
         """Mean loss over every target of the evaluation samples."""
         batches = self._batches(self.evaluation, self.evaluation.rows(), self.flags.per_device_eval_batch_size)
         self.model.eval()
-        own_total = sum(float(self._loss_sum(batch)) for batch in batches)
+        own_total = sum(float(self.loss(self.model, batch)) for batch in batches)
         self.model.train()
         total, num_targets = self.mesh.totals(own_total, sum(batch.num_targets for batch in batches))
         return total / num_targets
@@ -173,11 +176,6 @@ class Trainer:
     def _batches(self, batches: Batches, rows: list[Row], batch_size: int) -> list[Batch]:
         """Of this copy's share of the rows. The ranks of a copy divide the tokens of a batch."""
         return batches.of(self.mesh.share(rows), batch_size, self.mesh.tensor.size)
-
-    def _loss_sum(self, batch: Batch) -> paddle.Tensor:
-        arrays = (batch.input_ids, batch.labels, batch.position_ids, batch.startend_row_indices)
-        loss_sum, _ = self.model.loss(*map(paddle.to_tensor, arrays))
-        return loss_sum
 
     def _save_checkpoint(self, output: Path) -> None:
         state = {
