@@ -21,7 +21,7 @@ from fusionkit_backends.cpu import runtime
 import fusionkit as fk
 from fusionkit import parity
 from fusionkit.dtypes import FLOATING
-from tests import thread_counts
+from tests import product_rates, thread_counts
 from tests.guard_pages import MISTAKES, at_address, guarded
 from tests.op_names import CPU_OPS
 
@@ -83,6 +83,7 @@ def main():
     assert native.__file__.startswith(options.native or "")
     if options.plant:
         return plant(native, options.plant, options.guard)
+    product_rates.measured_once()
     # Under --guard, every array that parity hands to a kernel lies at a faulting page.
     run(native, functools.partial(guarded, edge=options.guard) if options.guard else parity.as_it_is, options.share)
     assert "paddle" not in sys.modules

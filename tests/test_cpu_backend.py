@@ -13,8 +13,15 @@ from fusionkit_backends.cpu import runtime
 
 import fusionkit as fk
 from fusionkit import parity
-from tests import thread_counts
+from tests import product_rates, thread_counts
 from tests.op_names import CPU_OPS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def products_measured_once():
+    put_back = product_rates.measured_once()
+    yield
+    put_back()
 
 
 def forced():
