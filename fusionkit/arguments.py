@@ -48,11 +48,11 @@ def mixed(spec: OpSpec, arguments: Mapping[str, Any], framework: Framework | Non
 
 
 def of_rank(spec: OpSpec, arguments: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """One rank's call out of all ranks' arguments of a collective op; those of another op as they are."""
-    if not spec.collective:
-        return dict(arguments)
+    """One rank's call out of all ranks' arguments, lists with an entry for each; those of another call as they are."""
     names = {declared.name for declared in spec.inputs}
-    return {name: value[rank] if name in names else value for name, value in arguments.items()}
+    return {
+        name: value[rank] if name in names and isinstance(value, list) else value for name, value in arguments.items()
+    }
 
 
 def tensors(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,5 +51,5 @@ def _in_float64(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _stored(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Rounding]:
     """The roundings that belong to the op's meaning; float64 arguments have none."""
     named = {keyword: arguments[name] for keyword, name in spec.stored.items()}
-    dtypes = {keyword: (value[0] if spec.collective else value).dtype.name for keyword, value in named.items()}
+    dtypes = {keyword: (value[0] if isinstance(value, list) else value).dtype.name for keyword, value in named.items()}
     return {keyword: exact if dtype == "float64" else rounding_to(dtype) for keyword, dtype in dtypes.items()}

@@ -60,12 +60,13 @@ class Run:
     placed: Callable[[Array], Array] = as_it_is
 
 
-def applies(spec: OpSpec, route: Route) -> bool:
+def applies(spec: OpSpec, case: Case, route: Route) -> bool:
     """Ops that write their inputs are not run as a traced function of copies: the predictor's tests cover them. A
     program that is traced holds no collective op, and PyTorch's tensors no group of ours."""
+    spans_ranks = spec.collective or case in spec.group_cases
     if route == "torch":
-        return not spec.collective
-    return route != "static" or not (spec.mutates or spec.collective)
+        return not spans_ranks
+    return route != "static" or not (spec.mutates or spans_ranks)
 
 
 def serves(backend: Backend, route: Route) -> bool:
@@ -83,10 +84,10 @@ def needs(route: Route) -> tuple[str, ...]:
 
 def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdict:
     """Whether the backend declares that it takes the case: what it refuses is not to be checked."""
-    if op.spec.collective and device_of(backend, route) != "cpu":
+    made = arguments_of(op.spec, case, dtype)
+    if made.get("group") is not None and device_of(backend, route) != "cpu":
         return Verdict("no", ("the ranks of a device are processes, not threads of this one",))
-    made = arguments.of_rank(op.spec, arguments_of(op.spec, case, dtype), 0)
-    return _verdict(op, made, backend, route, training=False)
+    return _verdict(op, arguments.of_rank(op.spec, made, 0), backend, route, training=False)
 
 
 def _verdict(op: Op, made: Mapping[str, Any], backend: str, route: Route, training: bool) -> Verdict:
@@ -137,7 +138,7 @@ def check(op: Op, case: Case, dtype: str, backend: str, route: Route, **how: Any
     """
     asked = Run(backend, route, **how)
     made = arguments_of(op.spec, case, dtype)
-    if op.spec.collective:
+    if made.get("group") is not None:
         compared = _check_ranks(op, made, dtype, asked)
     else:
         got, written, grads, gradients = _run(op, made, asked)

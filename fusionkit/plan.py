@@ -182,7 +182,7 @@ def _remembered(
         simple=simple,
         plain=simple and not kwargs,
         # A plan of a collective would keep its group alive, and the call takes milliseconds.
-        cacheable=not (call.spec.collective or call.traced or "contiguous" in call.consulted),
+        cacheable=not (call.values.get("group") is not None or call.traced or "contiguous" in call.consulted),
     )
 
 

@@ -152,7 +152,7 @@ def _check_subjects(name: str, op: str, kernel: Kernel) -> None:
     spec = load_spec(op)
     known = {"device_type", "framework", "traced", *spec.parameters.parameters}
     known |= {axis for declared in spec.inputs for axis in declared.shape.replace("|", " ").split()}
-    known |= {"world_size"} if spec.collective else set()
+    known |= {"world_size"} if "group" in spec.parameters.parameters else set()
     pending = [*kernel.when, *(predicate for predicate, _ in kernel.notes)]
     while pending:
         predicate = pending.pop()

@@ -204,7 +204,7 @@ def _refusal(call: Call, names: tuple[str, ...], source: str | None, packing: bo
 def in_words(call: Call) -> str:
     shown = [*(f"{name} {tensor}" for name, tensor in call.tensors.items()), *_values(call)]
     where = f"device {shown_device(call)}"
-    if call.spec.collective:
+    if call.values.get("group") is not None:
         where += f", world_size {call.dims['world_size']}"
     return f"{where}, {'training' if call.wants_gradient else 'inference'}, {', '.join(shown)}"
 

@@ -257,6 +257,7 @@ class OpSpec:
             and reference_vjp -> the input to whose dtype it rounds. That keyword gets `rounding_to(dtype)`.
         collective: the ranks of an argument `group` make the call together. Cases, reference and reference_vjp then
             hold every tensor, result and gradient as a list with one entry per rank.
+        group_cases: of an op whose `group` may be None: calls with one, which hold the same lists.
     """
 
     signature: Callable[..., Any]
@@ -276,6 +277,7 @@ class OpSpec:
     benchmarks: Sequence[Benchmark] = ()
     stored: Mapping[str, str] = field(default_factory=dict)
     collective: bool = False
+    group_cases: Sequence[Case] = ()
     name: str = field(init=False)
     parameters: inspect.Signature = field(init=False)
     value_types: Mapping[str, tuple[str, Callable[[Any], bool]]] = field(init=False)

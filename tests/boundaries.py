@@ -111,6 +111,8 @@ def _other(spec: OpSpec, predicate: LeftOut) -> Any:
     """What the argument is where it is not its default."""
     if predicate.argument in {declared.name for declared in spec.inputs}:
         return PRESENT
+    if predicate.argument == "group":
+        return GroupSpec(SIZES["world_size"])
     return not predicate.default if isinstance(predicate.default, bool) else (predicate.default or 0) + 0.5
 
 

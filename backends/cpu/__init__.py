@@ -8,6 +8,7 @@ from pathlib import Path
 from fusionkit_backends.cpu import health, threads
 from fusionkit_backends.cpu.serial import SERIAL, IsSerial
 
+from fusionkit.adapters.conditions import UNTRACED_GROUP
 from fusionkit.backend import Backend, Check, Kernel
 from fusionkit.capability import AllOf, OneOf, Predicate
 from fusionkit.ops import OP_NAMES, load_spec
@@ -26,6 +27,8 @@ _SERIAL: dict[str, tuple[Predicate, str]] = {
 }
 
 
+_CONDITIONS: dict[str, tuple[Predicate, ...]] = {"fused_linear_cross_entropy": (UNTRACED_GROUP,)}
+
 _DEFINED = re.compile(r"^def (\w+)\(", re.MULTILINE)
 
 
@@ -41,7 +44,7 @@ def _kernel(op: str, source: Path) -> Kernel:
         functions={framework: f"{module}:through_{framework}" for framework in frameworks},
         vjp=f"{module}:vjp" if "vjp" in defined else None,
         directions=("forward", "backward") if "vjp" in defined else ("forward",),
-        when=tuple(OneOf(f"{name}.packed_by", (None, "cpu")) for name in packable),
+        when=(*(OneOf(f"{name}.packed_by", (None, "cpu")) for name in packable), *_CONDITIONS.get(op, ())),
         pack=f"{module}:pack" if "pack" in defined else None,
         checks_sizes=not spec.collective,
         notes=(*notes, *((_SERIAL[op],) if op in _SERIAL else ())),

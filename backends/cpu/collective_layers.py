@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import paddle
+from fusionkit_backends.cpu import runtime
 from paddle.autograd import PyLayer
 
 from fusionkit.adapters import gradients
@@ -78,6 +79,50 @@ def matmul_and_scatter(x: Any, weight: Any, communicator: Communicator, fill: Fi
         return dx, dweight
 
     return gradients.product(x, weight, forward, backward)
+
+
+def cross_entropy(
+    x: Any, weight: Any, labels: Any, ignore_index: int, communicator: Communicator, fill: Fill
+) -> tuple[Any, Any]:
+    wanted = [paddle.is_grad_enabled() and not tensor.stop_gradient for tensor in (x, weight)]
+    num_tokens: list[int] = []
+    loss_sum = _CrossEntropy.apply(x, weight, dense(labels), ignore_index, communicator, fill, wanted, num_tokens)
+    return loss_sum, paddle.to_tensor(num_tokens[0], dtype="int64", place=x.place)
+
+
+class _CrossEntropy(PyLayer):  # type: ignore[misc]
+    """The gradients are taken forward, while the logits are at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Any,
+        weight: Any,
+        labels: Any,
+        ignore_index: int,
+        communicator: Communicator,
+        fill: Fill,
+        wanted: list[bool],
+        num_tokens: list[int],
+    ) -> Any:
+        ctx.gradients = [
+            paddle.empty(tensor.shape, tensor.dtype) if wants else None
+            for tensor, wants in zip((x, weight), wanted, strict=True)
+        ]
+        arrays = [None if gradient is None else host_view(gradient) for gradient in ctx.gradients]
+        loss_sum, count = fill(dense(x), host_view(weight), labels, ignore_index, communicator, *arrays)
+        num_tokens.append(int(count))
+        return paddle.to_tensor(loss_sum, place=x.place)
+
+    @staticmethod
+    def backward(ctx: Any, dloss_sum: Any) -> Any:
+        return tuple(gradient if gradient is None else _scaled(gradient, dloss_sum) for gradient in ctx.gradients)
+
+
+def _scaled(gradient: Any, factor: Any) -> Any:
+    result = gradient.clone()
+    runtime.native().scale(host_view(result), host_view(factor.reshape([1])))
+    return result
 
 
 class DeferredSum:

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     tensors = {declared.name for declared in op.spec.inputs}
     parsed = [_parse(options.op, text, tensors) for text in options.arguments]
     arguments = dict(parsed)
-    if op.spec.collective and isinstance(arguments.get("group"), int):
+    if isinstance(arguments.get("group"), int):
         arguments["group"] = GroupSpec(arguments["group"])
     unknown = arguments.keys() - op.spec.parameters.parameters.keys()
     if unknown or len(parsed) != len(arguments):

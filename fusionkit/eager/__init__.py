@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fusionkit import extras
+from fusionkit.adapters.conditions import UNTRACED_GROUP
 from fusionkit.attempt import tried
 from fusionkit.backend import ANY_DEVICE, Backend, Check, Kernel
 from fusionkit.capability import AllOf, Not, OneOf, Predicate
@@ -40,6 +41,7 @@ def doctor() -> list[Check]:
 
 
 _CONDITIONS: dict[str, tuple[Predicate, ...]] = {
+    "fused_linear_cross_entropy": (UNTRACED_GROUP,),
     "fused_linear": (OneOf("weight.packed_by", (None, "eager")),),
     "paged_attention": (Not(OneOf("traced", (True,)), "the lengths are read on the host, and a graph is traced"),),
 }

@@ -94,7 +94,7 @@ def test_the_table_has_a_column_for_the_tensors_of_each_framework(said):
     assert status == 0
     assert shown == {
         "flash_attention": ("bf16 f16, no return_lse", "yes"),
-        "fused_linear_cross_entropy": ("-", "yes"),
+        "fused_linear_cross_entropy": ("-", "yes, no group"),
     }
     assert all(row["cpu"] == row["eager"] == "yes" for row in table.values())
 

@@ -1,6 +1,7 @@
 #include "fused_linear_cross_entropy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <optional>
@@ -26,7 +27,7 @@ constexpr int64_t kVocabSlice = 4096;
 
 struct Token {
   int64_t row;
-  int64_t label;
+  int64_t label;  // among this rank's columns; -1 where another rank has it
 };
 
 int64_t label_at(const Tensor& labels, int64_t row) {
@@ -36,16 +37,18 @@ int64_t label_at(const Tensor& labels, int64_t row) {
 }
 
 // The tokens that count; the others are never multiplied.
-std::vector<Token> labelled_tokens(const Tensor& labels, int64_t ignore_index, int64_t vocab_size) {
+std::vector<Token> labelled_tokens(const Tensor& labels, int64_t ignore_index, int64_t num_columns,
+                                   const VocabularyShards& shards) {
   std::vector<Token> tokens;
   for (int64_t row = 0; row < labels.shape[0]; ++row) {
     const int64_t label = label_at(labels, row);
     if (label == ignore_index) continue;
-    if (label < 0 || label >= vocab_size)
+    if (label < 0 || label >= shards.vocab_size)
       fail(kOp, "labels",
-           "in [0, " + std::to_string(vocab_size) + ") or ignore_index (" + std::to_string(ignore_index) + ")",
+           "in [0, " + std::to_string(shards.vocab_size) + ") or ignore_index (" + std::to_string(ignore_index) + ")",
            std::to_string(label) + " in row " + std::to_string(row));
-    tokens.push_back({row, label});
+    const int64_t column = label - shards.start;
+    tokens.push_back({row, column >= 0 && column < num_columns ? column : -1});
   }
   return tokens;
 }
@@ -114,18 +117,83 @@ void scatter(const Matrix& rows, const Token* tokens, int64_t count, const Matri
   });
 }
 
-// The sum of the first `count` rows' losses, in row order. Unless wanted is false, their gradients take the place of
-// the logits, and zeros that of the rows after them.
-double row_losses(const Matrix& logits, const Token* tokens, int64_t count, const Matrix& gradient, bool wanted,
-                  float* gradient_sums) {
-  std::vector<double> losses(count);
-  parallel_for(count, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i)
-      losses[i] = FUSIONKIT_DISPATCH(cross_entropy_row, static_cast<float*>(element(logits, i, 0)), logits.cols,
-                                     tokens[i].label, gradient.dtype, wanted ? element(gradient, i, 0) : nullptr,
-                                     gradient_sums + i);
+// Of a token, from the statistics of all ranks.
+struct RowLoss {
+  double loss, largest, total, others;
+};
+
+// `ranks` statistics, `stride` apart; added in the order of ranks, so that all ranks find the same.
+RowLoss row_loss(const RowStatistics* first, int64_t ranks, int64_t stride) {
+  double largest = first->largest, others = 0, label_logit = 0;
+  for (int64_t rank = 1; rank < ranks; ++rank) largest = std::max(largest, first[rank * stride].largest);
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    const RowStatistics& each = first[rank * stride];
+    others += each.others * std::exp(each.largest - largest);
+    label_logit += each.label_logit;
+  }
+  label_logit -= largest;
+  const double label_term = std::exp(label_logit);
+  return {std::log1p(others + (label_term - 1.0)) - label_logit, largest, others + label_term, others};
+}
+
+// A chunk's logits, which become exponentials and then the gradient, where one is wanted.
+struct Rows {
+  const Matrix& logits;
+  const Token* tokens;
+  int64_t count;
+  const Matrix& gradient;
+  bool wants_gradient;
+  float* gradient_sums;
+
+  RowStatistics statistics(int64_t i) const {
+    return FUSIONKIT_DISPATCH(row_statistics, static_cast<float*>(element(logits, i, 0)), logits.cols, tokens[i].label);
+  }
+  void differentiate(int64_t i, const RowStatistics& own, const RowLoss& row) const {
+    if (!wants_gradient) return;
+    const auto factor = static_cast<float>(std::exp(own.largest - row.largest) / row.total);
+    gradient_sums[i] = FUSIONKIT_DISPATCH(row_gradient, static_cast<float*>(element(logits, i, 0)), logits.cols,
+                                          tokens[i].label, factor, static_cast<float>(-row.others / row.total),
+                                          gradient.dtype, element(gradient, i, 0));
+  }
+};
+
+// One pass: a row is still in the caches when its gradient is taken.
+void losses_alone(const Rows& rows, std::vector<double>& losses) {
+  parallel_for(rows.count, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const RowStatistics own = rows.statistics(i);
+      const RowLoss row = row_loss(&own, 1, 1);
+      rows.differentiate(i, own, row);
+      losses[i] = row.loss;
+    }
   });
-  if (wanted) set_zero(slice_rows(gradient, count, gradient.rows));
+}
+
+void losses_over_ranks(const Rows& rows, const VocabularyShards& shards, std::vector<double>& losses) {
+  std::vector<RowStatistics> own(rows.count);
+  parallel_for(rows.count, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) own[i] = rows.statistics(i);
+  });
+  const std::vector<RowStatistics> all = shards.exchange(own);
+  const int64_t ranks = static_cast<int64_t>(all.size()) / rows.count;
+  parallel_for(rows.count, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const RowLoss row = row_loss(&all[i], ranks, rows.count);
+      rows.differentiate(i, own[i], row);
+      losses[i] = row.loss;
+    }
+  });
+}
+
+// The sum of the rows' losses, in row order. Their gradients, if wanted, take the place of the logits, and zeros that
+// of the rows after them.
+double row_losses(const Rows& rows, const VocabularyShards& shards) {
+  std::vector<double> losses(rows.count);
+  if (shards.exchange)
+    losses_over_ranks(rows, shards, losses);
+  else
+    losses_alone(rows, losses);
+  if (rows.wants_gradient) set_zero(slice_rows(rows.gradient, rows.count, rows.gradient.rows));
   return std::accumulate(losses.begin(), losses.end(), 0.0);
 }
 
@@ -142,7 +210,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // sums -= gradient_sums W[:, label]^T. softmax - onehot adds up to 0, its rounded values do not: what all columns of W
 // have in common would be multiplied by what they add up to. One pass over W, in blocks that stay in the caches while
-// all tokens pick their columns.
+// all tokens pick their columns. Not for shards: rounding their parts of dx to be summed costs as much.
 void subtract_common_part(const Matrix& weight, const Token* tokens, int64_t count, const float* gradient_sums,
                           const Matrix& sums) {
   constexpr int64_t kBlockRows = 16;
@@ -157,9 +225,9 @@ void subtract_common_part(const Matrix& weight, const Token* tokens, int64_t cou
 }
 
 double chunked_loss(const Tensor& x, const Tensor& weight, const std::vector<Token>& tokens, const Tensor& dx,
-                    const Tensor& dweight) {
+                    const Tensor& dweight, const VocabularyShards& shards) {
   const int64_t num_tokens = tokens.size(), hidden_size = x.shape[1], vocab_size = weight.shape[1];
-  const int64_t fitting = kChunkBytes / (vocab_size * static_cast<int64_t>(sizeof(float)) * kRowMultiple);
+  const int64_t fitting = kChunkBytes / (shards.widest * static_cast<int64_t>(sizeof(float)) * kRowMultiple);
   const int64_t num_chunks = ceil_div(num_tokens, std::max<int64_t>(fitting, 1) * kRowMultiple);
   const int64_t chunk_rows = ceil_div(ceil_div(num_tokens, num_chunks), kRowMultiple) * kRowMultiple;
   const DType compute = compute_dtype(x.dtype);
@@ -181,12 +249,12 @@ double chunked_loss(const Tensor& x, const Tensor& weight, const std::vector<Tok
     const Matrix gradient{logits.data, compute, num_rows, vocab_size, gradient_stride, 1};
     gather(matrix_of(x), chunk, count, rows);
     product(rows, weight_matrix, x.dtype, logits);
-    loss += row_losses(logits, chunk, count, gradient, dx || dweight, gradient_sums.data());
+    loss += row_losses({logits, chunk, count, gradient, dx || dweight, gradient_sums.data()}, shards);
     weight_gradient.add(rows, gradient);
     if (!dx) continue;
     const Matrix sums = contiguous(dx_memory.as<void>(), DType::kFloat32, num_rows, hidden_size);
     input_gradient(gradient, weight_matrix, x.dtype, sums);
-    subtract_common_part(weight_matrix, chunk, count, gradient_sums.data(), sums);
+    if (!shards.exchange) subtract_common_part(weight_matrix, chunk, count, gradient_sums.data(), sums);
     scatter(sums, chunk, count, matrix_of(dx));
   }
   weight_gradient.finish();
@@ -197,11 +265,18 @@ double chunked_loss(const Tensor& x, const Tensor& weight, const std::vector<Tok
 
 void linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& labels, int64_t ignore_index,
                           const Tensor& loss_sum, const Tensor& num_tokens, const Tensor& dx, const Tensor& dweight) {
+  const VocabularyShards alone{0, weight.shape[1], weight.shape[1], nullptr};
+  linear_cross_entropy_of_shards(x, weight, labels, ignore_index, alone, loss_sum, num_tokens, dx, dweight);
+}
+
+void linear_cross_entropy_of_shards(const Tensor& x, const Tensor& weight, const Tensor& labels, int64_t ignore_index,
+                                    const VocabularyShards& shards, const Tensor& loss_sum, const Tensor& num_tokens,
+                                    const Tensor& dx, const Tensor& dweight) {
   check_arguments(x, weight, labels, loss_sum, num_tokens, dx, dweight);
-  const std::vector<Token> tokens = labelled_tokens(labels, ignore_index, weight.shape[1]);
+  const std::vector<Token> tokens = labelled_tokens(labels, ignore_index, weight.shape[1], shards);
   if (dx) set_zero(dx);
   if (dweight && tokens.empty()) set_zero(dweight);
-  const double loss = tokens.empty() ? 0.0 : chunked_loss(x, weight, tokens, dx, dweight);
+  const double loss = tokens.empty() ? 0.0 : chunked_loss(x, weight, tokens, dx, dweight, shards);
   *static_cast<float*>(loss_sum.data) = static_cast<float>(loss);
   *static_cast<int64_t*>(num_tokens.data) = static_cast<int64_t>(tokens.size());
 }

@@ -115,13 +115,9 @@ def fused_linear_cross_entropy(
     labels: torch.Tensor,
     *,
     ignore_index: int = -100,
-    group: Any = None,
-    vocab_start: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     require_shape(labels, x.shape[:-1], "labels")
     require_shape(weight, (x.shape[-1], weight.shape[-1]), "weight")
-    if group is not None or vocab_start != 0:
-        raise ValueError("a sharded vocabulary is not supported")
     require_values(OP, "labels", labels, weight.shape[1], ignore_index)
     # Under no_grad parameters still require gradients: an evaluation must not pay for them.
     return _LinearCrossEntropy.apply(x, weight, labels, ignore_index, torch.is_grad_enabled())

@@ -58,6 +58,7 @@ float scaled(const float* others, int64_t n, float factor, int64_t label, float 
     store_partial(gradient + i, load_partial(others + i, n - i) * factor, n - i);
     sums += load_partial(gradient + i, n - i);
   }
+  if (label < 0) return sum(sums);
   gradient[label] = from_float<T>(at_label);  // was 0: others[label] is
   return sum(sums) + to_float(gradient[label]);
 }
@@ -66,20 +67,19 @@ float scaled(const float* others, int64_t n, float factor, int64_t label, float 
 
 // The label's own term stays out of the sum: a probability near 1 would drown the others, which its gradient,
 // -others / total, and a small loss consist of.
-double cross_entropy_row(float* logits, int64_t n, int64_t label, DType gradient_dtype, void* gradient,
-                         float* gradient_sum) {
+RowStatistics row_statistics(float* logits, int64_t n, int64_t label) {
   const float largest = row_maximum(logits, n);
-  const double label_logit = static_cast<double>(logits[label]) - largest;
-  const double label_term = std::exp(label_logit);
-  logits[label] = -INFINITY;
-  const double others = exponentials(logits, n, largest);
-  const double total = others + label_term;
-  const float factor = static_cast<float>(1.0 / total), at_label = static_cast<float>(-others / total);
-  if (gradient != nullptr && gradient_dtype == DType::kBFloat16)
-    *gradient_sum = scaled(logits, n, factor, label, at_label, static_cast<BFloat16*>(gradient));
-  else if (gradient != nullptr)
-    *gradient_sum = scaled(logits, n, factor, label, at_label, static_cast<float*>(gradient));
-  return std::log1p(others + (label_term - 1.0)) - label_logit;
+  const double label_logit = label < 0 ? 0.0 : logits[label];
+  if (label >= 0) logits[label] = -INFINITY;
+  // Where every logit of this rank is -inf, another rank may have a finite one: 0 of them count, not NaN.
+  return {largest, exponentials(logits, n, largest == -INFINITY ? 0.0F : largest), label_logit};
+}
+
+float row_gradient(const float* exponentials, int64_t n, int64_t label, float factor, float at_label,
+                   DType gradient_dtype, void* gradient) {
+  if (gradient_dtype == DType::kBFloat16)
+    return scaled(exponentials, n, factor, label, at_label, static_cast<BFloat16*>(gradient));
+  return scaled(exponentials, n, factor, label, at_label, static_cast<float*>(gradient));
 }
 
 void subtract_column(const Matrix& m, int64_t col, float factor, int64_t begin, int64_t end, float* sums) {
