@@ -1,4 +1,5 @@
-# make demo | test | test-full | sanitize | bench | lint: each sets up what it needs in .venv, once, and says what it is doing.
+# make demo | test | test-full | sanitize | bench | lint: each sets up what it needs in .venv, once, and says what it
+# is doing.
 # A stamp in .venv/stamps says which file of requirements is installed.
 PYTHON3 ?= python3
 VENV := .venv

@@ -298,6 +298,11 @@ class OpSpec:
         if names != [i.name for i in self.inputs]:
             raise TypeError(f"{self.name}: inputs must be parameters of the signature, in its order, got {self.inputs}")
 
+    @property
+    def all_cases(self) -> tuple[Case, ...]:
+        """Those of one rank and those of a group."""
+        return (*self.cases, *self.group_cases)
+
     def input(self, name: str) -> Input:
         return next(i for i in self.inputs if i.name == name)
 

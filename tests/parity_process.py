@@ -40,7 +40,7 @@ def settings(native):
 def cases(share):
     """(op, case, dtype); of N processes, number K runs those whose number is K modulo N."""
     ops = [getattr(fk, name) for name in CPU_OPS]
-    found = [(op, case, dtype) for op in ops for case in op.spec.cases if not case.llama for dtype in FLOATING]
+    found = [(op, case, dtype) for op in ops for case in op.spec.all_cases if not case.llama for dtype in FLOATING]
     number, processes = map(int, share.split("/"))
     return found[number::processes]
 

@@ -18,7 +18,7 @@ def checks():
         for name in OP_NAMES:
             op = getattr(fk, name)
             for dtype in backend.kernels[name].dtypes if name in backend.kernels else ():
-                for number, case in enumerate((*op.spec.cases, *op.spec.group_cases)):
+                for number, case in enumerate(op.spec.all_cases):
                     for route in parity.ROUTES:
                         if parity.applies(op.spec, case, route) and not (case.llama and route != "paddle"):
                             # What a device's backend refuses is not to be checked; cpu and eager take every case.

@@ -18,7 +18,7 @@ STEP = 1e-6
 def gradient_cases():
     for spec in SPECS:
         if spec.reference_vjp is not None:
-            for case in (*spec.cases, *spec.group_cases):
+            for case in spec.all_cases:
                 if not case.llama:
                     yield pytest.param(spec, case, id=f"{spec.name}-{case.name}")
 
@@ -78,7 +78,7 @@ def test_gradients_agree_with_central_differences(spec, case):
 def test_spec_is_complete(spec):
     assert len(spec.cases) >= 10 and len(spec.invalid_cases) >= 5
     assert any(case.llama for case in spec.cases)
-    names = [case.name for case in (*spec.cases, *spec.group_cases)]
+    names = [case.name for case in spec.all_cases]
     assert len(set(names)) == len(names)
     text = spec.signature.__doc__
     assert "Args:" in text and "Returns:" in text and "Raises:" in text and "Source:" in text

@@ -96,7 +96,7 @@ def _routes(backend: Backend, wanted: tuple[parity.Route, ...]) -> tuple[list[pa
 
 def _planned(backend: Backend, ops: Iterable[str], routes: Iterable[parity.Route]) -> Iterator[Planned]:
     for op in (getattr(fusionkit, name) for name in ops if name in backend.kernels):
-        for case in (*op.spec.cases, *op.spec.group_cases):
+        for case in op.spec.all_cases:
             for dtype in _dtypes(backend.kernels[op.__name__]):
                 yield from ((op, case, dtype, route) for route in routes if parity.applies(op.spec, case, route))
 
