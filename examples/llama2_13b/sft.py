@@ -16,9 +16,9 @@ from pathlib import Path
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
-from examples.llama2_13b.data.batches import Batches
 from examples.llama2_13b.data.chat_template import TEMPLATE, ChatTemplate
 from examples.llama2_13b.data.packing import one_a_row, pack_greedily, pack_sequentially
+from examples.llama2_13b.data.sample_batches import SampleBatches
 from examples.llama2_13b.data.samples import Sample, describe_dropped, encode, read_examples, split_files
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.data.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder, without_chat_template
@@ -33,12 +33,13 @@ from fusionkit import keep_freed_memory
 PROGRAM = "examples.llama2_13b.sft"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SftFlags(TrainingFlags):
     """What fine-tuning is told beside the loop's flags: how texts become rows."""
 
     COMMAND = "sft"
 
+    dataset_name_or_path: str = flag("folder with train.json and dev.json, or folders train and dev of such files")
     src_length: int | None = flag("tokens kept of a source, its end; 1024 or half of max_length if not given", None)
     max_length: int | None = flag(
         "tokens of a sample, and of a packed row; 2048 or the model's positions if not given", None
@@ -66,11 +67,11 @@ class SftFlags(TrainingFlags):
         names = ("src_length", "max_length", "zero_padding", "greedy_zero_padding")
         return super().deciding() | {name: getattr(self, name) for name in names}
 
-    def batches(self, samples: list[Sample], pad_token_id: int | None) -> Batches:
+    def batches(self, samples: list[Sample], pad_token_id: int | None) -> SampleBatches:
         if not self.zero_padding:
-            return Batches(samples, one_a_row, None, pad_token_id)
+            return SampleBatches(samples, one_a_row, None, pad_token_id)
         pack = pack_greedily if self.greedy_zero_padding else pack_sequentially
-        return Batches(samples, partial(pack, max_length=self.max_length), self.max_length, pad_token_id)
+        return SampleBatches(samples, partial(pack, max_length=self.max_length), self.max_length, pad_token_id)
 
 
 def sft(flags: SftFlags) -> int:
@@ -92,6 +93,7 @@ def _train(flags: SftFlags, mesh: Mesh) -> int:
     flags.require(flags.max_length <= positions, "max_length", f"at most {positions}, the model's positions")
     template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None
     train, evaluation = (read_samples(flags, split, tokenizer, template) for split in ("train", "dev"))
+    flags.require(len(train) > 0, "dataset_name_or_path", "a folder with at least one training sample")
     files, stale = without_chat_template(tokenizer.files), [HUGGING_FACE_TEMPLATE]
     if flags.chat_template:
         files[TEMPLATE] = Path(flags.chat_template).read_bytes()

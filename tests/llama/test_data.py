@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from examples.llama2_13b.data.chat_template import ChatTemplate
 from examples.llama2_13b.data.order import Order
-from examples.llama2_13b.data.packing import collate, one_a_row, pack_greedily, pack_sequentially
+from examples.llama2_13b.data.packing import collate, pack_greedily, pack_sequentially
+from examples.llama2_13b.data.sample_batches import SampleBatches
 from examples.llama2_13b.data.samples import IGNORED, Example, Sample, encode, encode_prompt, read_examples, split_files
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from tests.llama.conftest import DATA, EXAMPLE
@@ -180,7 +181,7 @@ def test_sequential_packing_keeps_the_order_and_greedy_packing_the_largest_free_
 
 def test_rows_of_a_batch_hold_documents_with_their_own_positions_and_ends():
     samples = [Sample([11, 12, 13], [IGNORED, 13, 2]), Sample([21, 22], [22, 2]), Sample([31], [2])]
-    batch = collate([[0, 1], [2]], samples, 0, 6)
+    batch = collate([samples[:2], samples[2:]], 0, 6)
     assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, 0], [31, 0, 0, 0, 0, 0]]
     assert batch.labels.tolist() == [[-100, 13, 2, 22, 2, -100], [2, -100, -100, -100, -100, -100]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0]]
@@ -191,12 +192,13 @@ def test_rows_of_a_batch_hold_documents_with_their_own_positions_and_ends():
 
 def test_without_packing_rows_are_as_long_as_the_longest():
     samples = [Sample([1] * 3, [2] * 3), Sample([1] * 5, [2] * 5)]
-    assert collate(one_a_row([3, 5]), samples, 0).input_ids.shape == (2, 5)
+    assert collate([samples[:1], samples[1:]], 0).input_ids.shape == (2, 5)
 
 
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
-    lengths = [3 + number % 7 for number in range(50)]
-    order = Order(lengths, partial(pack_greedily, max_length=20), 3, seed=1)
+    samples = [Sample([number] * (3 + number % 7), [number] * (3 + number % 7)) for number in range(50)]
+    batches = SampleBatches(samples, partial(pack_greedily, max_length=20))
+    order = Order(batches, 3, seed=1)
     epochs = [order.epoch(number) for number in (0, 1)]
     for epoch in epochs:
         assert sorted(sample for step in epoch for row in step for sample in row) == list(range(50))
@@ -205,4 +207,4 @@ def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
     assert order.count(2) == len(epochs[0]) + len(epochs[1])
     steps = order.steps()
     assert [next(steps) for _ in range(order.count(2))] == epochs[0] + epochs[1]
-    assert Order(lengths, order.pack, 3, seed=2).epoch(0) != epochs[0]
+    assert Order(batches, 3, seed=2).epoch(0) != epochs[0]

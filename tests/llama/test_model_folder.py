@@ -29,6 +29,11 @@ def dataset(tmp_path):
     return folder
 
 
+def flags_of(folder, dataset, output, **given):
+    folders = {"model_name_or_path": folder, "dataset_name_or_path": dataset, "output_dir": output}
+    return SftFlags(**{name: str(path) for name, path in folders.items()}, **given)
+
+
 @pytest.mark.parametrize(
     "positions, given, src_length, max_length",
     [
@@ -41,7 +46,7 @@ def dataset(tmp_path):
     ],
 )
 def test_default_lengths_of_training_follow_the_model(positions, given, src_length, max_length):
-    flags = SftFlags("model", "data", "output", **given).within(positions)
+    flags = flags_of("model", "data", "output", **given).within(positions)
     assert (flags.src_length, flags.max_length) == (src_length, max_length)
     assert flags.deciding()["max_length"] == max_length
 
@@ -49,7 +54,7 @@ def test_default_lengths_of_training_follow_the_model(positions, given, src_leng
 def test_nothing_but_folders_is_needed_with_a_small_model(folder, dataset, tmp_path, capsys):
     """256 positions, fewer than the lengths that larger models get."""
     output, exported = tmp_path / "run", tmp_path / "exported"
-    flags = SftFlags(str(folder), str(dataset), str(output), max_steps=2)
+    flags = flags_of(folder, dataset, output, max_steps=2)
     assert sft(flags) == 0
     shown = capsys.readouterr().out
     assert "training samples cut: 1 of 2; left out " in shown and "--src_length 128, --max_length 256" in shown
@@ -67,7 +72,7 @@ def test_templates_of_hugging_face_are_named_and_not_passed_on(folder, dataset, 
     both = f"chat template: {JINJA} and chat_template of tokenizer_config.json"
 
     output = tmp_path / "run"
-    assert sft(SftFlags(str(folder), str(dataset), str(output), max_steps=2, save_steps=1)) == 0
+    assert sft(flags_of(folder, dataset, output, max_steps=2, save_steps=1)) == 0
     assert f"{both} and {TEMPLATE} of {folder} not followed or copied" in capsys.readouterr().out
     for saved in (output, output / "checkpoint-1"):
         assert not (saved / JINJA).exists() and not (saved / TEMPLATE).exists()
@@ -87,9 +92,9 @@ def test_templates_of_hugging_face_are_named_and_not_passed_on(folder, dataset, 
 def test_a_run_that_is_given_up_leaves_no_template(folder, dataset, tmp_path):
     output = tmp_path / "run"
     flags = {"max_steps": 1, "save_steps": 1}
-    sft(SftFlags(str(folder), str(dataset), str(output), **flags))
+    sft(flags_of(folder, dataset, output, **flags))
     (output / JINJA).write_text("{{ messages }}")
-    sft(SftFlags(str(folder), str(dataset), str(output), **flags, overwrite_output_dir=True))
+    sft(flags_of(folder, dataset, output, **flags, overwrite_output_dir=True))
     assert not (output / JINJA).exists()
 
 
@@ -110,12 +115,12 @@ def test_files_that_disagree_stop_a_run_before_anything_is_written(folder, datas
     before = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(before | fields))
     with pytest.raises(ValueError, match=words):
-        sft(SftFlags(str(folder), str(dataset), str(tmp_path / "run")))
+        sft(flags_of(folder, dataset, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_line_without_text_stops_a_run_with_its_place(folder, dataset, tmp_path):
     (dataset / "dev.json").write_text('{"src": "a", "tgt": "b"}\n{"src": "a", "tgt": ""}\n')
     with pytest.raises(ValueError, match="dev.json:2: tgt must hold text to learn"):
-        sft(SftFlags(str(folder), str(dataset), str(tmp_path / "run")))
+        sft(flags_of(folder, dataset, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

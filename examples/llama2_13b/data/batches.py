@@ -1,43 +1,33 @@
-"""Samples as the micro-batches of steps."""
+"""What a training loop asks of its data, whatever a row is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
-from examples.llama2_13b.data.order import Order, chunks
-from examples.llama2_13b.data.packing import Batch, Pack, Row, collate
-from examples.llama2_13b.data.samples import Sample
+from examples.llama2_13b.data.packing import Batch
+
+Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class Batches:
-    """What a training loop reads.
+class Batches(Protocol):
+    """Data as rows, and rows as micro-batches. What a row is, is the data's own affair."""
 
-    Args:
-        samples: all of them.
-        pack: their lengths to rows.
-        length: columns of every row; None for as many as the longest row of a micro-batch has.
-        pad_token_id: fills what a row leaves free; None without a padding token.
-    """
+    def __len__(self) -> int:
+        """0 without data."""
 
-    samples: Sequence[Sample]
-    pack: Pack
-    length: int | None = None
-    pad_token_id: int | None = None
+    def rows(self) -> Sequence[Any]:
+        """All rows, in the data's order."""
 
-    def order(self, rows_per_step: int, seed: int) -> Order:
-        return Order(self._lengths(), self.pack, rows_per_step, seed)
+    def shuffled(self, seed: int, epoch: int) -> Sequence[Any]:
+        """All rows in the order of an epoch, the same whenever it is asked for."""
 
-    def rows(self) -> list[Row]:
-        """All rows, in the samples' order."""
-        return self.pack(self._lengths())
-
-    def of(self, rows: list[Row], batch_size: int, multiple: int) -> list[Batch]:
+    def of(self, rows: Sequence[Any], batch_size: int, multiple: int) -> Iterator[Batch]:
         """Rows as micro-batches of `batch_size` rows, whose length is a multiple."""
-        return [
-            collate(chunk, self.samples, self.pad_token_id, self.length, multiple) for chunk in chunks(rows, batch_size)
-        ]
 
-    def _lengths(self) -> list[int]:
-        return [len(sample) for sample in self.samples]
+    def fingerprint(self) -> str:
+        """Differs where the data do: a run resumes with the data that it began with."""
+
+
+def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

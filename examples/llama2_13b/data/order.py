@@ -1,14 +1,13 @@
-"""Which samples each step sees: a function of seed and epoch, so that a resumed run goes on where it stopped."""
+"""Which rows each step sees: a function of seed and epoch, so that a resumed run goes on where it stopped."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from examples.llama2_13b.data.packing import Pack, Row
+from examples.llama2_13b.data.batches import Batches, chunks
 
 
 @dataclass(frozen=True)
@@ -16,34 +15,24 @@ class Order:
     """The order of one run.
 
     Args:
-        lengths: of the samples, in tokens.
-        pack: lengths to rows of sample numbers.
+        batches: the data.
         rows_per_step: of all micro-batches of a step together.
         seed: of the shuffling.
     """
 
-    lengths: Sequence[int]
-    pack: Pack
+    batches: Batches
     rows_per_step: int
     seed: int
 
-    def epoch(self, number: int) -> list[list[Row]]:
-        """The rows of each step: samples shuffled, packed, rows shuffled; the last step takes what remains."""
-        generator = np.random.default_rng((self.seed, number))
-        shuffled = generator.permutation(len(self.lengths)).tolist()
-        packed = self.pack([self.lengths[sample] for sample in shuffled])
-        rows = [[shuffled[place] for place in row] for row in packed]
-        return chunks([rows[place] for place in generator.permutation(len(rows))], self.rows_per_step)
+    def epoch(self, number: int) -> list[Sequence[Any]]:
+        """The rows of each step; the last step takes what remains."""
+        return chunks(self.batches.shuffled(self.seed, number), self.rows_per_step)
 
-    def steps(self) -> Iterator[list[Row]]:
+    def steps(self) -> Iterator[Sequence[Any]]:
         """Epoch after epoch, without end."""
         for number in itertools.count():
             yield from self.epoch(number)
 
     def count(self, epochs: int) -> int:
-        """Steps in the first epochs; their number differs a little, as every epoch is packed anew."""
+        """Steps in the first epochs; their number differs a little where every epoch is packed anew."""
         return sum(len(self.epoch(number)) for number in range(epochs))
-
-
-def chunks(rows: list[Row], size: int) -> list[list[Row]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

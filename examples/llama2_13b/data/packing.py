@@ -73,27 +73,23 @@ class Batch:
 
 
 def collate(
-    rows: Sequence[Row],
-    samples: Sequence[Sample],
-    pad_token_id: int | None,
-    length: int | None = None,
-    multiple: int = 1,
+    rows: Sequence[Sequence[Sample]], pad_token_id: int | None, length: int | None = None, multiple: int = 1
 ) -> Batch:
     """Rows of samples as arrays of `length` columns, by default as many as the longest row has; a multiple of them.
 
     No result depends on what fills the rest of a row: without a padding token it is 0.
     """
-    length = length or max(sum(len(samples[number]) for number in row) for row in rows)
+    length = length or max(sum(map(len, row)) for row in rows)
     length += -length % multiple
     batch = Batch(
         np.full((len(rows), length), pad_token_id or 0),
         np.full((len(rows), length), IGNORED),
         np.zeros((len(rows), length), np.int64),
         np.full((len(rows), 1, length, 1), length, np.int32),
-        [len(samples[number]) for row in rows for number in row],
+        [len(sample) for row in rows for sample in row],
     )
     for index, row in enumerate(rows):
-        for columns, sample in _place(row, samples):
+        for columns, sample in _place(row):
             batch.input_ids[index, columns] = sample.input_ids
             batch.labels[index, columns] = sample.labels
             batch.position_ids[index, columns] = np.arange(len(sample))
@@ -101,8 +97,8 @@ def collate(
     return batch
 
 
-def _place(row: Row, samples: Sequence[Sample]) -> Iterator[tuple[slice, Sample]]:
+def _place(row: Sequence[Sample]) -> Iterator[tuple[slice, Sample]]:
     start = 0
-    for number in row:
-        yield slice(start, start + len(samples[number])), samples[number]
-        start += len(samples[number])
+    for sample in row:
+        yield slice(start, start + len(sample)), sample
+        start += len(sample)

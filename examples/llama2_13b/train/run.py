@@ -46,19 +46,17 @@ def train(
     Args:
         flags, mesh: of the run.
         loss: what is minimised.
-        batches, evaluation: what is learned, and what the model is evaluated on; the latter may have no samples.
+        batches, evaluation: what is learned, and what the model is evaluated on; the latter may be empty.
         files: what every checkpoint holds beside the weights.
         stale: files in the output folder that are not this run's, and go with an overwritten one.
         about: lines on the data, said before the first step.
     """
-    flags.require(bool(batches.samples), "dataset_name_or_path", "a folder with at least one training sample")
-    evaluates = flags.eval_steps is None or bool(evaluation.samples)
+    evaluates = flags.eval_steps is None or len(evaluation) > 0
     flags.require(evaluates, "eval_steps", "left out without evaluation samples")
     checkpoint = checkpoint_to_resume(flags)
     state = training_state.load(checkpoint) if checkpoint else None
     if checkpoint and state:
-        data = training_state.fingerprint(batches.samples)
-        training_state.require_same(state, data, deciding(flags, mesh), checkpoint, flags.COMMAND)
+        training_state.require_same(state, batches.fingerprint(), deciding(flags, mesh), checkpoint, flags.COMMAND)
     folder = checkpoint or Path(flags.model_name_or_path)
     model = Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor)
     optimizer = AdamW(

@@ -7,7 +7,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import paddle
 from tqdm import tqdm
 
 from examples.llama2_13b.data.batches import Batches
-from examples.llama2_13b.data.packing import Batch, Row
+from examples.llama2_13b.data.order import Order
+from examples.llama2_13b.data.packing import Batch
 from examples.llama2_13b.io.remarks import Screen, beside_the_work
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.mesh import Mesh
@@ -37,7 +38,7 @@ class Trainer:
         mesh: this process's place among all.
         model, optimizer: changed in place.
         loss: what is minimised.
-        train, evaluation: without samples in the latter nothing is evaluated.
+        train, evaluation: where the latter is empty nothing is evaluated.
         files: what every checkpoint holds beside the weights: tokenizer and chat template.
         step: steps done before.
     """
@@ -56,7 +57,7 @@ class Trainer:
     def __post_init__(self) -> None:
         flags = self.flags
         rows_per_step = flags.per_device_train_batch_size * flags.gradient_accumulation_steps * self.mesh.copies
-        self._order = self.train.order(rows_per_step, flags.seed)
+        self._order = Order(self.train, rows_per_step, flags.seed)
         self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
         flags.require_within(self.num_steps)
         if self.step >= self.num_steps:
@@ -123,12 +124,12 @@ class Trainer:
         return (interrupt.signal or signal.SIGTERM) if asked and self.step < self.num_steps else 0
 
     def _evaluates(self) -> bool:
-        return bool(self.evaluation.samples) and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps)
+        return len(self.evaluation) > 0 and (self._is_due(self.flags.eval_steps) or self.step == self.num_steps)
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.step % interval == 0
 
-    def _step(self, rows: list[Row], peak_flops: float) -> dict[str, Any]:
+    def _step(self, rows: Sequence[Any], peak_flops: float) -> dict[str, Any]:
         """One update: the mean loss over every target of all micro-batches, whatever their sizes."""
         started = time.perf_counter()
         flags = self.flags
@@ -137,7 +138,7 @@ class Trainer:
             self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
             self.num_steps,
         )  # fmt: skip
-        batches = self._batches(self.train, rows, flags.per_device_train_batch_size)
+        batches = list(self._batches(self.train, rows, flags.per_device_train_batch_size))
         lengths = [length for batch in batches for length in batch.document_lengths]
         own_flops = metrics.model_flops(self.model.config, lengths)
         num_targets, num_tokens, flops = self.mesh.totals(
@@ -166,21 +167,23 @@ class Trainer:
     @paddle.no_grad()
     def evaluate(self) -> float:
         """Mean loss over every target of the evaluation samples."""
-        batches = self._batches(self.evaluation, self.evaluation.rows(), self.flags.per_device_eval_batch_size)
+        own_total, own_targets = 0.0, 0
         self.model.eval()
-        own_total = sum(float(self.loss(self.model, batch)) for batch in batches)
+        for batch in self._batches(self.evaluation, self.evaluation.rows(), self.flags.per_device_eval_batch_size):
+            own_total += float(self.loss(self.model, batch))
+            own_targets += batch.num_targets
         self.model.train()
-        total, num_targets = self.mesh.totals(own_total, sum(batch.num_targets for batch in batches))
+        total, num_targets = self.mesh.totals(own_total, own_targets)
         return total / num_targets
 
-    def _batches(self, batches: Batches, rows: list[Row], batch_size: int) -> list[Batch]:
+    def _batches(self, batches: Batches, rows: Sequence[Any], batch_size: int) -> Iterator[Batch]:
         """Of this copy's share of the rows. The ranks of a copy divide the tokens of a batch."""
         return batches.of(self.mesh.share(rows), batch_size, self.mesh.tensor.size)
 
     def _save_checkpoint(self, output: Path) -> None:
         state = {
             "step": self.step,
-            "data": training_state.fingerprint(self.train.samples),
+            "data": self.train.fingerprint(),
             "flags": deciding(self.flags, self.mesh),
         }
         training_state.save(output / f"checkpoint-{self.step}", self.model, self.optimizer, self.files, state)

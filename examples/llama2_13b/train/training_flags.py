@@ -11,7 +11,7 @@ from examples.llama2_13b.model.llama import DTYPES
 from examples.llama2_13b.train.schedule import KINDS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingFlags:
     """Named as Paddle's users know them. All are read; one that would have no effect is refused.
 
@@ -21,7 +21,6 @@ class TrainingFlags:
     COMMAND: ClassVar[str]
 
     model_name_or_path: str = flag("folder of the model to start from")
-    dataset_name_or_path: str = flag("folder with train.json and dev.json, or folders train and dev of such files")
     output_dir: str = flag("where the model, checkpoints, log.jsonl and loss.png go")
     per_device_train_batch_size: int = flag("rows of a micro-batch", 1)
     per_device_eval_batch_size: int = flag("rows of an evaluation batch", 1)

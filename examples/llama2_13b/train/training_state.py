@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from examples.llama2_13b.data.samples import Sample
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import beside_the_work
 from examples.llama2_13b.io.text import ENCODING
@@ -29,7 +25,7 @@ class TrainingState:
 
     Args:
         step: steps done.
-        data: fingerprint of the samples.
+        data: fingerprint of the training data.
         flags: those that decide data order and losses; a run that resumes must have the same.
         optimizer: the scalars of the optimizer's state.
         stored_dtypes: of the run's first model, for its last one; a checkpoint is float32.
@@ -40,13 +36,6 @@ class TrainingState:
     flags: dict[str, Any]
     optimizer: dict[str, float]
     stored_dtypes: dict[str, str] | None = None
-
-
-def fingerprint(samples: Sequence[Sample]) -> str:
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(np.array([len(sample), *sample.input_ids, *sample.labels], dtype=np.int64).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
