@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model import Llama, checkpoint, layout
+from examples.llama2_13b.model import Llama, checkpoint
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_model import SIZES
@@ -249,7 +249,7 @@ def test_a_folder_of_paddlenlp_is_read(folder, saved):
     theirs = {name.replace("model.", "llama.", 1): value for name, value in tensors.items()}
     save_file(theirs, folder / "model.safetensors", {"format": "np"})
     assert_same(Llama.from_pretrained(folder), saved[1])
-    assert checkpoint.Reader(folder, make_model().config).dtypes() == dict.fromkeys(tensors, "F32")
+    assert checkpoint.Reader(folder, make_model().table).dtypes() == dict.fromkeys(tensors, "F32")
 
 
 @pytest.mark.parametrize("layout", ["np", "pd", "paddle"])
@@ -268,12 +268,12 @@ def test_square_weights_in_paddles_layout_are_not_taken_for_the_other(tmp_path):
 
 
 def test_tensor_parallel_ranks_read_their_part_of_paddles_layout(folder):
-    config = make_model().config
+    table = make_model().table
     ranks = [TensorParallel(SimpleNamespace(rank=rank, world_size=2)) for rank in range(2)]
 
     def parts():
-        readers = [checkpoint.Reader(folder, config, shards=shards) for shards in ranks]
-        return [reader.read(name) for name in layout.layout(config) for reader in readers]
+        readers = [checkpoint.Reader(folder, table, shards=shards) for shards in ranks]
+        return [reader.read(name) for name in table for reader in readers]
 
     expected = parts()
     write_with_format(folder, {"format": "np"}, transposed=True)

@@ -17,6 +17,7 @@ import fusionkit as fk
 from examples.llama2_13b.io import flags as flags_module
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.layout import layout
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train import metrics, training_state
@@ -440,10 +441,12 @@ def test_learning_rates_rise_to_the_peak_and_fall_to_the_minimum():
 def test_model_flops_are_the_published_ones():
     """13B: 6 N is 77.1 GFLOP a token; attention adds 12 L h s, half of it under the causal diagonal."""
     config = LlamaConfig.from_json(EXAMPLE / "configs" / "llama2_13b.json")
-    assert model_flops(config, [1]) == pytest.approx(77.1e9, rel=1e-3)
-    attention = model_flops(config, [4096]) / 4096 - model_flops(config, [1])
+    table = layout(config)
+    assert model_flops(config, table, [1]) == pytest.approx(77.1e9, rel=1e-3)
+    attention = model_flops(config, table, [4096]) / 4096 - model_flops(config, table, [1])
     assert attention == pytest.approx(12 * 40 * 5120 * 4096 / 2, rel=1e-3)
-    assert model_flops(config, [100, 200]) == model_flops(config, [100]) + model_flops(config, [200])
+    both, one, other = (model_flops(config, table, lengths) for lengths in ([100, 200], [100], [200]))
+    assert both == one + other
 
 
 def test_one_step_of_the_optimizer_is_adamw_with_clipping():

@@ -11,7 +11,7 @@ import paddle
 import pytest
 
 import fusionkit as fk
-from examples.llama2_13b.model import Llama, layout
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
@@ -71,8 +71,7 @@ class Run:
         """By name on disk: the parameters, their gradients or moments of all ranks put together."""
         found = {}
         for name, parameter in self.model.named_parameters():
-            row = layout.layout(self.model.config)[name]
-            found |= row.merge(self.shards.all_shards(parameter, value_of(parameter)))
+            found |= self.model.table[name].merge(self.shards.all_shards(parameter, value_of(parameter)))
         return found
 
     def moments(self):

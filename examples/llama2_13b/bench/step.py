@@ -25,6 +25,7 @@ if not __package__:  # python path/to/this/file, from any folder
 
 from examples.llama2_13b.bench import training_step
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.layout import layout
 from examples.llama2_13b.train import metrics
 
 # Contestants, with whether their process keeps freed memory.
@@ -170,7 +171,7 @@ def verdict(run: str, total: float, ours: float | None) -> str:
 
 def product_flops(config: LlamaConfig, seq_len: int) -> float:
     """Of a step's matrix products with weights: 6 for each parameter but the embedding and token, as in metrics.py."""
-    return metrics.model_flops(config, [seq_len]) - metrics.attention_flops(config, [seq_len])
+    return metrics.model_flops(config, layout(config), [seq_len]) - metrics.attention_flops(config, [seq_len])
 
 
 def main() -> None:

@@ -75,10 +75,10 @@ class Trained:
     def __init__(self, config: LlamaConfig, options: dict[str, Any], shards: TensorParallel) -> None:
         with paddle.LazyGuard():
             self._model = Llama(config, options["dtype"], shards=shards)
-        table = layout.layout(config)
         for name, parameter in self._model.named_parameters():
-            own = [layout.own(_tensor(part, config), part, shards.rank, shards.size) for part in table[name].parts]
-            parameter.set_value(table[name].join(own))
+            row = self._model.table[name]
+            own = [layout.own(_tensor(part, config), part, shards.rank, shards.size) for part in row.parts]
+            parameter.set_value(row.join(own))
         self._mesh = Mesh(tensor=shards)
         self._optimizer = AdamW(self._model, self._mesh, BETA1, BETA2, EPSILON, WEIGHT_DECAY, max_grad_norm=1.0)
         self._batch = [paddle.to_tensor(each) for each in tokens(config, options["seq_len"])]

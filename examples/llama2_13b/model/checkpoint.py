@@ -12,8 +12,7 @@ from typing import Any
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.model import safetensors_folder, stored_dtypes
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import Array, Parameter, Part, layout
+from examples.llama2_13b.model.layout import Array, Parameter, Part, Table, elements
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 
 MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
@@ -31,11 +30,11 @@ OTHER_WEIGHTS = (
 
 
 class Reader:
-    """One array for each parameter, checked against a configuration before any memory is taken for a model.
+    """One array for each parameter, checked against the table before any memory is taken for a model.
 
     Args:
         folder: with safetensors of that prefix.
-        config: of the model.
+        table: of the parameters.
         prefix: "model", or another set of tensors with its names and shapes.
         shards: whose part of each parameter is read; no more of it is held.
 
@@ -43,18 +42,15 @@ class Reader:
         FileNotFoundError, ValueError: see `safetensors_folder.Reader`.
     """
 
-    def __init__(
-        self, folder: str | Path, config: LlamaConfig, prefix: str = "model", shards: TensorParallel = ALONE
-    ) -> None:
+    def __init__(self, folder: str | Path, table: Table, prefix: str = "model", shards: TensorParallel = ALONE) -> None:
         self._shards = shards
         self._files = safetensors_folder.Reader(folder, prefix)
         unread = [*self._files.unread(), *other_weights(Path(folder))]
         if unread and prefix == "model" and shards.rank == 0:  # they may be of a later save
             say(f"{folder}: read is {self._files.index.name}, not {', '.join(unread)}", sys.stderr)
-        self._layout = layout(config)
+        self._table = table
         self._stored = {
-            name: [self._stored_part(parameter, part) for part in parameter.parts]
-            for name, parameter in self._layout.items()
+            name: [self._stored_part(parameter, part) for part in parameter.parts] for name, parameter in table.items()
         }
         shapes = {part.name: part.shape for parts in self._stored.values() for part in parts}
         # Older folders hold the rotary frequencies, which the configuration gives.
@@ -67,13 +63,13 @@ class Reader:
         return stored.transposed() if parameter.is_linear and self._files.is_in_out(stored.name) else stored
 
     def dtypes(self) -> dict[str, str]:
-        """Of every tensor, by its name in `layout`."""
-        parts = [part for parameter in self._layout.values() for part in parameter.parts]
+        """Of every tensor, by its name in the table."""
+        parts = [part for parameter in self._table.values() for part in parameter.parts]
         stored = [part for parts in self._stored.values() for part in parts]
         return {part.name: self._files.dtype(one.name) for part, one in zip(parts, stored, strict=True)}
 
     def read(self, name: str) -> Array:
-        return self._layout[name].join([self._read(part) for part in self._stored[name]])
+        return self._table[name].join([self._read(part) for part in self._stored[name]])
 
     def _read(self, part: Part) -> Array:
         tensor = self._files.read(part.name, part.axis, self._shards.rank, self._shards.size)
@@ -88,7 +84,7 @@ def other_weights(folder: Path) -> list[str]:
 def write_shards(
     folder: Path,
     prefix: str,
-    config: LlamaConfig,
+    table: Table,
     shards_of: Callable[[str], list[Array]],
     dtypes: Mapping[str, str],
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -101,9 +97,8 @@ def write_shards(
         dtypes: of every tensor, in safetensors' words.
         writes: False only asks for all shards in the same order, for ranks that give their own to the one that writes.
     """
-    table = layout(config)
     owners = {part.name: name for name, parameter in table.items() for part in parameter.parts}
-    sizes = {name: count * stored_dtypes.NUMPY[dtypes[name]].itemsize for name, count in elements(config).items()}
+    sizes = {name: count * stored_dtypes.NUMPY[dtypes[name]].itemsize for name, count in elements(table).items()}
 
     def values(names: list[str]) -> dict[str, Array]:
         tensors: dict[str, Array] = {}
@@ -116,11 +111,6 @@ def write_shards(
             values(names)
         return {}
     return safetensors_folder.write_shards(folder, prefix, sizes, values, max_shard_bytes)
-
-
-def elements(config: LlamaConfig) -> dict[str, int]:
-    """Of every tensor."""
-    return {part.name: part.size for parameter in layout(config).values() for part in parameter.parts}
 
 
 def save(
@@ -143,15 +133,16 @@ def save(
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(model.named_parameters())
-    dtypes = dtypes or dict.fromkeys(elements(model.config), "F32")
+    sizes = elements(model.table)
+    dtypes = dtypes or dict.fromkeys(sizes, "F32")
 
     def shards_of(name: str) -> list[Array]:
         return model.shards.all_shards(parameters[name], parameters[name])
 
-    weight_map = write_shards(folder, "model", model.config, shards_of, dtypes, max_shard_bytes, writes)
+    weight_map = write_shards(folder, "model", model.table, shards_of, dtypes, max_shard_bytes, writes)
     if not writes:
         return
-    config = {**model.config.to_dict(), "torch_dtype": stored_dtypes.prevailing(elements(model.config), dtypes)}
+    config = {**model.config.to_dict(), "torch_dtype": stored_dtypes.prevailing(sizes, dtypes)}
     atomic.write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     safetensors_folder.write_index(folder, "model", weight_map)
     for name in other_weights(folder):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from examples.llama2_13b.model.config import LlamaConfig
 
 Array = NDArray[np.float32]
+Table = dict[str, "Parameter"]  # by the names of the model's parameters and in their order
 
 # The axis on disk: whole heads and columns of the MLP come out of the first two and go into the others.
 DIVIDED = {"self_attn.qkv_proj": 0, "mlp.gate_up_proj": 0, "self_attn.o_proj": 1, "mlp.down_proj": 1}
@@ -62,12 +63,14 @@ class Parameter:
         is_linear: [in_features, out_features] in memory, the transpose of what is on disk.
         is_decayed: weight decay applies.
         is_looked_up: tokens take rows of it, which costs no FLOPs.
+        is_trainable: it gets gradients, and the optimizer has state for it.
     """
 
     parts: tuple[Part, ...]
     is_linear: bool = True
     is_decayed: bool = True
     is_looked_up: bool = False
+    is_trainable: bool = True
 
     @property
     def size(self) -> int:
@@ -100,8 +103,17 @@ class Parameter:
         return {part.name: np.ascontiguousarray(column.T) for part, column in zip(parts, columns, strict=True)}
 
 
-def layout(config: LlamaConfig) -> dict[str, Parameter]:
-    """The table, by the names of the model's parameters and in their order."""
+def elements(table: Table) -> dict[str, int]:
+    """Of every tensor on disk."""
+    return {part.name: part.size for parameter in table.values() for part in parameter.parts}
+
+
+def trainable(table: Table) -> Table:
+    return {name: parameter for name, parameter in table.items() if parameter.is_trainable}
+
+
+def layout(config: LlamaConfig) -> Table:
+    """The table of a whole Llama, which `Llama.table` holds."""
     hidden, vocab = config.hidden_size, config.vocab_size
     embedding = (Part("model.embed_tokens.weight", (vocab, hidden)),)
     table = {"embed_tokens.weight": Parameter(embedding, is_linear=False, is_looked_up=True)}
@@ -116,7 +128,7 @@ def _norm(parts: tuple[Part, ...]) -> Parameter:
     return Parameter(parts, is_linear=False, is_decayed=False)
 
 
-def _decoder_layer(config: LlamaConfig, index: int) -> dict[str, Parameter]:
+def _decoder_layer(config: LlamaConfig, index: int) -> Table:
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     shapes: dict[str, dict[str, tuple[int, ...]]] = {

@@ -24,6 +24,7 @@ from paddle import Tensor, nn
 import fusionkit as fk
 from examples.llama2_13b.model import checkpoint
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.layout import elements, layout
 from examples.llama2_13b.model.stored_dtypes import word
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from fusionkit.nn import LanguageModelHead, RotaryEmbedding, recompute
@@ -117,6 +118,7 @@ class Llama(nn.Layer):
         if dtype not in DTYPES:
             raise ValueError(f"Llama: dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
         self.config = config
+        self.table = layout(config)
         self.activation_dtype = dtype
         self.recompute = recompute
         self.shards = shards
@@ -183,7 +185,7 @@ class Llama(nn.Layer):
             FileNotFoundError, ValueError: a file or tensor is missing, truncated or of the wrong shape; it is named.
         """
         config = LlamaConfig.from_json(Path(folder) / "config.json")
-        weights = checkpoint.Reader(folder, config, shards=shards)
+        weights = checkpoint.Reader(folder, layout(config), shards=shards)
         with paddle.LazyGuard():  # random first values would take 17 ns each
             model = cls(config, dtype, recompute, shards)
         for name, parameter in model.named_parameters():
@@ -201,7 +203,7 @@ class Llama(nn.Layer):
             dtype: of every tensor. By default each has that of the folder which the model comes from, else float32. A
                 tensor with values that its dtype does not reach is written in float32.
         """
-        given = dtype and dict.fromkeys(checkpoint.elements(self.config), word(dtype))
+        given = dtype and dict.fromkeys(elements(self.table), word(dtype))
         checkpoint.save(self, folder, dtypes=given or self.stored_dtypes)
 
 

@@ -93,8 +93,8 @@ class Mesh:
 
     def reduce_gradients(self, parameters: Iterable[paddle.Tensor]) -> None:
         """Every gradient becomes that of the whole copy, and its mean over the copies; one that had no rows counts
-        with zeros."""
-        parameters = list(parameters)
+        with zeros. Frozen parameters have none."""
+        parameters = [parameter for parameter in parameters if not parameter.stop_gradient]
         self._complete_gradients(parameters)
         if self.data is None:
             return

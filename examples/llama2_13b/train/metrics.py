@@ -16,22 +16,24 @@ import fusionkit as fk
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import beside_the_work, say
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import layout
+from examples.llama2_13b.model.layout import Table
 
 
-def model_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
+def model_flops(config: LlamaConfig, table: Table, document_lengths: list[int]) -> float:
     """FLOPs that training on these documents asks for, whatever was computed again.
 
-        6 N tokens + 6 L heads head_dim sum(length^2)
+        (6 N + 4 F) tokens + 6 L heads head_dim sum(length^2)
 
-    N are the parameters without the input embedding, each used in a multiplication and an addition forward and twice
-    that backward. Attention's two products cost 4 heads head_dim per visible pair forward, three times that with the
+    N are the trainable parameters without the input embedding, each used in a multiplication and an addition forward
+    and twice that backward: for the gradients of its input and its own. F are the frozen ones, which have none of their
+    own. Attention's two products cost 4 heads head_dim per visible pair forward, three times that with the
     backward pass, for the length^2 / 2 pairs under the causal diagonal in each of L layers.
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B, with half the pairs.
     """
-    weights = sum(parameter.size for parameter in layout(config).values() if not parameter.is_looked_up)
-    return 6.0 * weights * sum(document_lengths) + attention_flops(config, document_lengths)
+    used = [parameter for parameter in table.values() if not parameter.is_looked_up]
+    a_token = sum(parameter.size * (6.0 if parameter.is_trainable else 4.0) for parameter in used)
+    return a_token * sum(document_lengths) + attention_flops(config, document_lengths)
 
 
 def attention_flops(config: LlamaConfig, document_lengths: list[int]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import paddle
 
 from examples.llama2_13b.model import checkpoint, safetensors_folder
-from examples.llama2_13b.model.layout import Array, layout
+from examples.llama2_13b.model.layout import Array, elements, trainable
 from examples.llama2_13b.parallel.mesh import Mesh
 from fusionkit import optimizer
 
@@ -21,7 +21,7 @@ class AdamW:
     """AdamW in one pass over memory a parameter, clipping included.
 
     Args:
-        model: whose parameters are updated.
+        model: whose trainable parameters are updated.
         mesh: of the processes that train it.
         beta1, beta2, epsilon: as in Loshchilov and Hutter 2019, arXiv:1711.05101.
         weight_decay: likewise, of the parameters that the table calls decayed: matrices, not norms.
@@ -39,9 +39,9 @@ class AdamW:
         max_grad_norm: float,
     ) -> None:
         self._model, self._mesh, self._max_grad_norm = model, mesh, max_grad_norm
-        self._parameters = dict(model.named_parameters())
-        table = layout(model.config)
-        decayed = {parameter.name for name, parameter in self._parameters.items() if table[name].is_decayed}
+        self._table = trainable(model.table)
+        self._parameters = {name: parameter for name, parameter in model.named_parameters() if name in self._table}
+        decayed = {parameter.name for name, parameter in self._parameters.items() if self._table[name].is_decayed}
         self._adamw = optimizer.AdamW(
             learning_rate=0.0,
             beta1=beta1,
@@ -65,15 +65,17 @@ class AdamW:
 
         All ranks that share the model call this; the first writes.
         """
-        state, shards, config = self._adamw.state_dict(), self._model.shards, self._model.config
-        dtypes = dict.fromkeys(checkpoint.elements(config), "F32")
+        state, shards = self._adamw.state_dict(), self._model.shards
+        dtypes = dict.fromkeys(elements(self._table), "F32")
         for moment in MOMENTS:
 
             def shards_of(name: str, moment: str = moment) -> list[Array]:
                 parameter = self._parameters[name]
                 return shards.all_shards(parameter, state[f"{parameter.name}_{moment}_0"])
 
-            weight_map = checkpoint.write_shards(folder, moment, config, shards_of, dtypes, writes=shards.rank == 0)
+            weight_map = checkpoint.write_shards(
+                folder, moment, self._table, shards_of, dtypes, writes=shards.rank == 0
+            )
             if shards.rank == 0:
                 safetensors_folder.write_index(folder, moment, weight_map)
         first = next(iter(self._parameters.values())).name
@@ -83,7 +85,7 @@ class AdamW:
         """Take over what `save` wrote. Call it before the first step."""
         state: dict[str, Any] = {}
         for moment in MOMENTS:
-            files = checkpoint.Reader(folder, self._model.config, moment, self._model.shards)
+            files = checkpoint.Reader(folder, self._table, moment, self._model.shards)
             for name, parameter in self._parameters.items():
                 state[f"{parameter.name}_{moment}_0"] = paddle.to_tensor(files.read(name))
         for parameter in self._parameters.values():

@@ -140,7 +140,7 @@ class Trainer:
         )  # fmt: skip
         batches = list(self._batches(self.train, rows, flags.per_device_train_batch_size))
         lengths = [length for batch in batches for length in batch.document_lengths]
-        own_flops = metrics.model_flops(self.model.config, lengths)
+        own_flops = metrics.model_flops(self.model.config, self.model.table, lengths)
         num_targets, num_tokens, flops = self.mesh.totals(
             sum(batch.num_targets for batch in batches), sum(lengths), own_flops
         )
