@@ -46,7 +46,7 @@ def gathered(x: Any, group: Any) -> Any:
     """all_gather without a gradient."""
     x = x.contiguous()
     out = paddle.empty([x.shape[0] * world_size_of(group), *x.shape[1:]], x.dtype)
-    if _is_on_host(x, group):
+    if is_on_host(x, group):
         whole = host_view(out)
         communicator_of(group).all_gather(host_view(x), out=whole.reshape(world_size_of(group), *x.shape))
     else:
@@ -59,7 +59,7 @@ def reduce_scattered(x: Any, group: Any) -> Any:
     x = x.contiguous()
     rows = x.shape[0] // world_size_of(group)
     out = paddle.empty([rows, *x.shape[1:]], x.dtype)
-    if _is_on_host(x, group):
+    if is_on_host(x, group):
         blocks = host_view(x).reshape(world_size_of(group), rows, *x.shape[1:])
         communicator_of(group).reduce_scatter(blocks, out=host_view(out))
     else:
@@ -70,7 +70,7 @@ def reduce_scattered(x: Any, group: Any) -> Any:
 def all_reduced(x: Any, group: Any) -> Any:
     """all_reduce without a gradient."""
     x = x.contiguous()
-    if _is_on_host(x, group):
+    if is_on_host(x, group):
         out = paddle.empty_like(x)
         communicator_of(group).all_reduce(host_view(x), out=host_view(out))
         return out
@@ -79,7 +79,8 @@ def all_reduced(x: Any, group: Any) -> Any:
     return out
 
 
-def _is_on_host(x: Any, group: Any) -> bool:
+def is_on_host(x: Any, group: Any) -> bool:
+    """Whether the communicator moves it; a tensor on a device needs a Paddle group."""
     if x.place.is_cpu_place():
         return True
     if isinstance(group, Communicator):

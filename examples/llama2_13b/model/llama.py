@@ -26,6 +26,7 @@ from examples.llama2_13b.model import checkpoint
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import elements, layout
 from examples.llama2_13b.model.stored_dtypes import word
+from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from fusionkit.nn import LanguageModelHead, RotaryEmbedding, recompute
 
@@ -108,11 +109,18 @@ class Llama(nn.Layer):
         config: sizes and constants.
         dtype: of the activations: "float32", "bfloat16" or "float16". The parameters are float32 in any case.
         recompute: keep only each layer's input for the gradient and compute the rest again.
-        shards: how the layers are divided over ranks; by default one has all.
+        shards: how each layer is divided over ranks; by default one has all.
+        pipeline: which layers this stage has, under their names in the whole model; by default all. The first stage has
+            the embedding too, the last the norm and the head.
     """
 
     def __init__(
-        self, config: LlamaConfig, dtype: str = "float32", recompute: bool = False, shards: TensorParallel = ALONE
+        self,
+        config: LlamaConfig,
+        dtype: str = "float32",
+        recompute: bool = False,
+        shards: TensorParallel = ALONE,
+        pipeline: PipelineParallel = ONE_STAGE,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -122,14 +130,19 @@ class Llama(nn.Layer):
         self.activation_dtype = dtype
         self.recompute = recompute
         self.shards = shards
+        self.pipeline = pipeline
+        self.chunks = pipeline.layers(config.num_hidden_layers)
         self.stored_dtypes: dict[str, str] | None = None  # of the folder that the parameters come from
         normal = nn.initializer.Normal(std=config.initializer_range)
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, weight_attr=paddle.ParamAttr(initializer=normal)
-        )
-        self.layers = nn.LayerList([DecoderLayer(config, index, shards) for index in range(config.num_hidden_layers)])
-        self.norm = shards.norm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.initializer_range)
+        if pipeline.is_first:
+            self.embed_tokens = nn.Embedding(
+                config.vocab_size, config.hidden_size, weight_attr=paddle.ParamAttr(initializer=normal)
+            )
+        numbers = [number for chunk in self.chunks for number in chunk]
+        self.layers = nn.LayerDict({str(number): DecoderLayer(config, number, shards) for number in numbers})
+        if pipeline.is_last:
+            self.norm = shards.norm(config.hidden_size, config.rms_norm_eps)
+            self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.initializer_range)
         self.rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
 
     def forward(
@@ -157,27 +170,76 @@ class Llama(nn.Layer):
         labels: Tensor,
         position_ids: Tensor | None = None,
         startend_row_indices: Tensor | None = None,
+        received_TH: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(sum of the losses, number of targets) for labels [B, S]: the next token, or -100. No logits are held."""
-        x_TH = self.decode(input_ids, position_ids, attend_causally(startend_row_indices))
+        """(sum of the losses, number of targets) for labels [B, S]: the next token, or -100. No logits are held.
+
+        received_TH: where the last chunk of layers goes on from, if it is not the first.
+        """
+        x_TH = self.decode(input_ids, position_ids, attend_causally(startend_row_indices), received_TH)
         return self.lm_head.loss(x_TH, labels.flatten())
 
-    def decode(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None, attend: Attend) -> Tensor:
+    def decode(
+        self,
+        input_ids_BS: Tensor,
+        position_ids_BS: Tensor | None,
+        attend: Attend,
+        received_TH: Tensor | None = None,
+    ) -> Tensor:
         """What the head reads, [T, H] in the activations' dtype; `attend` is the attention of every layer."""
-        if input_ids_BS.ndim != 2:
-            raise ValueError(f"Llama: input_ids must be [batch_size, seq_len], got {list(input_ids_BS.shape)}")
-        batch_size = input_ids_BS.shape[0]
-        x_TH = self.shards.scatter(self.embed_tokens(input_ids_BS.flatten()).cast(self.activation_dtype))
-        residual_TH = None
-        for layer in self.layers:
-            run = partial(recompute, layer) if self.recompute and self.training else layer
-            x_TH, residual_TH = run(x_TH, residual_TH, batch_size, self.rotary, position_ids_BS, attend)
+        x_TH, residual_TH = self._run(self.chunks[-1], input_ids_BS, position_ids_BS, attend, received_TH)
         x_TH, _ = self.norm(x_TH, residual_TH)
         return self.shards.gather(x_TH)
 
+    def hand_on(
+        self,
+        chunk: int,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        startend_row_indices: Tensor | None,
+        received_TH: Tensor | None,
+    ) -> Tensor:
+        """The residual stream after a chunk of this stage's layers that is not the model's last.
+
+        The next chunk's first norm reads this sum, which it would have computed: rounded to the activations' dtype.
+        """
+        attend = attend_causally(startend_row_indices)
+        x_TH, residual_TH = self._run(self.chunks[chunk], input_ids, position_ids, attend, received_TH)
+        return x_TH + residual_TH
+
+    def _run(
+        self,
+        layers: range,
+        input_ids_BS: Tensor,
+        position_ids_BS: Tensor | None,
+        attend: Attend,
+        received_TH: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if input_ids_BS.ndim != 2:
+            raise ValueError(f"Llama: input_ids must be [batch_size, seq_len], got {list(input_ids_BS.shape)}")
+        x_TH, residual_TH = self._embed(input_ids_BS) if received_TH is None else received_TH, None
+        for number in layers:
+            layer = self.layers[str(number)]
+            run = partial(recompute, layer) if self.recompute and self.training else layer
+            x_TH, residual_TH = run(x_TH, residual_TH, input_ids_BS.shape[0], self.rotary, position_ids_BS, attend)
+        return x_TH, residual_TH
+
+    def _embed(self, input_ids_BS: Tensor) -> Tensor:
+        return self.shards.scatter(self.embed_tokens(input_ids_BS.flatten()).cast(self.activation_dtype))
+
+    def handed_on_shape(self, batch_size: int, seq_len: int) -> list[int]:
+        """Of this rank's part of what `hand_on` returns."""
+        parts = self.shards.size if self.shards.divides_tokens else 1
+        return [batch_size * seq_len // parts, self.config.hidden_size]
+
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, dtype: str = "float32", recompute: bool = False, shards: TensorParallel = ALONE
+        cls,
+        folder: str | Path,
+        dtype: str = "float32",
+        recompute: bool = False,
+        shards: TensorParallel = ALONE,
+        pipeline: PipelineParallel = ONE_STAGE,
     ) -> Llama:
         """The model in a Hugging Face folder: `config.json` and safetensors of any floating dtype.
 
@@ -187,7 +249,7 @@ class Llama(nn.Layer):
         config = LlamaConfig.from_json(Path(folder) / "config.json")
         weights = checkpoint.Reader(folder, layout(config), shards=shards)
         with paddle.LazyGuard():  # random first values would take 17 ns each
-            model = cls(config, dtype, recompute, shards)
+            model = cls(config, dtype, recompute, shards, pipeline)
         for name, parameter in model.named_parameters():
             parameter.set_value(weights.read(name))
         model.stored_dtypes = weights.dtypes()

@@ -1,0 +1,171 @@
+"""Pipeline parallelism: the stages of a group each have some of the layers, and hand micro-batches on.
+
+The first stage has the embedding too, the last the final norm and the head. What a stage hands on is one tensor, the
+residual stream after its last layer; backward, its gradient.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+from examples.llama2_13b.parallel.schedule import Action, Tick, forward_only, one_forward_one_backward, timeline
+from fusionkit.parallel.point_to_point import Exchange
+
+# (micro-batch, chunk, what the chunk before has handed on) -> what goes to the next; of the last chunk, the loss.
+Forward = Callable[[int, int, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class PipelineParallel:
+    """How a model's layers are divided into stages; by default one has all.
+
+    Args:
+        group: a Paddle group or a `fusionkit.parallel.Communicator`, in the order of stages; None is one stage.
+        chunks: ranges of layers that each stage has. With more than one, micro-batches go round several times, and
+            stages wait less: an interleaved schedule.
+    """
+
+    group: Any = None
+    chunks: int = 1
+
+    @property
+    def stages(self) -> int:
+        return 1 if self.group is None else int(self.group.world_size)
+
+    @property
+    def stage(self) -> int:
+        return 0 if self.group is None else int(self.group.rank)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this stage has the embedding."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this stage has the head."""
+        return self.stage == self.stages - 1
+
+    def layers(self, count: int) -> list[range]:
+        """Those of this stage's chunks, of `count` in all.
+
+        Raises:
+            ValueError: there are fewer layers than chunks.
+        """
+        return self._divided(count)[self.stage :: self.stages]
+
+    def stage_of(self, layer: int, count: int) -> int:
+        """Who has a layer of `count` in all."""
+        return next(place for place, layers in enumerate(self._divided(count)) if layer in layers) % self.stages
+
+    def _divided(self, count: int) -> list[range]:
+        """The layers of all chunks in order. The first ones take a layer more: the last has the head beside them."""
+        places = self.stages * self.chunks
+        if places > count:
+            rule = f"at least {places}, one for each of {self.chunks} chunks of {self.stages} stages"
+            raise ValueError(f"Llama: num_hidden_layers must be {rule}, got {count}")
+        each, more = divmod(count, places)
+        ends = [place * each + min(place, more) for place in range(places + 1)]
+        return [range(first, end) for first, end in zip(ends, ends[1:], strict=False)]
+
+    def ends_with(self, chunk: int) -> bool:
+        """Whether the loss comes out of this stage's chunk."""
+        return self.is_last and chunk == self.chunks - 1
+
+    def train(self, forward: Forward, shapes: Sequence[Sequence[int]], dtype: str, divisor: float) -> float:
+        """Add the gradients of all losses / divisor to those of the parameters.
+
+        Args:
+            forward: of this stage's chunks.
+            shapes: of what is handed on, for each micro-batch.
+            dtype: of the same.
+
+        Returns:
+            The sum of the losses on the last stage, 0 on the others.
+        """
+        return _Step(self, forward, shapes, dtype, divisor).run(one_forward_one_backward)
+
+    @paddle.no_grad()
+    def evaluate(self, forward: Forward, shapes: Sequence[Sequence[int]], dtype: str) -> float:
+        """As `train`, without gradients."""
+        return _Step(self, forward, shapes, dtype, None).run(forward_only)
+
+
+class _Step:
+    """The micro-batches of one step on one stage."""
+
+    def __init__(
+        self,
+        pipeline: PipelineParallel,
+        forward: Forward,
+        shapes: Sequence[Sequence[int]],
+        dtype: str,
+        divisor: float | None,
+    ) -> None:
+        self._pipeline, self._forward, self._shapes, self._dtype = pipeline, forward, shapes, dtype
+        self._divisor = divisor  # None without gradients
+        self._arrived: dict[Action, tuple[Tensor, Exchange]] = {}
+        self._kept: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}  # inputs and outputs, until backward
+        self._total = 0.0
+
+    def run(self, schedule: Any) -> float:
+        pipeline = self._pipeline
+        on_the_way: deque[Exchange] = deque()
+        for tick in timeline(schedule, pipeline.stage, pipeline.stages, len(self._shapes), pipeline.chunks):
+            result = None if tick.action is None else self._compute(tick.action)
+            if tick.sends is not None or tick.receives:
+                on_the_way.append(self._exchange(tick, result))
+            while len(on_the_way) > pipeline.stages:  # a stage that is ahead holds no more than so many results
+                on_the_way.popleft().wait()
+        for exchange in on_the_way:
+            exchange.wait()
+        return self._total
+
+    def _compute(self, action: Action) -> Tensor | None:
+        received, exchange = self._arrived.pop(action, (None, None))
+        if exchange is not None:
+            exchange.wait_received()
+        return self._go_on(action, received) if action.is_forward else self._go_back(action, received)
+
+    def _go_on(self, action: Action, received: Tensor | None) -> Tensor:
+        if received is not None:
+            received.stop_gradient = self._divisor is None
+        output = self._forward(action.micro_batch, action.chunk, received)
+        if self._pipeline.ends_with(action.chunk):
+            self._total += float(output)
+        if self._divisor is not None:
+            self._kept[action.micro_batch, action.chunk] = received, output
+        return output.detach()
+
+    def _go_back(self, action: Action, gradient: Tensor | None) -> Tensor | None:
+        """One backward pass over a micro-batch's graph of one chunk."""
+        received, output = self._kept.pop((action.micro_batch, action.chunk))
+        if self._pipeline.ends_with(action.chunk):
+            (output / self._divisor).backward()
+        else:
+            output.backward(gradient)
+        return None if received is None else received.grad
+
+    def _exchange(self, tick: Tick, result: Tensor | None) -> Exchange:
+        sends = [] if tick.sends is None else [(result, tick.sends)]
+        receives = []
+        for action in tick.receives:
+            arriving = paddle.empty(self._shapes[action.micro_batch], self._dtype)
+            receives.append((arriving, self._sender(action)))
+        exchange = Exchange(sends, receives, self._pipeline.group)
+        for action, (arriving, _) in zip(tick.receives, receives, strict=True):
+            self._arrived[action] = arriving, exchange
+        return exchange
+
+    def _sender(self, action: Action) -> int:
+        stages, step = self._pipeline.stages, -1 if action.is_forward else 1
+        return (self._pipeline.stage + step) % stages
+
+
+ONE_STAGE = PipelineParallel()

@@ -1,0 +1,58 @@
+"""Tensors from one rank to another, while both compute.
+
+Host tensors go through the communicator, device tensors through `paddle.distributed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import paddle
+
+from fusionkit.frameworks.paddle import host_view
+from fusionkit.parallel.collectives import is_on_host
+from fusionkit.parallel.groups import communicator_of
+
+
+class Exchange:
+    """Sends and receives that begin together, so no order of them can block. They go on while the process computes.
+
+    A peer posts its own side in one exchange too. Exchanges of two ranks match in the order in which they begin.
+
+    Args:
+        sends: (tensor, peer), each not to be changed until `wait` returns; contiguous.
+        receives: (tensor of the shape and dtype that comes, peer), to be read after `wait_received`.
+        group: a Paddle group or a `Communicator`; peers are ranks in it.
+    """
+
+    def __init__(self, sends: Sequence[tuple[Any, int]], receives: Sequence[tuple[Any, int]], group: Any) -> None:
+        self._tensors = [tensor for tensor, _ in (*sends, *receives)]
+        start = _on_host if all(is_on_host(tensor, group) for tensor in self._tensors) else _on_device
+        works = start(sends, receives, group)
+        self._sends, self._receives = works[: len(sends)], works[len(sends) :]
+
+    def wait_received(self) -> None:
+        """Until everything has come that this rank receives."""
+        while self._receives:
+            self._receives.pop().wait()
+
+    def wait(self) -> None:
+        """Until the tensors are this rank's again."""
+        self.wait_received()
+        while self._sends:
+            self._sends.pop().wait()
+
+
+def _on_host(sends: Sequence[tuple[Any, int]], receives: Sequence[tuple[Any, int]], group: Any) -> list[Any]:
+    communicator = communicator_of(group)
+    works = [communicator.send(host_view(tensor), peer, sync_op=False) for tensor, peer in sends]
+    return works + [communicator.recv(host_view(tensor), peer, sync_op=False) for tensor, peer in receives]
+
+
+def _on_device(sends: Sequence[tuple[Any, int]], receives: Sequence[tuple[Any, int]], group: Any) -> list[Any]:
+    distributed = paddle.distributed
+    calls = [distributed.P2POp(distributed.isend, tensor, group.ranks[peer], group) for tensor, peer in sends]
+    calls += [distributed.P2POp(distributed.irecv, tensor, group.ranks[peer], group) for tensor, peer in receives]
+    works: list[Any] = distributed.batch_isend_irecv(calls)
+    return works
