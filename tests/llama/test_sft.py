@@ -248,7 +248,7 @@ def test_a_second_run_does_not_write_over_the_first(sft_flags, tmp_path):
         sft(sft_flags())
     for changes, words in (
         ({"seed": 1}, "--seed must be 42"),
-        ({"per_device_train_batch_size": 2}, "--per_device_train_batch_size must be 1"),
+        ({"per_device_train_batch_size": 2}, "--per_device_train_batch_size x .* must be 1 as in .*, got 2"),
         ({"learning_rate": 0.5}, "--learning_rate must be "),
         ({"weight_decay": 3.0}, "--weight_decay must be "),
         ({"max_steps": 2}, "--max_steps must be above the checkpoint's step 2"),
@@ -296,19 +296,27 @@ def test_a_failing_first_op_leaves_the_run_that_was_to_be_overwritten(sft_flags,
     assert len(losses(tmp_path / "run")) == 2 and training_state.checkpoints(tmp_path / "run")
 
 
-@pytest.mark.parametrize("recorded", [{"copies": 2}, {"processes": 2}, {}], ids=["now", "older", "older-single"])
-def test_another_number_of_copies_is_refused_when_resuming(sft_flags, tmp_path, recorded):
-    """Older checkpoints recorded several as processes, and one not at all."""
-    sft(sft_flags(max_steps=1, warmup_steps=0, save_steps=1))
+FACTORS = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    "recorded, rows",
+    [({"rows_per_step": 4}, 4), ({"rows_per_step": 2}, 2), (FACTORS | {"copies": 2}, 4),
+     (FACTORS | {"processes": 2}, 4), (FACTORS, 2)],
+    ids=["now", "now-same", "older", "oldest", "oldest-single"],
+)  # fmt: skip
+def test_other_rows_in_a_step_are_refused_when_resuming(sft_flags, tmp_path, recorded, rows):
+    """Older checkpoints recorded the factors; the oldest recorded several copies as processes, and one not at all."""
+    sft(sft_flags(max_steps=1, warmup_steps=0, save_steps=1, gradient_accumulation_steps=2))
     path = tmp_path / "run" / "checkpoint-1" / training_state.STATE
     state = json.loads(path.read_text())
-    assert state["flags"].pop("copies") == 1
+    assert state["flags"].pop("rows_per_step") == 2
     path.write_text(json.dumps({**state, "flags": state["flags"] | recorded}))
-    resumed = sft_flags(max_steps=2, warmup_steps=0, resume_from_checkpoint="last")
-    if not recorded:
-        assert sft(resumed) == 0
+    resumed = sft_flags(max_steps=2, warmup_steps=0, per_device_train_batch_size=2, resume_from_checkpoint="last")
+    if rows == 2:
+        assert sft(resumed) == 0  # in other micro-batches
         return
-    with pytest.raises(ValueError, match="number of copies of the model must be 2 as in .*, got 1.*launch"):
+    with pytest.raises(ValueError, match=r"batch_size x .*steps x copies of the model must be 4 as in .*, got 2"):
         sft(resumed)
 
 
@@ -316,11 +324,11 @@ def test_every_flag_that_decides_is_held_against_the_checkpoint(sft_flags, tmp_p
     """Whatever changes the samples that a step sees, or how it learns from them."""
     flags = deciding(sft_flags(), Mesh())
     state = training_state.TrainingState(1, "data", flags, {})
-    assert flags.keys() >= {"seed", "src_length", "max_length", "zero_padding", "greedy_zero_padding", "copies"}
-    assert flags.keys() >= {"per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "learning_rate"}
+    assert flags.keys() >= {"seed", "src_length", "max_length", "zero_padding", "greedy_zero_padding"}
+    assert flags.keys() >= {"rows_per_step", "bf16", "learning_rate"}
     training_state.require_same(state, "data", flags, tmp_path, "sft")
     for name in flags:
-        shown = "number of copies of the model" if name == "copies" else f"--{name}"
+        shown = "copies of the model" if name == "rows_per_step" else f"--{name}"
         with pytest.raises(ValueError, match=f"sft: .*{shown} must be "):
             training_state.require_same(state, "data", {**flags, name: "another"}, tmp_path, "sft")
     with pytest.raises(ValueError, match="the training data must be that of"):

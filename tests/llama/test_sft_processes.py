@@ -91,7 +91,7 @@ def test_copies_without_rows_change_no_loss(tiny_folder, sft_flags, tmp_path, pr
     assert many[-1]["eval_loss"] == pytest.approx(one[-1]["eval_loss"], rel=1e-5)
 
 
-def test_a_signal_to_the_launcher_leaves_a_checkpoint_for_as_many_copies(tiny_folder, few_samples, sft_flags, tmp_path):
+def test_a_signal_to_the_launcher_leaves_a_checkpoint_for_as_many_rows(tiny_folder, few_samples, sft_flags, tmp_path):
     """The launcher sends SIGTERM to its processes three times. One process may not go on: its steps see fewer rows."""
     output, log = tmp_path / "two", tmp_path / "log"
     flags = FLAGS | {"dataset_name_or_path": str(few_samples), "lr_scheduler_type": "constant"}
@@ -107,7 +107,7 @@ def test_a_signal_to_the_launcher_leaves_a_checkpoint_for_as_many_copies(tiny_fo
     (checkpoint,) = training_state.checkpoints(output)
     done = training_state.load(checkpoint).step
     flags |= {"max_steps": done + 2, "warmup_steps": 0}
-    with pytest.raises(ValueError, match=r"number of copies of the model must be 2 as in .*checkpoint-\d+, got 1"):
+    with pytest.raises(ValueError, match=r"copies of the model must be 16 as in .*checkpoint-\d+, got 8"):
         sft(sft_flags(**flags, output_dir=str(output), resume_from_checkpoint="last"))
     code, logs = launched(2, output, tiny_folder, log, **flags, resume_from_checkpoint="last")
     assert code == 0, logs
@@ -130,4 +130,6 @@ def test_processes_that_make_no_whole_copies_are_refused(sft_flags, tmp_path):
         sft(sft_flags(tensor_parallel_degree=2))
     with pytest.raises(ValueError, match="--sequence_parallel must be true where tensor_parallel_degree is 1"):
         sft_flags(sequence_parallel=False)
+    with pytest.raises(ValueError, match="--pipeline_parallel_degree must be 1: .*, got 2"):
+        sft_flags(pipeline_parallel_degree=2)
     assert not (tmp_path / "run").exists()

@@ -1,9 +1,15 @@
 """The mesh: copies of the model, each on one process or divided between several, and who speaks for all.
 
-`python -m paddle.distributed.launch --devices 0,1 --log_dir LOGS SCRIPT` starts a process for each device. A copy on
-several processes is divided by `tensor_parallel.py`; neighbours in the order of ranks share one.
+`python -m paddle.distributed.launch --devices 0,1 --log_dir LOGS SCRIPT` starts a process for each device. They stand
+along four axes, the outermost first:
 
-Alone, a process is the first of one, and nothing here costs anything.
+    data       copies of the model
+    pipeline   stages of a copy, each with some of its layers
+    sharding   copies of the model too, which divide the optimizer's state
+    tensor     processes that divide every layer of a copy: tensor_parallel.py
+
+A step's rows are shared out over data and sharding. Alone, a process is the first of one, and nothing here costs
+anything.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import paddle
 from paddle.distributed import fleet
 from paddle.distributed.fleet.utils.sequence_parallel_utils import is_sequence_parallel_parameter
 
+from examples.llama2_13b.parallel.degrees import AXES, Degrees
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from fusionkit.optimizer import global_norm
 from fusionkit.parallel import Communicator, collectives
@@ -32,52 +39,68 @@ class Mesh:
     """This process's place among all. Made once, by `join`, and passed to whoever needs it.
 
     Args:
-        data: the group of those that have the same part of the other copies; None with one copy.
-        tensor: how the processes of a copy divide it.
+        data, pipeline, sharding: the group of those that differ from this process along one axis only; None for a
+            degree of 1.
+        tensor: how the processes of a copy divide its layers.
+        replicas: the group of those that differ along data and sharding: they have the same part of the other copies.
         world: the group of all; None alone.
     """
 
     data: Any = None
+    pipeline: Any = None
+    sharding: Any = None
     tensor: TensorParallel = ALONE
+    replicas: Any = None
     world: Any = None
 
     @classmethod
-    def join(cls, command: str, tensor_parallel_degree: int, sequence_parallel: bool) -> Mesh:
-        """Join the other processes of a command, each with the device that the launcher gave it.
+    def join(
+        cls,
+        command: str,
+        *,
+        tensor_parallel_degree: int = 1,
+        sharding_parallel_degree: int = 1,
+        pipeline_parallel_degree: int = 1,
+        sequence_parallel: bool = True,
+    ) -> Mesh:
+        """Join the other processes of a command, each with the device that the launcher gave it. data takes the rest.
 
         Raises:
             ValueError: the processes do not make whole copies.
         """
         processes = int(paddle.distributed.get_world_size())
-        if processes % tensor_parallel_degree:
-            raise ValueError(
-                f"{command}: --tensor_parallel_degree must be a divisor of the number of processes {processes}, got "
-                f"{tensor_parallel_degree}. Start more: "
-                "python -m paddle.distributed.launch --nproc_per_node N --log_dir LOGS"
-            )
+        degrees = Degrees.of(
+            command,
+            processes,
+            tensor=tensor_parallel_degree,
+            sharding=sharding_parallel_degree,
+            pipeline=pipeline_parallel_degree,
+        )
         if processes == 1:
             return cls()
         join = _on_host if paddle.get_device() == "cpu" else _on_devices
-        data, tensor, world = join(processes // tensor_parallel_degree, tensor_parallel_degree)
-        return cls(data, ALONE if tensor is None else TensorParallel(tensor, sequence_parallel), world)
+        groups = join(degrees)
+        tensor = groups.pop("tensor")
+        return cls(**groups, tensor=ALONE if tensor is None else TensorParallel(tensor, sequence_parallel))
 
     @property
     def processes(self) -> int:
-        return 1 if self.world is None else int(self.world.world_size)
+        return _size(self.world)
 
     @property
     def copies(self) -> int:
-        return 1 if self.data is None else int(self.data.world_size)
+        """Of the model, each with rows of its own."""
+        return _size(self.replicas)
 
     @property
     def copy(self) -> int:
         """Which copy this process has, or has a part of."""
-        return 0 if self.data is None else int(self.data.rank)
+        return _rank(self.replicas)
 
     @property
     def is_first(self) -> bool:
         """Whether this process speaks and writes for all."""
-        return self.copy == 0 and self.tensor.rank == 0
+        return _rank(self.world) == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This copy's part; it may be empty."""
@@ -85,7 +108,7 @@ class Mesh:
 
     def totals(self, *values: float) -> list[float]:
         """Sums over the copies."""
-        return list(values) if self.data is None else _summed(values, self.data)
+        return list(values) if self.replicas is None else _summed(values, self.replicas)
 
     def any_process(self, value: bool) -> bool:
         """Whether it holds for one of all processes; all wait here for the last."""
@@ -96,11 +119,11 @@ class Mesh:
         with zeros. Frozen parameters have none."""
         parameters = [parameter for parameter in parameters if not parameter.stop_gradient]
         self._complete_gradients(parameters)
-        if self.data is None:
+        if self.replicas is None:
             return
         for parameter in parameters:
             gradient = paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = collectives.all_reduced(gradient, self.data).scale_(1 / self.copies)
+            parameter.grad = collectives.all_reduced(gradient, self.replicas).scale_(1 / self.copies)
 
     def _complete_gradients(self, parameters: list[paddle.Tensor]) -> None:
         """Sum the gradients of weights that have seen this rank's tokens only, in one call.
@@ -125,35 +148,53 @@ class Mesh:
         return float(np.sqrt(whole**2 + _summed([own**2], self.tensor.group)[0]))
 
 
-def _on_devices(copies: int, tensor_parallel_degree: int) -> tuple[Any, Any, Any]:
-    """fleet's topology: the groups data, tensor and world; one of a single process is None."""
+def _size(group: Any) -> int:
+    return 1 if group is None else int(group.world_size)
+
+
+def _rank(group: Any) -> int:
+    return 0 if group is None else int(group.rank)
+
+
+# The mesh's groups, and the axes along which the members of each differ.
+GROUPS = {axis: (axis,) for axis in AXES} | {"replicas": ("data", "sharding"), "world": AXES}
+
+
+def _on_devices(degrees: Degrees) -> dict[str, Any]:
+    """Groups of fleet's topology; one of a single process is None."""
     strategy = fleet.DistributedStrategy()
-    axes = {"dp_degree": copies, "mp_degree": tensor_parallel_degree, "pp_degree": 1, "sharding_degree": 1}
-    strategy.hybrid_configs = axes
+    axes = {"data": "dp", "pipeline": "pp", "sharding": "sharding", "tensor": "mp"}
+    strategy.hybrid_configs = {f"{theirs}_degree": getattr(degrees, ours) for ours, theirs in axes.items()}
     fleet.init(is_collective=True, strategy=strategy)
     made = fleet.get_hybrid_communicate_group()
-    data = made.get_data_parallel_group() if copies > 1 else None
-    tensor = made.get_model_parallel_group() if tensor_parallel_degree > 1 else None
-    return data, tensor, paddle.distributed.get_group()
+    groups = {
+        "data": made.get_data_parallel_group(),
+        "pipeline": made.get_pipe_parallel_group(),
+        "sharding": made.get_sharding_parallel_group(),
+        "tensor": made.get_model_parallel_group(),
+        "world": paddle.distributed.get_group(),
+    }
+    groups = {name: group if group.nranks > 1 else None for name, group in groups.items()}
+    both = groups["data"] and groups["sharding"]
+    replicas = made.create_fuse_group(["data", "sharding"])[1] if both else groups["data"] or groups["sharding"]
+    return groups | {"replicas": replicas}
 
 
-def _on_host(copies: int, tensor_parallel_degree: int) -> tuple[Any, Any, Any]:
+def _on_host(degrees: Degrees) -> dict[str, Any]:
     """The same groups without fleet: while it makes its own, Paddle 3.3.1's gloo failed in 1 of 25 starts of two
     processes, and in most of four."""
     store = paddle.base.core.create_or_get_global_tcp_store()
     rank = paddle.distributed.get_rank()
-    copy, part = divmod(rank, tensor_parallel_degree)
-
-    def joined(name: str, rank: int, size: int) -> Communicator | None:
-        if size == 1:
-            return None
-        return Communicator.from_store(store, rank, size, name=f"training/{name}", timeout=SAVING_SECONDS)
-
-    return (
-        joined(f"data {part}", copy, copies),
-        joined(f"tensor {copy}", part, tensor_parallel_degree),
-        joined("world", rank, copies * tensor_parallel_degree),
-    )
+    made: dict[tuple[int, ...], Communicator | None] = {(rank,): None}
+    groups = {}
+    for name, axes in GROUPS.items():
+        ranks = tuple(degrees.group(rank, *axes))
+        if ranks not in made:
+            made[ranks] = Communicator.from_store(
+                store, ranks.index(rank), len(ranks), name=f"training/{name} {ranks[0]}", timeout=SAVING_SECONDS
+            )
+        groups[name] = made[ranks]
+    return groups
 
 
 def _summed(values: Sequence[float], group: Any) -> list[float]:

@@ -24,7 +24,12 @@ from examples.llama2_13b.train.training_flags import TrainingFlags
 def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
     """Work on the flags' device, with the other processes, as the only writer of the output folder."""
     _set_device(flags)
-    mesh = Mesh.join(flags.COMMAND, flags.tensor_parallel_degree, flags.sequence_parallel)
+    mesh = Mesh.join(
+        flags.COMMAND,
+        tensor_parallel_degree=flags.tensor_parallel_degree,
+        pipeline_parallel_degree=flags.pipeline_parallel_degree,
+        sequence_parallel=flags.sequence_parallel,
+    )
     folder = Path(flags.output_dir)
     # One process of a run writes, and so has the folder for all.
     with reserved(folder, f"{flags.COMMAND}: --output_dir") if mesh.is_first else nullcontext():

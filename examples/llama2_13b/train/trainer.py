@@ -56,8 +56,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         flags = self.flags
-        rows_per_step = flags.per_device_train_batch_size * flags.gradient_accumulation_steps * self.mesh.copies
-        self._order = Order(self.train, rows_per_step, flags.seed)
+        self._order = Order(self.train, flags.rows_per_step(self.mesh.copies), flags.seed)
         self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
         flags.require_within(self.num_steps)
         if self.step >= self.num_steps:
@@ -197,5 +196,5 @@ class Trainer:
 
 
 def deciding(flags: TrainingFlags, mesh: Mesh) -> dict[str, object]:
-    """What a run that resumes must share: its flags, and the number of copies of the model."""
-    return flags.deciding() | {"copies": mesh.copies}
+    """What a run that resumes must share: its flags, and the rows of a step, however they are shared out."""
+    return flags.deciding() | {"rows_per_step": flags.rows_per_step(mesh.copies)}

@@ -39,7 +39,8 @@ class TrainingFlags:
     bf16: bool = flag("bfloat16 arithmetic; parameters and optimizer stay float32", False)
     save_dtype: str | None = flag(f"of the final model: {' | '.join(DTYPES)}; that of its source if not given", None)
     recompute: bool = flag("compute activations again instead of keeping them", False)
-    tensor_parallel_degree: int = flag("processes that share each copy of the model, neighbours", 1)
+    tensor_parallel_degree: int = flag("processes that share each layer of a copy of the model, neighbours", 1)
+    pipeline_parallel_degree: int = flag("stages of each copy of the model; 1 is the only one there is yet", 1)
     sequence_parallel: bool = flag("such processes share the tokens between products too", True)
     seed: int = flag("of data order and random numbers", 42)
     device: str | None = flag("as paddle.set_device takes it; Paddle's choice if not given", None)
@@ -52,7 +53,7 @@ class TrainingFlags:
     def __post_init__(self) -> None:
         at_least_one = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
                         "num_train_epochs", "eval_steps", "save_steps", "save_total_limit",
-                        "tensor_parallel_degree")  # fmt: skip
+                        "tensor_parallel_degree", "pipeline_parallel_degree")  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "at least 1")
@@ -69,6 +70,9 @@ class TrainingFlags:
         self.require(self.lr_scheduler_type in KINDS, "lr_scheduler_type", " or ".join(KINDS))
         self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
+        self.require(
+            self.pipeline_parallel_degree == 1, "pipeline_parallel_degree", "1: no layers are divided into stages"
+        )
         divides = self.sequence_parallel or self.tensor_parallel_degree > 1
         self.require(divides, "sequence_parallel", "true where tensor_parallel_degree is 1")
         self.require(
@@ -87,16 +91,18 @@ class TrainingFlags:
             value = getattr(self, name)
             self.require(value is None or value <= num_steps, name, f"at most {num_steps}, the steps of this run")
 
+    def rows_per_step(self, copies: int) -> int:
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * copies
+
     @property
     def dtype(self) -> str:
         return "bfloat16" if self.bf16 else "float32"
 
     def deciding(self) -> dict[str, object]:
-        """The flags that a resumed run must share: they decide which samples a step sees and how it learns from them.
+        """The flags that a resumed run must share: they decide the samples' order and how a step learns from them.
 
         The number of steps is not among them: a run may be made longer.
         """
-        names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16",
-                 "learning_rate", "min_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
-                 "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")  # fmt: skip
+        names = ("seed", "bf16", "learning_rate", "min_learning_rate", "lr_scheduler_type", "warmup_steps",
+                 "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -84,8 +84,8 @@ def require_same(state: TrainingState, data: str, flags: Mapping[str, Any], fold
         ValueError: naming the first flag, or the data.
     """
     for name, value in flags.items():
-        if name == "copies":
-            _require_copies(state.flags, value, folder, command)
+        if name == "rows_per_step":
+            _require_rows(state.flags, value, folder, command)
         elif state.flags.get(name) != value:
             rule = f"{state.flags.get(name)!r} as in {folder}"
             advice = "Resume with the same flags, or start anew"
@@ -94,16 +94,20 @@ def require_same(state: TrainingState, data: str, flags: Mapping[str, Any], fold
         raise ValueError(f"{command}: the training data must be that of {folder}, got other samples. Start a new run")
 
 
-def _require_copies(saved: Mapping[str, Any], copies: Any, folder: Path, command: str) -> None:
-    """A step's rows are shared out over the copies, so their number decides which samples a step sees."""
-    wanted = saved.get("copies", saved.get("processes", 1))  # the latter in older checkpoints, where there were several
-    if wanted != copies:
+def _require_rows(saved: Mapping[str, Any], rows: Any, folder: Path, command: str) -> None:
+    """The samples of a step follow from the number of its rows. How they are shared out may change."""
+    wanted = saved.get("rows_per_step", _rows_of_older(saved))
+    if wanted != rows:
         raise ValueError(
-            f"{command}: the number of copies of the model must be {wanted} as in {folder}, got {copies}; "
-            "a step has as many times --per_device_train_batch_size rows. "
-            f"Start {wanted} times --tensor_parallel_degree processes with "
-            "python -m paddle.distributed.launch --nproc_per_node N --log_dir LOGS, or start anew"
+            f"{command}: --per_device_train_batch_size x --gradient_accumulation_steps x copies of the model must be "
+            f"{wanted} as in {folder}, got {rows}: a step has as many rows. Change one of the three, or start anew"
         )
+
+
+def _rows_of_older(saved: Mapping[str, Any]) -> Any:
+    """Older checkpoints have the factors; the oldest call the copies processes, and one not at all."""
+    copies = saved.get("copies", saved.get("processes", 1))
+    return saved.get("per_device_train_batch_size", 0) * saved.get("gradient_accumulation_steps", 0) * copies
 
 
 def checkpoints(output: Path) -> list[Path]:
