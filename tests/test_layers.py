@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import paddle
 import pytest
@@ -118,6 +120,13 @@ def test_the_head_gives_float32_logits_and_the_loss_of_its_targets():
     scores = np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
     expected = -sum(scores[row, column, label] for (row, column), label in np.ndenumerate(labels) if label != -100)
     assert float(loss_sum) == pytest.approx(expected, rel=1e-5) and int(num_tokens) == 4
+
+
+def test_a_head_whose_vocabulary_is_smaller_than_its_group_is_refused():
+    two = SimpleNamespace(rank=1, world_size=2)
+    assert LanguageModelHead(8, 3, group=two).weight.shape == [8, 1]
+    with pytest.raises(ValueError, match="LanguageModelHead: vocab_size must be at least the group's 2 ranks, got 1"):
+        LanguageModelHead(8, 1, group=two)
 
 
 def test_parameters_and_their_gradients_are_float32_beside_bfloat16_activations():

@@ -7,28 +7,68 @@ from typing import Any
 import paddle
 
 import fusionkit as fk
+from fusionkit.parallel import collectives
+from fusionkit.parallel.features import gather_features
+from fusionkit.parallel.parameters import create_weight, part_of
+from fusionkit.world_size import world_size_of
 
 
 class LanguageModelHead(paddle.nn.Layer):  # type: ignore[misc]
     """logits = x @ weight; loss = cross entropy of the logits.
 
+    With a group the vocabulary is divided over its ranks, and no rank holds the logits of another while it trains.
+
     Args:
         hidden_size: of x's last axis.
-        vocab_size: number of logits.
-        initializer_range: standard deviation of the float32 weight, [hidden_size, vocab_size], at the start.
+        vocab_size: number of logits, of all ranks together.
+        initializer_range: standard deviation of the float32 weight at the start.
+        group: a Paddle group, or a `fusionkit.parallel.Communicator`; None: the vocabulary is whole.
+        sequence_parallel: x is this rank's part of the tokens, its first axis, instead of replicated.
+
+    Parameters: weight [hidden_size, vocab_size], or with a group [hidden_size, own part] with split_axis 1.
+        `fusionkit.parallel.parts.own_part` says which entries a rank has.
+
+    Raises:
+        ValueError: vocab_size is below the group's size.
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int, initializer_range: float = 0.02) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        initializer_range: float = 0.02,
+        group: Any = None,
+        sequence_parallel: bool = False,
+    ) -> None:
         super().__init__()
-        normal = paddle.nn.initializer.Normal(std=initializer_range)
-        self.weight = self.create_parameter([hidden_size, vocab_size], dtype="float32", default_initializer=normal)
+        self.is_mp = world_size_of(group) > 1
+        self.model_parallel_group = group if self.is_mp else None
+        self.vocab_size, self.sequence_parallel = vocab_size, sequence_parallel
+        rank, world_size = (group.rank, world_size_of(group)) if self.is_mp else (0, 1)
+        own = part_of(type(self).__name__, "vocab_size", vocab_size, rank, world_size)
+        normal = paddle.ParamAttr(initializer=paddle.nn.initializer.Normal(std=initializer_range))
+        self.weight = create_weight(self, [hidden_size, own.stop - own.start], normal, split_axis=1)
 
     def forward(self, x: Any) -> Any:
         """[..., vocab_size] float32: computed in x's dtype, then widened for whoever samples from them."""
-        logits = fk.fused_linear(x, self.weight)
+        logits = fk.fused_linear(self._replicated(x), self.weight)
+        if self.is_mp:
+            logits = gather_features(logits, self.vocab_size, self.model_parallel_group)
         return logits if logits.dtype == paddle.float32 else logits.cast("float32")
 
     def loss(self, x: Any, labels: Any) -> tuple[Any, Any]:
-        """(sum of the losses float32, number of targets int64) for labels [...] int; -100 is no target."""
-        loss_sum, num_tokens = fk.fused_linear_cross_entropy(x, self.weight, labels)
+        """(sum of the losses float32, number of targets int64) for labels [...] int; -100 is no target.
+
+        Labels are of all tokens. The results are those of the whole vocabulary, on all ranks.
+        """
+        loss_sum, num_tokens = fk.fused_linear_cross_entropy(
+            self._replicated(x), self.weight, labels, group=self.model_parallel_group
+        )
         return loss_sum, num_tokens
+
+    def _replicated(self, x: Any) -> Any:
+        """Each rank goes on with its own columns, so the gradients of x are parts, which these two add up."""
+        if not self.is_mp:
+            return x
+        gather = collectives.all_gather if self.sequence_parallel else collectives.identity
+        return gather(x, self.model_parallel_group)

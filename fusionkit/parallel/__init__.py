@@ -5,8 +5,8 @@
     communicator = Communicator(identifier, rank, world_size)   # identifier: rank 0's unique_id(), given to all
     total = communicator.all_reduce(gradient)
 
-Its linear layers take the place of `paddle.distributed.fleet`'s: ColumnParallelLinear, RowParallelLinear,
-ColumnSequenceParallelLinear and RowSequenceParallelLinear.
+Its layers take the place of `paddle.distributed.fleet`'s: ColumnParallelLinear, RowParallelLinear,
+ColumnSequenceParallelLinear, RowSequenceParallelLinear and VocabParallelEmbedding.
 
 Importing this imports no framework and starts nothing; the layers import Paddle when they are first asked for.
 """
@@ -17,7 +17,13 @@ from fusionkit.parallel.communicator import Communicator, group, unique_id
 from fusionkit.parallel.sums import sum_in_order
 from fusionkit.parallel.work import CommunicatorError, Work
 
-LAYERS = ("ColumnParallelLinear", "ColumnSequenceParallelLinear", "RowParallelLinear", "RowSequenceParallelLinear")
+LAYERS = (
+    "ColumnParallelLinear",
+    "ColumnSequenceParallelLinear",
+    "RowParallelLinear",
+    "RowSequenceParallelLinear",
+    "VocabParallelEmbedding",
+)
 
 __all__ = ["Communicator", "CommunicatorError", "Work", "group", "sum_in_order", "unique_id"]
 

@@ -11,6 +11,7 @@ from paddle.distributed.fleet.base import topology
 from paddle.distributed.fleet.layers.mpu.random import MODEL_PARALLEL_RNG, get_rng_state_tracker
 
 from fusionkit.errors import argument_error
+from fusionkit.parallel.parts import own_part
 from fusionkit.world_size import world_size_of
 
 
@@ -75,6 +76,17 @@ def share_of(layer: str, name: str, size: int, world_size: int) -> int:
     if size % world_size:
         raise argument_error(layer, name, f"a multiple of the group's {world_size} ranks", size)
     return size // world_size
+
+
+def part_of(layer: str, name: str, size: int, rank: int, world_size: int) -> slice:
+    """One rank's part of an axis that need not divide.
+
+    Raises:
+        ValueError: a rank would have none.
+    """
+    if size < world_size:
+        raise argument_error(layer, name, f"at least the group's {world_size} ranks", size)
+    return own_part(size, rank, world_size)
 
 
 def create_weight(layer: Any, shape: list[int], attr: Any, split_axis: int) -> Any:

@@ -61,7 +61,7 @@ class ColumnParallelLinear(fleet.meta_parallel.ColumnParallelLinear):  # type: i
             y = with_bias(column_product(x, self.weight, group), self.bias)
         else:
             y = product_with_bias(self, collectives.identity(x, group))
-        return gather_features(y, group) if self.gather_output else y
+        return gather_features(y, self.world_size * self.output_size_per_partition, group) if self.gather_output else y
 
 
 class RowParallelLinear(fleet.meta_parallel.RowParallelLinear):  # type: ignore[misc]

@@ -27,6 +27,7 @@ SMALL = {
 }
 # The vendor's products fused with collectives take inner sizes from 256, also of a shard.
 WIDE = SMALL | {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
+WIDE |= {"vocab_size": 511}  # of which the first of two ranks has one more
 LOSSES = "tests.emulator.sft_losses"
 ATTENTION_IN_FLOAT32 = "fallback: npu: q.dtype must be bfloat16 or float16, got float32"
 
@@ -143,6 +144,8 @@ def test_two_processes_of_tensor_parallelism_make_the_steps_of_float64(tmp_path)
     for each in printed:
         for op in ("all_gather_matmul", "matmul_reduce_scatter", "fusion_rms_norm", "flash_attention"):
             assert ("npu", "chosen") in reasons(each, op), (op, reasons(each, op))
+        not_offered = "not offered: npu: npu does not have fused_linear_cross_entropy"
+        assert reasons(each, "fused_linear_cross_entropy") == {("eager", not_offered)}
     (losses,) = [each["losses"] for each in printed if each["losses"]]
     exact, _ = exact_run(model, tmp_path / "composed")
     require_twice_the_composition((exact, {}), (losses, {}), (composed, {}), "bfloat16")

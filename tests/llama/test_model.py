@@ -15,7 +15,7 @@ import transformers
 import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import DIVIDED, layout
+from examples.llama2_13b.model.layout import layout
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from tests.llama.conftest import EXAMPLE
 
@@ -328,17 +328,21 @@ def test_ids_of_the_wrong_shape_are_refused():
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_table_of_parameters_is_that_of_the_model(ranks):
-    """Every parameter has its row, in order, of its size: on one rank, and divided over two."""
-    shards = TensorParallel(SimpleNamespace(rank=0, world_size=ranks)) if ranks > 1 else ALONE
+    """Every parameter has its row, in order, of its size: on one rank, and divided over two, one entry more on the
+    first."""
     config = LlamaConfig.from_json(EXAMPLE / "configs" / "tiny.json")
+    config = dataclasses.replace(config, vocab_size=511)
+    all_ranks = [TensorParallel(SimpleNamespace(rank=rank, world_size=ranks)) for rank in range(ranks)]
     with paddle.LazyGuard():
-        model = Llama(config, shards=shards)
+        models = [Llama(config, shards=shards if ranks > 1 else ALONE) for shards in all_ranks]
     table = layout(config)
-    assert [name for name, _ in model.named_parameters()] == list(table)
-    for name, parameter in model.named_parameters():
-        divided = ranks if is_shard(parameter) else 1
-        assert divided * int(np.prod(parameter.shape)) == table[name].size, name
-        is_divided = name.split(".", 2)[-1].removesuffix(".weight") in DIVIDED
+    for model in models:
+        assert [name for name, _ in model.named_parameters()] == list(table)
+    for (name, parameter), *others in zip(*(model.named_parameters() for model in models), strict=True):
+        is_divided = "norm" not in name
+        assert is_shard(parameter) == (is_divided and ranks > 1)
+        shards = [parameter, *(other for _, other in others)] if is_divided else [parameter]
+        assert sum(int(np.prod(shard.shape)) for shard in shards) == table[name].size, name
         assert {part.axis is not None for part in table[name].parts} == {is_divided}
         assert table[name].is_decayed == (len(parameter.shape) > 1)
     assert [name for name, row in table.items() if row.is_looked_up] == ["embed_tokens.weight"]

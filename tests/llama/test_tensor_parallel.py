@@ -30,9 +30,15 @@ def without_mc2(monkeypatch):
     monkeypatch.setattr(policy, "mc2", lambda: False)
 
 
-def batch(step):
+def edges(vocab_size):
+    """The first and the last entry of each of two and of four ranks."""
+    return [shard[end] for ranks in (2, 4) for shard in np.array_split(np.arange(vocab_size), ranks) for end in (0, -1)]
+
+
+def batch(step, vocab_size):
     random = np.random.default_rng(step)
-    ids, labels = random.integers(0, 512, (2, 2, 33 + step % 2))
+    ids, labels = random.integers(0, vocab_size, (2, 2, 36 - 2 * (step % 2)))
+    ids[1, 20:32] = labels[1, :12] = edges(vocab_size)
     labels[0, :5] = -100
     ends = np.full((2, 1, ids.shape[1], 1), ids.shape[1], np.int32)
     ends[0, 0, :10] = 10  # two documents in a row
@@ -54,7 +60,7 @@ class Run:
 
     def train(self, steps):
         for _ in range(steps):
-            loss_sum, num_tokens = self.model.loss(*batch(self.step))
+            loss_sum, num_tokens = self.model.loss(*batch(self.step, self.model.config.vocab_size))
             (loss_sum / num_tokens.astype("float32")).backward()
             self.mesh.reduce_gradients(self.model.parameters())
             self.gradients = self.gradients or self.whole(lambda parameter: parameter.grad)
@@ -79,13 +85,32 @@ class Run:
         return self.whole(lambda parameter: state[f"{parameter.name}_moment2_0"])
 
 
+def on_ranks(count, run, sequence_parallel=True):
+    return run_ranks(count, lambda rank, communicator: run(TensorParallel(communicator, sequence_parallel)))
+
+
 def on_two(run, sequence_parallel=True):
-    return run_ranks(2, lambda rank, communicator: run(TensorParallel(communicator, sequence_parallel)))
+    return on_ranks(2, run, sequence_parallel)
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_folder):
     return Run(tiny_folder).train(STEPS)
+
+
+@pytest.fixture(scope="module")
+def uneven_folder(tiny_folder, tmp_path_factory):
+    """509 entries: 255 and 254 on two ranks, 128 and three times 127 on four, which divide the four heads too."""
+    config = LlamaConfig.from_json(Path(tiny_folder) / "config.json")
+    folder = tmp_path_factory.mktemp("uneven")
+    paddle.seed(3)
+    Llama(dataclasses.replace(config, vocab_size=509, num_key_value_heads=4)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uneven_alone(uneven_folder):
+    return Run(uneven_folder).train(STEPS)
 
 
 def assert_close(ours, exact):
@@ -96,8 +121,7 @@ def assert_close(ours, exact):
 
 
 def require_same_training(runs, alone):
-    assert runs[0].losses == runs[1].losses  # every rank computes the whole loss
-    assert runs[0].norm == runs[1].norm
+    assert all(run.losses == runs[0].losses and run.norm == runs[0].norm for run in runs)  # each has the whole loss
     np.testing.assert_allclose(runs[0].losses, alone.losses, rtol=1e-5)
     np.testing.assert_allclose(runs[0].norm, alone.norm, rtol=1e-4)
     for run in runs:
@@ -120,6 +144,68 @@ def test_two_ranks_without_mc2_train_as_one(tiny_folder, alone, without_mc2, seq
     assert not {op for op, _, _ in fk.ledger()} & FUSED
 
 
+@pytest.mark.parametrize("sequence_parallel", [True, False], ids=["sequence", "replicated"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_vocabulary_that_does_not_divide_trains_as_one(uneven_folder, uneven_alone, ranks, sequence_parallel):
+    def trained(shards):
+        run = Run(uneven_folder, shards).train(STEPS)
+        return run, run.whole(lambda parameter: parameter)
+
+    fk.ledger().reset()
+    runs, weights = zip(*on_ranks(ranks, trained, sequence_parallel), strict=True)
+    assert {backend for op, backend, _ in fk.ledger() if op == "fused_linear_cross_entropy"} == {"cpu"}
+    require_same_training(runs, uneven_alone)
+    first, expected = (run.whole(lambda parameter: parameter) for run in (Run(uneven_folder), uneven_alone))
+    for name, value in expected.items():
+        moved, apart = (np.linalg.norm(other[name] - value) for other in (first, weights[0]))
+        assert apart < 1e-2 * moved, name  # AdamW's first steps take the sign of gradients that may be rounding alone
+
+
+@pytest.mark.parametrize("sequence_parallel", [True, False], ids=["sequence", "replicated"])
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_rank_has_the_logits_of_the_whole_vocabulary(uneven_folder, dtype, ranks, sequence_parallel):
+    """And what is computed of them, alike on all ranks, has the gradients of one process."""
+
+    def both(shards=ALONE, dtype=dtype):
+        run = Run(uneven_folder, shards, dtype=dtype)
+        ids, _, positions, ends = batch(0, 509)
+        logits = run.model(ids, positions, ends)
+        logits.logsumexp(-1).sum().backward()
+        run.mesh.reduce_gradients(run.model.parameters())
+        return logits.numpy(), run.whole(lambda parameter: parameter.grad)
+
+    exact, exact_gradients = both(dtype="float32")
+    assert exact.shape == (2, 36, 509)
+    if dtype == "float32":
+        for logits, gradients in on_ranks(ranks, both, sequence_parallel):
+            np.testing.assert_allclose(logits, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+            assert_close(gradients, exact_gradients)
+        return
+    error = np.abs(both()[0] - exact).max()  # of one process in bfloat16
+    for logits, _ in on_ranks(ranks, both, sequence_parallel):
+        assert np.abs(logits - exact).max() <= 2 * error + 2.0**-8 * np.abs(exact).max()
+
+
+def test_without_a_gradient_the_loss_is_the_same(uneven_folder, uneven_alone):
+    def evaluated(shards):
+        with paddle.no_grad():
+            loss_sum, num_tokens = Run(uneven_folder, shards).model.loss(*batch(0, 509))
+        return float(loss_sum) / int(num_tokens)
+
+    assert on_two(evaluated) == pytest.approx([uneven_alone.losses[0]] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("outside", [-1, 509, 2**40])
+def test_an_id_that_no_rank_has_is_refused_by_all(uneven_folder, outside):
+    def refused(shards):
+        run = Run(uneven_folder, shards)
+        with pytest.raises(ValueError, match=rf"x must be in \[0, 509\), got {outside}"):
+            run.model(paddle.to_tensor([[3, outside]]))
+
+    on_two(refused)
+
+
 def test_recomputation_changes_no_loss(tiny_folder):
     def both(shards):
         return [Run(tiny_folder, shards, recompute=recompute).train(2).losses for recompute in (False, True)]
@@ -136,9 +222,9 @@ def test_bfloat16_is_as_near_as_one_process(tiny_folder, alone):
     assert np.abs(np.subtract(ours, alone.losses)).max() <= 2 * error + 2.0**-8
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_alone_and_back(tiny_folder, alone, tmp_path):
+def test_a_checkpoint_of_two_ranks_goes_on_alone_and_on_four(uneven_folder, uneven_alone, tmp_path):
     def two_steps(shards):
-        run = Run(tiny_folder, shards).train(2)
+        run = Run(uneven_folder, shards).train(2)
         run.save(tmp_path / "checkpoint-2")
         return run.whole(lambda parameter: parameter), run.moments()
 
@@ -146,14 +232,14 @@ def test_a_checkpoint_of_two_ranks_goes_on_alone_and_back(tiny_folder, alone, tm
     resumed = Run(tmp_path / "checkpoint-2", start=2)
     assert_equal(resumed.whole(lambda parameter: parameter), weights)
     assert_equal(resumed.moments(), moments)
-    assert resumed.train(1).losses == pytest.approx(alone.losses[2:], rel=1e-5)
+    assert resumed.train(1).losses == pytest.approx(uneven_alone.losses[2:], rel=1e-5)
     resumed.save(tmp_path / "checkpoint-3")
 
     def read_back(shards):
         run = Run(tmp_path / "checkpoint-3", shards, start=3)
         return run.whole(lambda parameter: parameter), run.moments()
 
-    for weights, moments in on_two(read_back):
+    for weights, moments in on_ranks(4, read_back):
         assert_equal(weights, resumed.whole(lambda parameter: parameter))
         assert_equal(moments, resumed.moments())
 
@@ -162,6 +248,18 @@ def assert_equal(one, other):
     assert one.keys() == other.keys() and len(one) == 2 * 9 + 3
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_rank_holds_its_own_entries_of_the_vocabulary(uneven_folder):
+    whole = dict(Llama.from_pretrained(uneven_folder).named_parameters())
+
+    def read(shards):
+        with one_at_a_time:
+            return dict(Llama.from_pretrained(uneven_folder, shards=shards).named_parameters())
+
+    for own, shard in zip(np.array_split(np.arange(509), 4), on_ranks(4, read), strict=True):
+        np.testing.assert_array_equal(shard["embed_tokens.weight"], whole["embed_tokens.weight"].numpy()[own])
+        np.testing.assert_array_equal(shard["lm_head.weight"], whole["lm_head.weight"].numpy()[:, own])
 
 
 def test_a_rank_holds_its_own_heads_and_columns(tiny_folder):

@@ -17,6 +17,7 @@ from paddle.distributed.fleet.utils import sequence_parallel_utils
 import fusionkit as fk
 from fusionkit import parallel, policy
 from fusionkit.parallel.parity import run_ranks
+from fusionkit.parallel.sequence import gather_rows, scatter_rows
 
 COLUMN, ROW = "ColumnParallelLinear", "RowParallelLinear"
 COLUMN_SEQUENCE, ROW_SEQUENCE = "ColumnSequenceParallelLinear", "RowSequenceParallelLinear"
@@ -263,6 +264,25 @@ def test_features_that_do_not_divide_are_refused_not_cut_off():
     layer = parallel.RowParallelLinear(8, OUTPUTS, mp_group=TWO)
     with pytest.raises(ValueError, match="x's last axis must be a multiple of the group's 2 ranks, got 9"):
         layer(paddle.ones([5, 9]))
+
+
+def test_rows_are_scattered_and_gathered_with_the_gradients_of_replicated_ones():
+    """What all ranks go on to compute alike counts once."""
+    whole = values(4, 6, 3).astype("float32")
+
+    def one(rank, communicator):
+        x = paddle.to_tensor(whole, stop_gradient=False)
+        own = scatter_rows(x, communicator)
+        own.retain_grads()
+        y = gather_rows(own * own, communicator)
+        y.backward(paddle.to_tensor(whole))
+        return own.numpy(), own.grad.numpy(), y.numpy(), x.grad.numpy()
+
+    for rank, (own, down, y, dx) in enumerate(run_ranks(2, one)):
+        np.testing.assert_array_equal(own, part(whole, rank, 2, 0))
+        np.testing.assert_array_equal(down, part(2 * whole * whole, rank, 2, 0))
+        np.testing.assert_array_equal(y, whole * whole)
+        np.testing.assert_array_equal(dx, 2 * whole * whole)
 
 
 def test_the_package_imports_no_framework_until_a_layer_is_asked_for():

@@ -72,7 +72,7 @@ class Reader:
         return self._table[name].join([self._read(part) for part in self._stored[name]])
 
     def _read(self, part: Part) -> Array:
-        tensor = self._files.read(part.name, part.axis, self._shards.rank, self._shards.size)
+        tensor = self._files.read(part.name, part.own(self._shards.rank, self._shards.size))
         return tensor.T if part.is_transposed else tensor
 
 

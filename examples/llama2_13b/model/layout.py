@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.llama2_13b.model.config import LlamaConfig
+from fusionkit.parallel.parts import own_part
 
 Array = NDArray[np.float32]
 Table = dict[str, "Parameter"]  # by the names of the model's parameters and in their order
@@ -44,9 +45,13 @@ class Part:
             is_transposed=not self.is_transposed,
         )
 
-    def shard(self, size: int) -> Part:
-        """One rank's."""
-        return replace(self, shape=tuple(n // size if axis == self.axis else n for axis, n in enumerate(self.shape)))
+    def own(self, rank: int, size: int) -> tuple[slice, ...]:
+        """Where a rank's shard stands in the whole tensor."""
+        return tuple(own_part(n, rank, size) if axis == self.axis else slice(0, n) for axis, n in enumerate(self.shape))
+
+    def shard(self, rank: int, size: int) -> Part:
+        """A rank's."""
+        return replace(self, shape=tuple(part.stop - part.start for part in self.own(rank, size)))
 
     @property
     def size(self) -> int:
@@ -88,8 +93,11 @@ class Parameter:
 
         A shard may be anything of the parameter's shape, such as a moment of the optimizer.
         """
-        pieces = [self._split(shard, [part.shard(len(shards)) for part in self.parts]) for shard in shards]
-        if len(shards) == 1:
+        size = len(shards)
+        pieces = [
+            self._split(shard, [part.shard(rank, size) for part in self.parts]) for rank, shard in enumerate(shards)
+        ]
+        if size == 1:
             return pieces[0]
         return {
             part.name: np.concatenate([piece[part.name] for piece in pieces], axis=part.axis) for part in self.parts
@@ -115,12 +123,12 @@ def trainable(table: Table) -> Table:
 def layout(config: LlamaConfig) -> Table:
     """The table of a whole Llama, which `Llama.table` holds."""
     hidden, vocab = config.hidden_size, config.vocab_size
-    embedding = (Part("model.embed_tokens.weight", (vocab, hidden)),)
+    embedding = (Part("model.embed_tokens.weight", (vocab, hidden), axis=0),)
     table = {"embed_tokens.weight": Parameter(embedding, is_linear=False, is_looked_up=True)}
     for index in range(config.num_hidden_layers):
         table |= _decoder_layer(config, index)
     table["norm.weight"] = _norm((Part("model.norm.weight", (hidden,)),))
-    table["lm_head.weight"] = Parameter((Part("lm_head.weight", (vocab, hidden)),))
+    table["lm_head.weight"] = Parameter((Part("lm_head.weight", (vocab, hidden), axis=0),))
     return table
 
 
@@ -153,4 +161,4 @@ def _decoder_layer(config: LlamaConfig, index: int) -> Table:
 
 def own(tensor: Array, part: Part, rank: int, size: int) -> Array:
     """A rank's part of a whole tensor on disk; `safetensors_folder.Reader.read` reads no more than that."""
-    return tensor if part.axis is None else np.split(tensor, size, axis=part.axis)[rank]
+    return tensor[part.own(rank, size)]

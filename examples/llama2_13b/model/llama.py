@@ -6,7 +6,7 @@ Shapes in names:
     H  hidden size                      D  elements of a head (head_dim)
     I  intermediate size of the MLP     V  vocabulary
     T  tokens of the batch, row after row: B * S. With tensor and sequence parallelism a rank has only its part of them
-       between the products, and always only its own of N, K and I; see tensor_parallel.py.
+       between the products, and always only its own of N, K, I and V; see tensor_parallel.py.
 
 The parameters are float32; the arithmetic is `dtype`: the embedding is cast once, and from there on every step is a
 fused op. Residual sums happen inside the norms, so a layer takes and returns the pair (x, residual).
@@ -28,7 +28,7 @@ from examples.llama2_13b.model.layout import elements, layout
 from examples.llama2_13b.model.stored_dtypes import word
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
-from fusionkit.nn import LanguageModelHead, RotaryEmbedding, recompute
+from fusionkit.nn import RotaryEmbedding, recompute
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -133,16 +133,14 @@ class Llama(nn.Layer):
         self.pipeline = pipeline
         self.chunks = pipeline.layers(config.num_hidden_layers)
         self.stored_dtypes: dict[str, str] | None = None  # of the folder that the parameters come from
-        normal = nn.initializer.Normal(std=config.initializer_range)
+        vocab_size, hidden_size, deviation = config.vocab_size, config.hidden_size, config.initializer_range
         if pipeline.is_first:
-            self.embed_tokens = nn.Embedding(
-                config.vocab_size, config.hidden_size, weight_attr=paddle.ParamAttr(initializer=normal)
-            )
+            self.embed_tokens = shards.embedding(vocab_size, hidden_size, deviation, dtype)
         numbers = [number for chunk in self.chunks for number in chunk]
         self.layers = nn.LayerDict({str(number): DecoderLayer(config, number, shards) for number in numbers})
         if pipeline.is_last:
-            self.norm = shards.norm(config.hidden_size, config.rms_norm_eps)
-            self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.initializer_range)
+            self.norm = shards.norm(hidden_size, config.rms_norm_eps)
+            self.lm_head = shards.head(hidden_size, vocab_size, deviation)
         self.rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
 
     def forward(
@@ -186,10 +184,13 @@ class Llama(nn.Layer):
         attend: Attend,
         received_TH: Tensor | None = None,
     ) -> Tensor:
-        """What the head reads, [T, H] in the activations' dtype; `attend` is the attention of every layer."""
+        """What the head reads, [T, H] in the activations' dtype; `attend` is the attention of every layer.
+
+        With sequence parallelism this is this rank's part of the tokens: the head puts them together.
+        """
         x_TH, residual_TH = self._run(self.chunks[-1], input_ids_BS, position_ids_BS, attend, received_TH)
         x_TH, _ = self.norm(x_TH, residual_TH)
-        return self.shards.gather(x_TH)
+        return x_TH
 
     def hand_on(
         self,
@@ -225,7 +226,7 @@ class Llama(nn.Layer):
         return x_TH, residual_TH
 
     def _embed(self, input_ids_BS: Tensor) -> Tensor:
-        return self.shards.scatter(self.embed_tokens(input_ids_BS.flatten()).cast(self.activation_dtype))
+        return self.embed_tokens(input_ids_BS.flatten()).cast(self.activation_dtype)
 
     def handed_on_shape(self, batch_size: int, seq_len: int) -> list[int]:
         """Of this rank's part of what `hand_on` returns."""

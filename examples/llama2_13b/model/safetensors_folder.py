@@ -97,14 +97,9 @@ class Reader:
         """One of FLOATING."""
         return str(self._opened[self._file_of[name]].get_slice(name).get_dtype())
 
-    def read(self, name: str, axis: int | None = None, part: int = 0, parts: int = 1) -> NDArray[np.float32]:
-        """The tensor, or one of equal parts along an axis: nothing else of it is read."""
-        stored = self._opened[self._file_of[name]].get_slice(name)
-        whole = [slice(None)] * len(stored.get_shape())
-        if axis is not None:
-            size = stored.get_shape()[axis] // parts
-            whole[axis] = slice(part * size, (part + 1) * size)
-        tensor: Array = stored[tuple(whole)]
+    def read(self, name: str, part: tuple[slice, ...]) -> NDArray[np.float32]:
+        """A part of the tensor, a slice for each axis: nothing else of it is read."""
+        tensor: Array = self._opened[self._file_of[name]].get_slice(name)[part]
         return tensor.astype(np.float32, copy=False)
 
 

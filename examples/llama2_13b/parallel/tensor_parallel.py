@@ -1,7 +1,7 @@
 """Tensor parallelism: the ranks of a group divide the heads, the MLP's columns and, between the products, the tokens.
 
-Each rank holds its own columns of qkv_proj and gate_up_proj and its own rows of o_proj and down_proj; the embedding,
-the norms and the language model head are whole on every rank.
+Each rank holds its own columns of qkv_proj and gate_up_proj, its own rows of o_proj and down_proj, and its own part of
+the vocabulary in embedding and head; the norms are whole on every rank.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import paddle
 from numpy.typing import NDArray
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils.sequence_parallel_utils import mark_as_sequence_parallel_parameter
 
-from fusionkit.nn import Linear, RMSNorm
+from fusionkit.nn import LanguageModelHead, Linear, RMSNorm
 from fusionkit.parallel import layers
 from fusionkit.parallel.groups import communicator_of
-from fusionkit.parallel.sequence import gather_rows, scatter_rows
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,34 @@ class TensorParallel:
             mark_as_sequence_parallel_parameter(norm.weight)
         return norm
 
-    def scatter(self, x_TH: Tensor) -> Tensor:
-        """This rank's part of tokens that all ranks have."""
-        return scatter_rows(x_TH, self.group) if self.divides_tokens else x_TH
+    def embedding(self, vocab_size: int, hidden_size: int, initializer_range: float, dtype: str) -> nn.Layer:
+        """Rows of this rank's entries: ids of all tokens -> [tokens, hidden_size] in dtype."""
+        normal = paddle.ParamAttr(initializer=nn.initializer.Normal(std=initializer_range))
+        if self.size == 1:
+            return nn.Embedding(vocab_size, hidden_size, weight_attr=normal)
+        return layers.VocabParallelEmbedding(
+            vocab_size,
+            hidden_size,
+            normal,
+            self.group,
+            reduce_scatter_embeddings=self.sequence_parallel,
+            output_dtype=dtype,
+        )
 
-    def gather(self, x_TH: Tensor) -> Tensor:
-        """All tokens, on all ranks."""
-        return gather_rows(x_TH, self.group) if self.divides_tokens else x_TH
+    def head(self, hidden_size: int, vocab_size: int, initializer_range: float) -> LanguageModelHead:
+        """Columns of this rank's entries, for all tokens: [tokens, hidden_size] -> logits or loss of all entries."""
+        group = self.group if self.size > 1 else None
+        return LanguageModelHead(hidden_size, vocab_size, initializer_range, group, self.divides_tokens)
 
     def all_shards(self, parameter: Tensor, value: Tensor) -> list[NDArray[Any]]:
         """The parameter's value, or a moment of it, from every rank in order; all ranks call this alike."""
         own = value.numpy()
-        return list(communicator_of(self.group).all_gather(own)) if is_shard(parameter) else [own]
+        if not is_shard(parameter):
+            return [own]
+        communicator = communicator_of(self.group)
+        shapes = communicator.all_gather(np.array(own.shape))  # those of a vocabulary may differ
+        shards = [own if rank == self.rank else np.empty(shape, own.dtype) for rank, shape in enumerate(shapes)]
+        return [communicator.broadcast(shard, root) for root, shard in enumerate(shards)]
 
 
 def is_shard(parameter: Tensor) -> bool:
