@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +14,7 @@ from fusionkit import oracle
 from fusionkit.errors import FusionkitError
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.oracle import rounding_to
-from fusionkit.spec import Array, Epsilons, OpSpec, TwiceComposition
+from fusionkit.spec import Array, Epsilons, OpSpec, Rounding, TwiceComposition
 
 
 class ParityError(FusionkitError, AssertionError):
@@ -57,7 +58,7 @@ def compare_outputs(
     """
     mutated = {name: np.array(arguments[name], np.float64) for name in spec.mutates}
     want = oracle.reference(spec, {**arguments, **mutated})
-    rounded = oracle.reference(spec, arguments, rounding_to(dtype))
+    rounded = composition(spec.tolerance.forward, dtype, partial(oracle.reference, spec, arguments), want)
     compared = compare_results(spec, arguments, want, rounded, got)
     returned = {output.name: g for output, g in zip(spec.outputs, listed(got), strict=False)}
     for name, array in written.items():
@@ -66,8 +67,15 @@ def compare_outputs(
     return compared
 
 
+def composition(
+    bound: Epsilons | TwiceComposition | None, dtype: str, reference: Callable[[Rounding], Any], want: Any
+) -> Any:
+    """The reference that rounds to the dtype after each step, where the bound reads it: it takes as long as `want`."""
+    return reference(rounding_to(dtype)) if isinstance(bound, TwiceComposition) else want
+
+
 def compare_results(spec: OpSpec, arguments: Mapping[str, Any], want: Any, rounded: Any, got: Any) -> list[Comparison]:
-    """The outputs beside `want`, the exact reference, and `rounded`, the reference that rounds after each step."""
+    """The outputs beside `want`, the exact reference, and `rounded`, its `composition`."""
     compared = []
     for output, w, r, g in zip(spec.outputs, listed(want), listed(rounded), listed(got), strict=False):
         wanted_dtype = arguments[output.dtype].dtype.name if output.dtype in arguments else output.dtype
@@ -87,7 +95,7 @@ def compare_gradients(
 ) -> list[Comparison]:
     """The gradients by input name, for the given gradients of the outputs."""
     want = oracle.reference_vjp(spec, arguments, grads)
-    rounded = oracle.reference_vjp(spec, arguments, grads, rounding_to(dtype))
+    rounded = composition(spec.tolerance.backward, dtype, partial(oracle.reference_vjp, spec, arguments, grads), want)
     return compare_each_gradient(spec, arguments, want, rounded, got)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,15 +25,15 @@ from fusionkit.comparison import (
     compare_gradients,
     compare_outputs,
     compare_results,
+    composition,
     grad_outputs,
 )
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.ledger import ledger
 from fusionkit.op import Op
-from fusionkit.oracle import rounding_to
 from fusionkit.policy import use_backend
 from fusionkit.select import CHOSEN
-from fusionkit.spec import Array, Case, OpSpec, exact
+from fusionkit.spec import Array, Case, OpSpec
 
 Route = Literal["numpy", "paddle", "static", "torch"]
 ROUTES: tuple[Route, ...] = ("numpy", "paddle", "static")
@@ -175,12 +176,14 @@ def _check_ranks(op: Op, made: dict[str, Any], dtype: str, asked: Run) -> list[C
 
 def compare_ranks(spec: OpSpec, made: dict[str, Any], results: list[Any], dtype: str) -> list[Comparison]:
     """What each rank of a collective op got, as `_run` returns it, beside the reference over all ranks' arguments."""
-    wants, roundeds = oracle.reference(spec, made), oracle.reference(spec, made, rounding_to(dtype))
+    wants = oracle.reference(spec, made)
+    roundeds = composition(spec.tolerance.forward, dtype, partial(oracle.reference, spec, made), wants)
     grads = [result[2] for result in results]
-    gradients = [
-        oracle.reference_vjp(spec, made, grads, rounding) if grads[0] is not None else {}
-        for rounding in (exact, rounding_to(dtype))
-    ]
+    gradients: tuple[Any, Any] = {}, {}
+    if grads[0] is not None:
+        of_grads = partial(oracle.reference_vjp, spec, made, grads)
+        exact = of_grads()
+        gradients = exact, composition(spec.tolerance.backward, dtype, of_grads, exact)
     compared = []
     for rank, (got, _, _, gradient) in enumerate(results):
         own = arguments.of_rank(spec, made, rank)

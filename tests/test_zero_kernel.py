@@ -60,6 +60,14 @@ def test_nan_and_infinity_are_never_right():
         assert comparison.compare("y", bound, want, np.array([1.0, bad], np.float32), want, "float32").share == np.inf
 
 
+def test_the_composition_is_made_for_the_bounds_that_read_it():
+    """It takes as long as the reference in float64."""
+    for name, made in (("swiglu", False), ("flash_attention", True)):
+        bound, roundings = fk.Op(name).spec.tolerance.forward, []
+        comparison.composition(bound, "bfloat16", roundings.append, None)
+        assert len(roundings) == made
+
+
 def test_another_backend_than_asked_for_fails_parity(monkeypatch):
     """Every call lands on eager; parity for cpu must not pass on its results."""
     op = fk.Op("fusion_rms_norm")

@@ -20,10 +20,9 @@ from fusionkit_backends.npu import matmul_reduce_scatter as scatter_kernel
 import fusionkit as fk
 from fusionkit import arguments, comparison, frameworks, kernel_function, oracle, parity, registry
 from fusionkit.errors import NoBackendError
-from fusionkit.oracle import rounding_to
 from fusionkit.parallel import ColumnSequenceParallelLinear, RowSequenceParallelLinear
 from fusionkit.shards import case
-from fusionkit.spec import GroupSpec, TensorSpec, TwiceComposition
+from fusionkit.spec import GroupSpec, TensorSpec
 from tests.boundaries import edges
 
 PADDLE = frameworks.load("paddle")
@@ -67,10 +66,10 @@ class Ranks:
         return max(each.share for each in compared)
 
     def references(self, spec, made, bound, reference, *grads):
-        """In float64, and where the bound asks for it the composition in x's dtype: it takes its time."""
+        """In float64, and its composition in x's dtype."""
         exact = reference(spec, made, *grads)
-        composed = isinstance(bound, TwiceComposition)
-        return exact, reference(spec, made, *grads, rounding_to(made["x"][0].dtype.name)) if composed else exact
+        composed = functools.partial(reference, spec, made, *grads)
+        return exact, comparison.composition(bound, made["x"][0].dtype.name, composed, exact)
 
     def ran(self, op, backend, reason, made, training=True, times=None):
         """By the ledger, with that reason, and right: forward, and forward with backward."""
