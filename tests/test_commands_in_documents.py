@@ -126,17 +126,22 @@ def test_the_example_on_emulated_devices_prints_what_the_page_says(tmp_path):
     assert [line for line in ran.stdout.splitlines() if line in shown.splitlines()] == shown.splitlines()
 
 
-def test_the_journey_of_the_llama_example_runs_as_written(tmp_path):
-    """Fine-tuned for two steps instead of 1,334: what the demo learns has a test of its own."""
+@pytest.mark.parametrize(
+    "number, shown", [(0, '"src": "type#chocolate*cocoa#70%*flavour#sea salt*format#bar"'), (1, "model and log.jsonl")]
+)
+def test_a_journey_of_the_llama_example_runs_as_written(tmp_path, number, shown):
+    """Trained for two steps instead of 1,334: what the demo learns has a test of its own."""
     page = (ROOT / "examples/llama2_13b/README.md").read_text()
-    (commands,) = [c for marker, c in command_blocks(page) if marker.endswith("test_commands_in_documents.py")]
+    journeys = [c for marker, c in command_blocks(page) if marker.endswith("test_commands_in_documents.py")]
+    assert len(journeys) == 2
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for command in commands:
-        short = "--max_steps 2 --eval_steps 2 --warmup_steps 1" if ".sft " in command else ""
+    for command in journeys[number]:
+        trains = ".sft " in command or ".pretrain " in command
+        short = "--max_steps 2 --eval_steps 2 --warmup_steps 1" if trains else ""
         call = shlex.split(f"{sys.executable} {command.removeprefix('python ')} {short}")
         run = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
         assert run.returncode == 0, f"{command}\n{run.stderr[-2000:]}"
-    assert '"src": "type#chocolate*cocoa#70%*flavour#sea salt*format#bar"' in run.stdout
+    assert shown in run.stdout
 
 
 NONE = {"npu": "Ascend card", "gcu": "Enflame card"}

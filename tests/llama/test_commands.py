@@ -11,7 +11,10 @@ import pytest
 from tests.llama.conftest import EXAMPLE
 
 ROOT = EXAMPLE.parents[1]
-COMMANDS = ("create", "sft", "export", "predict", "demo", "data.adverts", "bench.step", "bench.tensor_parallel")
+COMMANDS = (
+    *("create", "tokenize_texts", "pretrain", "sft", "export", "predict", "demo"),
+    *("data.adverts", "bench.step", "bench.tensor_parallel"),
+)
 
 
 def run(words, folder, **environment):

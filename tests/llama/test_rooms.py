@@ -20,7 +20,9 @@ KNOWS = {
 }
 COMMANDS = {
     "create": {"io", "model", "data"},
+    "tokenize_texts": {"io", "model", "data"},
     "sft": {"io", "parallel", "model", "data", "train"},
+    "pretrain": {"io", "parallel", "model", "data", "train"},
     "export": {"io", "model", "data", "generate"},
     "predict": {"io", "model", "data", "generate"},
     "demo": {"io", "data", "train", "generate", "create", "sft", "export", "predict"},

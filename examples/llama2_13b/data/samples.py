@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from examples.llama2_13b.data.chat_template import ChatTemplate
 from examples.llama2_13b.data.tokenizer import Tokenizer
-from examples.llama2_13b.io.text import ENCODING, require_text
+from examples.llama2_13b.io.text import parse_line, read_lines, require_text
 
 IGNORED = -100  # the label of a token that is no target
 Turn = tuple[str, str]
 EncodedTurn = tuple[list[int], list[int]]  # source, target
+Tokens = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Sample:
-    """A line in tokens: labels[i] is the token after input_ids[i], or IGNORED where that is not to be learned."""
+    """A text in tokens: labels[i] is the token after input_ids[i], or IGNORED where that is not to be learned."""
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Tokens
+    labels: Tokens
     dropped: Dropped = Dropped()
 
     def __len__(self) -> int:
@@ -70,30 +74,9 @@ def read_examples(files: list[Path]) -> list[Example]:
 
 
 def _read(file: Path) -> Iterator[Example]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{file}:{number}"
-            text = _decoded(line, ENCODING if number == 1 else "utf-8", where)
-            if text.strip():
-                yield Example(_turns(_parse(text, where), where), where)
-
-
-def _decoded(line: bytes, encoding: str, where: str) -> str:
-    try:
-        return line.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: must be a JSON object in UTF-8, got {line.strip()[:60]!r}; {error}") from None
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    require_text(line, f"{where}:")
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: must be a JSON object, got {line.strip()[:60]!r}; {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{where}: must be a JSON object, got {type(fields).__name__}")
-    return fields
+    for where, line in read_lines(file, "a JSON object"):
+        if line.strip():
+            yield Example(_turns(parse_line(line, where), where), where)
 
 
 def _turns(fields: dict[str, Any], where: str) -> tuple[Turn, ...]:

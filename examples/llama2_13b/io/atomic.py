@@ -42,6 +42,30 @@ def _write(temporary: Path, content: bytes, path: Path) -> None:
 
 
 @contextmanager
+def new_files(*paths: Path) -> Iterator[list[Path]]:
+    """Temporary files to fill, which take their names when the block ends well, the last one last.
+
+    Raises:
+        OSError: as for `write_file`; the first file is named.
+    """
+    temporaries = [path.with_name(f".{path.name}.saving") for path in paths]
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            sync(temporary)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(paths[0])) from None
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+    sync(paths[0].parent)
+
+
+@contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which takes its name when the block ends well and is removed when it does not."""
     temporary, replaced = (path.with_name(f".{path.name}.{state}") for state in ("saving", "replaced"))

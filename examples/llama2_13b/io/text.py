@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,38 @@ def require_text(text: str, where: str) -> None:
     if (place := text.find(BYTE_ORDER_MARK)) >= 0:
         rule = "a byte order mark (U+FEFF) only at the start of a file"
         raise ValueError(f"{where} must have {rule}, got one after {place} characters. Remove it")
+
+
+def read_lines(file: Path, what: str, seen: Callable[[int], object] = lambda _: None) -> Iterator[tuple[str, str]]:
+    """(FILE:NUMBER, the line) for every line. `seen` is told how many bytes each has.
+
+    Raises:
+        ValueError: a line is not UTF-8; it is named, and must be `what`.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file}:{number}"
+            try:
+                yield where, line.decode(ENCODING if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: must be {what} in UTF-8, got {line.strip()[:60]!r}; {error}") from None
+            seen(len(line))
+
+
+def parse_line(line: str, where: str) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    require_text(line, f"{where}:")
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: must be a JSON object, got {line.strip()[:60]!r}; {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where}: must be a JSON object, got {type(fields).__name__}")
+    return fields
 
 
 def parse_object(content: bytes, where: str | Path) -> dict[str, Any]:

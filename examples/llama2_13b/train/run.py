@@ -45,6 +45,7 @@ def train(
     files: Mapping[str, bytes],
     stale: Iterable[str] = (),
     about: Iterable[str] = (),
+    test: Batches | None = None,
 ) -> int:
     """Run to the end and return 0, or to a signal and return 128 + its number.
 
@@ -55,6 +56,7 @@ def train(
         files: what every checkpoint holds beside the weights.
         stale: files in the output folder that are not this run's, and go with an overwritten one.
         about: lines on the data, said before the first step.
+        test: what the model is evaluated on once, at the end.
     """
     evaluates = flags.eval_steps is None or len(evaluation) > 0
     flags.require(evaluates, "eval_steps", "left out without evaluation samples")
@@ -70,7 +72,8 @@ def train(
     if checkpoint and state:
         model.stored_dtypes = state.stored_dtypes
         optimizer.load(checkpoint, state.optimizer)
-    trainer = Trainer(flags, mesh, model, optimizer, loss, batches, evaluation, files, state.step if state else 0)
+    done = state.step if state else 0
+    trainer = Trainer(flags, mesh, model, optimizer, loss, batches, evaluation, files, done, test)
     peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed
     mesh.any_process(False)  # all have looked at the output folder before the first changes it
     if mesh.is_first:
@@ -84,6 +87,8 @@ def _ended(trainer: Trainer, interrupted: int) -> int:
     if trainer.mesh.is_first and interrupted:
         say(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
     elif trainer.mesh.is_first:
+        if trainer.test_loss is not None:
+            say(f"test loss: {trainer.test_loss:.4f}")
         say(f"model and log.jsonl: {trainer.flags.output_dir}")
     return 128 + interrupted if interrupted else 0
 

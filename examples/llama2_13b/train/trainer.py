@@ -41,6 +41,7 @@ class Trainer:
         train, evaluation: where the latter is empty nothing is evaluated.
         files: what every checkpoint holds beside the weights: tokenizer and chat template.
         step: steps done before.
+        test: looked at once, at the end.
     """
 
     flags: TrainingFlags
@@ -52,6 +53,8 @@ class Trainer:
     evaluation: Batches
     files: Mapping[str, bytes]
     step: int = 0
+    test: Batches | None = None
+    test_loss: float | None = field(init=False, default=None)
     num_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,8 +89,10 @@ class Trainer:
                         self._save_model(output)
                 stopped = self._stops(interrupt)
                 if self._evaluates() and not stopped:
-                    line["eval_loss"] = self.evaluate()
+                    line["eval_loss"] = self.evaluate(self.evaluation)
                     stopped = self._stops(interrupt)
+                if self.test and self.step == self.num_steps:
+                    line["test_loss"] = self.test_loss = self.evaluate(self.test)
                 if log:
                     log.write(line)
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
@@ -135,7 +140,7 @@ class Trainer:
         paddle.seed(flags.seed + self.step)  # so resuming needs no state of the generator
         rate = learning_rate(
             self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
-            self.num_steps,
+            flags.decay_steps or self.num_steps,
         )  # fmt: skip
         batches = list(self._batches(self.train, rows, flags.per_device_train_batch_size))
         lengths = [length for batch in batches for length in batch.document_lengths]
@@ -164,11 +169,11 @@ class Trainer:
         return line
 
     @paddle.no_grad()
-    def evaluate(self) -> float:
-        """Mean loss over every target of the evaluation samples."""
+    def evaluate(self, batches: Batches) -> float:
+        """Mean loss over every target."""
         own_total, own_targets = 0.0, 0
         self.model.eval()
-        for batch in self._batches(self.evaluation, self.evaluation.rows(), self.flags.per_device_eval_batch_size):
+        for batch in self._batches(batches, batches.rows(), self.flags.per_device_eval_batch_size):
             own_total += float(self.loss(self.model, batch))
             own_targets += batch.num_targets
         self.model.train()

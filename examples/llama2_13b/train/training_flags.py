@@ -30,6 +30,7 @@ class TrainingFlags:
     learning_rate: float = flag("at its peak", 3e-5)
     min_learning_rate: float = flag("at the end of the decay", 0.0)
     lr_scheduler_type: str = flag(" | ".join(KINDS), "linear")
+    decay_steps: int | None = flag("step from which min_learning_rate holds; the last if not given", None)
     warmup_steps: int = flag("steps in which the learning rate rises", 0)
     weight_decay: float = flag("of matrices, decoupled", 0.0)
     adam_beta1: float = flag("decay of the first moment", 0.9)
@@ -68,6 +69,9 @@ class TrainingFlags:
             self.require(math.isfinite(getattr(self, name)), name, "finite")
         self.require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", "at least 1, or -1")
         self.require(self.lr_scheduler_type in KINDS, "lr_scheduler_type", " or ".join(KINDS))
+        if self.decay_steps is not None:
+            self.require(self.decay_steps > self.warmup_steps, "decay_steps", f"above warmup_steps {self.warmup_steps}")
+            self.require(self.lr_scheduler_type != "constant", "decay_steps", "left out with a constant rate")
         self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
         self.require(
@@ -103,6 +107,7 @@ class TrainingFlags:
 
         The number of steps is not among them: a run may be made longer.
         """
-        names = ("seed", "bf16", "learning_rate", "min_learning_rate", "lr_scheduler_type", "warmup_steps",
-                 "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")  # fmt: skip
+        names = ("seed", "bf16", "learning_rate", "min_learning_rate", "lr_scheduler_type", "decay_steps",
+                 "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+                 "max_grad_norm")  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -1,0 +1,123 @@
+"""Pretraining of a Llama on token files, from any model folder: `create` makes one with random weights.
+
+    python -m examples.llama2_13b.pretrain FLAGS.json --output_dir output/pretrained
+
+It runs on as many devices, stops and resumes as `sft` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
+from examples.llama2_13b.data.chat_template import TEMPLATE
+from examples.llama2_13b.data.token_batches import TokenBatches, shares_of, split_documents
+from examples.llama2_13b.data.token_files import TokenFiles, checksum
+from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.data.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder, without_chat_template
+from examples.llama2_13b.io.flags import flag, main
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.train import run
+from examples.llama2_13b.train.loss import next_token
+from examples.llama2_13b.train.training_flags import TrainingFlags
+from fusionkit import keep_freed_memory
+
+PROGRAM = "examples.llama2_13b.pretrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainFlags(TrainingFlags):
+    """What pretraining is told beside the loop's flags: which tokens, and how they become rows."""
+
+    COMMAND = "pretrain"
+
+    input_dir: str = flag("token files: PREFIX of PREFIX.bin and PREFIX.idx, or a folder with one such pair")
+    split: str = flag("shares of the documents for train, valid and test, in order", "949,50,1")
+    max_seq_length: int | None = flag("tokens of a row; 4096 or the model's positions if not given", None)
+    num_train_epochs: int = flag("passes over the data", 1)
+    eval_iters: int | None = flag("evaluation batches, from all over the valid split; all if not given", None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.max_seq_length is None or self.max_seq_length >= 2, "max_seq_length", "at least 2")
+        self.require(self.eval_iters is None or self.eval_iters >= 1, "eval_iters", "at least 1")
+        rule = "one to three numbers of at least 0, such as 949,50,1, the first above 0"
+        self.require(shares_of(self.split) is not None, "split", rule)
+
+    def within(self, positions: int) -> PretrainFlags:
+        """These flags with the length that was left open, for a model of so many positions."""
+        return dataclasses.replace(self, max_seq_length=self.max_seq_length or min(4096, positions))
+
+    def deciding(self) -> dict[str, object]:
+        return super().deciding() | {name: getattr(self, name) for name in ("split", "max_seq_length")}
+
+    def prefix(self) -> Path:
+        """Of the token files."""
+        named = Path(self.input_dir)
+        if not named.is_dir() or named.with_name(f"{named.name}.idx").exists():
+            return named
+        found = sorted(path.with_suffix("") for path in named.glob("*.idx"))
+        names = ", ".join(path.name for path in found) or "none"
+        rule = f"PREFIX, or a folder with one pair of PREFIX.bin and PREFIX.idx (here: {names})"
+        self.require(len(found) == 1, "input_dir", rule)
+        return found[0]
+
+
+def pretrain(flags: PretrainFlags) -> int:
+    """Run to the end and return 0, or to a signal and return 128 + its number.
+
+    Raises:
+        ValueError, OSError: something in flags, data, model or checkpoint is wrong; nothing was trained or removed yet,
+            unless a token turns out to be beyond the vocabulary.
+        FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
+    """
+    return run.start(flags, lambda mesh: _train(flags, mesh))
+
+
+def _train(flags: PretrainFlags, mesh: Mesh) -> int:
+    source = Path(flags.model_name_or_path)
+    tokenizer = Tokenizer.from_pretrained(source)
+    TokenizerFolder(source).require_end(tokenizer.eos_token_id)
+    config = LlamaConfig.from_json(source / "config.json")
+    positions = config.max_position_embeddings
+    flags = flags.within(positions)
+    flags.require(flags.max_seq_length <= positions, "max_seq_length", f"at most {positions}, the model's positions")
+    tokens = TokenFiles(flags.prefix())
+    _require_tokenizer(tokens, tokenizer, source)
+    train, valid, test = (
+        TokenBatches(tokens, documents, flags.max_seq_length, config.vocab_size, config.pad_token_id)
+        for documents in split_documents(shares_of(flags.split), tokens.num_documents)
+    )
+    flags.require(len(train) > 0, "split", f"one that leaves training some of {tokens.num_documents} documents")
+    if flags.eval_iters is not None:
+        valid = dataclasses.replace(valid, limit=flags.eval_iters * flags.per_device_eval_batch_size)
+    files, stale = without_chat_template(tokenizer.files), (HUGGING_FACE_TEMPLATE, TEMPLATE)
+    about = describe_data(train, valid, test)
+    return run.train(flags, mesh, next_token, train, valid, files, stale, about, test)
+
+
+def _require_tokenizer(tokens: TokenFiles, tokenizer: Tokenizer, source: Path) -> None:
+    """What other programs wrote does not say whose tokens they are: there each id is held against the vocabulary."""
+    made_by = tokens.about.get("tokenizer_sha256")
+    if made_by not in (None, checksum(tokenizer.files["tokenizer.json"])):
+        raise ValueError(
+            f"pretrain: --input_dir must hold tokens by the tokenizer of {source}, got {tokens.tokens_path}, which "
+            "another tokenizer.json made. Write them again with tokenize_texts, or name their model's folder"
+        )
+
+
+def describe_data(train: TokenBatches, valid: TokenBatches, test: TokenBatches) -> Iterator[str]:
+    for name, split in (("training", train), ("evaluation", valid), ("test", test)):
+        rows = f"rows of {split.length}: {len(split)}"
+        yield f"{name}: {split.num_tokens} tokens of {len(split.documents)} documents, {rows}"
+
+
+if __name__ == "__main__":
+    keep_freed_memory()  # gradients are allocated anew in each step
+    main(PretrainFlags, pretrain, PROGRAM)
