@@ -60,7 +60,7 @@ class PretrainFlags(TrainingFlags):
     def prefix(self) -> Path:
         """Of the token files."""
         named = Path(self.input_dir)
-        if not named.is_dir() or named.with_name(f"{named.name}.idx").exists():
+        if not named.is_dir() or Path(f"{named}.idx").exists():
             return named
         found = sorted(path.with_suffix("") for path in named.glob("*.idx"))
         names = ", ".join(path.name for path in found) or "none"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -205,8 +206,13 @@ def test_the_whole_folder_goes_on_and_answers(pretrain_flags, tiny_folder, tmp_p
     assert pretrain(more) == 0 and weights(tmp_path / "more")
 
 
-def test_a_folder_with_one_pair_is_enough(pretrain_flags, tokens, tmp_path):
+def test_a_folder_with_one_pair_is_enough(pretrain_flags, tokens, tmp_path, monkeypatch):
+    monkeypatch.chdir(tokens.parent)
+    assert pretrain_flags(input_dir=".").prefix() == pretrain_flags(input_dir="texts").prefix() == Path("texts")
     assert pretrain_flags(input_dir=str(tokens.parent)).prefix() == pretrain_flags().prefix() == tokens
+    tokens.mkdir()  # the pair of the name goes before what is in the folder
+    assert pretrain_flags().prefix() == tokens
+    tokens.rmdir()
     for names in ((), ("b", "a")):
         for name in names:
             write(tmp_path / name, [[1]])

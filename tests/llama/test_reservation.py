@@ -15,7 +15,9 @@ from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.io.reservation import LOCK, new_file, reserved
 from examples.llama2_13b.predict import PredictFlags, predict
+from examples.llama2_13b.pretrain import PretrainFlags, pretrain
 from examples.llama2_13b.sft import sft
+from examples.llama2_13b.tokenize_texts import TokenizeFlags, tokenize_texts
 from examples.llama2_13b.train.metrics import read_log
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import weights
@@ -46,11 +48,14 @@ def test_two_runs_started_together_end_with_one_whole_and_one_refused(tiny_folde
 def test_every_writer_is_refused_while_another_writes(sft_flags, tiny_folder, tmp_path):
     output = tmp_path / "run"
     config = str(EXAMPLE / "configs" / "tiny.json")
+    pretrain_flags = PretrainFlags(model_name_or_path=str(tiny_folder), input_dir="tokens", output_dir=str(output))
     with reserved(output, FLAG):
         for write, flags, name in (
             (sft, sft_flags(overwrite_output_dir=True), "sft: --output_dir"),
             (create, CreateFlags(config, str(DATA), str(output), overwrite_output_dir=True), "create: --output_dir"),
             (export, ExportFlags(str(tiny_folder), str(output)), "export: --output_path"),
+            (tokenize_texts, TokenizeFlags(str(tiny_folder), str(DATA), f"{output}/all"), "--output_prefix"),
+            (pretrain, pretrain_flags, "pretrain: --output_dir"),
         ):
             with pytest.raises(ValueError, match=f"{name} must be one that no other process writes, got {output}"):
                 write(flags)

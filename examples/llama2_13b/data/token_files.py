@@ -40,8 +40,7 @@ SAMPLED, SAMPLE = 1024, 2**14  # places of PREFIX.bin that its fingerprint reads
 
 def paths(prefix: Path) -> tuple[Path, Path, Path]:
     """Tokens, what is said about them, index."""
-    tokens, about, index = (prefix.with_name(f"{prefix.name}.{ending}") for ending in ("bin", "about.json", "idx"))
-    return tokens, about, index
+    return Path(f"{prefix}.bin"), Path(f"{prefix}.about.json"), Path(f"{prefix}.idx")
 
 
 def checksum(content: bytes) -> str:
