@@ -79,6 +79,26 @@ def all_reduced(x: Any, group: Any) -> Any:
     return out
 
 
+def reduced(x: Any, root: int, group: Any) -> Any:
+    """The sum over ranks on rank `root` of the group, None on the others. Without a gradient."""
+    x = x.contiguous()
+    if is_on_host(x, group):
+        out = paddle.empty_like(x) if group.rank == root else None
+        communicator_of(group).reduce(host_view(x), root, out=None if out is None else host_view(out))
+        return out
+    out = x.clone()
+    paddle.distributed.reduce(out, group.ranks[root], group=group)
+    return out if group.rank == root else None
+
+
+def broadcast_(x: Any, root: int, group: Any) -> None:
+    """Fill x, which is contiguous, with what rank `root` of the group has in it. Without a gradient."""
+    if is_on_host(x, group):
+        communicator_of(group).broadcast(host_view(x), root, out=host_view(x))
+    else:
+        paddle.distributed.broadcast(x, group.ranks[root], group=group)
+
+
 def is_on_host(x: Any, group: Any) -> bool:
     """Whether the communicator moves it; a tensor on a device needs a Paddle group."""
     if x.place.is_cpu_place():

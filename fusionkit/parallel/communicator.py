@@ -159,10 +159,12 @@ class Communicator:
         result = _result("broadcast", out, array.shape, array.dtype)
         return self._call("broadcast", array, result, array.size, sync_op, root=root)
 
-    def reduce(self, array: Array, root: int = 0, op: str = "sum", *, sync_op: bool = True) -> Any:
-        """The reduction of all ranks' arrays on the root, None on the others."""
+    def reduce(
+        self, array: Array, root: int = 0, op: str = "sum", *, out: Array | None = None, sync_op: bool = True
+    ) -> Any:
+        """The reduction of all ranks' arrays on the root, where `out` may be given; None on the others."""
         array = np.ascontiguousarray(array)
-        result = np.empty_like(array) if self.rank == root else None
+        result = _result("reduce", out, array.shape, array.dtype) if self.rank == root else None
         return self._call("reduce", array, result, array.size, sync_op, root=root, reduce=op)
 
     def all_to_all(

@@ -2,8 +2,8 @@
 
 The data lie beside the model's folder. OUTPUT.npz gets what the steps were given and the first step's gradients.
 
-python tests/emulator/sft_losses.py MODEL OUTPUT float32|bfloat16 BACKEND[,BACKEND] ROWS [DEGREE]: rows of a process's
-micro-batch, degree of tensor parallelism.
+python tests/emulator/sft_losses.py MODEL OUTPUT float32|bfloat16 BACKEND[,BACKEND] ROWS [DEGREE [SHARDING]]: rows of a
+process's micro-batch, degree of tensor parallelism, stage of sharding.
 Of several processes the first alone knows the losses.
 """
 
@@ -22,7 +22,7 @@ from examples.llama2_13b.train import metrics
 from examples.llama2_13b.train.optimizer import AdamW
 
 
-def flags_of(model, output, dtype, rows, degree=1):
+def flags_of(model, output, dtype, rows, degree=1, sharding=""):
     return sft.SftFlags(
         model_name_or_path=model,
         dataset_name_or_path=str(Path(model).with_name("data")),
@@ -32,6 +32,7 @@ def flags_of(model, output, dtype, rows, degree=1):
         zero_padding=True,
         per_device_train_batch_size=int(rows),
         tensor_parallel_degree=int(degree),
+        sharding=sharding,
         max_steps=3,
         learning_rate=1e-3,
         bf16=dtype == "bfloat16",
@@ -50,7 +51,9 @@ def record():
 
     def watched_step(self, learning_rate):
         if not any(name.startswith("gradient.") for name in recorded):
-            recorded.update({f"gradient.{name}": x.grad.numpy() for name, x in self._parameters.items()})
+            recorded.update(
+                {f"gradient.{name}": x.grad.numpy() for name, x in self._parameters.items() if x.grad is not None}
+            )
         recorded.setdefault("rates", []).append(learning_rate)
         return step(self, learning_rate)
 
@@ -58,8 +61,8 @@ def record():
     return recorded
 
 
-def main(model, output, dtype, backends, rows, degree=1):
-    flags = flags_of(model, output, dtype, rows, degree)
+def main(model, output, dtype, backends, rows, degree=1, sharding=""):
+    flags = flags_of(model, output, dtype, rows, degree, sharding)
     recorded = record()
     metrics.measure_peak_flops = lambda dtype: 1e11  # half a second of each process
     with fk.use_backend(backends.split(",")):

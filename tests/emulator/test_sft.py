@@ -55,12 +55,12 @@ def trained(model, output, dtype, backends, device=None, rows=1):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def trained_on(processes, model, folder, dtype, backends, degree=1):
+def trained_on(processes, model, folder, dtype, backends, degree=1, sharding=""):
     """What each process printed."""
     devices = ",".join(map(str, range(processes)))
     launch = ("-m", "paddle.distributed.launch", "--devices", devices, "--log_dir", str(folder / "log"))
     script = (str(Path(__file__).with_name("sft_losses.py")), model, str(folder / "out"), dtype, backends, "1")
-    script += (str(degree),)
+    script += (str(degree), sharding)
     options = ("--devices", str(processes), "--timeout", "120")
     root = str(Path(__file__).parents[2])
     result = run("npu", sys.executable, *launch, *script, options=options, PYTHONPATH=root)
@@ -137,10 +137,12 @@ def test_eight_processes_of_data_parallelism_make_the_steps_of_float64(model, tm
     )
 
 
-def test_two_processes_of_tensor_parallelism_make_the_steps_of_float64(tmp_path):
+@pytest.mark.parametrize("sharding", ["", "stage1"], ids=["tensor2", "sharding2-tensor2"])
+def test_tensor_parallelism_makes_the_steps_of_float64(tmp_path, sharding):
     model = created(tmp_path, WIDE)
-    printed = trained_on(2, model, tmp_path, "bfloat16", "npu,eager", degree=2)
-    composed = trained(model, tmp_path / "composed", "bfloat16", "eager")["losses"]
+    copies = 2 if sharding else 1
+    printed = trained_on(2 * copies, model, tmp_path, "bfloat16", "npu,eager", degree=2, sharding=sharding)
+    composed = trained(model, tmp_path / "composed", "bfloat16", "eager", rows=copies)["losses"]
     for each in printed:
         for op in ("all_gather_matmul", "matmul_reduce_scatter", "fusion_rms_norm", "flash_attention"):
             assert ("npu", "chosen") in reasons(each, op), (op, reasons(each, op))

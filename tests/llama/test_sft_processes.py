@@ -45,12 +45,15 @@ def launched(processes, output, model, log, **flags):
     return done.returncode, printed(log)
 
 
-def test_data_and_tensor_parallelism_together_train_as_one_process(tiny_folder, few_samples, sft_flags, tmp_path):
-    code, logs = launched(
-        4, tmp_path / "four", tiny_folder, tmp_path / "log", dataset_name_or_path=few_samples, tensor_parallel_degree=2
-    )
+@pytest.mark.parametrize("copies", [{}, {"sharding": "stage1"}], ids=["data", "sharding"])
+def test_copies_and_tensor_parallelism_together_train_as_one_process(
+    tiny_folder, few_samples, sft_flags, tmp_path, copies
+):
+    flags = {"dataset_name_or_path": few_samples, "tensor_parallel_degree": 2} | copies
+    code, logs = launched(4, tmp_path / "four", tiny_folder, tmp_path / "log", **flags)
     assert code == 0, logs
     assert "on 4 processes, 2 of which divide the layers and the sequence of each copy" in logs
+    assert ("2 of which divide the optimizer's work" in logs) == bool(copies)
     assert sft(sft_flags(**FLAGS, output_dir=str(tmp_path / "one"), per_device_train_batch_size=2, warmup_steps=0)) == 0
     four, one = (read_log(tmp_path / name / "log.jsonl") for name in ("four", "one"))
     for name in ("loss", "learning_rate"):
@@ -130,6 +133,14 @@ def test_processes_that_make_no_whole_copies_are_refused(sft_flags, tmp_path):
         sft(sft_flags(tensor_parallel_degree=2))
     with pytest.raises(ValueError, match="--sequence_parallel must be true where tensor_parallel_degree is 1"):
         sft_flags(sequence_parallel=False)
+    for flags, rule in (
+        ({"sharding": "stage4"}, "--sharding must be stage1.*, or empty, got stage4"),
+        ({"sharding_parallel_degree": 2}, "--sharding must be given with sharding_parallel_degree 2, got "),
+        ({"sharding_parallel_degree": 1, "sharding": "stage1"}, "--sharding must be empty with .* 1, got stage1"),
+        ({"sharding_parallel_degree": 0}, "--sharding_parallel_degree must be at least 1, or -1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            sft_flags(**flags)
     with pytest.raises(ValueError, match="--pipeline_parallel_degree must be 1: .*, got 2"):
         sft_flags(pipeline_parallel_degree=2)
     assert not (tmp_path / "run").exists()

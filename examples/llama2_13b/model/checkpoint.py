@@ -100,15 +100,19 @@ def write_shards(
     owners = {part.name: name for name, parameter in table.items() for part in parameter.parts}
     sizes = {name: count * stored_dtypes.NUMPY[dtypes[name]].itemsize for name, count in elements(table).items()}
 
+    def parameters(names: list[str]) -> list[str]:
+        return list(dict.fromkeys(owners[name] for name in names))
+
     def values(names: list[str]) -> dict[str, Array]:
         tensors: dict[str, Array] = {}
-        for parameter in dict.fromkeys(owners[name] for name in names):
+        for parameter in parameters(names):
             tensors |= table[parameter].merge(shards_of(parameter))
         return {name: stored_dtypes.rounded(tensors[name], dtypes[name]) for name in names}
 
     if not writes:
         for names in safetensors_folder.divide(sizes, max_shard_bytes):
-            values(names)
+            for parameter in parameters(names):
+                shards_of(parameter)
         return {}
     return safetensors_folder.write_shards(folder, prefix, sizes, values, max_shard_bytes)
 

@@ -5,7 +5,7 @@ along four axes, the outermost first:
 
     data       copies of the model
     pipeline   stages of a copy, each with some of its layers
-    sharding   copies of the model too, which divide the optimizer's state
+    sharding   copies of the model too, which divide the optimizer's work: sharding.py
     tensor     processes that divide every layer of a copy: tensor_parallel.py
 
 A step's rows are shared out over data and sharding. Alone, a process is the first of one, and nothing here costs
@@ -14,6 +14,7 @@ anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from paddle.distributed import fleet
 from paddle.distributed.fleet.utils.sequence_parallel_utils import is_sequence_parallel_parameter
 
 from examples.llama2_13b.parallel.degrees import AXES, Degrees
+from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from fusionkit.optimizer import global_norm
 from fusionkit.parallel import Communicator, collectives
@@ -39,8 +41,8 @@ class Mesh:
     """This process's place among all. Made once, by `join`, and passed to whoever needs it.
 
     Args:
-        data, pipeline, sharding: the group of those that differ from this process along one axis only; None for a
-            degree of 1.
+        data, pipeline: the group of those that differ from this process along one axis only; None for a degree of 1.
+        sharding: how such a group divides the optimizer's work.
         tensor: how the processes of a copy divide its layers.
         replicas: the group of those that differ along data and sharding: they have the same part of the other copies.
         world: the group of all; None alone.
@@ -48,7 +50,7 @@ class Mesh:
 
     data: Any = None
     pipeline: Any = None
-    sharding: Any = None
+    sharding: Sharding = UNSHARDED
     tensor: TensorParallel = ALONE
     replicas: Any = None
     world: Any = None
@@ -80,8 +82,12 @@ class Mesh:
             return cls()
         join = _on_host if paddle.get_device() == "cpu" else _on_devices
         groups = join(degrees)
-        tensor = groups.pop("tensor")
-        return cls(**groups, tensor=ALONE if tensor is None else TensorParallel(tensor, sequence_parallel))
+        tensor, sharding = groups.pop("tensor"), groups.pop("sharding")
+        return cls(
+            **groups,
+            sharding=UNSHARDED if sharding is None else Sharding(sharding),
+            tensor=ALONE if tensor is None else TensorParallel(tensor, sequence_parallel),
+        )
 
     @property
     def processes(self) -> int:
@@ -100,7 +106,12 @@ class Mesh:
     @property
     def is_first(self) -> bool:
         """Whether this process speaks and writes for all."""
-        return _rank(self.world) == 0
+        return self.copy == 0 and _rank(self.pipeline) == 0 and self.tensor.rank == 0
+
+    @property
+    def holds_state(self) -> bool:
+        """Whether this process holds a part of what a checkpoint has: the other ranks along data hold the same."""
+        return _rank(self.data) == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This copy's part; it may be empty."""
@@ -116,14 +127,23 @@ class Mesh:
 
     def reduce_gradients(self, parameters: Iterable[paddle.Tensor]) -> None:
         """Every gradient becomes that of the whole copy, and its mean over the copies; one that had no rows counts
-        with zeros. Frozen parameters have none."""
+        with zeros. Frozen parameters have none. With sharding the owner of a parameter gets the mean, the others
+        none."""
         parameters = [parameter for parameter in parameters if not parameter.stop_gradient]
         self._complete_gradients(parameters)
         if self.replicas is None:
             return
-        for parameter in parameters:
+        for parameter, owner in zip(parameters, self.sharding.owners(parameters), strict=True):
             gradient = paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = collectives.all_reduced(gradient, self.replicas).scale_(1 / self.copies)
+            total = self._sum(gradient, owner)
+            parameter.grad = None if total is None else total.scale_(1 / self.copies)
+
+    def _sum(self, gradient: paddle.Tensor, owner: int) -> paddle.Tensor | None:
+        """Over the copies; with sharding on the owner's."""
+        if self.sharding.size == 1:
+            return collectives.all_reduced(gradient, self.replicas)
+        total = collectives.reduced(gradient, owner, self.sharding.group)
+        return total if total is None or self.data is None else collectives.all_reduced(total, self.data)
 
     def _complete_gradients(self, parameters: list[paddle.Tensor]) -> None:
         """Sum the gradients of weights that have seen this rank's tokens only, in one call.
@@ -141,11 +161,11 @@ class Mesh:
     def gradient_norm(self, parameters: Iterable[paddle.Tensor]) -> float:
         """Of all gradients together: shards count on their ranks, what all ranks have counts once. The same on all."""
         found = [parameter for parameter in parameters if parameter.grad is not None]
-        whole = global_norm(parameter.grad for parameter in found if not is_shard(parameter))
-        own = global_norm(parameter.grad for parameter in found if is_shard(parameter))
-        if self.tensor.size == 1:
-            return float(np.hypot(whole, own))
-        return float(np.sqrt(whole**2 + _summed([own**2], self.tensor.group)[0]))
+        counted = found if self.tensor.rank == 0 else [parameter for parameter in found if is_shard(parameter)]
+        squares = global_norm(parameter.grad for parameter in counted) ** 2
+        for group in (self.sharding.group, self.tensor.group):  # with sharding each gradient is its owner's alone
+            squares = squares if group is None else _summed([squares], group)[0]
+        return math.sqrt(squares)
 
 
 def _size(group: Any) -> int:

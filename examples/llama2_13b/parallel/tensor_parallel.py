@@ -101,9 +101,9 @@ class TensorParallel:
         group = self.group if self.size > 1 else None
         return LanguageModelHead(hidden_size, vocab_size, initializer_range, group, self.divides_tokens)
 
-    def all_shards(self, parameter: Tensor, value: Tensor) -> list[NDArray[Any]]:
+    def all_shards(self, parameter: Tensor, value: Tensor | NDArray[Any]) -> list[NDArray[Any]]:
         """The parameter's value, or a moment of it, from every rank in order; all ranks call this alike."""
-        own = value.numpy()
+        own = np.asarray(value)
         if not is_shard(parameter):
             return [own]
         communicator = communicator_of(self.group)

@@ -49,7 +49,7 @@ class AdamW:
             epsilon=epsilon,
             weight_decay=weight_decay,
             apply_decay_param_fun=decayed.__contains__,
-            parameters=list(self._parameters.values()),
+            parameters=mesh.sharding.own(list(self._parameters.values())),
         )
 
     def step(self, learning_rate: float) -> float:
@@ -58,40 +58,56 @@ class AdamW:
         self._adamw.set_lr(learning_rate)
         self._adamw.step(clipping_scale(norm, self._max_grad_norm))
         self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it
+        self._mesh.sharding.spread(list(self._parameters.values()))
         return norm
+
+    def _owners(self) -> dict[str, int]:
+        """The rank of sharding that has the state of each parameter."""
+        return dict(zip(self._parameters, self._mesh.sharding.owners(self._parameters.values()), strict=True))
 
     def save(self, folder: Path) -> dict[str, float]:
         """Write the moments into a new folder, one set of shards each, and return the scalars of the state.
 
-        All ranks that share the model call this; the first writes.
+        All processes that hold a part of it call this, see `Mesh.holds_state`; the first writes.
         """
-        state, shards = self._adamw.state_dict(), self._model.shards
+        state, shards, sharding, owners = (
+            self._adamw.state_dict(),
+            self._model.shards,
+            self._mesh.sharding,
+            self._owners(),
+        )
+        writes = shards.rank == 0 and sharding.rank == 0
         dtypes = dict.fromkeys(elements(self._table), "F32")
         for moment in MOMENTS:
 
             def shards_of(name: str, moment: str = moment) -> list[Array]:
                 parameter = self._parameters[name]
-                return shards.all_shards(parameter, state[f"{parameter.name}_{moment}_0"])
+                value = sharding.at_first(state.get(f"{parameter.name}_{moment}_0"), parameter, owners[name])
+                return [] if value is None else shards.all_shards(parameter, value)
 
-            weight_map = checkpoint.write_shards(
-                folder, moment, self._table, shards_of, dtypes, writes=shards.rank == 0
-            )
-            if shards.rank == 0:
+            weight_map = checkpoint.write_shards(folder, moment, self._table, shards_of, dtypes, writes=writes)
+            if writes:
                 safetensors_folder.write_index(folder, moment, weight_map)
-        first = next(iter(self._parameters.values())).name
-        return {power: state[f"{first}_{power}_0"].item() for power in POWERS}
+        return {power: _any(state, power) for power in POWERS} if writes else {}
 
     def load(self, folder: Path, scalars: dict[str, float]) -> None:
         """Take over what `save` wrote. Call it before the first step."""
+        owners = self._owners()
+        own = {name: one for name, one in self._parameters.items() if owners[name] == self._mesh.sharding.rank}
         state: dict[str, Any] = {}
         for moment in MOMENTS:
             files = checkpoint.Reader(folder, self._table, moment, self._model.shards)
-            for name, parameter in self._parameters.items():
+            for name, parameter in own.items():
                 state[f"{parameter.name}_{moment}_0"] = paddle.to_tensor(files.read(name))
-        for parameter in self._parameters.values():
+        for parameter in own.values():
             for power in POWERS:
                 state[f"{parameter.name}_{power}_0"] = paddle.full([1], scalars[power], "float32")
         self._adamw.set_state_dict(state)
+
+
+def _any(state: dict[str, Any], power: str) -> float:
+    """The first rank owns a parameter, for each has its own copy of what is the same for all."""
+    return next(value.item() for name, value in state.items() if name.endswith(f"_{power}_0"))
 
 
 def clipping_scale(norm: float, max_norm: float) -> float:

@@ -27,6 +27,7 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
     mesh = Mesh.join(
         flags.COMMAND,
         tensor_parallel_degree=flags.tensor_parallel_degree,
+        sharding_parallel_degree=flags.sharding_parallel_degree if flags.sharding else 1,
         pipeline_parallel_degree=flags.pipeline_parallel_degree,
         sequence_parallel=flags.sequence_parallel,
     )
@@ -99,6 +100,8 @@ def _describe(trainer: Trainer, peak: float) -> list[str]:
     if mesh.tensor.size > 1:
         tokens_too = " and the sequence" if mesh.tensor.divides_tokens else ""
         processes += f", {mesh.tensor.size} of which divide the layers{tokens_too} of each copy"
+    if mesh.sharding.size > 1:
+        processes += f", {mesh.sharding.size} of which divide the optimizer's work"
     return [
         f"steps: {trainer.step} to {trainer.num_steps}, {dtype} arithmetic{processes}",
         f"peak: fused_linear {dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it",

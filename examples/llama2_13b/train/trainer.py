@@ -98,7 +98,7 @@ class Trainer:
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
                 progress.set_postfix(shown, refresh=False)
                 if stopped or self._is_due(self.flags.save_steps):
-                    if self.mesh.copy == 0:
+                    if self.mesh.holds_state:
                         with interrupt.held():
                             self._save_checkpoint(output)
                     stopped = self._stops(interrupt) or stopped  # nobody leaves while another writes
@@ -190,7 +190,8 @@ class Trainer:
             "data": self.train.fingerprint(),
             "flags": deciding(self.flags, self.mesh),
         }
-        training_state.save(output / f"checkpoint-{self.step}", self.model, self.optimizer, self.files, state)
+        folder = output / f"checkpoint-{self.step}"
+        training_state.save(folder, self.mesh, self.model, self.optimizer, self.files, state)
         if self.flags.save_total_limit is not None and self.mesh.is_first:
             training_state.keep_newest(output, self.flags.save_total_limit)
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.model.llama import DTYPES
+from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.train.schedule import KINDS
 
 
@@ -42,6 +43,8 @@ class TrainingFlags:
     recompute: bool = flag("compute activations again instead of keeping them", False)
     tensor_parallel_degree: int = flag("processes that share each layer of a copy of the model, neighbours", 1)
     pipeline_parallel_degree: int = flag("stages of each copy of the model; 1 is the only one there is yet", 1)
+    sharding: str = flag(f"{' | '.join(STAGES)}: copies of the model divide the optimizer's work; not, if empty", "")
+    sharding_parallel_degree: int = flag("copies that do; -1 for all there are, if sharding is given", -1)
     sequence_parallel: bool = flag("such processes share the tokens between products too", True)
     seed: int = flag("of data order and random numbers", 42)
     device: str | None = flag("as paddle.set_device takes it; Paddle's choice if not given", None)
@@ -77,6 +80,11 @@ class TrainingFlags:
         self.require(
             self.pipeline_parallel_degree == 1, "pipeline_parallel_degree", "1: no layers are divided into stages"
         )
+        self.require(self.sharding in ("", *STAGES), "sharding", f"{' or '.join(STAGES)}, or empty")
+        degree = self.sharding_parallel_degree
+        self.require(degree == -1 or degree >= 1, "sharding_parallel_degree", "at least 1, or -1")
+        self.require(degree <= 1 or bool(self.sharding), "sharding", f"given with sharding_parallel_degree {degree}")
+        self.require(degree != 1 or not self.sharding, "sharding", "empty with sharding_parallel_degree 1")
         divides = self.sequence_parallel or self.tensor_parallel_degree > 1
         self.require(divides, "sequence_parallel", "true where tensor_parallel_degree is 1")
         self.require(

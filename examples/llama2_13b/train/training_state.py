@@ -14,6 +14,7 @@ from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import beside_the_work
 from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train.optimizer import POWERS, AdamW
 
 STATE = "trainer_state.json"
@@ -43,13 +44,16 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         atomic.write_file(folder / name, content)
 
 
-def save(folder: Path, model: Llama, optimizer: AdamW, files: Mapping[str, bytes], state: Mapping[str, Any]) -> None:
+def save(
+    folder: Path, mesh: Mesh, model: Llama, optimizer: AdamW, files: Mapping[str, bytes], state: Mapping[str, Any]
+) -> None:
     """Write `folder` in one rename: a model folder with tokenizer, moments and state.
 
-    All ranks that share the model call this; the first writes.
+    All processes that hold a part of it call this, see `Mesh.holds_state`; the first writes.
     """
-    if model.shards.rank != 0:
-        model.save_pretrained(folder, "float32")
+    if not mesh.is_first:
+        if mesh.copy == 0:
+            model.save_pretrained(folder, "float32")
         optimizer.save(folder)
         return
     with atomic.new_folder(folder) as temporary:

@@ -1,0 +1,90 @@
+"""Sharding: copies of the model divide the optimizer's work, and with it the memory of its state.
+
+Each trainable parameter has one owner among the ranks of the group. The owner alone gets the sum of the gradients, has
+the moments and computes the update; then all take over the new value. Parameters go to owners whole, so a moment is one
+tensor of the parameter's shape, on disk as in memory.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from paddle import Tensor
+
+from fusionkit.parallel import collectives
+from fusionkit.parallel.groups import communicator_of
+
+STAGES = ("stage1",)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How the copies of a group divide the optimizer's work; by default one does it all.
+
+    Args:
+        group: a Paddle group or a `fusionkit.parallel.Communicator`; None is one rank.
+    """
+
+    group: Any = None
+
+    @property
+    def size(self) -> int:
+        return 1 if self.group is None else int(self.group.world_size)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.group is None else int(self.group.rank)
+
+    def owners(self, parameters: Iterable[Tensor]) -> list[int]:
+        return owners([parameter.size for parameter in parameters], self.size)
+
+    def own(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Those that this rank updates."""
+        owned = zip(parameters, self.owners(parameters), strict=True)
+        return [parameter for parameter, owner in owned if owner == self.rank]
+
+    def spread(self, parameters: Sequence[Tensor]) -> None:
+        """Each takes over its owner's value."""
+        if self.size == 1:
+            return
+        for parameter, owner in zip(parameters, self.owners(parameters), strict=True):
+            collectives.broadcast_(parameter, owner, self.group)
+
+    def at_first(self, value: Tensor | None, like: Tensor, owner: int) -> NDArray[Any] | None:
+        """An owner's value, such as a moment, as the first rank gets it; None on the others. All call this alike.
+
+        Args:
+            value: on the owner.
+            like: of its shape and dtype, on all.
+        """
+        if self.rank == owner:
+            assert value is not None
+            if owner == 0:
+                return value.numpy()  # type: ignore[no-any-return]
+            communicator_of(self.group).send(value.numpy(), 0)
+        elif self.rank == 0:
+            received: NDArray[Any] = communicator_of(self.group).recv(np.empty(like.shape, np.float32), owner)
+            return received
+        return None
+
+
+def owners(sizes: Sequence[int], ranks: int) -> list[int]:
+    """The owner of each parameter: from the largest on, each goes to the rank that has least so far.
+
+    So no rank has more than its equal part and one parameter. Equal loads go to the lower rank.
+    """
+    loads = [(0, rank) for rank in range(ranks)]
+    found = [0] * len(sizes)
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        load, rank = loads[0]
+        found[place] = rank
+        heapq.heapreplace(loads, (load + sizes[place], rank))
+    return found
+
+
+UNSHARDED = Sharding()

@@ -1,0 +1,179 @@
+"""Copies of the Llama that divide the optimizer's work, also with data and tensor parallelism, against one process."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import paddle
+import pytest
+
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.parallel.degrees import Degrees
+from examples.llama2_13b.parallel.mesh import GROUPS, Mesh
+from examples.llama2_13b.parallel.sharding import Sharding, owners
+from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
+from examples.llama2_13b.train import training_state
+from examples.llama2_13b.train.optimizer import AdamW
+from fusionkit.parallel import Communicator
+from fusionkit.parallel.communicator import unique_id
+from fusionkit.parallel.parity import run_ranks
+
+STEPS = 10
+LAYOUTS = {
+    "sharding2": Degrees(sharding=2),
+    "sharding3": Degrees(sharding=3),
+    "data2-sharding2": Degrees(data=2, sharding=2),
+    "sharding2-tensor2": Degrees(sharding=2, tensor=2),
+}
+one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
+
+
+def on_mesh(degrees, work):
+    """What `work(mesh)` returns on each rank, a thread each."""
+    identifiers = {}
+    for rank in range(degrees.processes):
+        for axes in GROUPS.values():
+            identifiers.setdefault((axes, *degrees.group(rank, *axes)), unique_id())
+
+    def one(rank, _):
+        groups = {}
+        for name, axes in GROUPS.items():
+            ranks = degrees.group(rank, *axes)
+            identifier = identifiers[axes, *ranks]
+            alone = len(ranks) == 1
+            groups[name] = None if alone else Communicator(identifier, ranks.index(rank), len(ranks), timeout=60)
+        tensor, sharding = TensorParallel(groups.pop("tensor")), Sharding(groups.pop("sharding"))
+        return work(Mesh(**groups, tensor=tensor, sharding=sharding))
+
+    return run_ranks(degrees.processes, one)
+
+
+def rows(step):
+    """Six, of two documents each; the last step has one."""
+    random = np.random.default_rng(step)
+    ids, labels = random.integers(0, 512, (2, 6, 34))
+    labels[0, :5] = -100
+    ends = np.full((6, 1, 34, 1), 34, np.int32)
+    ends[0, 0, :10] = 10
+    count = 1 if step == STEPS - 1 else 6
+    return [array[:count] for array in (ids, labels, np.tile(np.arange(34), (6, 1)), ends)]
+
+
+class Run:
+    """A model and its optimizer on one rank, from a folder or a checkpoint."""
+
+    def __init__(self, folder, mesh, start=0):
+        with one_at_a_time:
+            self.model = Llama.from_pretrained(folder, shards=mesh.tensor)
+        self.mesh, self.step, self.losses, self.norms = mesh, start, [], []
+        self.optimizer = AdamW(self.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
+        if start:
+            self.optimizer.load(folder, training_state.load(folder).optimizer)
+
+    def train(self, steps):
+        for _ in range(steps):
+            arrays = rows(self.step)
+            own = [np.stack(mine) if (mine := self.mesh.share(list(array))) else None for array in arrays]
+            targets, total = int((arrays[1] != -100).sum()), 0.0
+            if own[0] is not None:
+                loss_sum, _ = self.model.loss(*map(paddle.to_tensor, own))
+                (loss_sum / (targets / self.mesh.copies)).backward()
+                total = float(loss_sum)
+            self.mesh.reduce_gradients(self.model.parameters())
+            self.norms.append(self.optimizer.step(1e-3))
+            self.losses.append(self.mesh.totals(total)[0] / targets)
+            self.step += 1
+        return self
+
+    def save(self, folder):
+        if self.mesh.holds_state:
+            state = {"step": self.step, "data": "", "flags": {}}
+            training_state.save(folder, self.mesh, self.model, self.optimizer, {}, state)
+        self.mesh.any_process(False)
+        return self
+
+    def weights(self):
+        """By name on disk, those of all tensor ranks put together."""
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            found |= self.model.table[name].merge(self.mesh.tensor.all_shards(parameter, parameter))
+        return found
+
+    def moments(self):
+        """Of this rank's own parameters, by their names in the model."""
+        state, table = self.optimizer._adamw.state_dict(), dict(self.model.named_parameters())
+        found = {name: state.get(f"{parameter.name}_moment2_0") for name, parameter in table.items()}
+        return {name: moment.numpy() for name, moment in found.items() if moment is not None}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folder):
+    run = Run(tiny_folder, Mesh())
+    first = run.weights()
+    return run.train(STEPS), first
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_trains_as_one_process(tiny_folder, alone, layout):
+    """In the last step all copies but one have no row, and no gradient."""
+    runs = on_mesh(LAYOUTS[layout], lambda mesh: (run := Run(tiny_folder, mesh).train(STEPS), run.weights()))
+    alone, first = alone
+    expected = alone.weights()
+    moved = np.sqrt(sum(np.sum((first[name] - value) ** 2) for name, value in expected.items()))
+    for run, weights in runs:
+        assert (run.losses, run.norms) == (runs[0][0].losses, runs[0][0].norms)
+        np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-5)
+        np.testing.assert_allclose(run.norms, alone.norms, rtol=1e-4)
+        for name, value in runs[0][1].items():
+            np.testing.assert_array_equal(weights[name], value, err_msg=name)
+        apart = np.sqrt(sum(np.sum((weights[name] - value) ** 2) for name, value in expected.items()))
+        assert apart < 1e-3 * moved  # AdamW's first steps take the sign of gradients that may be rounding alone
+
+
+def test_the_moments_are_divided(tiny_folder, alone):
+    """Every parameter's moments are on one rank of three, and no rank has more than a third and one parameter."""
+    runs = on_mesh(Degrees(sharding=3), lambda mesh: Run(tiny_folder, mesh).train(1))
+    whole = {name: parameter.size for name, parameter in runs[0].model.named_parameters()}
+    held = [run.moments() for run in runs]
+    assert sorted(name for moments in held for name in moments) == sorted(whole)
+    for moments in held:
+        assert moments and sum(moment.size for moment in moments.values()) <= sum(whole.values()) / 3 + max(
+            whole.values()
+        )
+    for run in runs:
+        assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+@pytest.mark.parametrize("layout", ["data2-sharding2", "sharding2-tensor2"])
+def test_a_checkpoint_goes_on_in_another_layout(tiny_folder, alone, tmp_path, layout):
+    saved = on_mesh(LAYOUTS[layout], lambda mesh: Run(tiny_folder, mesh).train(5).save(tmp_path / "checkpoint-5"))
+    resumed = Run(tmp_path / "checkpoint-5", Mesh(), start=5)
+    whole = resumed.moments()
+    if layout == "data2-sharding2":  # others hold a part of a tensor
+        for run in saved:
+            assert 0 < len(run.moments()) < len(whole)
+            for name, moment in run.moments().items():
+                np.testing.assert_array_equal(moment, whole[name], err_msg=name)
+    assert resumed.train(5).losses == pytest.approx(alone[0].losses[5:], rel=1e-5)
+    before = Run(tmp_path / "checkpoint-5", Mesh(), start=5).save(tmp_path / "again")
+
+    def read(mesh):
+        return Run(tmp_path / "again", mesh, start=5).moments()
+
+    for moments in on_mesh(Degrees(sharding=4), read):
+        for name, moment in moments.items():
+            np.testing.assert_array_equal(moment, before.moments()[name], err_msg=name)
+    for moment in ("moment1", "moment2", "model"):
+        one, other = (sorted((tmp_path / name).glob(f"{moment}*.safetensors")) for name in ("checkpoint-5", "again"))
+        assert one and [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+def test_a_parameter_goes_to_the_rank_that_has_least():
+    assert owners([4, 9, 1, 5, 1], 2) == [1, 0, 0, 1, 1]
+    assert owners([3, 3], 4) == [0, 1]
+    sizes = np.random.default_rng(0).integers(1, 1000, 50).tolist()
+    for ranks in (1, 2, 7):
+        found = owners(sizes, ranks)
+        loads = [sum(size for size, owner in zip(sizes, found, strict=True) if owner == rank) for rank in range(ranks)]
+        assert max(loads) <= sum(sizes) / ranks + max(sizes)
