@@ -25,7 +25,7 @@ def main(tensor, sharding):
         "first": mesh.is_first,
         "totals": mesh.totals(rank, 1),
         "any": [mesh.any_process(rank == mesh.processes - 1), mesh.any_process(False)],
-        "gradient": np.unique(parameter.grad.numpy()).tolist(),
+        "gradient": None if parameter.grad is None else np.unique(parameter.grad.numpy()).tolist(),
     }
     print(json.dumps(answer))
 

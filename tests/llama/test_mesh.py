@@ -84,4 +84,5 @@ def test_data_and_sharding_share_out_the_rows(tmp_path, launch, tensor):
         assert answer["copy"] == [copy, 4] and answer["share"] == list(range(10))[copy::4]
         assert answer["first"] == (answer["rank"] == 0) and answer["any"] == [True, False]
         ranks = [other * tensor + part for other in range(4)]  # with the same part of the other copies
-        assert answer["totals"] == [sum(ranks), 4] and answer["gradient"] == [sum(ranks) / 4]
+        owns = copy % 2 == 0  # the one parameter goes to the first rank of sharding
+        assert answer["totals"] == [sum(ranks), 4] and answer["gradient"] == ([sum(ranks) / 4] if owns else None)
