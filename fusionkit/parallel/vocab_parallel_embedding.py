@@ -8,9 +8,8 @@ import paddle
 from paddle.distributed import fleet
 from paddle.nn import functional as F
 
-from fusionkit.errors import argument_error
-from fusionkit.parallel import collectives
-from fusionkit.parallel.parameters import bind, create_weight, part_of, share_of
+from fusionkit.parallel.divided_lookup import check_ids, divided_lookup
+from fusionkit.parallel.parameters import bind, create_weight, part_of
 
 NAME = "VocabParallelEmbedding"
 
@@ -18,8 +17,8 @@ NAME = "VocabParallelEmbedding"
 class VocabParallelEmbedding(fleet.meta_parallel.VocabParallelEmbedding):  # type: ignore[misc]
     """y = weight[x], the rows of weight divided over the ranks.
 
-    A rank looks up its own rows, gives zeros for the others, and the ranks' results are added: all but one are zeros,
-    so the sum is exact. The gradient of a rank's rows is whole, with sequence parallelism too.
+    A rank looks up its own rows, gives zeros for the others, and the ranks' results are added, which is exact. The
+    gradient of a rank's rows is whole, with sequence parallelism too.
 
     Args:
         num_embeddings, embedding_dim: of the whole weight. num_embeddings need not be a multiple of the group's size:
@@ -53,9 +52,9 @@ class VocabParallelEmbedding(fleet.meta_parallel.VocabParallelEmbedding):  # typ
         bind(self, mp_group, weight_attr, fuse_matmul_bias=False, name=name)
         self.num_embeddings = self.origin_num_embeddings = num_embeddings
         self.reduce_scatter_embeddings, self.output_dtype = reduce_scatter_embeddings, output_dtype
-        rows = part_of(NAME, "num_embeddings", num_embeddings, self.rank, self.world_size)
-        self.vocab_start_index = rows.start
-        self.weight = create_weight(self, [rows.stop - rows.start, embedding_dim], weight_attr, split_axis=0)
+        self._own = part_of(NAME, "num_embeddings", num_embeddings, self.rank, self.world_size)
+        self.vocab_start_index, rows = self._own.start, self._own.stop - self._own.start
+        self.weight = create_weight(self, [rows, embedding_dim], weight_attr, split_axis=0)
 
     def forward(self, x: Any) -> Any:
         """[...] of ids -> [..., embedding_dim], or with reduce_scatter_embeddings a part of the first axis.
@@ -63,26 +62,9 @@ class VocabParallelEmbedding(fleet.meta_parallel.VocabParallelEmbedding):  # typ
         Raises:
             ValueError: an id is not in [0, num_embeddings), or the first axis does not divide.
         """
+        dtype = self.output_dtype or self.weight.dtype
         if not self.is_mp:
-            return self._rounded(F.embedding(x, self.weight))
-        _check_ids(x, self.num_embeddings)
-        if not self.reduce_scatter_embeddings:
-            return collectives.all_reduce(self._rounded(self._own_rows(x)), self.model_parallel_group)
-        share_of(NAME, "x's first axis", x.shape[0], self.world_size)
-        return collectives.reduce_scatter(self._rounded(self._own_rows(x)), self.model_parallel_group)
-
-    def _own_rows(self, x: Any) -> Any:
-        rows = x - self.vocab_start_index
-        is_here = (rows >= 0) & (rows < self.weight.shape[0])
-        found = F.embedding(rows * is_here.astype(rows.dtype), self.weight)
-        return paddle.where(is_here.unsqueeze(-1), found, paddle.zeros([1], found.dtype))
-
-    def _rounded(self, y: Any) -> Any:
-        return y if self.output_dtype is None else y.astype(self.output_dtype)
-
-
-def _check_ids(x: Any, num_embeddings: int) -> None:
-    """No rank would have it, and all would give zeros."""
-    outside = (x < 0) | (x >= num_embeddings)
-    if bool(outside.any()):
-        raise argument_error(NAME, "x", f"in [0, {num_embeddings})", int(x[outside][0]))
+            return F.embedding(x, self.weight).astype(dtype)
+        check_ids(NAME, x, self.num_embeddings)
+        group, scatters = self.model_parallel_group, self.reduce_scatter_embeddings
+        return divided_lookup(NAME, x, self._own, lambda rows: F.embedding(rows, self.weight), dtype, group, scatters)

@@ -26,6 +26,7 @@ from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.model import Llama, checkpoint
+from examples.llama2_13b.model.layout import elements
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_model import SIZES
@@ -279,6 +280,43 @@ def test_tensor_parallel_ranks_read_their_part_of_paddles_layout(folder):
     write_with_format(folder, {"format": "np"}, transposed=True)
     for got, want in zip(parts(), expected, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def save_tied(folder, layout="pt", head=None):
+    """A tied model in one file, with the head a second time if it is given as [vocab_size, hidden_size]."""
+    paddle.seed(0)
+    model = Llama(dataclasses.replace(SIZES, tie_word_embeddings=True))
+    checkpoint.save(model, folder)
+    write_with_format(folder, {"format": layout}, transposed=layout != "pt")
+    tensors = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in tensors and "model.embed_tokens.weight" in tensors
+    if head is not None:
+        copy = tensors["model.embed_tokens.weight"] + np.float32(head)
+        tensors["lm_head.weight"] = np.ascontiguousarray(copy if layout == "pt" else copy.T)
+        save_file(tensors, folder / "model.safetensors", {"format": layout})
+    return model
+
+
+@pytest.mark.parametrize("layout", ["pt", "np"])
+@pytest.mark.parametrize("head", [None, 0], ids=["once", "twice"])
+def test_a_tied_embedding_is_read_from_folders_with_the_head_and_without(tmp_path, layout, head):
+    model = save_tied(tmp_path, layout, head)
+    read = Llama.from_pretrained(tmp_path)
+    assert_same(read, weights(model))
+    ids = paddle.to_tensor([[1, 2, 3]])
+    np.testing.assert_array_equal(read(ids).numpy(), model(ids).numpy())
+    again = tmp_path / "again"
+    read.save_pretrained(again)
+    stored = [name for path in again.glob("*.safetensors") for name in load_file(path)]
+    assert sorted(stored) == sorted(elements(model.table))
+    theirs = transformers.LlamaForCausalLM.from_pretrained(again)
+    np.testing.assert_array_equal(theirs.lm_head.weight.numpy(force=True), weights(model)["lm_head.weight"].T)
+
+
+def test_a_tied_embedding_beside_another_head_is_refused(tmp_path):
+    save_tied(tmp_path, head=1)
+    with pytest.raises(ValueError, match="lm_head.weight must equal model.embed_tokens.weight, got another tensor"):
+        Llama.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("metadata, transposed", [({"format": "np"}, False), ({"format": "pt"}, True), (None, True)])

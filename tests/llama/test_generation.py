@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+
 import numpy as np
 import paddle
 import pytest
@@ -97,6 +100,28 @@ def test_narrow_program_is_as_near_to_float32_as_the_narrow_model(tiny_folder, e
         of_model = np.stack([model(paddle.to_tensor([prompt]))[0, -1].numpy() for prompt in prompts])
     allowed = 2 * np.abs(of_model - logits["float32"]).max()
     assert 0 < np.abs(logits[dtype] - logits["float32"]).max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_program_of_a_tied_model_holds_one_matrix_and_gives_its_logits(tiny_folder, tmp_path, prompts, dtype):
+    folder, output = shutil.copytree(tiny_folder, tmp_path / "model"), tmp_path / "exported"
+    config = dataclasses.replace(LlamaConfig.from_json(tiny_folder / "config.json"), tie_word_embeddings=True)
+    paddle.seed(0)
+    Llama(config).save_pretrained(folder)
+    export(ExportFlags(str(folder), str(output), dtype))
+    matrix = config.vocab_size * config.hidden_size * (4 if dtype == "float32" else 2)
+    export(ExportFlags(str(tiny_folder), str(tmp_path / "untied"), dtype))
+    untied, tied = ((path / "model.pdiparams").stat().st_size for path in (tmp_path / "untied", output))
+    assert matrix <= untied - tied < matrix + 1000
+    answering = generation((config, {dtype: StaticProgram(output, config)}), dtype, eos=(), batch_size=5)
+    next(answering.run(prompts))
+    with paddle.no_grad():
+        exact, of_model = (
+            np.stack([model(paddle.to_tensor([prompt]))[0, -1].numpy() for prompt in prompts])
+            for model in (Llama.from_pretrained(folder, each) for each in ("float32", dtype))
+        )
+    rounding = 100 * np.finfo(np.float32).eps * np.abs(exact).max()
+    assert np.abs(answering.step.logits[0] - exact).max() <= 2 * np.abs(of_model - exact).max() + rounding
 
 
 def test_a_prompt_enters_when_a_row_ends_while_the_others_go_on(exported, prompts, recomputed):

@@ -16,6 +16,7 @@ import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import layout
+from examples.llama2_13b.parallel.pipeline import PipelineParallel
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from tests.llama.conftest import EXAMPLE
 
@@ -34,6 +35,7 @@ VARIANTS = {
     "one-key-head": {"num_key_value_heads": 1},
     "own-head-dim": {"head_dim": 32, "num_key_value_heads": 3},
     "own-theta": {"rope_theta": 500.0},
+    "tied": {"tie_word_embeddings": True},
 }
 
 
@@ -171,6 +173,30 @@ def test_gradients_agree_with_transformers(tmp_path):
         np.testing.assert_allclose(ours[name], expected, rtol=0, atol=atol, err_msg=name)
 
 
+def test_the_gradient_of_a_tied_embedding_is_the_sum_of_both_uses(tmp_path):
+    model = make_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    ours = gradients(model)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
+    ids = torch.from_numpy(token_ids((2, 17)))
+    torch.nn.functional.cross_entropy(theirs(ids).logits.flatten(0, 1), ids.flatten()).backward()
+    assert "embed_tokens.weight" not in ours
+    assert_close(ours["lm_head.weight"], theirs.model.embed_tokens.weight.grad.numpy().T)
+
+
+@pytest.mark.parametrize("outside", [-1, 97])
+def test_an_id_outside_of_a_tied_embedding_is_refused(outside):
+    with pytest.raises(ValueError, match=rf"x must be in \[0, 97\), got {outside}"):
+        make_model(tie_word_embeddings=True)(paddle.to_tensor([[3, outside]]))
+
+
+def test_a_tied_embedding_over_several_stages_is_refused():
+    two = PipelineParallel(SimpleNamespace(rank=0, world_size=2))
+    with pytest.raises(ValueError, match="tie_word_embeddings must be false with 2 pipeline stages"):
+        Llama(dataclasses.replace(SIZES, tie_word_embeddings=True), pipeline=two)
+
+
 def read_configuration(tmp_path, **fields):
     kept = {name: value for name, value in SIZES.to_dict().items() if name not in ("head_dim", "rope_theta")}
     path = tmp_path / "config.json"
@@ -186,7 +212,7 @@ def read_configuration(tmp_path, **fields):
         ("attention_bias", True),
         ("mlp_bias", True),
         ("attention_dropout", 0.1),
-        ("tie_word_embeddings", True),
+        ("tie_word_embeddings", 1),
         ("rope_scaling", {"type": "linear", "factor": 2.0}),
         ("rope_parameters", {"rope_type": "llama3", "factor": 8.0}),
         ("rope_parameters", "linear"),
@@ -326,12 +352,13 @@ def test_ids_of_the_wrong_shape_are_refused():
         model(paddle.ones([1, 65], "int64"))
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["two", "tied"])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_the_table_of_parameters_is_that_of_the_model(ranks):
+def test_the_table_of_parameters_is_that_of_the_model(ranks, tied):
     """Every parameter has its row, in order, of its size: on one rank, and divided over two, one entry more on the
     first."""
     config = LlamaConfig.from_json(EXAMPLE / "configs" / "tiny.json")
-    config = dataclasses.replace(config, vocab_size=511)
+    config = dataclasses.replace(config, vocab_size=511, tie_word_embeddings=tied)
     all_ranks = [TensorParallel(SimpleNamespace(rank=rank, world_size=ranks)) for rank in range(ranks)]
     with paddle.LazyGuard():
         models = [Llama(config, shards=shards if ranks > 1 else ALONE) for shards in all_ranks]
@@ -345,4 +372,5 @@ def test_the_table_of_parameters_is_that_of_the_model(ranks):
         assert sum(int(np.prod(shard.shape)) for shard in shards) == table[name].size, name
         assert {part.axis is not None for part in table[name].parts} == {is_divided}
         assert table[name].is_decayed == (len(parameter.shape) > 1)
-    assert [name for name, row in table.items() if row.is_looked_up] == ["embed_tokens.weight"]
+    looked_up = [name for name, row in table.items() if row.is_looked_up]
+    assert looked_up == ([] if tied else ["embed_tokens.weight"])  # a tied one is multiplied by, too

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.model import safetensors_folder, stored_dtypes
@@ -52,15 +54,20 @@ class Reader:
         self._stored = {
             name: [self._stored_part(parameter, part) for part in parameter.parts] for name, parameter in table.items()
         }
-        shapes = {part.name: part.shape for parts in self._stored.values() for part in parts}
+        stored = [part for parts in self._stored.values() for part in parts]
+        copies = {part.copy for part in stored}
         # Older folders hold the rotary frequencies, which the configuration gives.
-        self._files.check(shapes, ignored=lambda name: name.endswith("rotary_emb.inv_freq"))
+        self._files.check(
+            {part.name: part.shape for part in stored},
+            ignored=lambda name: name.endswith("rotary_emb.inv_freq") or name in copies,
+        )
 
     def _stored_part(self, parameter: Parameter, part: Part) -> Part:
         """As the file has it: its name there, and the layout that the file's metadata names."""
         theirs = part.name.replace(*PADDLENLP_NAME, 1)
         stored = replace(part, name=theirs) if self._files.has(theirs) else part
-        return stored.transposed() if parameter.is_linear and self._files.is_in_out(stored.name) else stored
+        is_in_out = parameter.is_linear and not part.is_embedding and self._files.is_in_out(stored.name)
+        return stored.transposed() if is_in_out else stored
 
     def dtypes(self) -> dict[str, str]:
         """Of every tensor, by its name in the table."""
@@ -72,8 +79,25 @@ class Reader:
         return self._table[name].join([self._read(part) for part in self._stored[name]])
 
     def _read(self, part: Part) -> Array:
-        tensor = self._files.read(part.name, part.own(self._shards.rank, self._shards.size))
+        tensor = self._read_as_stored(part)
+        if part.copy and self._files.has(part.copy):
+            self._require_equal(part, tensor)
         return tensor.T if part.is_transposed else tensor
+
+    def _read_as_stored(self, part: Part) -> Array:
+        return self._files.read(part.name, part.own(self._shards.rank, self._shards.size))
+
+    def _require_equal(self, part: Part, tensor: Array) -> None:
+        """What is tied by config.json must be one: which of two would be meant?"""
+        copy = replace(part, name=part.copy, is_embedding=False)
+        if self._files.is_in_out(copy.name):
+            copy = copy.transposed()
+        again = self._read_as_stored(copy)
+        if not np.array_equal(tensor, again.T if copy.is_transposed else again):
+            raise ValueError(
+                f"{self._files.index}: {copy.name} must equal {part.name}, got another tensor; tie_word_embeddings is "
+                "true in config.json. Set it to false to keep both, or remove one from the weights"
+            )
 
 
 def other_weights(folder: Path) -> list[str]:

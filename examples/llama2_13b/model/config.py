@@ -61,7 +61,6 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "no_rope_layer_interval": (),
     "alibi": (False,),
     # embedding, residual stream and scores
-    "tie_word_embeddings": (False,),
     "embedding_multiplier": (1,),
     "residual_multiplier": (1,),
     "scale_embedding": (False,),
@@ -88,6 +87,7 @@ class LlamaConfig:
         head_dim: default hidden_size / num_attention_heads.
         num_key_value_heads: default num_attention_heads; fewer are shared by groups of query heads.
         initializer_range: standard deviation of new weights.
+        tie_word_embeddings: embedding and head are one parameter.
         pad_token_id: None without a padding token; files say so with null, -1 or nothing. No result depends on it.
     """
 
@@ -102,6 +102,7 @@ class LlamaConfig:
     head_dim: int = 0
     rope_theta: float = 10000.0
     initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int | None = None
@@ -135,6 +136,9 @@ class LlamaConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is None and field.name == "pad_token_id":
+                continue
+            if field.type == "bool":
+                self._require(isinstance(value, bool), field.name, "true or false")
                 continue
             kind = (int, float) if field.type == "float" else int
             right = isinstance(value, kind) and not isinstance(value, bool)
@@ -180,7 +184,7 @@ class LlamaConfig:
     def to_dict(self) -> dict[str, Any]:
         """`config.json` as other programs read it."""
         fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-        plain = {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "rope_scaling": None}
+        plain = {"attention_bias": False, "mlp_bias": False, "rope_scaling": None}
         return {**fixed, **dataclasses.asdict(self), **plain, "torch_dtype": "float32"}
 
 

@@ -30,12 +30,16 @@ class Part:
 
     Args:
         is_transposed: stored as [in_features, out_features], the layout of Paddle's own files.
+        is_embedding: stored as [vocab_size, hidden_size] there too.
+        copy: a name under which a file may hold the same tensor again.
     """
 
     name: str
     shape: tuple[int, ...]
     axis: int | None = None
     is_transposed: bool = False
+    is_embedding: bool = False
+    copy: str | None = None
 
     def transposed(self) -> Part:
         return replace(
@@ -121,14 +125,19 @@ def trainable(table: Table) -> Table:
 
 
 def layout(config: LlamaConfig) -> Table:
-    """The table of a whole Llama, which `Llama.table` holds."""
-    hidden, vocab = config.hidden_size, config.vocab_size
-    embedding = (Part("model.embed_tokens.weight", (vocab, hidden), axis=0),)
-    table = {"embed_tokens.weight": Parameter(embedding, is_linear=False, is_looked_up=True)}
+    """The table of a whole Llama, which `Llama.table` holds.
+
+    A tied embedding is the head's weight, which tokens are looked up in: one row, so one gradient and one tensor on
+    disk, under the embedding's name.
+    """
+    hidden, vocab, is_tied = config.hidden_size, config.vocab_size, config.tie_word_embeddings
+    embedding = Part("model.embed_tokens.weight", (vocab, hidden), axis=0, is_embedding=True)
+    head = replace(embedding, copy="lm_head.weight") if is_tied else Part("lm_head.weight", (vocab, hidden), axis=0)
+    table = {} if is_tied else {"embed_tokens.weight": Parameter((embedding,), is_linear=False, is_looked_up=True)}
     for index in range(config.num_hidden_layers):
         table |= _decoder_layer(config, index)
     table["norm.weight"] = _norm((Part("model.norm.weight", (hidden,)),))
-    table["lm_head.weight"] = Parameter((Part("lm_head.weight", (vocab, hidden), axis=0),))
+    table["lm_head.weight"] = Parameter((head,))
     return table
 
 

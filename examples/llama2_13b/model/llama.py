@@ -134,7 +134,10 @@ class Llama(nn.Layer):
         self.chunks = pipeline.layers(config.num_hidden_layers)
         self.stored_dtypes: dict[str, str] | None = None  # of the folder that the parameters come from
         vocab_size, hidden_size, deviation = config.vocab_size, config.hidden_size, config.initializer_range
-        if pipeline.is_first:
+        if config.tie_word_embeddings and pipeline.stages > 1:
+            rule = f"false with {pipeline.stages} pipeline stages, the first of which would need the last's head"
+            raise ValueError(f"Llama: tie_word_embeddings must be {rule}, got true. Train it on one stage")
+        if pipeline.is_first and not config.tie_word_embeddings:
             self.embed_tokens = shards.embedding(vocab_size, hidden_size, deviation, dtype)
         numbers = [number for chunk in self.chunks for number in chunk]
         self.layers = nn.LayerDict({str(number): DecoderLayer(config, number, shards) for number in numbers})
@@ -226,7 +229,10 @@ class Llama(nn.Layer):
         return x_TH, residual_TH
 
     def _embed(self, input_ids_BS: Tensor) -> Tensor:
-        return self.embed_tokens(input_ids_BS.flatten()).cast(self.activation_dtype)
+        input_ids_T = input_ids_BS.flatten()
+        if self.config.tie_word_embeddings:
+            return self.lm_head.embed(input_ids_T, self.activation_dtype)
+        return self.embed_tokens(input_ids_T).cast(self.activation_dtype)
 
     def handed_on_shape(self, batch_size: int, seq_len: int) -> list[int]:
         """Of this rank's part of what `hand_on` returns."""

@@ -24,10 +24,10 @@ def model_flops(config: LlamaConfig, table: Table, document_lengths: list[int]) 
 
         (6 N + 4 F) tokens + 6 L heads head_dim sum(length^2)
 
-    N are the trainable parameters without the input embedding, each used in a multiplication and an addition forward
-    and twice that backward: for the gradients of its input and its own. F are the frozen ones, which have none of their
-    own. Attention's two products cost 4 heads head_dim per visible pair forward, three times that with the
-    backward pass, for the length^2 / 2 pairs under the causal diagonal in each of L layers.
+    N are the trainable parameters without the input embedding (a tied one is the head), each used in a multiplication
+    and an addition forward and twice that backward: for the gradients of its input and its own. F are the frozen ones,
+    which have none of their own. Attention's two products cost 4 heads head_dim per visible pair forward, three times
+    that with the backward pass, for the length^2 / 2 pairs under the causal diagonal in each of L layers.
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B, with half the pairs.
     """
