@@ -27,6 +27,14 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 SHORT = {"max_steps": 2, "warmup_steps": 0}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_nohup():
+    """The suite may run under nohup, whose SIGHUP a run leaves ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("name", [r"cost_$\frac$_a", "$x", "$$", "a_$b^$", "鱼_^{", os.fsdecode(b"caf\xe9")])
 def test_a_folder_of_any_name_gets_model_log_and_picture(sft_flags, tmp_path, capfd, name):
     output = tmp_path / name
@@ -242,7 +250,7 @@ def test_signals_on_the_way_leave_a_checkpoint(sft_flags, tmp_path, monkeypatch,
     due = {"save_steps": 2} if place == "checkpoint" else {}
     owner, name, when = {
         "step": (Trainer, "_step", lambda trainer, *arguments: trainer.step == 1),
-        "evaluation": (Trainer, "evaluate", lambda trainer: trainer.step == 2),
+        "evaluation": (Trainer, "evaluate", lambda trainer, *arguments: trainer.step == 2),
         "log": (metrics.Log, "write", lambda log, line: line["step"] == 2),
         "checkpoint": (training_state, "save", lambda folder, *arguments: folder.name == "checkpoint-2"),
     }[place]
