@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ if not __package__:  # python path/to/this/file, from any folder
 
 import paddle
 
+from examples.llama2_13b.data.documents import files_of, read_documents
 from examples.llama2_13b.data.samples import read_examples, split_files
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.io import flags
@@ -28,10 +30,11 @@ PROGRAM = "examples.llama2_13b.create"
 @dataclass(frozen=True)
 class CreateFlags:
     config: str = flag("config.json of the model, see configs/")
-    dataset_name_or_path: str = flag("folder with train.json, the tokenizer's text")
+    dataset_name_or_path: str = flag("the tokenizer's text: a folder with train.json, or what tokenize_texts reads")
     output_dir: str = flag("the new model folder")
     seed: int = flag("of the weights", 42)
     overwrite_output_dir: bool = flag("replace the model that output_dir holds", False)
+    json_key: str = flag("field of a JSON line that holds its text, without train.json", "text")
 
 
 def create(flags: CreateFlags) -> int:
@@ -51,14 +54,24 @@ def _create(flags: CreateFlags) -> int:
             "model up with --overwrite_output_dir"
         )
     config = LlamaConfig.from_json(flags.config)
-    examples = read_examples(split_files(flags.dataset_name_or_path, "train"))
-    texts = [text for example in examples for turn in example.turns for text in turn]
-    tokenizer = Tokenizer.train(texts, config)
+    tokenizer = Tokenizer.train(_texts(Path(flags.dataset_name_or_path), flags.json_key), config)
     paddle.seed(flags.seed)
     Llama(config).save_pretrained(flags.output_dir)
     tokenizer.save(Path(flags.output_dir))
     print(f"{flags.output_dir}: {config.num_hidden_layers} layers, {tokenizer.vocab_size} tokens")
     return 0
+
+
+def _texts(dataset: Path, json_key: str) -> Iterator[str]:
+    """Sources and targets of train.json, or else documents."""
+    if dataset.is_dir() and (files := split_files(dataset, "train")):
+        for example in read_examples(files):
+            for turn in example.turns:
+                yield from turn
+        return
+    for file in files_of(dataset):
+        for _, text in read_documents(file, json_key):
+            yield text
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data.documents import read_documents
 from examples.llama2_13b.data.token_files import TokenFiles
 from examples.llama2_13b.data.tokenizer import Tokenizer
@@ -86,6 +87,23 @@ def test_a_folder_is_its_files_by_name(made, tiny_folder, tmp_path):
     (folder / "c.bin").write_bytes(b"\xff")
     tokenizer = Tokenizer.from_pretrained(tiny_folder)
     assert [tokenizer.decode(ids) for ids in made(folder)] == ["first", "second", "third"]
+
+
+def test_a_new_model_learns_its_tokenizer_from_the_same_texts(made, tmp_path):
+    """From a text, and from JSON lines without train.json: a word that is frequent there is one token."""
+    word = "Xyloquartz"
+    (tmp_path / "book.txt").write_text(f"{word}\n\n" * 50)
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "all.jsonl").write_text(json.dumps({"body": word}) + "\n" + json.dumps({"body": word}))
+    for number, (texts, key) in enumerate(((tmp_path / "book.txt", "text"), (tmp_path / "lines", "body"))):
+        model = tmp_path / f"model {number}"
+        create(CreateFlags(str(EXAMPLE / "configs" / "tiny.json"), str(texts), str(model), json_key=key))
+        assert len(Tokenizer.from_pretrained(model).encode(word)) == 1
+    with pytest.raises(ValueError, match=r"all.jsonl:1: must have the field 'text', got body"):
+        create(CreateFlags(str(EXAMPLE / "configs" / "tiny.json"), str(tmp_path / "lines"), str(tmp_path / "none")))
+    with pytest.raises(FileNotFoundError, match="nowhere: not found"):
+        create(CreateFlags(str(EXAMPLE / "configs" / "tiny.json"), str(tmp_path / "nowhere"), str(tmp_path / "none")))
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

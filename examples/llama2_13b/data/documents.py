@@ -26,7 +26,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_documents(
-    file: Path, json_key: str, doc_spliter: str, seen: Callable[[int], object]
+    file: Path, json_key: str, doc_spliter: str = "", seen: Callable[[int], object] = lambda _: None
 ) -> Iterator[tuple[str, str]]:
     """(FILE:LINE, text) of every document that is not blank, one in memory at a time.
 
