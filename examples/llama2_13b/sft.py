@@ -81,10 +81,11 @@ def sft(flags: SftFlags) -> int:
         ValueError, OSError: something in flags, data, model or checkpoint is wrong; nothing was trained or removed yet.
         FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
     """
-    return run.start(flags, lambda mesh: _train(flags, mesh))
+    return run.start(flags, lambda mesh: fine_tune(flags, mesh, run.open_model))
 
 
-def _train(flags: SftFlags, mesh: Mesh) -> int:
+def fine_tune(flags: SftFlags, mesh: Mesh, open_model: run.OpenModel) -> int:
+    """What `sft` and `lora` do once the processes have met; `open_model` decides what is trained."""
     source = Path(flags.model_name_or_path)
     tokenizer = Tokenizer.from_pretrained(source)
     TokenizerFolder(source).require_end(tokenizer.eos_token_id)
@@ -108,6 +109,7 @@ def _train(flags: SftFlags, mesh: Mesh) -> int:
         files,
         stale,
         describe_data(flags, tokenizer, train, evaluation),
+        open_model=open_model,
     )
 
 

@@ -23,6 +23,8 @@ COMMANDS = {
     "tokenize_texts": {"io", "model", "data"},
     "sft": {"io", "parallel", "model", "data", "train"},
     "pretrain": {"io", "parallel", "model", "data", "train"},
+    "lora": {"io", "parallel", "model", "train", "sft"},
+    "merge": {"io", "model", "data"},
     "export": {"io", "model", "data", "generate"},
     "predict": {"io", "model", "data", "generate"},
     "demo": {"io", "data", "train", "generate", "create", "sft", "export", "predict"},

@@ -25,10 +25,11 @@ FLAGS = {
 }
 
 
-def command(processes, output, model, log, **flags):
+def command(processes, output, model, log, entry="sft", **flags):
     launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log)]
     given = {**FLAGS, "model_name_or_path": str(model), "output_dir": str(output), "zero_padding": True, **flags}
-    return [sys.executable, *launch, str(EXAMPLE / "sft.py"), *(f"--{name}={value}" for name, value in given.items())]
+    file = str(EXAMPLE / f"{entry}.py")
+    return [sys.executable, *launch, file, *(f"--{name}={value}" for name, value in given.items())]
 
 
 def environment():

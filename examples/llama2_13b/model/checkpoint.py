@@ -76,7 +76,14 @@ class Reader:
         return {part.name: self._files.dtype(one.name) for part, one in zip(parts, stored, strict=True)}
 
     def read(self, name: str) -> Array:
+        """This rank's part of a parameter, as it is in memory."""
         return self._table[name].join([self._read(part) for part in self._stored[name]])
+
+    def tensor(self, name: str) -> Array:
+        """A tensor by its name in the table, this rank's part: [out_features, in_features] if it is linear."""
+        parts = {part.name: (row, place) for row, one in self._table.items() for place, part in enumerate(one.parts)}
+        row, place = parts[name]
+        return self._read(self._stored[row][place])
 
     def _read(self, part: Part) -> Array:
         tensor = self._read_as_stored(part)
@@ -121,24 +128,33 @@ def write_shards(
         dtypes: of every tensor, in safetensors' words.
         writes: False only asks for all shards in the same order, for ranks that give their own to the one that writes.
     """
-    owners = {part.name: name for name, parameter in table.items() for part in parameter.parts}
     sizes = {name: count * stored_dtypes.NUMPY[dtypes[name]].itemsize for name, count in elements(table).items()}
 
-    def parameters(names: list[str]) -> list[str]:
-        return list(dict.fromkeys(owners[name] for name in names))
-
     def values(names: list[str]) -> dict[str, Array]:
-        tensors: dict[str, Array] = {}
-        for parameter in parameters(names):
-            tensors |= table[parameter].merge(shards_of(parameter))
-        return {name: stored_dtypes.rounded(tensors[name], dtypes[name]) for name in names}
+        return tensors(table, names, shards_of, dtypes)
 
     if not writes:
         for names in safetensors_folder.divide(sizes, max_shard_bytes):
-            for parameter in parameters(names):
+            for parameter in _owners(table, names):
                 shards_of(parameter)
         return {}
     return safetensors_folder.write_shards(folder, prefix, sizes, values, max_shard_bytes)
+
+
+def tensors(
+    table: Table, names: list[str], shards_of: Callable[[str], list[Array]], dtypes: Mapping[str, str]
+) -> dict[str, Array]:
+    """As they are on disk; the other arguments are those of `write_shards`."""
+    found: dict[str, Array] = {}
+    for parameter in _owners(table, names):
+        found |= table[parameter].merge(shards_of(parameter))
+    return {name: stored_dtypes.rounded(found[name], dtypes[name]) for name in names}
+
+
+def _owners(table: Table, names: list[str]) -> list[str]:
+    """The parameters that the tensors are parts of."""
+    owners = {part.name: name for name, parameter in table.items() for part in parameter.parts}
+    return list(dict.fromkeys(owners[name] for name in names))
 
 
 def save(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -68,6 +70,15 @@ class Reader:
     def is_in_out(self, name: str) -> bool:
         """Whether the tensor, if it is a linear weight, is stored as [in_features, out_features]."""
         return self.has(name) and self._in_out[self._file_of[name]]
+
+    def digest(self) -> str:
+        """Of every tensor's name, shape, dtype and first row: another training of the same model has another."""
+        digest = hashlib.sha256()
+        for name in sorted(self._file_of):
+            stored = self._opened[self._file_of[name]].get_slice(name)
+            digest.update(f"{name} {stored.get_shape()} {stored.get_dtype()}".encode())
+            digest.update(stored[:1].tobytes())
+        return digest.hexdigest()[:16]
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool] = lambda name: False) -> None:
         """Require exactly these tensors.
@@ -171,6 +182,21 @@ def write_shards(
             (folder / file).unlink(missing_ok=True)
         raise
     return {name: file for file, names in zip(files, shards, strict=True) for name in names}
+
+
+def write_alone(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Write one file in one rename.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.saving")
+    try:
+        _save(dict(tensors), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    atomic.sync(path.parent)
 
 
 def write_index(folder: Path, prefix: str, weight_map: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ the vocabulary in embedding and head; the norms are whole on every rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils.sequence_parallel_utils import mark_as_sequence_parallel_parameter
 
 from fusionkit.nn import LanguageModelHead, Linear, RMSNorm
-from fusionkit.parallel import layers
+from fusionkit.parallel import collectives, layers
 from fusionkit.parallel.groups import communicator_of
 
 
@@ -76,10 +77,9 @@ class TensorParallel:
         return layer
 
     def norm(self, hidden_size: int, epsilon: float) -> RMSNorm:
-        """A norm of this rank's tokens; its weight's gradient is a part then, for `Mesh.reduce_gradients`."""
+        """A norm of this rank's tokens."""
         norm = RMSNorm(hidden_size, epsilon)
-        if self.divides_tokens:
-            mark_as_sequence_parallel_parameter(norm.weight)
+        self.mark_of_own_tokens(norm.weight)
         return norm
 
     def embedding(self, vocab_size: int, hidden_size: int, initializer_range: float, dtype: str) -> nn.Layer:
@@ -100,6 +100,35 @@ class TensorParallel:
         """Columns of this rank's entries, for all tokens: [tokens, hidden_size] -> logits or loss of all entries."""
         group = self.group if self.size > 1 else None
         return LanguageModelHead(hidden_size, vocab_size, initializer_range, group, self.divides_tokens)
+
+    def before_columns(self, x_TR: Tensor) -> Tensor:
+        """Of this rank's tokens -> of all; each rank goes on with columns of its own, so gradients are summed."""
+        if self.size == 1:
+            return x_TR
+        return (collectives.all_gather if self.sequence_parallel else collectives.identity)(x_TR, self.group)
+
+    def after_rows(self, x_TR: Tensor) -> Tensor:
+        """Products with this rank's rows, of all tokens -> their sum over the ranks, of this rank's tokens."""
+        if self.size == 1:
+            return x_TR
+        return (collectives.reduce_scatter if self.sequence_parallel else collectives.all_reduce)(x_TR, self.group)
+
+    def part_of(self, draw: Callable[[list[int]], Tensor], shape: list[int], divides_features: bool) -> Tensor:
+        """This rank's part, [tokens, features], of what is drawn alike on all ranks for all of them."""
+        if self.size == 1 or not (divides_features or self.divides_tokens):
+            return draw(shape)
+        axis = 1 if divides_features else 0
+        whole = [n * self.size if each == axis else n for each, n in enumerate(shape)]
+        return paddle.split(draw(whole), self.size, axis)[self.rank]
+
+    def mark_divided(self, parameter: Tensor) -> None:
+        """Each rank has a part of it."""
+        parameter.is_distributed = self.size > 1
+
+    def mark_of_own_tokens(self, parameter: Tensor) -> None:
+        """All ranks have it. With divided tokens its gradient is a part, which `Mesh.reduce_gradients` completes."""
+        if self.divides_tokens:
+            mark_as_sequence_parallel_parameter(parameter)
 
     def all_shards(self, parameter: Tensor, value: Tensor | NDArray[Any]) -> list[NDArray[Any]]:
         """The parameter's value, or a moment of it, from every rank in order; all ranks call this alike."""

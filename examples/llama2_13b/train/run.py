@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import paddle
 
@@ -37,6 +38,16 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
         return work(mesh)
 
 
+# (flags, mesh, the checkpoint to resume or None) -> the model to train.
+OpenModel = Callable[[Any, Mesh, Path | None], Llama]
+
+
+def open_model(flags: TrainingFlags, mesh: Mesh, checkpoint: Path | None) -> Llama:
+    """All of it is trained, so all of it is in a checkpoint."""
+    folder = checkpoint or Path(flags.model_name_or_path)
+    return Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor)
+
+
 def train(
     flags: TrainingFlags,
     mesh: Mesh,
@@ -47,6 +58,7 @@ def train(
     stale: Iterable[str] = (),
     about: Iterable[str] = (),
     test: Batches | None = None,
+    open_model: OpenModel = open_model,
 ) -> int:
     """Run to the end and return 0, or to a signal and return 128 + its number.
 
@@ -58,6 +70,7 @@ def train(
         stale: files in the output folder that are not this run's, and go with an overwritten one.
         about: lines on the data, said before the first step.
         test: what the model is evaluated on once, at the end.
+        open_model: the model to train, from the flags or from a checkpoint.
     """
     evaluates = flags.eval_steps is None or len(evaluation) > 0
     flags.require(evaluates, "eval_steps", "left out without evaluation samples")
@@ -65,8 +78,7 @@ def train(
     state = training_state.load(checkpoint) if checkpoint else None
     if checkpoint and state:
         training_state.require_same(state, batches.fingerprint(), deciding(flags, mesh), checkpoint, flags.COMMAND)
-    folder = checkpoint or Path(flags.model_name_or_path)
-    model = Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor)
+    model = open_model(flags, mesh, checkpoint)
     optimizer = AdamW(
         model, mesh, flags.adam_beta1, flags.adam_beta2, flags.adam_epsilon, flags.weight_decay, flags.max_grad_norm
     )
@@ -134,7 +146,7 @@ def checkpoint_to_resume(flags: TrainingFlags) -> Path | None:
         last = not saved or start.resolve() == saved[-1].resolve()
         flags.require(last, "resume_from_checkpoint", "the last in output_dir, whose steps it would mix with its own")
         return start
-    used = saved or any((output / name).exists() for name in ("log.jsonl", "config.json"))
+    used = saved or any((output / name).exists() for name in ("log.jsonl", "config.json", "adapter_config.json"))
     if used and not flags.overwrite_output_dir:
         raise ValueError(
             f"{flags.COMMAND}: --output_dir must hold no run or model yet, got {flags.output_dir}. Name another "

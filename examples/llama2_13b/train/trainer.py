@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from tqdm import tqdm
 
@@ -137,7 +138,7 @@ class Trainer:
         """One update: the mean loss over every target of all micro-batches, whatever their sizes."""
         started = time.perf_counter()
         flags = self.flags
-        paddle.seed(flags.seed + self.step)  # so resuming needs no state of the generator
+        paddle.seed(random_seed(flags.seed, self.step, self.mesh.copy))
         rate = learning_rate(
             self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
             flags.decay_steps or self.num_steps,
@@ -199,6 +200,11 @@ class Trainer:
         if self.mesh.is_first:
             training_state.write_files(output, self.files)
         self.model.save_pretrained(output, self.flags.save_dtype)
+
+
+def random_seed(seed: int, step: int, copy: int) -> int:
+    """Of a step's random numbers, so resuming needs no state of the generator. Copies of the model see other rows."""
+    return int(np.random.SeedSequence([seed, step, copy]).generate_state(1)[0])
 
 
 def deciding(flags: TrainingFlags, mesh: Mesh) -> dict[str, object]:

@@ -1,0 +1,108 @@
+"""An adapter into its model: W becomes W + alpha / rank * B @ A, and the folder one that needs no adapter.
+
+python -m examples.llama2_13b.merge --model_name_or_path output/new --lora_path output/lora --output_path output/merged
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
+from tqdm import tqdm
+
+from examples.llama2_13b.data.chat_template import TEMPLATE
+from examples.llama2_13b.data.tokenizer_folder import FILES, GENERATION
+from examples.llama2_13b.io import atomic, flags
+from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.io.remarks import Screen
+from examples.llama2_13b.io.reservation import LOCK, reserved
+from examples.llama2_13b.model import adapter_folder, checkpoint, safetensors_folder
+from examples.llama2_13b.model.adapter_config import AdapterConfig
+from examples.llama2_13b.model.adapter_folder import FACTORS, adapter_rows, targeted, tensor_name
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.layout import Array, elements, layout
+from examples.llama2_13b.model.stored_dtypes import NUMPY, rounded
+
+PROGRAM = "examples.llama2_13b.merge"
+
+
+@dataclass(frozen=True)
+class MergeFlags:
+    model_name_or_path: str = flag("folder of the model that the adapter was trained on")
+    lora_path: str = flag("folder of the adapter, from lora or from PEFT")
+    output_path: str = flag("the new model folder; its tensors have the dtypes of the model's")
+
+
+def merge(flags: MergeFlags) -> int:
+    """Write the folder whole or not at all; one file of weights is held at a time.
+
+    Raises:
+        ValueError, OSError: the adapter is not for this model, a folder is not what it should be, or the disk is full.
+    """
+    output = Path(flags.output_path)
+    with reserved(output, "merge: --output_path"):
+        if {path.name for path in output.iterdir()} - {LOCK}:
+            raise ValueError(f"merge: --output_path must be empty or not there, got {output}. Name another folder")
+        merged = Merged(Path(flags.model_name_or_path), Path(flags.lora_path))
+        with atomic.new_folder(output) as folder:
+            merged.write(folder)
+    print(f"{output}: {flags.model_name_or_path} with {flags.lora_path} in {len(merged.targets)} of its matrices")
+    return 0
+
+
+class Merged:
+    """The tensors of a model with those of an adapter added, read when asked for.
+
+    Args:
+        base: the model's folder.
+        source: the adapter's.
+    """
+
+    def __init__(self, base: Path, source: Path) -> None:
+        self._base, self._source = base, source
+        self._table = layout(LlamaConfig.from_json(base / "config.json"))
+        self._adapter = AdapterConfig.from_pretrained(source)
+        self._factors = adapter_folder.reader(source, adapter_rows(self._table, self._adapter))
+        self._weights = checkpoint.Reader(base, self._table)
+        self._dtypes = self._weights.dtypes()
+        rows = self._table.values()
+        self.targets = {part.name for row in rows for part in targeted(row, self._adapter)}
+
+    def write(self, folder: Path) -> None:
+        sizes = {name: count * NUMPY[self._dtypes[name]].itemsize for name, count in elements(self._table).items()}
+        with tqdm(total=len(sizes), unit="tensor", file=Screen(sys.stderr), mininterval=0.5) as progress:
+
+            def values(names: list[str]) -> dict[str, Array]:
+                return {name: self._stored(name) for name in names if not progress.update()}
+
+            weight_map = safetensors_folder.write_shards(folder, "model", sizes, values)
+        safetensors_folder.write_index(folder, "model", weight_map)
+        (folder / "config.json").write_bytes((self._base / "config.json").read_bytes())
+        for file in self._text_files():
+            (folder / file.name).write_bytes(file.read_bytes())
+
+    def _text_files(self) -> list[Path]:
+        """Tokenizer and chat template that the adapter was trained with: `lora` writes them beside it."""
+        own = self._source if (self._source / "tokenizer.json").exists() else self._base
+        generation = next((folder for folder in (own, self._base) if (folder / GENERATION).exists()), own)
+        files = [own / name for name in (*FILES, TEMPLATE) if name != GENERATION] + [generation / GENERATION]
+        return [file for file in files if file.is_file()]
+
+    def _stored(self, name: str) -> Array:
+        return rounded(self.tensor(name), self._dtypes[name])
+
+    def tensor(self, name: str) -> Array:
+        """As on disk, in float32."""
+        weight = self._weights.tensor(name)
+        if name not in self.targets:
+            return weight
+        a, b = (self._factors.tensor(tensor_name(name, factor)) for factor in FACTORS)
+        return weight + self._adapter.scale * (b @ a)
+
+
+if __name__ == "__main__":
+    flags.main(MergeFlags, merge, PROGRAM)

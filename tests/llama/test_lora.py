@@ -1,0 +1,390 @@
+"""LoRA against its formula, against PEFT over transformers, and divided over ranks against one process."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import numpy as np
+import paddle
+import peft
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import LlamaForCausalLM
+
+import fusionkit as fk
+from examples.llama2_13b.merge import MergeFlags, merge
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model.adapter_config import TARGETS, AdapterConfig
+from examples.llama2_13b.model.layout import Part, elements, layout, trainable
+from examples.llama2_13b.model.lora import Factors, LoraLlama, Update
+from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.pipeline import PipelineParallel
+from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+from examples.llama2_13b.train import training_state
+from examples.llama2_13b.train.metrics import model_flops
+from examples.llama2_13b.train.optimizer import AdamW
+from fusionkit.parallel import collectives
+from fusionkit.parallel.parity import run_ranks
+from tests.llama.test_tensor_parallel import FUSED, Run, assert_close, batch, require_same_training
+
+STEPS = 3
+ADAPTER = AdapterConfig(rank=4, alpha=8)
+one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
+
+
+class LoraRun(Run):
+    """The adapter of a model and its optimizer on one rank: new, or from a checkpoint."""
+
+    def __init__(self, base, shards=ALONE, checkpoint=None, adapter=ADAPTER, mesh=None, **how):
+        with one_at_a_time:
+            if checkpoint is None:
+                self.model = LoraLlama.with_new_adapter(base, adapter, 7, shards=shards, **how)
+            else:
+                self.model = LoraLlama.with_adapter(base, checkpoint, shards=shards, **how)
+        self.mesh = mesh or Mesh(tensor=shards)
+        self.optimizer = AdamW(self.model, self.mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
+        state = training_state.load(checkpoint) if checkpoint else None
+        if state:
+            self.optimizer.load(checkpoint, state.optimizer)
+        self.shards, self.step, self.losses, self.gradients = shards, state.step if state else 0, [], {}
+
+    def whole(self, value_of):
+        """Of the adapter: by name on disk, all ranks put together."""
+        found, rows = {}, trainable(self.model.table)
+        for name, parameter in self.model.named_parameters():
+            if name in rows:
+                found |= rows[name].merge(self.shards.all_shards(parameter, value_of(parameter)))
+        return found
+
+    def values(self):
+        return self.whole(lambda parameter: parameter)
+
+
+def on_two(run, sequence_parallel=True):
+    return run_ranks(2, lambda rank, communicator: run(TensorParallel(communicator, sequence_parallel)))
+
+
+def random_ids():
+    return paddle.to_tensor(np.random.default_rng(5).integers(0, 512, (2, 33)))
+
+
+def logits(model):
+    model.eval()
+    with paddle.no_grad():
+        return model(random_ids()).numpy()
+
+
+def theirs(model):
+    with torch.no_grad():
+        return model(torch.tensor(random_ids().numpy())).logits.numpy()
+
+
+def transformers_model(folder):
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folder):
+    return LoraRun(tiny_folder).train(STEPS)
+
+
+@pytest.fixture(scope="module")
+def trained(alone, tmp_path_factory):
+    """The folder of an adapter after some steps."""
+    folder = tmp_path_factory.mktemp("adapter")
+    alone.model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("sequence_parallel", [True, False], ids=["sequence", "replicated"])
+def test_two_ranks_train_an_adapter_as_one(tiny_folder, alone, sequence_parallel):
+    fk.ledger().reset()
+    runs = on_two(lambda shards: LoraRun(tiny_folder, shards).train(STEPS), sequence_parallel)
+    expected = {"all_gather_matmul", "matmul_reduce_scatter"} if sequence_parallel else {"matmul_all_reduce"}
+    assert {op for op, _, _ in fk.ledger()} & FUSED == expected
+    assert {backend for op, backend, _ in fk.ledger() if op == "fused_linear"} == {"cpu"}
+    require_same_training(runs, alone)
+    for values in on_two(lambda shards: LoraRun(tiny_folder, shards).train(STEPS).values(), sequence_parallel):
+        assert_same_adapter(values, alone.values())
+
+
+def assert_same_adapter(values, expected):
+    """Moved by AdamW, which takes the sign of gradients that may be rounding alone: as far as all of it has moved."""
+    assert values.keys() == expected.keys() and len(values) == 2 * 2 * len(TARGETS)
+    for name, value in expected.items():
+        assert name.endswith("lora_A.weight") or np.abs(values[name]).max() > 1e-3, name  # none is left at zero
+        np.testing.assert_allclose(values[name], value, rtol=0, atol=1e-3 * np.abs(value).max(), err_msg=name)
+
+
+def test_only_the_adapter_gets_gradients_state_and_reduction(tiny_folder, monkeypatch):
+    """Two copies: what is summed over them are as many numbers as the adapter has."""
+    base = {name: value.numpy() for name, value in Llama.from_pretrained(tiny_folder).named_parameters()}
+    numbers = sum(elements(trainable(LoraRun(tiny_folder).model.table)).values())
+    assert numbers == sum(4 * (sum(shape)) for shape in shapes(tiny_folder))
+    reduced = []
+    monkeypatch.setattr(collectives, "all_reduced", lambda x, group: (reduced.append(x.size), x.detach())[1])
+
+    run = LoraRun(tiny_folder, mesh=Mesh(replicas=Rank(0, 2), data=Rank(0, 2)))
+    loss_sum, _ = run.model.loss(*batch(0, 512))
+    loss_sum.backward()
+    adapter = {name for name in trainable(run.model.table)}
+    assert {name for name, value in run.model.named_parameters() if value.grad is not None} == adapter
+    run.mesh.reduce_gradients(run.model.parameters())
+    assert sum(reduced) == numbers
+    assert {name for name, value in run.model.named_parameters() if value.grad is not None} == adapter
+    run.optimizer.step(1e-2)
+    state = run.optimizer._adamw.state_dict()
+    assert sum(value.size for name, value in state.items() if "moment" in name) == 2 * numbers
+    assert len([name for name in adapter if "lora" in name]) == len(adapter) == 4 * len(TARGETS)
+    for name, value in run.model.named_parameters():
+        assert name in adapter or np.array_equal(value.numpy(), base[name]), name
+
+
+def shapes(folder):
+    table = layout(Llama.from_pretrained(folder).config)
+    return [part.shape for row in table.values() for part in row.parts if "_proj" in part.name]
+
+
+def test_the_first_values_are_pefts_and_add_nothing(tiny_folder):
+    model = LoraLlama.with_new_adapter(tiny_folder, ADAPTER, seed=1)
+    np.testing.assert_array_equal(logits(model), logits(Llama.from_pretrained(tiny_folder)))
+    peft_model = peft.get_peft_model(transformers_model(tiny_folder), peft_config(TARGETS))
+    expected = dict(peft_model.named_parameters())
+    for name, row in trainable(model.table).items():
+        value = dict(model.named_parameters())[name].numpy()
+        other = expected[row.parts[0].name.replace(".weight", ".default.weight")].detach().numpy()
+        assert value.T.shape == other.shape
+        largest = np.abs(other).max()
+        assert np.abs(value).max() == pytest.approx(largest, rel=0.1), name  # uniform: both reach their bound nearly
+
+
+def peft_config(targets, **changes):
+    return peft.LoraConfig(r=4, lora_alpha=6, target_modules=list(targets), task_type="CAUSAL_LM", **changes)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"], ids=["float32", "bfloat16"])
+def test_peft_loads_our_adapter_and_gives_our_logits(tiny_folder, alone, tmp_path, dtype):
+    alone.model.save_pretrained(tmp_path, dtype)
+    ours = logits(LoraLlama.with_adapter(tiny_folder, tmp_path))
+    loaded = peft.PeftModel.from_pretrained(transformers_model(tiny_folder), tmp_path)
+    assert np.abs(ours - logits(Llama.from_pretrained(tiny_folder))).max() > 0.01
+    np.testing.assert_allclose(theirs(loaded), ours, rtol=0, atol=1e-5)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert {value.dtype.name for value in tensors.values()} == {dtype or "float32"}
+    assert "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight" in tensors
+    assert all(np.any(value) for value in tensors.values())
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("v_proj", "q_proj"), ("o_proj", "up_proj")], ids=",".join)
+def test_we_load_an_adapter_that_peft_wrote(tiny_folder, tmp_path, targets):
+    """B is random: PEFT draws it where `init_lora_weights` is False."""
+    written = peft.get_peft_model(transformers_model(tiny_folder), peft_config(targets, init_lora_weights=False))
+    written.save_pretrained(tmp_path)
+    expected = theirs(written.eval())
+    ours = LoraLlama.with_adapter(tiny_folder, tmp_path)
+    assert set(ours.adapter.targets) == set(targets) and ours.adapter.scale == 1.5
+    np.testing.assert_allclose(logits(ours), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    ours.save_pretrained(tmp_path / "again")
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, tmp_path / "again"))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_is_the_sum_in_the_dtype_of_the_model(tiny_folder, trained, tmp_path, dtype):
+    base = tmp_path / "base"
+    Llama.from_pretrained(tiny_folder).save_pretrained(base, dtype)
+    (base / "tokenizer.json").write_bytes((tiny_folder / "tokenizer.json").read_bytes())
+    assert merge(MergeFlags(str(base), str(trained), str(tmp_path / "merged"))) == 0
+    before, after = (weights_in_float64(folder) for folder in (base, tmp_path / "merged"))
+    adapter = {
+        name: value.astype(np.float64) for name, value in load_file(trained / "adapter_model.safetensors").items()
+    }
+    assert before.keys() == after.keys() and len(before) == 21
+    rounding = {"float32": 2.0**-23, "bfloat16": 2.0**-8}[dtype]
+    for name, value in before.items():
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{stem}.lora_A.weight" not in adapter:
+            np.testing.assert_array_equal(after[name], value, err_msg=name)
+            continue
+        exact = value + 2.0 * adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]
+        np.testing.assert_allclose(after[name], exact, rtol=rounding, atol=1e-6 * np.abs(exact).max(), err_msg=name)
+    assert json.loads((tmp_path / "merged/config.json").read_text())["torch_dtype"] == dtype
+    assert (tmp_path / "merged/tokenizer.json").exists()
+
+
+def weights_in_float64(folder):
+    files = folder.glob("model-*.safetensors")
+    return {name: value.astype(np.float64) for file in files for name, value in load_file(file).items()}
+
+
+def test_merged_equals_unmerged_here_and_in_transformers(tiny_folder, trained, tmp_path):
+    assert merge(MergeFlags(str(tiny_folder), str(trained), str(tmp_path / "merged"))) == 0
+    unmerged = logits(LoraLlama.with_adapter(tiny_folder, trained))
+    np.testing.assert_allclose(logits(Llama.from_pretrained(tmp_path / "merged")), unmerged, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(theirs(transformers_model(tmp_path / "merged")), unmerged, rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_alone_and_back(tiny_folder, alone, tmp_path):
+    def two_steps(shards):
+        run = LoraRun(tiny_folder, shards).train(2)
+        run.save(tmp_path / "checkpoint-2")
+        return run.values(), run.moments()
+
+    values, moments = on_two(two_steps)[0]
+    resumed = LoraRun(tiny_folder, checkpoint=tmp_path / "checkpoint-2")
+    assert_equal(resumed.values(), values)
+    assert_equal(resumed.moments(), moments)
+    assert resumed.train(1).losses == pytest.approx(alone.losses[2:], rel=1e-5)
+    resumed.save(tmp_path / "checkpoint-3")
+
+    def read_back(shards):
+        run = LoraRun(tiny_folder, shards, checkpoint=tmp_path / "checkpoint-3")
+        return run.values(), run.moments()
+
+    for values, moments in on_two(read_back):
+        assert_equal(values, resumed.values())
+        assert_equal(moments, resumed.moments())
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys() and len(one) == 4 * len(TARGETS)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_gradients_are_those_of_peft(tiny_folder, trained):
+    """Of the sum of the losses, by another library's differentiation."""
+    model = LoraLlama.with_adapter(tiny_folder, trained)
+    ids = random_ids()
+    loss_sum, _ = model.loss(ids[:, :-1], ids[:, 1:])
+    loss_sum.backward()
+    loaded = peft.PeftModel.from_pretrained(transformers_model(tiny_folder), trained, is_trainable=True)
+    scores = loaded(torch.tensor(ids[:, :-1].numpy())).logits
+    targets = torch.tensor(ids[:, 1:].numpy())
+    torch.nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="sum").backward()
+    expected = {name.replace(".default", ""): value.grad for name, value in loaded.named_parameters()}
+    rows = trainable(model.table)
+    ours = {rows[name].parts[0].name: value.grad.numpy().T for name, value in model.named_parameters() if name in rows}
+    assert_close(ours, {name: expected[name].numpy() for name in ours})
+
+
+def test_recomputation_changes_no_loss_with_dropout(tiny_folder):
+    adapter = AdapterConfig(rank=4, alpha=8, dropout=0.3)
+    runs = {}
+    for recompute in (False, True):
+        paddle.seed(3)
+        runs[recompute] = LoraRun(tiny_folder, adapter=adapter, recompute=recompute).train(2)
+    assert runs[True].losses == runs[False].losses
+    assert runs[True].losses[1] != LoraRun(tiny_folder, recompute=True).train(2).losses[1]
+
+
+def test_dropout_drops_its_part_and_keeps_the_mean():
+    paddle.seed(0)
+    adapter = AdapterConfig(rank=1, alpha=1, dropout=0.25)
+    factors = {"q_proj": Factors(np.zeros((100, 1), np.float32), np.zeros((1, 4), np.float32))}
+    update = Update((Part("q_proj.weight", (4, 100)),), factors, adapter, ALONE)
+    dropped = update._dropped(paddle.ones([100, 100])).numpy()
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert dropped.mean() == pytest.approx(1, abs=0.03)  # five deviations of 10,000 draws
+    update.eval()
+    assert update._dropped(paddle.ones([2, 2])).numpy().all()
+
+
+def test_a_stage_of_a_pipeline_adapts_the_layers_that_it_has(tiny_folder):
+    last = PipelineParallel(Rank(1, 2), 1)
+    model = LoraLlama.with_new_adapter(tiny_folder, ADAPTER, 7, pipeline=last)
+    whole = dict(LoraLlama.with_new_adapter(tiny_folder, ADAPTER, 7).named_parameters())
+    own = {name: value for name, value in model.named_parameters() if "lora_" in name}
+    assert {name.split(".")[1] for name in own} == {"1"} and len(own) == 2 * len(TARGETS)
+    for name, value in own.items():
+        np.testing.assert_array_equal(value.numpy(), whole[name].numpy())
+
+
+class Rank:
+    def __init__(self, rank, world_size):
+        self.rank, self.world_size = rank, world_size
+
+
+def test_frozen_weights_cost_two_thirds(tiny_folder):
+    """Forward and the gradient of the input; an adapter's weights have a gradient of their own too."""
+    model = LoraLlama.with_new_adapter(tiny_folder, ADAPTER, 7)
+    plain = layout(model.config)
+    adapter = sum(elements(trainable(model.table)).values())
+    both = model_flops(model.config, model.table, [1])
+    attention = 6 * 2 * 4 * 12
+    assert both == pytest.approx((model_flops(model.config, plain, [1]) - attention) * 2 / 3 + 6 * adapter + attention)
+
+
+def changed(folder, tmp_path, **fields):
+    """The adapter's folder with other fields in its configuration."""
+    other = tmp_path / "changed"
+    other.mkdir()
+    (other / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    content = json.loads((folder / "adapter_config.json").read_text()) | fields
+    (other / "adapter_config.json").write_text(json.dumps(content))
+    return other
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"use_dora": True}, "use_dora must be null, false or empty, got true; peft's merge_and_unload"),
+        ({"use_rslora": True}, "use_rslora must be null, false or empty, got true"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out must be null"),
+        ({"modules_to_save": ["embed_tokens"]}, r'modules_to_save must be .* got \["embed_tokens"\]'),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern must be"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern must be"),
+        ({"layers_to_transform": [0]}, "layers_to_transform must be"),
+        ({"layers_to_transform": 0}, "layers_to_transform must be"),
+        ({"a_field_of_tomorrow": 1}, "a_field_of_tomorrow must be null, false or empty, got 1"),
+        ({"bias": "lora_only"}, 'bias must be "none", got "lora_only"'),
+        ({"peft_type": "IA3"}, 'peft_type must be "LORA"'),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights must be true or false"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "target_modules must be of .*fused with the head.*got lm_head"),
+        ({"target_modules": ["wte"]}, "target_modules must be of q_proj, .*down_proj, got wte"),
+        ({"target_modules": "all-linear"}, "target_modules must be a list"),
+        ({"target_modules": []}, "target_modules must be at least one of"),
+        ({"target_modules": ["q_proj"]}, "must not be there; the model has no place for it; the adapter must be for"),
+        ({"r": 8}, r"lora_A.weight must be \[8, 48\], got \[4, 48\]"),
+        ({"r": 0}, "r must be an integer of at least 1, got 0"),
+        ({"lora_alpha": 0}, "lora_alpha must be a number above 0"),
+        ({"lora_alpha": None}, "lora_alpha must be a number above 0, got None"),
+        ({"lora_dropout": 1}, r"lora_dropout must be in \[0, 1\), got 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_an_adapter_of_another_kind_is_refused(tiny_folder, trained, tmp_path, fields, message):
+    folder = changed(trained, tmp_path, **fields)
+    with pytest.raises(ValueError, match=message):
+        LoraLlama.with_adapter(tiny_folder, folder)
+    with pytest.raises(ValueError, match=message):
+        merge(MergeFlags(str(tiny_folder), str(folder), str(tmp_path / "merged")))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_for_another_model_is_refused(tiny_folder, trained, tmp_path):
+    other = changed(trained, tmp_path)
+    tensors = load_file(trained / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file(tensors | {name: np.zeros([4, 64], np.float32)}, other / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lora_A.weight must be \[4, 48\], got \[4, 64\].*base_model_name_or_path"):
+        LoraLlama.with_adapter(tiny_folder, other)
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_without_an_adapter_is_named(tiny_folder, trained, tmp_path, missing):
+    folder = changed(trained, tmp_path)
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{missing}: not found.*peft's save_pretrained"):
+        LoraLlama.with_adapter(tiny_folder, folder)
+
+
+def test_merge_replaces_nothing(tiny_folder, trained, tmp_path):
+    (tmp_path / "kept").write_text("")
+    with pytest.raises(ValueError, match="merge: --output_path must be empty or not there"):
+        merge(MergeFlags(str(tiny_folder), str(trained), str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
