@@ -16,7 +16,7 @@ if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
 from examples.llama2_13b.data.chat_template import TEMPLATE
-from examples.llama2_13b.data.token_batches import TokenBatches, shares_of, split_documents
+from examples.llama2_13b.data.token_batches import TokenBatches, TokenRows, shares_of, split_documents
 from examples.llama2_13b.data.token_files import TokenFiles, checksum
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.data.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder, without_chat_template
@@ -37,7 +37,7 @@ class PretrainFlags(TrainingFlags):
 
     COMMAND = "pretrain"
 
-    input_dir: str = flag("token files: PREFIX of PREFIX.bin and PREFIX.idx, or a folder with one such pair")
+    input_dir: str = flag("token files: PREFIX of PREFIX.bin and PREFIX.idx, or a folder with such pairs")
     split: str = flag("shares of the documents for train, valid and test, in order", "949,50,1")
     max_seq_length: int | None = flag("tokens of a row; 4096 or the model's positions if not given", None)
     num_train_epochs: int = flag("passes over the data", 1)
@@ -57,16 +57,14 @@ class PretrainFlags(TrainingFlags):
     def deciding(self) -> dict[str, object]:
         return super().deciding() | {name: getattr(self, name) for name in ("split", "max_seq_length")}
 
-    def prefix(self) -> Path:
+    def prefixes(self) -> list[Path]:
         """Of the token files."""
         named = Path(self.input_dir)
         if not named.is_dir() or Path(f"{named}.idx").exists():
-            return named
+            return [named]
         found = sorted(path.with_suffix("") for path in named.glob("*.idx"))
-        names = ", ".join(path.name for path in found) or "none"
-        rule = f"PREFIX, or a folder with one pair of PREFIX.bin and PREFIX.idx (here: {names})"
-        self.require(len(found) == 1, "input_dir", rule)
-        return found[0]
+        self.require(bool(found), "input_dir", "PREFIX, or a folder with pairs of PREFIX.bin and PREFIX.idx")
+        return found
 
 
 def pretrain(flags: PretrainFlags) -> int:
@@ -88,18 +86,29 @@ def _train(flags: PretrainFlags, mesh: Mesh) -> int:
     positions = config.max_position_embeddings
     flags = flags.within(positions)
     flags.require(flags.max_seq_length <= positions, "max_seq_length", f"at most {positions}, the model's positions")
-    tokens = TokenFiles(flags.prefix())
-    _require_tokenizer(tokens, tokenizer, source)
-    train, valid, test = (
-        TokenBatches(tokens, documents, flags.max_seq_length, config.vocab_size, config.pad_token_id)
-        for documents in split_documents(shares_of(flags.split), tokens.num_documents)
-    )
-    flags.require(len(train) > 0, "split", f"one that leaves training some of {tokens.num_documents} documents")
+    files = [TokenFiles(prefix) for prefix in flags.prefixes()]
+    for each in files:
+        _require_tokenizer(each, tokenizer, source)
+    train, valid, test = splits(flags, files, config)
+    documents = sum(each.num_documents for each in files)
+    flags.require(len(train) > 0, "split", f"one that leaves training some of {documents} documents")
     if flags.eval_iters is not None:
         valid = dataclasses.replace(valid, limit=flags.eval_iters * flags.per_device_eval_batch_size)
-    files, stale = without_chat_template(tokenizer.files), (HUGGING_FACE_TEMPLATE, TEMPLATE)
+    kept, stale = without_chat_template(tokenizer.files), (HUGGING_FACE_TEMPLATE, TEMPLATE)
     about = describe_data(train, valid, test)
-    return run.train(flags, mesh, next_token, train, valid, files, stale, about, test)
+    return run.train(flags, mesh, next_token, train, valid, kept, stale, about, test)
+
+
+def splits(flags: PretrainFlags, files: list[TokenFiles], config: LlamaConfig) -> tuple[TokenBatches, ...]:
+    """Train, valid and test: each has its share of the documents of every pair of files."""
+    shares = shares_of(flags.split)
+    taken = [(each, split_documents(shares, each.num_documents)) for each in files]
+
+    def of(number: int) -> TokenBatches:
+        rows = (flags.max_seq_length, config.vocab_size)
+        return TokenBatches([TokenRows(each, ranges[number], *rows) for each, ranges in taken], config.pad_token_id)
+
+    return of(0), of(1), of(2)
 
 
 def _require_tokenizer(tokens: TokenFiles, tokenizer: Tokenizer, source: Path) -> None:
@@ -114,8 +123,10 @@ def _require_tokenizer(tokens: TokenFiles, tokenizer: Tokenizer, source: Path) -
 
 def describe_data(train: TokenBatches, valid: TokenBatches, test: TokenBatches) -> Iterator[str]:
     for name, split in (("training", train), ("evaluation", valid), ("test", test)):
-        rows = f"rows of {split.length}: {len(split)}"
-        yield f"{name}: {split.num_tokens} tokens of {len(split.documents)} documents, {rows}"
+        tokens = sum(part.num_tokens for part in split.parts)
+        documents = sum(len(part.documents) for part in split.parts)
+        rows = f"rows of {split.parts[0].length}: {len(split)}"
+        yield f"{name}: {tokens} tokens of {documents} documents, {rows}"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def tokenize_texts(flags: TokenizeFlags) -> int:
         ValueError, OSError: something in flags, tokenizer or texts is wrong; no file is left.
     """
     prefix = Path(flags.output_prefix)
-    with reserved(prefix.parent, "tokenize_texts: the folder of --output_prefix"):
+    with reserved(prefix.parent, "tokenize_texts: --output_prefix", f".{prefix.name}.lock"):
         return _tokenize(flags, prefix)
 
 

@@ -206,20 +206,40 @@ def test_the_whole_folder_goes_on_and_answers(pretrain_flags, tiny_folder, tmp_p
     assert pretrain(more) == 0 and weights(tmp_path / "more")
 
 
-def test_a_folder_with_one_pair_is_enough(pretrain_flags, tokens, tmp_path, monkeypatch):
+def test_token_files_are_named_by_prefix_or_folder(pretrain_flags, tokens, tmp_path, monkeypatch):
     monkeypatch.chdir(tokens.parent)
-    assert pretrain_flags(input_dir=".").prefix() == pretrain_flags(input_dir="texts").prefix() == Path("texts")
-    assert pretrain_flags(input_dir=str(tokens.parent)).prefix() == pretrain_flags().prefix() == tokens
-    tokens.mkdir()  # the pair of the name goes before what is in the folder
-    assert pretrain_flags().prefix() == tokens
-    tokens.rmdir()
-    for names in ((), ("b", "a")):
-        for name in names:
-            write(tmp_path / name, [[1]])
-        with pytest.raises(
-            ValueError, match=rf"--input_dir must be PREFIX, or .*\(here: {', '.join(sorted(names)) or 'none'}\)"
-        ):
-            pretrain_flags(input_dir=str(tmp_path)).prefix()
+    assert pretrain_flags(input_dir=".").prefixes() == pretrain_flags(input_dir="texts").prefixes() == [Path("texts")]
+    assert pretrain_flags(input_dir=str(tokens.parent)).prefixes() == pretrain_flags().prefixes() == [tokens]
+    with pytest.raises(
+        ValueError, match="--input_dir must be PREFIX, or a folder with pairs of PREFIX.bin and PREFIX.idx"
+    ):
+        pretrain_flags(input_dir=str(tmp_path)).prefixes()
+    (tmp_path / "several").mkdir()
+    for name in ("b.2", "a"):
+        write(tmp_path / "several" / name, [[1]])
+    assert pretrain_flags(input_dir=str(tmp_path / "several")).prefixes() == [
+        tmp_path / "several" / name for name in ("a", "b.2")
+    ]
+    write(tmp_path / "several", [[1]])  # the pair of the name goes before what is in the folder
+    assert pretrain_flags(input_dir=str(tmp_path / "several")).prefixes() == [tmp_path / "several"]
+
+
+def test_each_of_several_pairs_is_split(pretrain_flags, tokens, tmp_path, capsys):
+    documents = documents_of(TokenFiles(tokens))
+    (tmp_path / "pairs").mkdir()
+    for name, part in (("a", documents[:50]), ("b", documents[50:70])):
+        megatron(tmp_path / "pairs" / name, [[ids] for ids in part])
+    pretrain(pretrain_flags(input_dir=str(tmp_path / "pairs"), split="8,1,1", max_steps=1, warmup_steps=0))
+    shown = capsys.readouterr().out
+    for name, of_a, of_b in (
+        ("training", (0, 40), (50, 66)),
+        ("evaluation", (40, 45), (66, 68)),
+        ("test", (45, 50), (68, 70)),
+    ):
+        parts = [documents[slice(*each)] for each in (of_a, of_b)]
+        counts = [sum(map(len, part)) for part in parts]
+        rows = sum(-(-(count - 1) // 64) for count in counts)
+        assert f"{name}: {sum(counts)} tokens of {sum(map(len, parts))} documents, rows of 64: {rows}" in shown
 
 
 def test_files_of_other_programs_are_trained_on(pretrain_flags, tokens, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -54,7 +55,6 @@ def test_every_writer_is_refused_while_another_writes(sft_flags, tiny_folder, tm
             (sft, sft_flags(overwrite_output_dir=True), "sft: --output_dir"),
             (create, CreateFlags(config, str(DATA), str(output), overwrite_output_dir=True), "create: --output_dir"),
             (export, ExportFlags(str(tiny_folder), str(output)), "export: --output_path"),
-            (tokenize_texts, TokenizeFlags(str(tiny_folder), str(DATA), f"{output}/all"), "--output_prefix"),
             (pretrain, pretrain_flags, "pretrain: --output_dir"),
         ):
             with pytest.raises(ValueError, match=f"{name} must be one that no other process writes, got {output}"):
@@ -63,6 +63,22 @@ def test_every_writer_is_refused_while_another_writes(sft_flags, tiny_folder, tm
     assert not output.exists()
     assert export(ExportFlags(str(tiny_folder), str(output))) == 0
     assert not (output / LOCK).exists()
+
+
+def test_token_files_of_a_name_have_one_writer(tiny_folder, tmp_path):
+    """Others may be written into the same folder meanwhile."""
+    (tmp_path / "texts.txt").write_text("a text")
+    flags = TokenizeFlags(str(tiny_folder), str(tmp_path / "texts.txt"), str(tmp_path / "tokens" / "all"))
+    with reserved(tmp_path / "tokens", "test: the same", ".all.lock"):
+        with pytest.raises(
+            ValueError, match="tokenize_texts: --output_prefix must be one that no other process writes"
+        ):
+            tokenize_texts(flags)
+        assert tokenize_texts(dataclasses.replace(flags, output_prefix=str(tmp_path / "tokens" / "more"))) == 0
+    assert tokenize_texts(flags) == 0
+    endings = ("about.json", "bin", "idx")
+    expected = [f"{name}.{ending}" for name in ("all", "more") for ending in endings]
+    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == expected
 
 
 def test_a_file_of_answers_has_one_writer(tiny_folder, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from examples.llama2_13b.data.order import Order
 from examples.llama2_13b.data.samples import IGNORED
-from examples.llama2_13b.data.token_batches import TokenBatches, shares_of, split_documents
+from examples.llama2_13b.data.token_batches import TokenBatches, TokenRows, shares_of, split_documents
 from examples.llama2_13b.data.token_files import TokenFiles
 from tests.llama.test_token_files import megatron, write
 
@@ -18,7 +18,8 @@ VOCAB_SIZE = 512
 
 def batches_of(prefix, length, first=0, stop=None, **more):
     files = TokenFiles(prefix)
-    return TokenBatches(files, range(first, files.num_documents if stop is None else stop), length, VOCAB_SIZE, **more)
+    documents = range(first, files.num_documents if stop is None else stop)
+    return TokenBatches([TokenRows(files, documents, length, VOCAB_SIZE)], **more)
 
 
 def naive_rows(documents, length):
@@ -62,7 +63,7 @@ def test_rows_are_those_of_one_stream_cut_at_equal_lengths(tmp_path_factory, doc
     stop = data.draw(st.integers(first, len(documents)))
     batches = batches_of(prefix, length, first, stop, pad_token_id=7)
     check(batches, documents[first:stop], length)
-    assert batches.num_tokens == sum(map(len, documents[first:stop]))
+    assert batches.parts[0].num_tokens == sum(map(len, documents[first:stop]))
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -115,6 +116,23 @@ def test_a_limited_evaluation_looks_all_over_the_split(tmp_path):
         == list(batches_of(prefix, 10, limit=99).rows())
         == list(range(10))
     )
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.lists(drawn, min_size=2, max_size=4), st.integers(2, 12))
+def test_rows_of_several_files_follow_each_other(tmp_path_factory, files, length):
+    folder = tmp_path_factory.mktemp("several")
+    apart = [batches_of(write(folder / str(number), each), length) for number, each in enumerate(files)]
+    together = TokenBatches([part for batches in apart for part in batches.parts])
+    expected = [ids for batches in apart for ids in inputs(batches)]
+    assert inputs(together) == expected and len(together) == sum(map(len, apart))
+    assert sorted(together.shuffled(1, 0)) == list(range(len(expected)))
+    fingerprints = {TokenBatches(parts).fingerprint() for parts in (together.parts, together.parts[:1])}
+    assert len(fingerprints) == 2
+
+
+def inputs(batches):
+    return [batch.input_ids.tolist() for batch in batches.of(batches.rows(), 1, 1)]
 
 
 def test_rows_are_padded_to_a_multiple(tmp_path):
@@ -171,4 +189,4 @@ def test_rows_of_a_large_file_are_found_without_reading_it(tmp_path):
     assert batch.input_ids[0, place : place + 4].tolist() == [8, 9, 1, 3]
     assert batch.labels[0, place - 1 : place + 3].tolist() == [8, 9, IGNORED, 3]
     assert batch.document_lengths == [place + 2, 4096 - place - 2]
-    assert len(batches.tokens.fingerprint) == 16
+    assert len(batches.fingerprint()) == 16

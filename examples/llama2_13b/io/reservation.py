@@ -16,8 +16,10 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def reserved(folder: Path, flag: str) -> Iterator[None]:
+def reserved(folder: Path, flag: str, lock: str = LOCK) -> Iterator[None]:
     """The folder, made where it is missing, belongs to this process until the block ends or the process dies.
+
+    With another name of the lock, what goes by that name there does, and not the folder.
 
     The lock is the system's (flock) on a file in the folder: a killed process leaves the file but not the lock. What
     was made here and is still empty at the end is removed.
@@ -29,7 +31,7 @@ def reserved(folder: Path, flag: str) -> Iterator[None]:
         raise ValueError(f"{flag} must be a folder, got the file {folder}")
     made = _make(folder)
     try:
-        with _locked(folder, flag):
+        with _locked(folder / lock, flag):
             yield
     finally:
         with contextlib.suppress(OSError):  # not empty: the work is in it
@@ -53,8 +55,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, flag: str) -> Iterator[None]:
-    path = folder / LOCK
+def _locked(path: Path, flag: str) -> Iterator[None]:
     with _opened_and_locked(path, flag) as file:
         try:
             yield
