@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 
 from examples.llama2_13b.io.flags import parse
+from examples.llama2_13b.lora import LoraFlags
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model.adapter_config import TARGETS
+from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.pretrain import PretrainFlags
 from examples.llama2_13b.sft import SftFlags
 from examples.llama2_13b.train.metrics import read_log
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "llama2_13b" / "scripts"
-FLAGS = {"sft": SftFlags, "pretrain": PretrainFlags}
-DATA = {"sft": "--dataset_name_or_path", "pretrain": "--input_dir"}
+FLAGS = {"sft": SftFlags, "lora": LoraFlags, "pretrain": PretrainFlags}
+DATA = {"sft": "--dataset_name_or_path", "lora": "--dataset_name_or_path", "pretrain": "--input_dir"}
 
 
 def run(name, folder, *words, first):
@@ -32,14 +35,16 @@ def run(name, folder, *words, first):
     return done.stdout
 
 
-@pytest.mark.parametrize("name, output", [("sft", "sft"), ("pretrain", "pretrained")])
+@pytest.mark.parametrize("name, output", [("sft", "sft"), ("lora", "lora"), ("pretrain", "pretrained")])
 def test_a_script_runs_to_its_end_with_a_small_model(tmp_path, name, output):
     """Wrong settings for emulated devices would end it: only the devices and the sizes differ."""
     run(name, tmp_path, "--config", "tiny", "--save_steps", "2", first=Path(sys.executable).parent)
     folder = tmp_path / "output" / "tiny" / output
     log = read_log(folder / "log.jsonl")
     assert [line["step"] for line in log] == [1, 2] and 5 < log[-1]["eval_loss"] < 7
-    assert Llama.from_pretrained(folder).config.num_attention_heads == 8
+    base = tmp_path / "output" / "tiny" / "model"
+    model = LoraLlama.with_adapter(base, folder) if name == "lora" else Llama.from_pretrained(folder)
+    assert model.config.num_attention_heads == 8
     assert (folder / "checkpoint-2" / "trainer_state.json").exists()
     first = (tmp_path / "output" / "log" / "workerlog.0").read_text()
     assert "bfloat16 arithmetic on 8 processes" in first
@@ -58,7 +63,9 @@ def test_a_script_starts_13b_on_eight_devices_with_the_published_settings(tmp_pa
     assert words[6] == str(SCRIPTS.parent / f"{name}.py")
     flags = parse(FLAGS[name], words[7:], name)
     assert (flags.model_name_or_path, flags.max_steps, flags.bf16) == ("a model", 500, True)
-    expected = {"sft": (8, "", 2, 64, 3e-6), "pretrain": (4, "stage1", 2, 32, 1e-5)}[name]
+    if name == "lora":
+        assert (flags.adapter.rank, flags.adapter.alpha, flags.adapter.targets) == (32, 64, TARGETS)
+    expected = {"sft": (8, "", 2, 64, 3e-6), "lora": (8, "", 2, 64, 3e-6), "pretrain": (4, "stage1", 2, 32, 1e-5)}[name]
     assert expected == (
         flags.tensor_parallel_degree,
         flags.sharding,

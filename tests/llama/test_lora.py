@@ -27,6 +27,7 @@ from examples.llama2_13b.train.metrics import model_flops
 from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit.parallel import collectives
 from fusionkit.parallel.parity import run_ranks
+from tests.llama import test_sharding
 from tests.llama.test_tensor_parallel import FUSED, Run, assert_close, batch, require_same_training
 
 STEPS = 3
@@ -116,6 +117,42 @@ def assert_same_adapter(values, expected):
     for name, value in expected.items():
         assert name.endswith("lora_A.weight") or np.abs(values[name]).max() > 1e-3, name  # none is left at zero
         np.testing.assert_allclose(values[name], value, rtol=0, atol=1e-3 * np.abs(value).max(), err_msg=name)
+
+
+class MeshRun(test_sharding.Run):
+    """The same over a mesh, on rows that its copies share."""
+
+    def __init__(self, base, mesh):
+        with one_at_a_time:
+            self.model = LoraLlama.with_new_adapter(base, ADAPTER, 7, shards=mesh.tensor)
+        self.mesh, self.step, self.losses, self.norms = mesh, 0, [], []
+        self.optimizer = AdamW(self.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
+
+
+def test_copies_that_divide_the_optimizer_train_an_adapter_as_one(tiny_folder):
+    """Sharding 2 x tensor 2, to the last step, in which a copy has no rows. No rank has moments of frozen weights."""
+    layout, steps = test_sharding.LAYOUTS["sharding2-tensor2"], test_sharding.STEPS
+    runs = test_sharding.on_mesh(layout, lambda mesh: (run := MeshRun(tiny_folder, mesh).train(steps), run.weights()))
+    one = MeshRun(tiny_folder, Mesh()).train(steps)
+    expected = one.weights()
+    names = {part.name for row in trainable(one.model.table).values() for part in row.parts}
+    base = load_base(tiny_folder)
+    for run, weights in runs:
+        np.testing.assert_allclose(run.losses, one.losses, rtol=1e-5)
+        np.testing.assert_allclose(run.norms, one.norms, rtol=1e-4)
+        held = run.moments()
+        assert held and held.keys() < trainable(run.model.table).keys()
+        assert weights.keys() == expected.keys() == names | base.keys()
+        for name, value in base.items():
+            np.testing.assert_array_equal(weights[name], value, err_msg=name)
+        apart, moved = (
+            np.sqrt(sum(np.sum((expected[name] - factor * weights[name]) ** 2) for name in names)) for factor in (1, 0)
+        )
+        assert apart < 1e-4 * moved  # of values that are their first ones and what AdamW added
+
+
+def load_base(folder):
+    return {name: value for file in folder.glob("model-*.safetensors") for name, value in load_file(file).items()}
 
 
 def test_only_the_adapter_gets_gradients_state_and_reduction(tiny_folder, monkeypatch):
@@ -217,8 +254,7 @@ def test_merged_is_the_sum_in_the_dtype_of_the_model(tiny_folder, trained, tmp_p
 
 
 def weights_in_float64(folder):
-    files = folder.glob("model-*.safetensors")
-    return {name: value.astype(np.float64) for file in files for name, value in load_file(file).items()}
+    return {name: value.astype(np.float64) for name, value in load_base(folder).items()}
 
 
 def test_merged_equals_unmerged_here_and_in_transformers(tiny_folder, trained, tmp_path):
