@@ -141,7 +141,7 @@ def command(flags, *launch):
 def test_a_killed_run_resumes_bit_by_bit(pretrain_flags, tmp_path):
     """In the second epoch, whose order must be found again."""
     changes = {
-        "max_steps": 24,
+        "max_steps": 36,
         "save_steps": 4,
         "save_total_limit": 2,
         "per_device_train_batch_size": 16,
@@ -162,24 +162,30 @@ def test_a_killed_run_resumes_bit_by_bit(pretrain_flags, tmp_path):
     for words in ([*command(killed), "--resume_from_checkpoint=last"], command(whole)):
         done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 24
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 36
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_two_copies_train_as_one_process(pretrain_flags, tmp_path):
+def test_two_copies_train_as_one_process_which_may_go_on_with_their_run(pretrain_flags, tmp_path):
     """Evaluation and test too, of rows that do not divide evenly."""
-    two = pretrain_flags(output_dir=str(tmp_path / "two"), per_device_train_batch_size=1, eval_steps=3, eval_iters=2)
+    flags = {"eval_steps": 3, "eval_iters": 2}
+    two = pretrain_flags(output_dir=str(tmp_path / "two"), per_device_train_batch_size=1, save_steps=3, **flags)
     log = str(tmp_path / "log")
     launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", log]
     done = subprocess.run(command(two, *launch), env=environment(), capture_output=True, timeout=240, check=False)
     assert done.returncode == 0, printed(tmp_path / "log")
     assert "on 2 processes" in printed(tmp_path / "log")
-    assert pretrain(pretrain_flags(output_dir=str(tmp_path / "one"), eval_steps=3, eval_iters=2)) == 0
-    many, one = (read_log(tmp_path / name / "log.jsonl") for name in ("two", "one"))
-    for name in ("loss", "learning_rate"):
-        np.testing.assert_allclose([line[name] for line in many], [line[name] for line in one], rtol=1e-5)
-    for step, name in ((2, "eval_loss"), (5, "eval_loss"), (5, "test_loss")):
-        assert many[step][name] == pytest.approx(one[step][name], rel=1e-5)
+    assert pretrain(pretrain_flags(output_dir=str(tmp_path / "one"), **flags)) == 0
+    more = {"output_dir": str(tmp_path / "more"), "resume_from_checkpoint": str(tmp_path / "two" / "checkpoint-3")}
+    assert pretrain(pretrain_flags(**more, **flags)) == 0
+    many, one, rest = (read_log(tmp_path / name / "log.jsonl") for name in ("two", "one", "more"))
+    for found, expected in ((many, one), (rest, one[3:])):
+        assert len(found) == len(expected)
+        for name in ("loss", "learning_rate"):
+            np.testing.assert_allclose([line[name] for line in found], [line[name] for line in expected], rtol=1e-5)
+        for name in ("eval_loss", "test_loss"):
+            assert found[-1][name] == pytest.approx(expected[-1][name], rel=1e-5)
+    assert many[2]["eval_loss"] == pytest.approx(one[2]["eval_loss"], rel=1e-5)
 
 
 def test_evaluation_batches_are_limited(pretrain_flags, tmp_path, monkeypatch):
