@@ -79,16 +79,41 @@ def all_reduced(x: Any, group: Any) -> Any:
     return out
 
 
-def reduced(x: Any, root: int, group: Any) -> Any:
-    """The sum over ranks on rank `root` of the group, None on the others. Without a gradient."""
+class Sum:
+    """A sum on its way, which may be written into the summand: that must not be touched until `wait` gives the sum."""
+
+    def __init__(self, work: Any, summand: Any, total: Any) -> None:
+        self._work, self._summand, self._total = work, summand, total
+
+    def is_completed(self) -> bool:
+        """Whether `wait` returns, or raises, at once."""
+        return bool(self._work.is_completed())
+
+    def wait(self) -> Any:
+        """The sum; None on a rank that does not get it."""
+        self._work.wait()
+        return self._total
+
+
+def start_sum(x: Any, group: Any, root: int | None = None) -> Sum:
+    """Begin the sum over ranks, for all or for rank `root` of the group, and return. Without a gradient.
+
+    Sums of one group begin in the same order on all ranks.
+    """
     x = x.contiguous()
+    gets = root is None or group.rank == root
     if is_on_host(x, group):
-        out = paddle.empty_like(x) if group.rank == root else None
-        communicator_of(group).reduce(host_view(x), root, out=None if out is None else host_view(out))
-        return out
-    out = x.clone()
-    paddle.distributed.reduce(out, group.ranks[root], group=group)
-    return out if group.rank == root else None
+        communicator = communicator_of(group)
+        if root is None:
+            return Sum(communicator.all_reduce(host_view(x), out=host_view(x), sync_op=False), x, x)
+        total = paddle.empty_like(x) if gets else None
+        out = None if total is None else host_view(total)
+        return Sum(communicator.reduce(host_view(x), root, out=out, sync_op=False), x, total)
+    if root is None:
+        work = paddle.distributed.all_reduce(x, group=group, sync_op=False)
+    else:
+        work = paddle.distributed.reduce(x, group.ranks[root], group=group, sync_op=False)
+    return Sum(work, x, x if gets else None)
 
 
 def broadcast_(x: Any, root: int, group: Any) -> None:

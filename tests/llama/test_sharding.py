@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -9,7 +10,9 @@ import paddle
 import pytest
 
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees
+from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import GROUPS, Mesh
 from examples.llama2_13b.parallel.sharding import Sharding, owners
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
@@ -20,16 +23,27 @@ from fusionkit.parallel.communicator import unique_id
 from fusionkit.parallel.parity import run_ranks
 
 STEPS = 10
+# Degrees and the stage of sharding.
 LAYOUTS = {
-    "sharding2": Degrees(sharding=2),
-    "sharding3": Degrees(sharding=3),
-    "data2-sharding2": Degrees(data=2, sharding=2),
-    "sharding2-tensor2": Degrees(sharding=2, tensor=2),
+    "data2": (Degrees(data=2), 1),
+    "sharding2": (Degrees(sharding=2), 1),
+    "sharding3": (Degrees(sharding=3), 1),
+    "data2-sharding2": (Degrees(data=2, sharding=2), 1),
+    "sharding2-tensor2": (Degrees(sharding=2, tensor=2), 1),
+    "stage2-sharding3": (Degrees(sharding=3), 2),
+    "stage2-data2-sharding2": (Degrees(data=2, sharding=2), 2),
+    "stage2-sharding2-tensor2": (Degrees(sharding=2, tensor=2), 2),
 }
 one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
 
-def on_mesh(degrees, work):
+@pytest.fixture(autouse=True)
+def many_buckets(monkeypatch):
+    """tiny has 15 parameters of 48 to 24576 elements."""
+    monkeypatch.setattr(gradients, "BUCKET_ELEMENTS", 5000)
+
+
+def on_mesh(degrees, work, stage=1):
     """What `work(mesh)` returns on each rank, a thread each."""
     identifiers = {}
     for rank in range(degrees.processes):
@@ -43,30 +57,32 @@ def on_mesh(degrees, work):
             identifier = identifiers[axes, *ranks]
             alone = len(ranks) == 1
             groups[name] = None if alone else Communicator(identifier, ranks.index(rank), len(ranks), timeout=60)
-        tensor, sharding = TensorParallel(groups.pop("tensor")), Sharding(groups.pop("sharding"))
+        tensor, sharding = TensorParallel(groups.pop("tensor")), Sharding(groups.pop("sharding"), stage)
         return work(Mesh(**groups, tensor=tensor, sharding=sharding))
 
     return run_ranks(degrees.processes, one)
 
 
 def rows(step):
-    """Six, of two documents each; the last step has one."""
+    """Five or six, one of two documents; the last step has one."""
     random = np.random.default_rng(step)
     ids, labels = random.integers(0, 512, (2, 6, 34))
     labels[0, :5] = -100
     ends = np.full((6, 1, 34, 1), 34, np.int32)
     ends[0, 0, :10] = 10
-    count = 1 if step == STEPS - 1 else 6
+    count = 1 if step == STEPS - 1 else 5 + step % 2
     return [array[:count] for array in (ids, labels, np.tile(np.arange(34), (6, 1)), ends)]
 
 
 class Run:
     """A model and its optimizer on one rank, from a folder or a checkpoint."""
 
-    def __init__(self, folder, mesh, start=0):
+    def __init__(self, folder, mesh, start=0, **arguments):
         with one_at_a_time:
-            self.model = Llama.from_pretrained(folder, shards=mesh.tensor)
+            self.model = Llama.from_pretrained(folder, shards=mesh.tensor, **arguments)
         self.mesh, self.step, self.losses, self.norms = mesh, start, [], []
+        self.sent, self.held = [], []  # buckets by the end of backward; elements of gradients after each micro-batch
+        self.gradients = Gradients(mesh, self.model.parameters()).watch()
         self.optimizer = AdamW(self.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
         if start:
             self.optimizer.load(folder, training_state.load(folder).optimizer)
@@ -74,13 +90,17 @@ class Run:
     def train(self, steps):
         for _ in range(steps):
             arrays = rows(self.step)
-            own = [np.stack(mine) if (mine := self.mesh.share(list(array))) else None for array in arrays]
+            own = [self.mesh.share(list(array)) for array in arrays]
+            batches = [[np.stack(each[start : start + 2]) for each in own] for start in range(0, len(own[0]), 2)]
             targets, total = int((arrays[1] != -100).sum()), 0.0
-            if own[0] is not None:
-                loss_sum, _ = self.model.loss(*map(paddle.to_tensor, own))
+            self.gradients.expect(len(batches), math.ceil(len(arrays[0]) / (2 * self.mesh.copies)))
+            for batch in batches:
+                loss_sum, _ = self.model.loss(*map(paddle.to_tensor, batch))
                 (loss_sum / (targets / self.mesh.copies)).backward()
-                total = float(loss_sum)
-            self.mesh.reduce_gradients(self.model.parameters())
+                total += float(loss_sum)
+                self.held.append(sum(x.size for x in self.model.parameters() if x.grad is not None))
+            self.sent.append((len(batches), self.gradients._sent))
+            self.gradients.reduce()
             self.norms.append(self.optimizer.step(1e-3))
             self.losses.append(self.mesh.totals(total)[0] / targets)
             self.step += 1
@@ -117,7 +137,8 @@ def alone(tiny_folder):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_trains_as_one_process(tiny_folder, alone, layout):
     """In the last step all copies but one have no row, and no gradient."""
-    runs = on_mesh(LAYOUTS[layout], lambda mesh: (run := Run(tiny_folder, mesh).train(STEPS), run.weights()))
+    degrees, stage = LAYOUTS[layout]
+    runs = on_mesh(degrees, lambda mesh: (run := Run(tiny_folder, mesh).train(STEPS), run.weights()), stage)
     alone, first = alone
     expected = alone.weights()
     moved = np.sqrt(sum(np.sum((first[name] - value) ** 2) for name, value in expected.items()))
@@ -145,12 +166,30 @@ def test_the_moments_are_divided(tiny_folder, alone):
         assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
-@pytest.mark.parametrize("layout", ["data2-sharding2", "sharding2-tensor2"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("layout", ["data2", "sharding2", "stage2-sharding3"])
+def test_gradients_leave_while_backward_computes(tiny_folder, layout, recompute):
+    """All but nothing is left to send when it ends: once a step, or in stage 2 with every micro-batch, of which some
+    copies have fewer."""
+    degrees, stage = LAYOUTS[layout]
+    runs = on_mesh(degrees, lambda mesh: Run(tiny_folder, mesh, recompute=recompute).train(2), stage)
+    for run in runs:
+        buckets = len(run.gradients._early)
+        assert buckets >= 5 and run.sent == [
+            (passes, buckets * (passes if stage == 2 else 1)) for passes, _ in run.sent
+        ]
+        whole = sum(parameter.size for parameter in run.model.parameters())
+        # Stage 2 keeps nothing of a micro-batch but sums; else all gradients are there until the last one.
+        assert set(run.held) <= ({0} if stage == 2 else {0, whole}) and 0 in run.held
+
+
+@pytest.mark.parametrize("layout", ["stage2-data2-sharding2", "sharding2-tensor2"])
 def test_a_checkpoint_goes_on_in_another_layout(tiny_folder, alone, tmp_path, layout):
-    saved = on_mesh(LAYOUTS[layout], lambda mesh: Run(tiny_folder, mesh).train(5).save(tmp_path / "checkpoint-5"))
+    degrees, stage = LAYOUTS[layout]
+    saved = on_mesh(degrees, lambda mesh: Run(tiny_folder, mesh).train(5).save(tmp_path / "checkpoint-5"), stage)
     resumed = Run(tmp_path / "checkpoint-5", Mesh(), start=5)
     whole = resumed.moments()
-    if layout == "data2-sharding2":  # others hold a part of a tensor
+    if degrees.tensor == 1:  # others hold a part of a tensor
         for run in saved:
             assert 0 < len(run.moments()) < len(whole)
             for name, moment in run.moments().items():

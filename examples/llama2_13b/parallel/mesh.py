@@ -22,13 +22,13 @@ from typing import Any, TypeVar
 import numpy as np
 import paddle
 from paddle.distributed import fleet
-from paddle.distributed.fleet.utils.sequence_parallel_utils import is_sequence_parallel_parameter
 
 from examples.llama2_13b.parallel.degrees import AXES, Degrees
+from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from fusionkit.optimizer import global_norm
-from fusionkit.parallel import Communicator, collectives
+from fusionkit.parallel import Communicator
 from fusionkit.parallel.groups import communicator_of
 
 Item = TypeVar("Item")
@@ -62,6 +62,7 @@ class Mesh:
         *,
         tensor_parallel_degree: int = 1,
         sharding_parallel_degree: int = 1,
+        sharding_stage: int = 1,
         pipeline_parallel_degree: int = 1,
         sequence_parallel: bool = True,
     ) -> Mesh:
@@ -85,7 +86,7 @@ class Mesh:
         tensor, sharding = groups.pop("tensor"), groups.pop("sharding")
         return cls(
             **groups,
-            sharding=UNSHARDED if sharding is None else Sharding(sharding),
+            sharding=UNSHARDED if sharding is None else Sharding(sharding, sharding_stage),
             tensor=ALONE if tensor is None else TensorParallel(tensor, sequence_parallel),
         )
 
@@ -126,37 +127,8 @@ class Mesh:
         return value if self.world is None else _summed([value], self.world)[0] > 0
 
     def reduce_gradients(self, parameters: Iterable[paddle.Tensor]) -> None:
-        """Every gradient becomes that of the whole copy, and its mean over the copies; one that had no rows counts
-        with zeros. Frozen parameters have none. With sharding the owner of a parameter gets the mean, the others
-        none."""
-        parameters = [parameter for parameter in parameters if not parameter.stop_gradient]
-        self._complete_gradients(parameters)
-        if self.replicas is None:
-            return
-        for parameter, owner in zip(parameters, self.sharding.owners(parameters), strict=True):
-            gradient = paddle.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            total = self._sum(gradient, owner)
-            parameter.grad = None if total is None else total.scale_(1 / self.copies)
-
-    def _sum(self, gradient: paddle.Tensor, owner: int) -> paddle.Tensor | None:
-        """Over the copies; with sharding on the owner's."""
-        if self.sharding.size == 1:
-            return collectives.all_reduced(gradient, self.replicas)
-        total = collectives.reduced(gradient, owner, self.sharding.group)
-        return total if total is None or self.data is None else collectives.all_reduced(total, self.data)
-
-    def _complete_gradients(self, parameters: list[paddle.Tensor]) -> None:
-        """Sum the gradients of weights that have seen this rank's tokens only, in one call.
-
-        All ranks of a copy have one or none has: in a step of few rows a copy of the model may get no row.
-        """
-        partial_ones = [p for p in parameters if is_sequence_parallel_parameter(p) and p.grad is not None]
-        if not partial_ones:
-            return
-        flat = paddle.concat([parameter.grad.flatten() for parameter in partial_ones])
-        sums = paddle.split(collectives.all_reduced(flat, self.tensor.group), [p.size for p in partial_ones])
-        for parameter, total in zip(partial_ones, sums, strict=True):
-            parameter.grad = total.reshape(parameter.shape)
+        """`Gradients.reduce`, after a step whose backward passes nobody watched."""
+        Gradients(self, parameters).reduce()
 
     def gradient_norm(self, parameters: Iterable[paddle.Tensor]) -> float:
         """Of all gradients together: shards count on their ranks, what all ranks have counts once. The same on all."""

@@ -19,7 +19,7 @@ from paddle import Tensor
 from fusionkit.parallel import collectives
 from fusionkit.parallel.groups import communicator_of
 
-STAGES = ("stage1",)
+STAGES = ("stage1", "stage2")
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ class Sharding:
 
     Args:
         group: a Paddle group or a `fusionkit.parallel.Communicator`; None is one rank.
+        stage: 1 divides the moments; 2 the gradients too, which leave for their owners in every backward pass.
     """
 
     group: Any = None
+    stage: int = 1
 
     @property
     def size(self) -> int:

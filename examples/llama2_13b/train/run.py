@@ -15,6 +15,7 @@ from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.train import metrics, training_state
 from examples.llama2_13b.train.loss import Loss
 from examples.llama2_13b.train.optimizer import AdamW
@@ -29,6 +30,7 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
         flags.COMMAND,
         tensor_parallel_degree=flags.tensor_parallel_degree,
         sharding_parallel_degree=flags.sharding_parallel_degree if flags.sharding else 1,
+        sharding_stage=STAGES.index(flags.sharding) + 1 if flags.sharding else 1,
         pipeline_parallel_degree=flags.pipeline_parallel_degree,
         sequence_parallel=flags.sequence_parallel,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from examples.llama2_13b.data.order import Order
 from examples.llama2_13b.data.packing import Batch
 from examples.llama2_13b.io.remarks import Screen, beside_the_work
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
@@ -60,6 +62,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         flags = self.flags
+        self._gradients = Gradients(self.mesh, self.model.parameters()).watch()
         self._order = Order(self.train, flags.rows_per_step(self.mesh.copies), flags.seed)
         self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
         flags.require_within(self.num_steps)
@@ -150,11 +153,13 @@ class Trainer:
             sum(batch.num_targets for batch in batches), sum(lengths), own_flops
         )
         own_total = 0.0
+        most = math.ceil(len(rows) / (flags.per_device_train_batch_size * self.mesh.copies))
+        self._gradients.expect(len(batches), most)
         for batch in batches:
             loss_sum = self.loss(self.model, batch)
             (loss_sum / (num_targets / self.mesh.copies)).backward()  # averaged over the processes below
             own_total += float(loss_sum)
-        self.mesh.reduce_gradients(self.model.parameters())
+        self._gradients.reduce()
         (total,) = self.mesh.totals(own_total)
         self.optimizer.step(rate)
         seconds = time.perf_counter() - started
