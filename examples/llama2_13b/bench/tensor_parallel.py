@@ -52,13 +52,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(options: argparse.Namespace, shaped: bool) -> list[dict[str, Any]]:
-    """What each rank found: {"mc2": {"seconds", "losses"}, "serial": ..., "ops": counts}."""
+def measure(options: argparse.Namespace, shaped: bool, module: str = MODULE) -> list[dict[str, Any]]:
+    """What each rank of the module found; by default {"mc2": {"seconds", "losses"}, "serial": ..., "ops": counts}."""
     processes: list[RankProcess] = []
     network = None
     try:
         for rank, core in enumerate(core_of_each_rank(RANKS, physical_cores())):
-            processes.append(RankProcess(rank, RANKS, core, shaped, MODULE))
+            processes.append(RankProcess(rank, RANKS, core, shaped, module))
         if shaped:
             network = Network([process.pid for process in processes], options.link)
         identifier = unique_id()

@@ -96,14 +96,14 @@ def _tensor(part: layout.Part, config: LlamaConfig) -> layout.Array:
     return weight(part.name, part.shape, config.initializer_range)
 
 
-def main() -> None:
+def main(kind: type[Rank] = Rank) -> None:
     from multiprocessing.connection import Connection
 
     number, world_size, core, parent, descriptor = map(int, sys.argv[1:])
     die_with(parent)
     os.sched_setaffinity(0, {core})
     connection: Any = Connection(descriptor)
-    rank: Any = Rank(number, world_size)
+    rank: Any = kind(number, world_size)
     serve(connection, rank)
 
 

@@ -1,0 +1,91 @@
+"""The process of one copy of `bench.data_parallel`: joins the other, then times the ways to sum gradients in turns."""
+
+from __future__ import annotations
+
+import gc
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import paddle
+
+from examples.llama2_13b.bench import tensor_parallel_rank
+from examples.llama2_13b.bench.training_step import tokens
+from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel.gradients import Gradients
+from examples.llama2_13b.parallel.mesh import Mesh
+
+# In this order: sums takes the gradients that compute leaves.
+COMPUTE, SUMS, AFTER, DURING = WAYS = ("compute", "sums", "after", "during")
+
+
+class Rank(tensor_parallel_rank.Rank):
+    """Each public method is a request, whose result is the answer."""
+
+    def train(self, options: dict[str, Any]) -> dict[str, Any]:
+        """{way: {"seconds", "gradients"}}: of each round, and checksums of the gradients that it leaves."""
+        names = {field.name for field in fields(LlamaConfig)}
+        sizes = {name: value for name, value in options.items() if name in names}
+        config = LlamaConfig(max_position_embeddings=options["seq_len"], rms_norm_eps=1e-5, **sizes)
+        copy = Copy(config, options, self._rank, Mesh(data=self._group, replicas=self._group))
+        found: dict[str, Any] = {way: {"seconds": [], "gradients": []} for way in WAYS}
+        for number in range(options["warmup"] + options["rounds"]):
+            pairs = [(COMPUTE, SUMS), (AFTER,), (DURING,)]
+            for way in (way for pair in (pairs if number % 2 else pairs[::-1]) for way in pair):
+                gc.collect()
+                self._group.barrier()
+                started = time.perf_counter()
+                copy.ways[way]()
+                seconds = time.perf_counter() - started
+                if number >= options["warmup"]:
+                    found[way]["seconds"].append(seconds)
+                    found[way]["gradients"].append(copy.checksum())
+                if way != COMPUTE:
+                    copy.forget()
+        return found
+
+
+class Copy:
+    """A model whose weights stay, so that every round computes the same gradients."""
+
+    def __init__(self, config: LlamaConfig, options: dict[str, Any], rank: int, mesh: Mesh) -> None:
+        paddle.seed(0)
+        self._model = Llama(config, options["dtype"])
+        self._gradients = Gradients(mesh, self._model.parameters()).watch()
+        ids, labels = tokens(config, options["seq_len"])
+        self._batch = [paddle.to_tensor((each + rank) % config.vocab_size) for each in (ids, labels)]
+        self.ways: dict[str, Callable[[], None]] = {
+            COMPUTE: self._compute,
+            SUMS: self._gradients.reduce,
+            AFTER: self._after,
+            DURING: self._during,
+        }
+
+    def _compute(self) -> None:
+        loss_sum, num_tokens = self._model.loss(*self._batch)
+        (loss_sum / num_tokens.astype("float32")).backward()
+
+    def _after(self) -> None:
+        self._compute()
+        self._gradients.reduce()
+
+    def _during(self) -> None:
+        self._gradients.expect(1, 1)
+        self._after()
+
+    def checksum(self) -> int:
+        found = 0
+        for parameter in self._model.parameters():
+            found = zlib.crc32(parameter.grad.numpy(), found)
+        return found
+
+    def forget(self) -> None:
+        for parameter in self._model.parameters():
+            parameter.clear_gradient(set_to_zero=False)
+
+
+if __name__ == "__main__":
+    tensor_parallel_rank.main(Rank)

@@ -1,0 +1,53 @@
+"""The benchmark of hidden sums of gradients: the command, and what it refuses to report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from examples.llama2_13b.bench import data_parallel as benchmark
+from tests.llama.conftest import EXAMPLE
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 64, "seq_len": 64}
+
+
+def test_the_command_sums_in_all_ways_with_equal_gradients(tmp_path):
+    flags = [f"--{name}={value}" for name, value in SIZES.items()]
+    command = [sys.executable, "-m", "examples.llama2_13b.bench.data_parallel", *flags, "--rounds", "2"]
+    done = subprocess.run(
+        [*command, "--dtype", "float32", "--json", str(tmp_path / "rounds.json")],
+        capture_output=True,
+        text=True,
+        cwd=EXAMPLE.parents[1],
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no claim: " in done.stdout and "2 rounds, fewer than 10" in done.stdout
+    ranks = json.loads((tmp_path / "rounds.json").read_text())["ranks"]
+    for rank in ranks:
+        assert all(len(rank[way]["seconds"]) == 2 for way in benchmark.WAYS)
+    benchmark.require_same_gradients(ranks)
+
+
+def found(during, compute=0):
+    sums = {way: {"gradients": [7, 7]} for way in benchmark.WAYS}
+    return [sums | {"compute": {"gradients": [compute]}, "during": {"gradients": during}}]
+
+
+@pytest.mark.parametrize(
+    "results, words",
+    [(found([7, 8]), "the same gradients, got 2 different"), (found([7, 7], compute=7), "must differ from their sum")],
+)
+def test_gradients_that_prove_nothing_end_it(results, words):
+    with pytest.raises(SystemExit, match=words):
+        benchmark.require_same_gradients(results)
+
+
+def test_a_claim_needs_a_fair_ratio_and_times_that_add_up():
+    assert benchmark.objections(0.6, 0.02) == []
+    assert benchmark.objections(0.1, 0.0) == ["c must be in 0.3 to 0.9, got 0.10; change --seq_len"]
+    assert benchmark.objections(0.6, -0.04) == ["Ts must be Tg + Tc to 3%, got -4.0%"]
