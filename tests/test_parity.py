@@ -8,7 +8,7 @@ import fusionkit as fk
 from fusionkit import parity, registry
 from fusionkit.dtypes import FLOATING
 from fusionkit.ops import OP_NAMES
-from tests import thread_counts
+from tests import product_rates, thread_counts
 
 
 def checks():
@@ -25,7 +25,8 @@ def checks():
                             if not backend.owns("cpu") and not parity.judged(op, case, dtype, backend.name, route):
                                 continue
                             label = f"{name}-{backend.name}-{dtype}-{case.name}-{route}"
-                            marks = () if in_sample(backend.name, dtype, number, case, route) else pytest.mark.full
+                            marks = [pytest.mark.llama] if case.llama else []
+                            marks += [] if in_sample(backend.name, dtype, number, case, route) else [pytest.mark.full]
                             yield pytest.param(op, backend.name, dtype, case, route, id=label, marks=marks)
 
 
@@ -37,6 +38,13 @@ def in_sample(backend, dtype, number, case, route):
     if case.llama:
         return dtype == "bfloat16"
     return route != "static" or number % len(FLOATING) == FLOATING.index(dtype)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def product_rates_measured_once():
+    put_back = product_rates.measured_once()
+    yield
+    put_back()
 
 
 @pytest.mark.parametrize("op, backend, dtype, case, route", list(checks()))
