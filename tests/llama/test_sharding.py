@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 
@@ -10,6 +11,7 @@ import paddle
 import pytest
 
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
@@ -134,11 +136,38 @@ def alone(tiny_folder):
     return run.train(STEPS), first
 
 
+@pytest.fixture(scope="module")
+def tied_folder(tiny_folder, tmp_path_factory):
+    """513 entries of the vocabulary, which two ranks divide unevenly."""
+    config = LlamaConfig.from_json(tiny_folder / "config.json")
+    folder = tmp_path_factory.mktemp("tied")
+    paddle.seed(5)
+    Llama(dataclasses.replace(config, vocab_size=513, tie_word_embeddings=True)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tied_alone(tied_folder):
+    run = Run(tied_folder, Mesh())
+    first = run.weights()
+    return run.train(STEPS), first
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_trains_as_one_process(tiny_folder, alone, layout):
     """In the last step all copies but one have no row, and no gradient."""
+    require_same_training(layout, tiny_folder, alone)
+
+
+@pytest.mark.parametrize("layout", ["data2", "stage2-sharding2-tensor2"])
+def test_a_tied_embedding_trains_as_in_one_process(tied_folder, tied_alone, layout):
+    """Its gradient leaves when both uses have added to it."""
+    require_same_training(layout, tied_folder, tied_alone)
+
+
+def require_same_training(layout, folder, alone):
     degrees, stage = LAYOUTS[layout]
-    runs = on_mesh(degrees, lambda mesh: (run := Run(tiny_folder, mesh).train(STEPS), run.weights()), stage)
+    runs = on_mesh(degrees, lambda mesh: (run := Run(folder, mesh).train(STEPS), run.weights()), stage)
     alone, first = alone
     expected = alone.weights()
     moved = np.sqrt(sum(np.sum((first[name] - value) ** 2) for name, value in expected.items()))

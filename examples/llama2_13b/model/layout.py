@@ -128,16 +128,19 @@ def layout(config: LlamaConfig) -> Table:
     """The table of a whole Llama, which `Llama.table` holds.
 
     A tied embedding is the head's weight, which tokens are looked up in: one row, so one gradient and one tensor on
-    disk, under the embedding's name.
+    disk, under the embedding's name. It stands first, as its gradient is the last to be whole.
     """
-    hidden, vocab, is_tied = config.hidden_size, config.vocab_size, config.tie_word_embeddings
+    hidden, vocab = config.hidden_size, config.vocab_size
     embedding = Part("model.embed_tokens.weight", (vocab, hidden), axis=0, is_embedding=True)
-    head = replace(embedding, copy="lm_head.weight") if is_tied else Part("lm_head.weight", (vocab, hidden), axis=0)
-    table = {} if is_tied else {"embed_tokens.weight": Parameter((embedding,), is_linear=False, is_looked_up=True)}
+    if config.tie_word_embeddings:
+        table = {"lm_head.weight": Parameter((replace(embedding, copy="lm_head.weight"),))}
+    else:
+        table = {"embed_tokens.weight": Parameter((embedding,), is_linear=False, is_looked_up=True)}
     for index in range(config.num_hidden_layers):
         table |= _decoder_layer(config, index)
     table["norm.weight"] = _norm((Part("model.norm.weight", (hidden,)),))
-    table["lm_head.weight"] = Parameter((head,))
+    if not config.tie_word_embeddings:
+        table["lm_head.weight"] = Parameter((Part("lm_head.weight", (vocab, hidden), axis=0),))
     return table
 
 

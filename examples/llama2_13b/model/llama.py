@@ -137,13 +137,16 @@ class Llama(nn.Layer):
         if config.tie_word_embeddings and pipeline.stages > 1:
             rule = f"false with {pipeline.stages} pipeline stages, the first of which would need the last's head"
             raise ValueError(f"Llama: tie_word_embeddings must be {rule}, got true. Train it on one stage")
-        if pipeline.is_first and not config.tie_word_embeddings:
+        if config.tie_word_embeddings:
+            self.lm_head = shards.head(hidden_size, vocab_size, deviation)
+        elif pipeline.is_first:
             self.embed_tokens = shards.embedding(vocab_size, hidden_size, deviation, dtype)
         numbers = [number for chunk in self.chunks for number in chunk]
         self.layers = nn.LayerDict({str(number): DecoderLayer(config, number, shards) for number in numbers})
         if pipeline.is_last:
             self.norm = shards.norm(hidden_size, config.rms_norm_eps)
-            self.lm_head = shards.head(hidden_size, vocab_size, deviation)
+            if not config.tie_word_embeddings:
+                self.lm_head = shards.head(hidden_size, vocab_size, deviation)
         self.rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
 
     def forward(
