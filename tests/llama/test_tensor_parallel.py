@@ -306,5 +306,6 @@ def test_a_rank_holds_its_own_heads_and_columns(tiny_folder):
 @pytest.mark.parametrize("name, count", [("num_key_value_heads", 1), ("intermediate_size", 81)])
 def test_what_does_not_divide_is_refused(tiny_folder, name, count):
     config = dataclasses.replace(LlamaConfig.from_json(Path(tiny_folder) / "config.json"), **{name: count})
-    with pytest.raises(ValueError, match=f"{name} must be a multiple of the 2 tensor-parallel ranks, got {count}"):
+    rule = f"{name} must be a multiple of the 2 tensor-parallel ranks, got {count}. The nearest degree is 1"
+    with pytest.raises(ValueError, match=rule):
         on_two(lambda shards: Llama(config, shards=shards))

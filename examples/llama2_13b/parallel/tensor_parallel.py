@@ -54,7 +54,11 @@ class TensorParallel:
             ValueError: it does not divide.
         """
         if count % self.size:
-            raise ValueError(f"Llama: {name} must be a multiple of the {self.size} tensor-parallel ranks, got {count}")
+            nearest = max(degree for degree in range(1, self.size) if count % degree == 0)
+            raise ValueError(
+                f"Llama: {name} must be a multiple of the {self.size} tensor-parallel ranks, got {count}. "
+                f"The nearest degree is {nearest}"
+            )
         return count // self.size
 
     def column(self, in_features: int, out_features: int, initializer_range: float) -> nn.Layer:
