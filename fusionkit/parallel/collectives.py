@@ -116,12 +116,12 @@ def start_sum(x: Any, group: Any, root: int | None = None) -> Sum:
     return Sum(work, x, x if gets else None)
 
 
-def broadcast_(x: Any, root: int, group: Any) -> None:
-    """Fill x, which is contiguous, with what rank `root` of the group has in it. Without a gradient."""
+def start_broadcast(x: Any, root: int, group: Any) -> Any:
+    """Begin to fill x, which is contiguous, with what rank `root` of the group has in it; x is there after `wait()` of
+    what this returns. Without a gradient. Broadcasts of one group begin in the same order on all ranks."""
     if is_on_host(x, group):
-        communicator_of(group).broadcast(host_view(x), root, out=host_view(x))
-    else:
-        paddle.distributed.broadcast(x, group.ranks[root], group=group)
+        return communicator_of(group).broadcast(host_view(x), root, out=host_view(x), sync_op=False)
+    return paddle.distributed.broadcast(x, group.ranks[root], group=group, sync_op=False)
 
 
 def is_on_host(x: Any, group: Any) -> bool:

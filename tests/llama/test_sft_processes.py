@@ -46,7 +46,9 @@ def launched(processes, output, model, log, **flags):
     return done.returncode, printed(log)
 
 
-@pytest.mark.parametrize("copies", [{}, {"sharding": "stage1"}], ids=["data", "sharding"])
+@pytest.mark.parametrize(
+    "copies", [{}, {"sharding": "stage2", "gradient_accumulation_steps": 2}], ids=["data", "sharding"]
+)
 def test_copies_and_tensor_parallelism_together_train_as_one_process(
     tiny_folder, few_samples, sft_flags, tmp_path, copies
 ):
@@ -55,7 +57,9 @@ def test_copies_and_tensor_parallelism_together_train_as_one_process(
     assert code == 0, logs
     assert "on 4 processes, 2 of which divide the layers and the sequence of each copy" in logs
     assert ("2 of which divide the optimizer's work" in logs) == bool(copies)
-    assert sft(sft_flags(**FLAGS, output_dir=str(tmp_path / "one"), per_device_train_batch_size=2, warmup_steps=0)) == 0
+    rows = 2 * copies.get("gradient_accumulation_steps", 1)
+    alone = {**FLAGS, "output_dir": str(tmp_path / "one"), "per_device_train_batch_size": rows, "warmup_steps": 0}
+    assert sft(sft_flags(**alone)) == 0
     four, one = (read_log(tmp_path / name / "log.jsonl") for name in ("four", "one"))
     for name in ("loss", "learning_rate"):
         np.testing.assert_allclose([line[name] for line in four], [line[name] for line in one], rtol=1e-5)

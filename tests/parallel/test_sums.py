@@ -35,8 +35,8 @@ def test_sums_under_way_come_to_all_or_to_their_root(dtype):
 def test_a_root_fills_the_tensors_of_all():
     def one(rank, group):
         tensors = [paddle.full([4, 1000], float(rank)) for _ in range(RANKS)]
-        for root, tensor in enumerate(tensors):
-            collectives.broadcast_(tensor, root, group)
+        for work in [collectives.start_broadcast(tensor, root, group) for root, tensor in enumerate(tensors)]:
+            work.wait()
         return [np.unique(tensor.numpy()).tolist() for tensor in tensors]
 
     assert run_ranks(RANKS, one) == [[[0.0], [1.0], [2.0]]] * RANKS

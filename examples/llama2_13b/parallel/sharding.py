@@ -54,8 +54,10 @@ class Sharding:
         """Each takes over its owner's value."""
         if self.size == 1:
             return
-        for parameter, owner in zip(parameters, self.owners(parameters), strict=True):
-            collectives.broadcast_(parameter, owner, self.group)
+        owned = zip(parameters, self.owners(parameters), strict=True)
+        works = [collectives.start_broadcast(parameter, owner, self.group) for parameter, owner in owned]
+        for work in works:  # all are under way: each rank sends while it receives
+            work.wait()
 
     def at_first(self, value: Tensor | None, like: Tensor, owner: int) -> NDArray[Any] | None:
         """An owner's value, such as a moment, as the first rank gets it; None on the others. All call this alike.
