@@ -44,10 +44,10 @@ def record():
     recorded = {}
     loss, step = sft.next_token, AdamW.step
 
-    def watched_loss(model, batch):
+    def watched_loss(model, batch, received):
         for name in ("input_ids", "labels", "position_ids", "startend_row_indices"):
             recorded[f"{len(recorded.get('rates', []))}.{name}"] = getattr(batch, name)
-        return loss(model, batch)
+        return loss(model, batch, received)
 
     def watched_step(self, learning_rate):
         if not any(name.startswith("gradient.") for name in recorded):

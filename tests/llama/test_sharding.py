@@ -15,14 +15,11 @@ from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
-from examples.llama2_13b.parallel.mesh import GROUPS, Mesh
-from examples.llama2_13b.parallel.sharding import Sharding, owners
-from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
+from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.sharding import owners
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.optimizer import AdamW
-from fusionkit.parallel import Communicator
-from fusionkit.parallel.communicator import unique_id
-from fusionkit.parallel.parity import run_ranks
+from tests.llama.meshes import on_mesh
 
 STEPS = 10
 # Degrees and the stage of sharding.
@@ -43,26 +40,6 @@ one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a fun
 def many_buckets(monkeypatch):
     """tiny has 15 parameters of 48 to 24576 elements."""
     monkeypatch.setattr(gradients, "BUCKET_ELEMENTS", 5000)
-
-
-def on_mesh(degrees, work, stage=1):
-    """What `work(mesh)` returns on each rank, a thread each."""
-    identifiers = {}
-    for rank in range(degrees.processes):
-        for axes in GROUPS.values():
-            identifiers.setdefault((axes, *degrees.group(rank, *axes)), unique_id())
-
-    def one(rank, _):
-        groups = {}
-        for name, axes in GROUPS.items():
-            ranks = degrees.group(rank, *axes)
-            identifier = identifiers[axes, *ranks]
-            alone = len(ranks) == 1
-            groups[name] = None if alone else Communicator(identifier, ranks.index(rank), len(ranks), timeout=60)
-        tensor, sharding = TensorParallel(groups.pop("tensor")), Sharding(groups.pop("sharding"), stage)
-        return work(Mesh(**groups, tensor=tensor, sharding=sharding))
-
-    return run_ranks(degrees.processes, one)
 
 
 def rows(step):

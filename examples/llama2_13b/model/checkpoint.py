@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.model import safetensors_folder, stored_dtypes
-from examples.llama2_13b.model.layout import Array, Parameter, Part, Table, elements
+from examples.llama2_13b.model.layout import Array, Parameter, Part, Table, elements, layer_of
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 
 MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
@@ -124,7 +125,7 @@ def write_shards(
     """Write an array for each parameter under the Hugging Face names; see `safetensors_folder.write_shards`.
 
     Args:
-        shards_of: a parameter's shards on all ranks that divide it, in order, else the one array.
+        shards_of: a parameter's shards on all ranks that divide it, in order, else the one array; see `on_writer`.
         dtypes: of every tensor, in safetensors' words.
         writes: False only asks for all shards in the same order, for ranks that give their own to the one that writes.
     """
@@ -157,6 +158,20 @@ def _owners(table: Table, names: list[str]) -> list[str]:
     return list(dict.fromkeys(owners[name] for name in names))
 
 
+def on_writer(model: Any, own: Callable[[str], list[Array]], name: str) -> list[Array]:
+    """A parameter's shards, or those of a moment, on the rank that writes, from the stage that has it.
+
+    All ranks that share the model call this alike.
+
+    Args:
+        own: the shards of a parameter of this rank's stage, on its first rank; its other ranks call it too.
+    """
+    count = model.config.num_hidden_layers
+    stage = model.pipeline.stage_of(layer_of(name, count), count)
+    shards = own(name) if stage == model.pipeline.stage else []
+    return model.pipeline.to_first(shards, stage) if model.shards.rank == 0 else []
+
+
 def save(
     model: Any, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES, dtypes: Mapping[str, str] | None = None
 ) -> None:
@@ -173,16 +188,17 @@ def save(
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there is still whole.
     """
-    folder, writes = Path(folder), model.shards.rank == 0
+    folder, writes = Path(folder), model.writes
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(model.named_parameters())
     sizes = elements(model.table)
     dtypes = dtypes or dict.fromkeys(sizes, "F32")
 
-    def shards_of(name: str) -> list[Array]:
+    def own(name: str) -> list[Array]:
         return model.shards.all_shards(parameters[name], parameters[name])
 
+    shards_of = partial(on_writer, model, own)
     weight_map = write_shards(folder, "model", model.table, shards_of, dtypes, max_shard_bytes, writes)
     if not writes:
         return

@@ -124,6 +124,14 @@ def trainable(table: Table) -> Table:
     return {name: parameter for name, parameter in table.items() if parameter.is_trainable}
 
 
+def layer_of(name: str, num_hidden_layers: int) -> int:
+    """The layer on whose stage of a pipeline a parameter is: its own, the first, or the last."""
+    begin, number, *_ = name.split(".")
+    if begin == "layers":
+        return int(number)
+    return 0 if begin == "embed_tokens" else num_hidden_layers - 1
+
+
 def layout(config: LlamaConfig) -> Table:
     """The table of a whole Llama, which `Llama.table` holds.
 

@@ -208,11 +208,12 @@ class Llama(nn.Layer):
     ) -> Tensor:
         """The residual stream after a chunk of this stage's layers that is not the model's last.
 
-        The next chunk's first norm reads this sum, which it would have computed: rounded to the activations' dtype.
+        The first norm of the next reads this sum, which it would have computed: rounded to the activations' dtype once.
         """
         attend = attend_causally(startend_row_indices)
         x_TH, residual_TH = self._run(self.chunks[chunk], input_ids, position_ids, attend, received_TH)
-        return x_TH + residual_TH
+        total_TH = x_TH.cast("float32") + residual_TH.cast("float32")  # Paddle 3.3.1 adds no bfloat16 on the CPU
+        return total_TH.cast(self.activation_dtype)
 
     def _run(
         self,
@@ -241,6 +242,11 @@ class Llama(nn.Layer):
         """Of this rank's part of what `hand_on` returns."""
         parts = self.shards.size if self.shards.divides_tokens else 1
         return [batch_size * seq_len // parts, self.config.hidden_size]
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the one of all ranks that share the model which writes its folder."""
+        return self.shards.rank == 0 and self.pipeline.is_first
 
     @classmethod
     def from_pretrained(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,11 @@ class LoraLlama(Llama):
         kind = dtype and word(dtype)
         dtypes = dict.fromkeys(elements(rows), kind or "F32") if kind or not self.stored_dtypes else self.stored_dtypes
 
-        def shards_of(name: str) -> list[Array]:
+        def of_this_stage(name: str) -> list[Array]:
             return self.shards.all_shards(parameters[name], parameters[name])
 
-        if self.shards.rank == 0:
+        shards_of = partial(checkpoint.on_writer, self, of_this_stage)
+        if self.writes:
             tensors = checkpoint.tensors(rows, list(elements(rows)), shards_of, dtypes)
             adapter_folder.save(Path(folder), self.adapter, self.base, tensors)
         else:

@@ -25,6 +25,7 @@ from paddle.distributed import fleet
 
 from examples.llama2_13b.parallel.degrees import AXES, Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
+from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from fusionkit.optimizer import global_norm
@@ -41,15 +42,16 @@ class Mesh:
     """This process's place among all. Made once, by `join`, and passed to whoever needs it.
 
     Args:
-        data, pipeline: the group of those that differ from this process along one axis only; None for a degree of 1.
-        sharding: how such a group divides the optimizer's work.
-        tensor: how the processes of a copy divide its layers.
+        data: the group of those that differ from this process along this axis only; None for a degree of 1.
+        pipeline: which layers each process of a copy has.
+        sharding: how copies divide the optimizer's work.
+        tensor: how the processes that have the same layers of a copy divide them.
         replicas: the group of those that differ along data and sharding: they have the same part of the other copies.
         world: the group of all; None alone.
     """
 
     data: Any = None
-    pipeline: Any = None
+    pipeline: PipelineParallel = ONE_STAGE
     sharding: Sharding = UNSHARDED
     tensor: TensorParallel = ALONE
     replicas: Any = None
@@ -64,6 +66,7 @@ class Mesh:
         sharding_parallel_degree: int = 1,
         sharding_stage: int = 1,
         pipeline_parallel_degree: int = 1,
+        virtual_pp_degree: int = 1,
         sequence_parallel: bool = True,
     ) -> Mesh:
         """Join the other processes of a command, each with the device that the launcher gave it. data takes the rest.
@@ -83,9 +86,10 @@ class Mesh:
             return cls()
         join = _on_host if paddle.get_device() == "cpu" else _on_devices
         groups = join(degrees)
-        tensor, sharding = groups.pop("tensor"), groups.pop("sharding")
+        tensor, pipeline, sharding = (groups.pop(axis) for axis in ("tensor", "pipeline", "sharding"))
         return cls(
             **groups,
+            pipeline=PipelineParallel(pipeline, virtual_pp_degree),
             sharding=UNSHARDED if sharding is None else Sharding(sharding, sharding_stage),
             tensor=ALONE if tensor is None else TensorParallel(tensor, sequence_parallel),
         )
@@ -107,7 +111,7 @@ class Mesh:
     @property
     def is_first(self) -> bool:
         """Whether this process speaks and writes for all."""
-        return self.copy == 0 and _rank(self.pipeline) == 0 and self.tensor.rank == 0
+        return self.copy == 0 and self.pipeline.is_first and self.tensor.rank == 0
 
     @property
     def holds_state(self) -> bool:
@@ -131,11 +135,12 @@ class Mesh:
         Gradients(self, parameters).reduce()
 
     def gradient_norm(self, parameters: Iterable[paddle.Tensor]) -> float:
-        """Of all gradients together: shards count on their ranks, what all ranks have counts once. The same on all."""
+        """Of all gradients: shards count on their ranks, what all ranks of a stage have once. The same on all."""
         found = [parameter for parameter in parameters if parameter.grad is not None]
         counted = found if self.tensor.rank == 0 else [parameter for parameter in found if is_shard(parameter)]
         squares = global_norm(parameter.grad for parameter in counted) ** 2
-        for group in (self.sharding.group, self.tensor.group):  # with sharding each gradient is its owner's alone
+        # With sharding each gradient is its owner's alone.
+        for group in (self.sharding.group, self.tensor.group, self.pipeline.group):
             squares = squares if group is None else _summed([squares], group)[0]
         return math.sqrt(squares)
 

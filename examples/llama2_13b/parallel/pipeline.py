@@ -11,11 +11,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import paddle
+from numpy.typing import NDArray
 from paddle import Tensor
 
-from examples.llama2_13b.parallel.schedule import Action, Tick, forward_only, one_forward_one_backward, timeline
+from examples.llama2_13b.parallel.schedule import (
+    Action,
+    Schedule,
+    Tick,
+    forward_only,
+    one_forward_one_backward,
+    timeline,
+)
+from fusionkit.parallel import CommunicatorError
+from fusionkit.parallel.groups import communicator_of
 from fusionkit.parallel.point_to_point import Exchange
+
+Array = NDArray[Any]
 
 # (micro-batch, chunk, what the chunk before has handed on) -> what goes to the next; of the last chunk, the loss.
 Forward = Callable[[int, int, Tensor | None], Tensor]
@@ -87,14 +100,39 @@ class PipelineParallel:
             dtype: of the same.
 
         Returns:
-            The sum of the losses on the last stage, 0 on the others.
+            The sum of the losses, on all stages.
         """
-        return _Step(self, forward, shapes, dtype, divisor).run(one_forward_one_backward)
+        return self.total(_Step(self, forward, shapes, dtype, divisor).run(one_forward_one_backward))
 
     @paddle.no_grad()
     def evaluate(self, forward: Forward, shapes: Sequence[Sequence[int]], dtype: str) -> float:
         """As `train`, without gradients."""
-        return _Step(self, forward, shapes, dtype, None).run(forward_only)
+        return self.total(_Step(self, forward, shapes, dtype, None).run(forward_only))
+
+    def total(self, own: float) -> float:
+        """The sum over the stages, on all of them."""
+        return own if self.stages == 1 else float(communicator_of(self.group).all_reduce(np.array([own]))[0])
+
+    def to_first(self, arrays: list[Array], stage: int) -> list[Array]:
+        """A stage's float32 arrays, of one or two axes, on the first stage: sent one by one, for as much memory.
+
+        All stages call this alike, the others with none.
+        """
+        if stage == 0 or self.stage not in (0, stage):
+            return arrays
+        communicator = communicator_of(self.group)
+        if self.stage == stage:
+            communicator.send(np.array([len(arrays)]), 0)
+            for array in arrays:
+                communicator.send(np.array([array.ndim, *array.shape, 0][:3]), 0)
+                communicator.send(array, 0)
+            return []
+        return [self._received(stage) for _ in range(int(communicator.recv(np.empty(1, np.int64), stage)[0]))]
+
+    def _received(self, stage: int) -> Array:
+        communicator = communicator_of(self.group)
+        ndim, *shape = communicator.recv(np.empty(3, np.int64), stage)
+        return communicator.recv(np.empty(shape[:ndim], np.float32), stage)
 
 
 class _Step:
@@ -114,7 +152,15 @@ class _Step:
         self._kept: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}  # inputs and outputs, until backward
         self._total = 0.0
 
-    def run(self, schedule: Any) -> float:
+    def run(self, schedule: Schedule) -> float:
+        try:
+            return self._run(schedule)
+        except CommunicatorError as error:
+            here = f"stage {self._pipeline.stage} of {self._pipeline.stages}"
+            error.add_note(f"Between {here} of the pipeline and the others a rank is the number of a stage")
+            raise
+
+    def _run(self, schedule: Schedule) -> float:
         pipeline = self._pipeline
         on_the_way: deque[Exchange] = deque()
         for tick in timeline(schedule, pipeline.stage, pipeline.stages, len(self._shapes), pipeline.chunks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,17 @@ class AdamW:
 
         All processes that hold a part of it call this, see `Mesh.holds_state`; the first writes.
         """
-        state, shards, sharding, owners = (
-            self._adamw.state_dict(),
-            self._model.shards,
-            self._mesh.sharding,
-            self._owners(),
-        )
-        writes = shards.rank == 0 and sharding.rank == 0
+        state, owners = self._adamw.state_dict(), self._owners()
+        sharding, writes = self._mesh.sharding, self._mesh.is_first
         dtypes = dict.fromkeys(elements(self._table), "F32")
         for moment in MOMENTS:
 
-            def shards_of(name: str, moment: str = moment) -> list[Array]:
+            def own(name: str, moment: str = moment) -> list[Array]:
                 parameter = self._parameters[name]
                 value = sharding.at_first(state.get(f"{parameter.name}_{moment}_0"), parameter, owners[name])
-                return [] if value is None else shards.all_shards(parameter, value)
+                return [] if value is None else self._model.shards.all_shards(parameter, value)
 
+            shards_of = partial(checkpoint.on_writer, self._model, own)
             weight_map = checkpoint.write_shards(folder, moment, self._table, shards_of, dtypes, writes=writes)
             if writes:
                 safetensors_folder.write_index(folder, moment, weight_map)

@@ -32,6 +32,7 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
         sharding_parallel_degree=flags.sharding_parallel_degree if flags.sharding else 1,
         sharding_stage=STAGES.index(flags.sharding) + 1 if flags.sharding else 1,
         pipeline_parallel_degree=flags.pipeline_parallel_degree,
+        virtual_pp_degree=flags.virtual_pp_degree,
         sequence_parallel=flags.sequence_parallel,
     )
     folder = Path(flags.output_dir)
@@ -47,7 +48,7 @@ OpenModel = Callable[[Any, Mesh, Path | None], Llama]
 def open_model(flags: TrainingFlags, mesh: Mesh, checkpoint: Path | None) -> Llama:
     """All of it is trained, so all of it is in a checkpoint."""
     folder = checkpoint or Path(flags.model_name_or_path)
-    return Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor)
+    return Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor, mesh.pipeline)
 
 
 def train(
@@ -111,6 +112,8 @@ def _ended(trainer: Trainer, interrupted: int) -> int:
 def _describe(trainer: Trainer, peak: float) -> list[str]:
     mesh, dtype = trainer.mesh, trainer.flags.dtype
     processes = f" on {mesh.processes} processes" if mesh.processes > 1 else ""
+    if mesh.pipeline.stages > 1:
+        processes += f", {mesh.pipeline.stages} stages to a copy"
     if mesh.tensor.size > 1:
         tokens_too = " and the sequence" if mesh.tensor.divides_tokens else ""
         processes += f", {mesh.tensor.size} of which divide the layers{tokens_too} of each copy"

@@ -24,12 +24,15 @@ from examples.llama2_13b.io.remarks import Screen, beside_the_work
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.pipeline import Forward
 from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
-from examples.llama2_13b.train.loss import Loss
+from examples.llama2_13b.train.loss import Loss, chunk_of
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.schedule import learning_rate
 from examples.llama2_13b.train.training_flags import TrainingFlags
+
+EVALUATED_TOGETHER = 64  # micro-batches, so that not all of the data are in memory
 
 
 @dataclass
@@ -152,13 +155,10 @@ class Trainer:
         num_targets, num_tokens, flops = self.mesh.totals(
             sum(batch.num_targets for batch in batches), sum(lengths), own_flops
         )
-        own_total = 0.0
         most = math.ceil(len(rows) / (flags.per_device_train_batch_size * self.mesh.copies))
         self._gradients.expect(len(batches), most)
-        for batch in batches:
-            loss_sum = self.loss(self.model, batch)
-            (loss_sum / (num_targets / self.mesh.copies)).backward()  # averaged over the processes below
-            own_total += float(loss_sum)
+        divisor = num_targets / self.mesh.copies  # averaged over the copies below
+        own_total = self.mesh.pipeline.train(*self._work(batches), divisor)
         self._gradients.reduce()
         (total,) = self.mesh.totals(own_total)
         self.optimizer.step(rate)
@@ -174,14 +174,19 @@ class Trainer:
             line["peak_memory"] = metrics.peak_memory()
         return line
 
-    @paddle.no_grad()
+    def _work(self, batches: Sequence[Batch]) -> tuple[Forward, list[list[int]], str]:
+        """What a stage computes of these micro-batches; shapes and dtype of what it hands on."""
+        shapes = [self.model.handed_on_shape(*batch.input_ids.shape) for batch in batches]
+        return chunk_of(self.model, self.loss, batches), shapes, self.model.activation_dtype
+
     def evaluate(self, batches: Batches) -> float:
         """Mean loss over every target."""
         own_total, own_targets = 0.0, 0
         self.model.eval()
-        for batch in self._batches(batches, batches.rows(), self.flags.per_device_eval_batch_size):
-            own_total += float(self.loss(self.model, batch))
-            own_targets += batch.num_targets
+        every = self._batches(batches, batches.rows(), self.flags.per_device_eval_batch_size)
+        while together := list(itertools.islice(every, EVALUATED_TOGETHER)):
+            own_total += self.mesh.pipeline.evaluate(*self._work(together))
+            own_targets += sum(batch.num_targets for batch in together)
         self.model.train()
         total, num_targets = self.mesh.totals(own_total, own_targets)
         return total / num_targets

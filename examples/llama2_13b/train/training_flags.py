@@ -42,7 +42,8 @@ class TrainingFlags:
     save_dtype: str | None = flag(f"of the final model: {' | '.join(DTYPES)}; that of its source if not given", None)
     recompute: bool = flag("compute activations again instead of keeping them", False)
     tensor_parallel_degree: int = flag("processes that share each layer of a copy of the model, neighbours", 1)
-    pipeline_parallel_degree: int = flag("stages of each copy of the model; 1 is the only one there is yet", 1)
+    pipeline_parallel_degree: int = flag("stages of each copy of the model, each with some of its layers", 1)
+    virtual_pp_degree: int = flag("ranges of layers of each stage, which shorten the wait of stages for each other", 1)
     sharding: str = flag(f"{' | '.join(STAGES)}: copies of the model divide the optimizer's work; not, if empty", "")
     sharding_parallel_degree: int = flag("copies that do; -1 for all there are, if sharding is given", -1)
     sequence_parallel: bool = flag("such processes share the tokens between products too", True)
@@ -57,7 +58,7 @@ class TrainingFlags:
     def __post_init__(self) -> None:
         at_least_one = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
                         "num_train_epochs", "eval_steps", "save_steps", "save_total_limit",
-                        "tensor_parallel_degree", "pipeline_parallel_degree")  # fmt: skip
+                        "tensor_parallel_degree", "pipeline_parallel_degree", "virtual_pp_degree")  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "at least 1")
@@ -77,9 +78,8 @@ class TrainingFlags:
             self.require(self.lr_scheduler_type != "constant", "decay_steps", "left out with a constant rate")
         self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
-        self.require(
-            self.pipeline_parallel_degree == 1, "pipeline_parallel_degree", "1: no layers are divided into stages"
-        )
+        interleaves = self.virtual_pp_degree == 1 or self.pipeline_parallel_degree > 1
+        self.require(interleaves, "virtual_pp_degree", "1 where pipeline_parallel_degree is 1")
         self.require(self.sharding in ("", *STAGES), "sharding", f"{' or '.join(STAGES)}, or empty")
         degree = self.sharding_parallel_degree
         self.require(degree == -1 or degree >= 1, "sharding_parallel_degree", "at least 1, or -1")
