@@ -172,17 +172,6 @@ def test_the_moments_are_divided(tiny_folder, alone):
         assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_tied_embedding_leaves_with_both_its_gradients(tiny_folder, tmp_path, stage):
-    config = dataclasses.replace(LlamaConfig.from_json(tiny_folder / "config.json"), tie_word_embeddings=True)
-    paddle.seed(5)
-    Llama(config).save_pretrained(tmp_path)
-    exact = Run(tmp_path, Mesh()).train(2)
-    for run in on_mesh(Degrees(sharding=2), lambda mesh: Run(tmp_path, mesh).train(2), stage):
-        np.testing.assert_allclose(run.norms, exact.norms, rtol=1e-4)
-        np.testing.assert_allclose(run.losses, exact.losses, rtol=1e-5)
-
-
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("layout", ["data2", "sharding2", "stage2-sharding3"])
 def test_gradients_leave_while_backward_computes(tiny_folder, layout, recompute):
