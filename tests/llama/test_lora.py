@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 
@@ -14,11 +15,15 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import fusionkit as fk
+from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.merge import MergeFlags, merge
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.adapter_config import TARGETS, AdapterConfig
+from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import Part, elements, layout, trainable
 from examples.llama2_13b.model.lora import Factors, LoraLlama, Update
+from examples.llama2_13b.parallel import gradients
+from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import PipelineParallel
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
@@ -122,17 +127,22 @@ def assert_same_adapter(values, expected):
 class MeshRun(test_sharding.Run):
     """The same over a mesh, on rows that its copies share."""
 
-    def __init__(self, base, mesh):
-        with one_at_a_time:
-            self.model = LoraLlama.with_new_adapter(base, ADAPTER, 7, shards=mesh.tensor)
-        self.mesh, self.step, self.losses, self.norms = mesh, 0, [], []
-        self.optimizer = AdamW(self.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
+    @staticmethod
+    def open_model(base, **how):
+        return LoraLlama.with_new_adapter(base, ADAPTER, 7, **how)
 
 
-def test_copies_that_divide_the_optimizer_train_an_adapter_as_one(tiny_folder):
-    """Sharding 2 x tensor 2, to the last step, in which a copy has no rows. No rank has moments of frozen weights."""
-    layout, steps = test_sharding.LAYOUTS["sharding2-tensor2"], test_sharding.STEPS
-    runs = test_sharding.on_mesh(layout, lambda mesh: (run := MeshRun(tiny_folder, mesh).train(steps), run.weights()))
+@pytest.mark.parametrize("layout", ["sharding2-tensor2", "stage2-sharding2-tensor2"])
+def test_copies_that_divide_the_optimizer_train_an_adapter_as_one(tiny_folder, layout, monkeypatch):
+    """To the last step, in which a copy has no rows. No rank has moments of frozen weights."""
+    monkeypatch.setattr(gradients, "BUCKET_ELEMENTS", 500)  # two or three factors
+    (degrees, stage), steps = test_sharding.LAYOUTS[layout], test_sharding.STEPS
+
+    def train(mesh):
+        run = MeshRun(tiny_folder, mesh).train(steps)
+        return run, run.weights()
+
+    runs = test_sharding.on_mesh(degrees, train, stage)
     one = MeshRun(tiny_folder, Mesh()).train(steps)
     expected = one.weights()
     names = {part.name for row in trainable(one.model.table).values() for part in row.parts}
@@ -155,28 +165,32 @@ def load_base(folder):
     return {name: value for file in folder.glob("model-*.safetensors") for name, value in load_file(file).items()}
 
 
-def test_only_the_adapter_gets_gradients_state_and_reduction(tiny_folder, monkeypatch):
-    """Two copies: what is summed over them are as many numbers as the adapter has."""
-    base = {name: value.numpy() for name, value in Llama.from_pretrained(tiny_folder).named_parameters()}
-    numbers = sum(elements(trainable(LoraRun(tiny_folder).model.table)).values())
-    assert numbers == sum(4 * (sum(shape)) for shape in shapes(tiny_folder))
-    reduced = []
-    monkeypatch.setattr(collectives, "all_reduced", lambda x, group: (reduced.append(x.size), x.detach())[1])
-
-    run = LoraRun(tiny_folder, mesh=Mesh(replicas=Rank(0, 2), data=Rank(0, 2)))
+def test_only_the_adapter_gets_gradients_and_state(tiny_folder):
+    run = LoraRun(tiny_folder)
+    adapter = trainable(run.model.table).keys()
+    assert len([name for name in adapter if "lora" in name]) == len(adapter) == 4 * len(TARGETS)
     loss_sum, _ = run.model.loss(*batch(0, 512))
     loss_sum.backward()
-    adapter = {name for name in trainable(run.model.table)}
-    assert {name for name, value in run.model.named_parameters() if value.grad is not None} == adapter
-    run.mesh.reduce_gradients(run.model.parameters())
-    assert sum(reduced) == numbers
     assert {name for name, value in run.model.named_parameters() if value.grad is not None} == adapter
     run.optimizer.step(1e-2)
     state = run.optimizer._adamw.state_dict()
-    assert sum(value.size for name, value in state.items() if "moment" in name) == 2 * numbers
-    assert len([name for name in adapter if "lora" in name]) == len(adapter) == 4 * len(TARGETS)
+    assert sum(value.size for name, value in state.items() if "moment" in name) == 2 * adapter_size(tiny_folder)
+    base = dict(Llama.from_pretrained(tiny_folder).named_parameters())
     for name, value in run.model.named_parameters():
-        assert name in adapter or np.array_equal(value.numpy(), base[name]), name
+        assert name in adapter or np.array_equal(value.numpy(), base[name].numpy()), name
+
+
+def test_only_the_adapter_is_reduced(tiny_folder, monkeypatch):
+    """Two copies, one step: what travels between them are as many numbers as the adapter has."""
+    start, sent = collectives.start_sum, []
+    monkeypatch.setattr(collectives, "start_sum", lambda x, *group: (sent.append(x.size), start(x, *group))[1])
+    test_sharding.on_mesh(Degrees(data=2), lambda mesh: MeshRun(tiny_folder, mesh).train(1))
+    assert sum(sent) == 2 * adapter_size(tiny_folder)
+
+
+def adapter_size(folder):
+    """Of rank 4: each of A and B has 4 numbers for a column or a row of its matrix."""
+    return sum(4 * sum(shape) for shape in shapes(folder))
 
 
 def shapes(folder):
@@ -292,9 +306,15 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
-def test_gradients_are_those_of_peft(tiny_folder, trained):
-    """Of the sum of the losses, by another library's differentiation."""
-    model = LoraLlama.with_adapter(tiny_folder, trained)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+def test_gradients_are_those_of_peft(tiny_folder, trained, tmp_path, tied, recompute):
+    """Of the sum of the losses, by another library's differentiation. A tied head is as frozen as the embedding."""
+    if tied:
+        config = dataclasses.replace(LlamaConfig.from_json(tiny_folder / "config.json"), tie_word_embeddings=True)
+        tiny_folder = tmp_path / "tied"
+        Llama(config).save_pretrained(tiny_folder)
+    model = LoraLlama.with_adapter(tiny_folder, trained, recompute=recompute)
     ids = random_ids()
     loss_sum, _ = model.loss(ids[:, :-1], ids[:, 1:])
     loss_sum.backward()
@@ -305,6 +325,7 @@ def test_gradients_are_those_of_peft(tiny_folder, trained):
     expected = {name.replace(".default", ""): value.grad for name, value in loaded.named_parameters()}
     rows = trainable(model.table)
     ours = {rows[name].parts[0].name: value.grad.numpy().T for name, value in model.named_parameters() if name in rows}
+    assert len(ours) == 4 * len(TARGETS)
     assert_close(ours, {name: expected[name].numpy() for name in ours})
 
 
@@ -417,6 +438,12 @@ def test_a_folder_without_an_adapter_is_named(tiny_folder, trained, tmp_path, mi
     (folder / missing).unlink()
     with pytest.raises(FileNotFoundError, match=f"{missing}: not found.*peft's save_pretrained"):
         LoraLlama.with_adapter(tiny_folder, folder)
+
+
+@pytest.mark.parametrize("read", [Llama.from_pretrained, Tokenizer.from_pretrained])
+def test_an_adapter_in_place_of_a_model_is_named_as_one(trained, read):
+    with pytest.raises(FileNotFoundError, match="config.json: not found. The folder holds an adapter. merge makes a"):
+        read(trained)
 
 
 def test_merge_replaces_nothing(tiny_folder, trained, tmp_path):

@@ -56,9 +56,11 @@ def rows(step):
 class Run:
     """A model and its optimizer on one rank, from a folder or a checkpoint."""
 
+    open_model = staticmethod(Llama.from_pretrained)
+
     def __init__(self, folder, mesh, start=0, **arguments):
         with one_at_a_time:
-            self.model = Llama.from_pretrained(folder, shards=mesh.tensor, **arguments)
+            self.model = self.open_model(folder, shards=mesh.tensor, **arguments)
         self.mesh, self.step, self.losses, self.norms = mesh, start, [], []
         self.sent, self.held = [], []  # buckets by the end of backward; elements of gradients after each micro-batch
         self.gradients = Gradients(mesh, self.model.parameters()).watch()

@@ -193,7 +193,10 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     try:
         return parse_object(Path(path).read_bytes(), path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: not found. A model folder holds config.json and the weights") from None
+        advice = "A model folder holds config.json and the weights"
+        if (Path(path).parent / "adapter_config.json").exists():
+            advice = "The folder holds an adapter. merge makes a model of it; lora takes it as --lora_path"
+        raise FileNotFoundError(f"{path}: not found. {advice}") from None
 
 
 def _is_supported(value: Any, values: tuple[Any, ...]) -> bool:
