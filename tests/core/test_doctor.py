@@ -70,6 +70,23 @@ def test_a_home_in_which_paddle_cannot_be_imported_is_named_with_its_cure(tmp_pa
     assert ended.stderr.splitlines()[-1].startswith(f"fusionkit.errors.FusionkitError: {folder}")
 
 
+def test_what_is_installed_is_tried_also_in_a_source_folder_that_is_not_built(tmp_path):
+    """Python takes a package of the folder where it runs first: there is no communicator in this one."""
+    unbuilt = shutil.ignore_patterns("lib", "csrc", "__pycache__")
+    shutil.copytree(ROOT / "fusionkit", tmp_path / "fusionkit", ignore=unbuilt)
+
+    def said(*options):
+        command = [sys.executable, *options]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    code = "from fusionkit.attempt import tried; from fusionkit.cli.doctor import TWO_RANKS; "
+    code += "print(tried('communicator', TWO_RANKS, 'build'))"
+    installed = said("-P", "-c", code)  # as the installed command runs
+    assert "passed=True" in installed and "two ranks added their arrays" in installed
+    assert "passed=False" in said("-c", code)
+
+
 def test_a_native_library_that_cannot_be_loaded_is_not_vouched_for(tmp_path):
     """A copy of the package whose library is cut off."""
     for name in ("fusionkit", "backends/cpu"):
