@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -41,6 +43,19 @@ class WorkerEnded(RuntimeError):
     """A worker's process is gone: it was killed for its memory, or crashed."""
 
 
+@contextmanager
+def _inherited(name: str, value: str) -> Iterator[None]:
+    """Processes that are started meanwhile have the variable; afterwards this one has what it had."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
 class Worker:
     """Starts the process; its methods talk to it."""
 
@@ -48,9 +63,9 @@ class Worker:
         self.kind = kind
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read by the child's runtimes when they are loaded
         self._process = context.Process(target=serve, args=(theirs, kind, backend), daemon=True)
-        self._process.start()
+        with _inherited("OMP_NUM_THREADS", str(num_threads)):  # read by the child's runtimes when they are loaded
+            self._process.start()
         theirs.close()
 
     def prepare(self, subject: Subject) -> None:

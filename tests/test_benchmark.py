@@ -58,15 +58,17 @@ def test_one_command_prints_the_table_and_writes_picture_and_record(tmp_path, ca
 
 
 def test_a_screen_that_fails_costs_no_measurement(tmp_path, monkeypatch):
-    """Files are written before anything is printed."""
+    """Files are written before anything is printed. The threads of the workers' processes are not this one's."""
+    environment = dict(os.environ)
     files = {name: tmp_path / "made" / f"{name}.out" for name in ("table", "json")}
     written = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    options = ["--case", "T8xH5120", "--dtype", "bfloat16", "--rounds", "1", "--threads", "1", "--no-peers"]
+    options = ["--case", "T8xH5120", "--dtype", "bfloat16", "--rounds", "1", "--threads", "2", "--no-peers"]
     monkeypatch.setattr("builtins.print", closed)
     with contextlib.suppress(BrokenPipeError):
         cli.main(["bench", "fusion_rms_norm", *options, *written])
     assert json.loads(files["json"].read_text())["benchmarks"]
     assert "fusion_rms_norm" in files["table"].read_text()
+    assert dict(os.environ) == environment
 
 
 def closed(*arguments, **options):
