@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shlex
 
@@ -81,15 +82,20 @@ def test_a_resumed_run_is_equal_bit_by_bit(native, lora_flags, tmp_path, bf16):
         assert_same(one, other)
 
 
-def test_two_processes_with_dropout_train_as_one(tiny_folder, few_samples, lora_flags, tmp_path):
+@pytest.mark.parametrize(
+    "layout, dropout", [("tensor_parallel_degree", 0.2), ("pipeline_parallel_degree", 0.0)], ids=["tensor", "pipeline"]
+)
+def test_two_processes_train_as_one(tiny_folder, few_samples, lora_flags, tmp_path, layout, dropout):
     """Ranks that divide a layer drop the same inputs as one process does, with the sequence divided too."""
     flags = {"max_steps": 3, "learning_rate": 1e-2, "src_length": 100, "max_length": 256, "save_steps": 3}
-    given = flags | {"dataset_name_or_path": few_samples, "lora_dropout": 0.2, "tensor_parallel_degree": 2}
+    flags |= {"gradient_accumulation_steps": 2, "recompute": True}
+    given = flags | {"dataset_name_or_path": few_samples, "lora_dropout": dropout, layout: 2}
     code, logs = launched(2, tmp_path / "two", tiny_folder, tmp_path / "log", entry="lora", **given)
     assert code == 0, logs
-    assert lora(lora_flags(**flags, lora_dropout=0.2, output_dir=str(tmp_path / "one"), warmup_steps=0)) == 0
+    assert lora(lora_flags(**flags, lora_dropout=dropout, output_dir=str(tmp_path / "one"), warmup_steps=0)) == 0
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
-    two, one = adapter(tmp_path / "two"), adapter(tmp_path / "one")
+    two, one = adapter(tmp_path / "two/checkpoint-3"), adapter(tmp_path / "one")
+    assert_same(two, adapter(tmp_path / "two"))
     assert two.keys() == one.keys()
     moved, apart = (np.sqrt(sum(np.sum((one[n] - two[n] * other) ** 2) for n in one)) for other in (0, 1))
     assert apart < 1e-3 * moved  # AdamW's first steps take the sign of gradients that may be rounding alone
@@ -163,8 +169,9 @@ def test_the_merged_folder_is_exported_with_the_chat_template_of_the_adapter(tin
     assert export(ExportFlags(str(tmp_path / "merged"), str(tmp_path / "exported"))) == 0
 
 
-def test_copies_of_the_model_drop_other_inputs():
-    assert len({random_seed(42, step, copy) for step in range(8) for copy in range(8)}) == 64
+def test_copies_of_the_model_and_stages_drop_other_inputs():
+    places = itertools.product(range(4), range(4), range(4))
+    assert len({random_seed(42, *place) for place in places}) == 64
 
 
 def test_the_commands_of_the_page_run(tiny_folder, tmp_path, monkeypatch):

@@ -152,8 +152,8 @@ class LoraLlama(Llama):
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
         """Write the adapter's folder, which PEFT reads too: see `Llama.save_pretrained`."""
         rows, parameters = trainable(self.table), dict(self.named_parameters())
-        kind = dtype and word(dtype)
-        dtypes = dict.fromkeys(elements(rows), kind or "F32") if kind or not self.stored_dtypes else self.stored_dtypes
+        given = dtype and dict.fromkeys(elements(rows), word(dtype))
+        dtypes = given or self.stored_dtypes or dict.fromkeys(elements(rows), "F32")
 
         def of_this_stage(name: str) -> list[Array]:
             return self.shards.all_shards(parameters[name], parameters[name])

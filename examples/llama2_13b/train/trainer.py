@@ -144,7 +144,7 @@ class Trainer:
         """One update: the mean loss over every target of all micro-batches, whatever their sizes."""
         started = time.perf_counter()
         flags = self.flags
-        paddle.seed(random_seed(flags.seed, self.step, self.mesh.copy))
+        paddle.seed(random_seed(flags.seed, self.step, self.mesh.copy, self.mesh.pipeline.stage))
         rate = learning_rate(
             self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
             flags.decay_steps or self.num_steps,
@@ -212,9 +212,12 @@ class Trainer:
         self.model.save_pretrained(output, self.flags.save_dtype)
 
 
-def random_seed(seed: int, step: int, copy: int) -> int:
-    """Of a step's random numbers, so resuming needs no state of the generator. Copies of the model see other rows."""
-    return int(np.random.SeedSequence([seed, step, copy]).generate_state(1)[0])
+def random_seed(seed: int, *place: int) -> int:
+    """Of the random numbers of a step on one copy of the model and stage: resuming needs no state of the generator.
+
+    The ranks that divide a layer draw alike.
+    """
+    return int(np.random.SeedSequence([seed, *place]).generate_state(1)[0])
 
 
 def deciding(flags: TrainingFlags, mesh: Mesh) -> dict[str, object]:
