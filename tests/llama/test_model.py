@@ -16,7 +16,6 @@ import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import layout
-from examples.llama2_13b.parallel.pipeline import PipelineParallel
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from tests.llama.conftest import EXAMPLE
 
@@ -189,12 +188,6 @@ def test_the_gradient_of_a_tied_embedding_is_the_sum_of_both_uses(tmp_path):
 def test_an_id_outside_of_a_tied_embedding_is_refused(outside):
     with pytest.raises(ValueError, match=rf"x must be in \[0, 97\), got {outside}"):
         make_model(tie_word_embeddings=True)(paddle.to_tensor([[3, outside]]))
-
-
-def test_a_tied_embedding_over_several_stages_is_refused():
-    two = PipelineParallel(SimpleNamespace(rank=0, world_size=2))
-    with pytest.raises(ValueError, match="tie_word_embeddings must be false with 2 pipeline stages"):
-        Llama(dataclasses.replace(SIZES, tie_word_embeddings=True), pipeline=two)
 
 
 def read_configuration(tmp_path, **fields):

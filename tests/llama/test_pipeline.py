@@ -32,14 +32,16 @@ one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a fun
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
     """A model folder of so many layers."""
-    folder = tmp_path_factory.mktemp("layers")
+    root = tmp_path_factory.mktemp("layers")
 
-    def made(layers):
-        if not (folder / str(layers)).exists():
-            paddle.seed(layers)
-            config = dataclasses.replace(TINY, num_hidden_layers=layers, initializer_range=0.1)
-            Llama(config).save_pretrained(folder / str(layers))
-        return folder / str(layers)
+    def made(layers, tied=False):
+        folder = root / f"{layers}{' tied' * tied}"
+        with one_at_a_time:  # all ranks may ask
+            if not folder.exists():
+                paddle.seed(layers)
+                sizes = {"num_hidden_layers": layers, "initializer_range": 0.1, "tie_word_embeddings": tied}
+                Llama(dataclasses.replace(TINY, **sizes)).save_pretrained(folder)
+        return folder
 
     return made
 
@@ -109,12 +111,17 @@ class Run:
 
 
 def joined(runs):
-    """The arrays of all stages and owners; each parameter has one stage, and each moment one owner."""
+    """The arrays of all stages and owners; each parameter has one stage, and each moment one owner.
+
+    But for a tied embedding, which has the same bits on the first and the last.
+    """
     found = {}
     for run in runs:
         if run.mesh.holds_state and run.mesh.tensor.rank == 0:
             news = {name for name in run.whole if run.mesh.copy == 0 or not name.endswith("value")}
-            assert not found.keys() & news
+            for name in found.keys() & news:
+                assert name.startswith("model.embed_tokens.weight") and run.model.config.tie_word_embeddings
+                np.testing.assert_array_equal(found[name], run.whole[name], err_msg=name)
             found |= {name: run.whole[name] for name in news}
     return found
 
@@ -138,6 +145,10 @@ LAYOUTS = {  # degrees, chunks, layers, micro-batches, recomputation
     "pp2-sharding2": (Degrees(pipeline=2, sharding=2), 1, 3, 5, False),
     "pp2-sharding2-interleaved-stage2": (Degrees(pipeline=2, sharding=2), 2, 4, 4, False),
     "pp2-dp2-copy-without-rows": (Degrees(pipeline=2, data=2), 1, 3, 1, False),
+    "tied-pp3-interleaved": (Degrees(pipeline=3), 2, 6, 4, True),
+    "tied-pp2-tp2": (Degrees(pipeline=2, tensor=2), 1, 3, 3, False),
+    "tied-pp2-sharding2-stage2": (Degrees(pipeline=2, sharding=2), 1, 3, 4, False),
+    "tied-pp2-dp2-copy-without-rows": (Degrees(pipeline=2, data=2), 1, 3, 1, False),
 }
 
 
@@ -145,20 +156,21 @@ LAYOUTS = {  # degrees, chunks, layers, micro-batches, recomputation
 def test_stages_train_as_one_process(folder_of, name):
     degrees, chunks, layers, count, recompute = LAYOUTS[name]
     stage = 2 if name.endswith("stage2") else 1
-    alone = trained(folder_of(layers), Mesh(), count, recompute=recompute)
-    runs = on_mesh(degrees, lambda mesh: trained(folder_of(layers), mesh, count, recompute=recompute), stage, chunks)
+    folder = folder_of(layers, tied=name.startswith("tied"))
+    alone = trained(folder, Mesh(), count, recompute=recompute)
+    runs = on_mesh(degrees, lambda mesh: trained(folder, mesh, count, recompute=recompute), stage, chunks)
     for run in runs:
         np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-5)
         np.testing.assert_allclose(run.norms, alone.norms, rtol=1e-5)
         assert run.evaluated == pytest.approx(alone.evaluated, rel=1e-5)
     whole = joined(runs)
     assert whole.keys() == alone.whole.keys()
-    first = Run(folder_of(layers), Mesh()).arrays()
+    first = Run(folder, Mesh()).arrays()
     moved, apart = (
         np.sqrt(sum(np.sum((other[name] - alone.whole[name]) ** 2) for name in first)) for other in (first, whole)
     )
     assert apart < 1e-3 * moved  # AdamW's first steps take the sign of gradients that may be rounding alone
-    if degrees.processes == degrees.pipeline:  # no sum has another order
+    if degrees.processes == degrees.pipeline and not alone.model.config.tie_word_embeddings:  # no sum has another order
         assert runs[0].losses == alone.losses
 
 

@@ -111,7 +111,7 @@ class Llama(nn.Layer):
         recompute: keep only each layer's input for the gradient and compute the rest again.
         shards: how each layer is divided over ranks; by default one has all.
         pipeline: which layers this stage has, under their names in the whole model; by default all. The first stage has
-            the embedding too, the last the norm and the head.
+            the embedding too, the last the norm and the head; a tied embedding is on both.
     """
 
     def __init__(
@@ -134,11 +134,9 @@ class Llama(nn.Layer):
         self.chunks = pipeline.layers(config.num_hidden_layers)
         self.stored_dtypes: dict[str, str] | None = None  # of the folder that the parameters come from
         vocab_size, hidden_size, deviation = config.vocab_size, config.hidden_size, config.initializer_range
-        if config.tie_word_embeddings and pipeline.stages > 1:
-            rule = f"false with {pipeline.stages} pipeline stages, the first of which would need the last's head"
-            raise ValueError(f"Llama: tie_word_embeddings must be {rule}, got true. Train it on one stage")
-        if config.tie_word_embeddings:
+        if config.tie_word_embeddings and (pipeline.is_first or pipeline.is_last):
             self.lm_head = shards.head(hidden_size, vocab_size, deviation)
+            pipeline.share_between_ends(self.lm_head.weight)
         elif pipeline.is_first:
             self.embed_tokens = shards.embedding(vocab_size, hidden_size, deviation, dtype)
         numbers = [number for chunk in self.chunks for number in chunk]

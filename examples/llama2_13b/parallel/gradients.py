@@ -1,8 +1,9 @@
 """Gradients: their mean over the copies of the model, under way while the backward pass still computes.
 
 Parameters go into buckets from the last to the first, as the backward pass comes by. A bucket leaves when its last
-gradient is there, and after the buckets before it, so that all ranks send in one order. The gradients of weights that
-have seen a part of the tokens only, the norms', come last: they are summed over the ranks of tensor first.
+gradient is there, and after the buckets before it, so that all ranks send in one order. Two kinds come last, because
+they are summed within a copy first: over the ranks of tensor those of weights that have seen a part of the tokens only,
+the norms', and over two stages that of a tied embedding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import paddle
 from paddle import Tensor
 from paddle.distributed.fleet.utils.sequence_parallel_utils import is_sequence_parallel_parameter
 
+from examples.llama2_13b.parallel.pipeline import is_shared
 from fusionkit.parallel import collectives
 
 if TYPE_CHECKING:
@@ -72,10 +74,9 @@ class Gradients:
         trained = [parameter for parameter in parameters if not parameter.stop_gradient]
         owned = list(zip(trained, mesh.sharding.owners(trained), strict=True))
         self._partial = [parameter for parameter in trained if is_sequence_parallel_parameter(parameter)]
-        self._early = _buckets(
-            [(one, owner) for one, owner in reversed(owned) if not is_sequence_parallel_parameter(one)]
-        )
-        self._late = _buckets([(one, owner) for one, owner in owned if is_sequence_parallel_parameter(one)])
+        self._shared = [parameter for parameter in trained if is_shared(parameter)]
+        self._early = _buckets([(one, owner) for one, owner in reversed(owned) if not _is_a_part(one)])
+        self._late = _buckets([(one, owner) for one, owner in owned if _is_a_part(one)])
         self._passes: Counter[str] = Counter()  # that have added to a gradient
         self._wanted = NEVER  # of them, before each round of sending
         self._sent = 0  # buckets, of all rounds
@@ -118,10 +119,14 @@ class Gradients:
         self._wanted, self._sent = NEVER, 0
 
     def _complete(self) -> None:
-        """Sum the gradients of weights that have seen this rank's tokens only, in one call.
+        """Sum the gradients of weights that two stages have, and in one call those of weights that have seen this
+        rank's tokens only.
 
         All ranks of a copy have one or none has: in a step of few rows a copy of the model may get no row.
         """
+        for parameter in self._shared:
+            if parameter.grad is not None:
+                parameter.grad = self._mesh.pipeline.sum_of_ends(parameter.grad)
         found = [parameter for parameter in self._partial if parameter.grad is not None]
         if found:
             total = collectives.all_reduced(_joined([one.grad for one in found]), self._mesh.tensor.group)
@@ -158,6 +163,11 @@ class Gradients:
         if self._mesh.sharding.size > 1 and self._mesh.data is not None:
             total = collectives.all_reduced(total, self._mesh.data)
         _divide(total.scale_(1 / self._mesh.copies), bucket.parameters)
+
+
+def _is_a_part(parameter: Tensor) -> bool:
+    """Whether its gradient is to be summed over ranks of one copy first."""
+    return is_sequence_parallel_parameter(parameter) or is_shared(parameter)
 
 
 def _arrived(gradients: Any, name: str) -> None:

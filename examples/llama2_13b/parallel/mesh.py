@@ -25,7 +25,7 @@ from paddle.distributed import fleet
 
 from examples.llama2_13b.parallel.degrees import AXES, Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
-from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel
+from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel, counts_here
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from fusionkit.optimizer import global_norm
@@ -135,8 +135,8 @@ class Mesh:
         Gradients(self, parameters).reduce()
 
     def gradient_norm(self, parameters: Iterable[paddle.Tensor]) -> float:
-        """Of all gradients: shards count on their ranks, what all ranks of a stage have once. The same on all."""
-        found = [parameter for parameter in parameters if parameter.grad is not None]
+        """Of all gradients: shards count on their ranks, what several ranks have once. The same on all."""
+        found = [parameter for parameter in parameters if parameter.grad is not None and counts_here(parameter)]
         counted = found if self.tensor.rank == 0 else [parameter for parameter in found if is_shard(parameter)]
         squares = global_norm(parameter.grad for parameter in counted) ** 2
         # With sharding each gradient is its owner's alone.

@@ -113,6 +113,17 @@ class PipelineParallel:
         """The sum over the stages, on all of them."""
         return own if self.stages == 1 else float(communicator_of(self.group).all_reduce(np.array([own]))[0])
 
+    def share_between_ends(self, parameter: Tensor) -> None:
+        """Mark what the first and the last stage both have; of one stage it is an ordinary one. The mark is fleet's."""
+        if self.stages > 1:
+            parameter.is_firstly_shared = self.is_first
+
+    def sum_of_ends(self, gradient: Tensor) -> Tensor:
+        """Of the first and the last stage, the same bits on both: so their updates are the same too."""
+        other, peer = paddle.empty_like(gradient), self.stages - 1 if self.is_first else 0
+        Exchange([(gradient.contiguous(), peer)], [(other, peer)], self.group).wait()
+        return gradient + other
+
     def to_first(self, arrays: list[Array], stage: int) -> list[Array]:
         """A stage's float32 arrays, of one or two axes, on the first stage: sent one by one, for as much memory.
 
@@ -133,6 +144,16 @@ class PipelineParallel:
         communicator = communicator_of(self.group)
         ndim, *shape = communicator.recv(np.empty(3, np.int64), stage)
         return communicator.recv(np.empty(shape[:ndim], np.float32), stage)
+
+
+def is_shared(parameter: Tensor) -> bool:
+    """Whether another stage has it too."""
+    return hasattr(parameter, "is_firstly_shared")
+
+
+def counts_here(parameter: Tensor) -> bool:
+    """What two stages have counts on the first."""
+    return bool(getattr(parameter, "is_firstly_shared", True))
 
 
 class _Step:
