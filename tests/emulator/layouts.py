@@ -1,5 +1,5 @@
 """Every factorisation of eight devices into data, pipeline, sharding and tensor, on the emulated npu, against one
-process on the CPU. `make test-layouts` runs all; the suite has a sample of four processes.
+process on the CPU. `make test-layouts` sets up what it needs and runs this file; `make test` does not.
 
 The other choices (sequence parallelism, recomputation, the stage of sharding, interleaving, heads of keys and values,
 tied embeddings) change from layout to layout, so that each meets the axes that it works with.
