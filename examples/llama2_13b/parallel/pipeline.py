@@ -26,6 +26,7 @@ from examples.llama2_13b.parallel.schedule import (
 )
 from fusionkit.parallel import CommunicatorError
 from fusionkit.parallel.groups import communicator_of
+from fusionkit.parallel.parts import own_part
 from fusionkit.parallel.point_to_point import Exchange
 
 Array = NDArray[Any]
@@ -83,9 +84,8 @@ class PipelineParallel:
         if places > count:
             rule = f"at least {places}, one for each of {self.chunks} chunks of {self.stages} stages"
             raise ValueError(f"Llama: num_hidden_layers must be {rule}, got {count}")
-        each, more = divmod(count, places)
-        ends = [place * each + min(place, more) for place in range(places + 1)]
-        return [range(first, end) for first, end in zip(ends, ends[1:], strict=False)]
+        parts = [own_part(count, place, places) for place in range(places)]
+        return [range(part.start, part.stop) for part in parts]
 
     def ends_with(self, chunk: int) -> bool:
         """Whether the loss comes out of this stage's chunk."""
