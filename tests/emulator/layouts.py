@@ -53,7 +53,7 @@ def name_of(layout):
 def choices(number, layout):
     """(sizes of the model, flags): what this layout is tried with beside its axes."""
     bit = [number >> place & 1 for place in range(3)]
-    grouped, tied = layout["tensor"] <= 4 and bit[0], layout["pipeline"] == 1 and bit[1]
+    grouped, tied = layout["tensor"] <= 4 and bit[0], bit[1]
     sizes = {"num_key_value_heads": 4 if grouped else 8, "tie_word_embeddings": bool(tied)}
     flags = {"recompute": bool(bit[1])}
     if layout["tensor"] > 1:
