@@ -21,7 +21,7 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.adapter_config import TARGETS, AdapterConfig
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import Part, elements, layout, trainable
-from examples.llama2_13b.model.lora import Factors, LoraLlama, Update
+from examples.llama2_13b.model.lora import Factors, LoraLlama, Sum, Update
 from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
@@ -337,6 +337,22 @@ def test_recomputation_changes_no_loss_with_dropout(tiny_folder):
         runs[recompute] = LoraRun(tiny_folder, adapter=adapter, recompute=recompute).train(2)
     assert runs[True].losses == runs[False].losses
     assert runs[True].losses[1] != LoraRun(tiny_folder, recompute=True).train(2).losses[1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["wanted", "frozen"])
+def test_the_sum_in_16_bits_is_rounded_once(dtype, is_frozen):
+    """Against float32, which holds the sum of two such numbers nearly. The gradient goes to both as it is."""
+    paddle.seed(0)
+    x, y = (paddle.randn([7, 48]).cast(dtype) for _ in range(2))
+    x.stop_gradient, y.stop_gradient = is_frozen, False
+    total = Sum.apply(x, y)
+    expected = (x.cast("float32") + y.cast("float32")).cast(dtype)
+    np.testing.assert_array_equal(total.cast("float32").numpy(), expected.cast("float32").numpy())
+    (total.cast("float32") * paddle.arange(48, dtype="float32")).sum().backward()
+    assert (x.grad is None) == is_frozen
+    for tensor in (y,) if is_frozen else (x, y):
+        np.testing.assert_array_equal(tensor.grad.cast("float32").numpy(), np.tile(np.arange(48), (7, 1)))
 
 
 def test_dropout_drops_its_part_and_keeps_the_mean():

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import Tensor, nn
+from paddle.autograd import PyLayer
 
 import fusionkit as fk
 from examples.llama2_13b.model import adapter_folder, checkpoint
@@ -188,11 +189,26 @@ class LoraLlama(Llama):
 
 
 def _with_update(layer: nn.Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The sum has one rounding. In 16 bits it goes through float32: Paddle 3.3.1's `add` has no bfloat16 on the CPU."""
     update = layer.lora(inputs[0])
-    if output.dtype == paddle.float32:
-        return output + update
-    return (output.cast("float32") + update.cast("float32")).cast(output.dtype)
+    return output + update if output.dtype == paddle.float32 else Sum.apply(output, update)
+
+
+class Sum(PyLayer):
+    """x + y in 16 bits, with one rounding. Paddle 3.3.1's `add` has no bfloat16 on the CPU.
+
+    The fused op is one pass over memory, and its norm is not used. Through float32 the sum took 42 ms of processor time
+    where the op takes 8, for 1024 x 5632 on a Xeon with AMX.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.wants_dx = not x.stop_gradient  # not in the first layer
+        _, total = fk.fusion_add_rms_norm(x, y, paddle.ones([x.shape[-1]]), epsilon=1.0)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, Tensor]:
+        return dtotal if ctx.wants_dx else None, dtotal
 
 
 def _drawn(part: Part, seed: int) -> Array:
