@@ -217,6 +217,29 @@ def new_adapter(folder, **how):
     return LoraLlama.with_new_adapter(folder, AdapterConfig(rank=4, alpha=8), 7, **how)
 
 
+def test_ranks_that_own_no_matrix_of_an_adapter_train_with_the_others(folder_of, tmp_path):
+    """A stage has two matrices for three ranks of sharding; checkpoints go from there to one process and back."""
+    base, config = folder_of(2), AdapterConfig(rank=4, alpha=8, targets=("q_proj",))
+
+    def new(folder, **how):
+        return LoraLlama.with_new_adapter(folder, config, 7, **how)
+
+    def run(mesh):
+        return Run(base, mesh, open_model=new).train(2, 4).save(tmp_path / str(mesh.processes)).losses
+
+    def resumed(mesh, processes):
+        def saved(folder, **how):
+            return LoraLlama.with_adapter(base, folder, **how)
+
+        return Run(tmp_path / str(processes), mesh, 2, saved).train(2, 4).losses
+
+    degrees = Degrees(pipeline=2, sharding=3)
+    alone, before = run(Mesh()), resumed(Mesh(), 1)
+    for first, after in on_mesh(degrees, lambda mesh: (run(mesh), resumed(mesh, 1))):
+        assert first == pytest.approx(alone, rel=1e-5) and after == pytest.approx(before, rel=1e-5)
+    assert resumed(Mesh(), 6) == pytest.approx(before, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("degrees", "chunks"),
     [(Degrees(pipeline=2, tensor=2), 1), (Degrees(pipeline=2, sharding=2), 2)],

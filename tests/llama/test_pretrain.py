@@ -23,6 +23,7 @@ from examples.llama2_13b.pretrain import PretrainFlags, pretrain
 from examples.llama2_13b.tokenize_texts import TokenizeFlags, tokenize_texts
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.metrics import read_log
+from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.trainer import Trainer, deciding
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import assert_same_weights, interrupt_at, losses, weights
@@ -187,6 +188,20 @@ def test_two_copies_train_as_one_process_which_may_go_on_with_their_run(pretrain
         for name in ("eval_loss", "test_loss"):
             assert found[-1][name] == pytest.approx(expected[-1][name], rel=1e-5)
     assert many[2]["eval_loss"] == pytest.approx(one[2]["eval_loss"], rel=1e-5)
+
+
+def test_a_step_without_a_target_has_no_loss_and_no_gradient(pretrain_flags, tmp_path, monkeypatch):
+    """The last row of these files has ends of documents alone, which predict nothing; evaluated are such rows only."""
+    megatron(tmp_path / "short", [[[*range(100, 165)]], [[7]], [[7]], [[7]]])
+    changes = {"input_dir": str(tmp_path / "short"), "per_device_train_batch_size": 1, "max_steps": 2}
+    norms, step = [], AdamW.step
+    monkeypatch.setattr(AdamW, "step", lambda self, rate: norms.append(step(self, rate)))
+    pretrain(pretrain_flags(**changes, split="50,0,0"))
+    found = losses(tmp_path / "run")
+    assert sorted(loss > 0 for loss in found) == [False, True]
+    assert [norm > 0 for norm in norms] == [loss > 0 for loss in found]
+    with pytest.raises(ValueError, match="pretrain: data to evaluate must have at least one target, got none"):
+        pretrain(pretrain_flags(**changes, split="50,50", output_dir=str(tmp_path / "evaluated")))
 
 
 def test_evaluation_batches_are_limited(pretrain_flags, tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ class AdamW:
         self._table = trainable(model.table)
         self._parameters = {name: parameter for name, parameter in model.named_parameters() if name in self._table}
         decayed = {parameter.name for name, parameter in self._parameters.items() if self._table[name].is_decayed}
+        self._owned = mesh.sharding.own(list(self._parameters.values()))
         self._adamw = optimizer.AdamW(
             learning_rate=0.0,
             beta1=beta1,
@@ -50,15 +51,17 @@ class AdamW:
             epsilon=epsilon,
             weight_decay=weight_decay,
             apply_decay_param_fun=decayed.__contains__,
-            parameters=mesh.sharding.own(list(self._parameters.values())),
+            parameters=self._owned,
         )
 
     def step(self, learning_rate: float) -> float:
         """Update every parameter, forget the gradients, and return their norm before clipping."""
         norm = self._mesh.gradient_norm(self._parameters.values())
-        self._adamw.set_lr(learning_rate)
-        self._adamw.step(clipping_scale(norm, self._max_grad_norm))
-        self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it
+        scale = clipping_scale(norm, self._max_grad_norm)
+        if self._owned:  # an adapter may have fewer matrices than there are ranks; Paddle's step needs one
+            self._adamw.set_lr(learning_rate)
+            self._adamw.step(scale)
+            self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it
         self._mesh.sharding.spread(list(self._parameters.values()))
         return norm
 

@@ -141,7 +141,10 @@ class Trainer:
         return interval is not None and self.step % interval == 0
 
     def _step(self, rows: Sequence[Any], peak_flops: float) -> dict[str, Any]:
-        """One update: the mean loss over every target of all micro-batches, whatever their sizes."""
+        """One update: the mean loss over every target of all micro-batches, whatever their sizes.
+
+        Without a target loss and gradients are 0: a row of token files may have ends of documents alone.
+        """
         started = time.perf_counter()
         flags = self.flags
         paddle.seed(random_seed(flags.seed, self.step, self.mesh.copy, self.mesh.pipeline.stage))
@@ -157,6 +160,7 @@ class Trainer:
         )
         most = math.ceil(len(rows) / (flags.per_device_train_batch_size * self.mesh.copies))
         self._gradients.expect(len(batches), most)
+        num_targets = max(num_targets, 1.0)
         divisor = num_targets / self.mesh.copies  # averaged over the copies below
         own_total = self.mesh.pipeline.train(*self._work(batches), divisor)
         self._gradients.reduce()
@@ -180,7 +184,11 @@ class Trainer:
         return chunk_of(self.model, self.loss, batches), shapes, self.model.activation_dtype
 
     def evaluate(self, batches: Batches) -> float:
-        """Mean loss over every target."""
+        """Mean loss over every target.
+
+        Raises:
+            ValueError: there is none.
+        """
         own_total, own_targets = 0.0, 0
         self.model.eval()
         every = self._batches(batches, batches.rows(), self.flags.per_device_eval_batch_size)
@@ -189,6 +197,9 @@ class Trainer:
             own_targets += sum(batch.num_targets for batch in together)
         self.model.train()
         total, num_targets = self.mesh.totals(own_total, own_targets)
+        if num_targets == 0:
+            rule = "at least one target, got none"
+            raise ValueError(f"{self.flags.COMMAND}: data to evaluate must have {rule}. Leave them out, or give more")
         return total / num_targets
 
     def _batches(self, batches: Batches, rows: Sequence[Any], batch_size: int) -> Iterator[Batch]:
