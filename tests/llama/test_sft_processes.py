@@ -146,6 +146,10 @@ def test_processes_that_make_no_whole_copies_are_refused(sft_flags, tmp_path):
     ):
         with pytest.raises(ValueError, match=rule):
             sft_flags(**flags)
-    with pytest.raises(ValueError, match="--pipeline_parallel_degree must be 1: .*, got 2"):
-        sft_flags(pipeline_parallel_degree=2)
+    with pytest.raises(
+        ValueError, match="--pipeline_parallel_degree must be a divisor of the number of processes 1, got 2"
+    ):
+        sft(sft_flags(pipeline_parallel_degree=2))
+    with pytest.raises(ValueError, match="--virtual_pp_degree must be 1 where pipeline_parallel_degree is 1, got 2"):
+        sft_flags(virtual_pp_degree=2)
     assert not (tmp_path / "run").exists()
