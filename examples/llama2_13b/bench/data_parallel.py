@@ -16,7 +16,6 @@ The gradients of all ways are compared bit by bit. Needs root; without it the li
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +26,11 @@ if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
 import numpy as np
-from fusionkit_bench.mc2.network import missing
 from fusionkit_bench.mc2.statistics import communication_ratio, estimate, hidden
 from fusionkit_bench.mc2.suite import machine
 
 from examples.llama2_13b.bench.data_parallel_rank import AFTER, COMPUTE, DURING, SUMS, WAYS
-from examples.llama2_13b.bench.tensor_parallel import RANKS, few, measure
+from examples.llama2_13b.bench.tensor_parallel import RANKS, few, run
 
 MODULE = "examples.llama2_13b.bench.data_parallel_rank"
 RATIOS = (0.3, 0.9)  # of Tc to Tg: less is too easy to hide, more cannot be hidden
@@ -95,15 +93,5 @@ def objections(ratio: float, apart: float) -> list[str]:
     return found + ([] if abs(apart) <= APART else [f"Ts must be Tg + Tc to {APART:.0%}, got {apart:+.1%}"])
 
 
-def main() -> None:
-    options = arguments()
-    reasons = [f"the link is not shaped, which needs {need}" for need in missing()]
-    found = measure(options, shaped=not reasons, module=MODULE)
-    if options.json:  # first: a screen that fails costs no measurement
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"options": vars(options), "ranks": found}, default=str, indent=1) + "\n")
-    print(report(options, found, reasons))
-
-
 if __name__ == "__main__":
-    main()
+    run(arguments(), report, MODULE)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from fusionkit.parallel import unique_id
 RANKS = 2
 MC2, SERIAL = "mc2", "serial"
 MODULE = "examples.llama2_13b.bench.tensor_parallel_rank"
+# (options, what each rank found, reasons against a claim) -> text
+Report = Callable[[argparse.Namespace, Sequence[dict[str, Any]], list[str]], str]
 MIN_ROUNDS = 10  # fewer give no claim
 
 # Both sum the same products in the same order of ranks; cutting a product into chunks may change a float32 sum's
@@ -129,10 +131,10 @@ def verdict(low: float, reasons: list[str]) -> str:
     return "faster with MC2" if low > 1 else "not shown to be faster with MC2"
 
 
-def main() -> None:
-    options = arguments()
+def run(options: argparse.Namespace, report: Report, module: str = MODULE) -> None:
+    """Measure the steps of `module` on each rank, write them to options.json if it is given, and print the report."""
     reasons = [f"the link is not shaped, which needs {need}" for need in missing()]
-    found = measure(options, shaped=not reasons)
+    found = measure(options, shaped=not reasons, module=module)
     if options.json:  # first: a screen that fails costs no measurement
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"options": vars(options), "ranks": found}, default=str, indent=1) + "\n")
@@ -140,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(arguments(), report)
