@@ -73,7 +73,7 @@ def pretrain(flags: PretrainFlags) -> int:
     Raises:
         ValueError, OSError: something in flags, data, model or checkpoint is wrong; nothing was trained or removed yet,
             unless a token turns out to be beyond the vocabulary.
-        FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
+        FloatingPointError: loss or gradients are not finite, on all processes; the last checkpoint is whole.
     """
     return run.start(flags, lambda mesh: _train(flags, mesh))
 

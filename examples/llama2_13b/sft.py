@@ -79,7 +79,7 @@ def sft(flags: SftFlags) -> int:
 
     Raises:
         ValueError, OSError: something in flags, data, model or checkpoint is wrong; nothing was trained or removed yet.
-        FloatingPointError: the gradients are no longer finite; the last checkpoint is whole.
+        FloatingPointError: loss or gradients are not finite, on all processes; the last checkpoint is whole.
     """
     return run.start(flags, lambda mesh: fine_tune(flags, mesh, run.open_model))
 

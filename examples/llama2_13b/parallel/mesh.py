@@ -130,6 +130,20 @@ class Mesh:
         """Whether it holds for one of all processes; all wait here for the last."""
         return value if self.world is None else _summed([value], self.world)[0] > 0
 
+    def gathered(self, values: Sequence[float]) -> list[list[float]]:
+        """Those of every process, in the order of ranks, on all processes."""
+        if self.world is None:
+            return [list(values)]
+        found: list[list[float]] = communicator_of(self.world).all_gather(np.array(values, dtype=np.float64)).tolist()
+        return found
+
+    def told(self, text: str, rank: int) -> str:
+        """A process's text, on all processes; its first 500 bytes."""
+        if self.world is None:
+            return text
+        own = np.frombuffer(text.encode()[:500].ljust(500), dtype=np.uint8)
+        return communicator_of(self.world).broadcast(own, rank).tobytes().decode(errors="replace").rstrip()
+
     def reduce_gradients(self, parameters: Iterable[paddle.Tensor]) -> None:
         """`Gradients.reduce`, after a step whose backward passes nobody watched."""
         Gradients(self, parameters).reduce()

@@ -117,5 +117,5 @@ def clipping_scale(norm: float, max_norm: float) -> float:
         FloatingPointError: the norm is not finite.
     """
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient's norm must be finite, got {norm}. Lower the learning rate")
+        raise FloatingPointError(f"the gradient's norm must be finite, got {norm}")
     return max_norm / norm if 0 < max_norm < norm else 1.0

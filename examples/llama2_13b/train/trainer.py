@@ -25,7 +25,7 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import Forward
-from examples.llama2_13b.train import loss_curve, metrics, training_state
+from examples.llama2_13b.train import loss_curve, metrics, non_finite, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
 from examples.llama2_13b.train.loss import Loss, chunk_of
 from examples.llama2_13b.train.optimizer import AdamW
@@ -147,7 +147,7 @@ class Trainer:
         """
         started = time.perf_counter()
         flags = self.flags
-        paddle.seed(random_seed(flags.seed, self.step, self.mesh.copy, self.mesh.pipeline.stage))
+        self._seed()
         rate = learning_rate(
             self.step, flags.lr_scheduler_type, flags.learning_rate, flags.min_learning_rate, flags.warmup_steps,
             flags.decay_steps or self.num_steps,
@@ -165,7 +165,7 @@ class Trainer:
         own_total = self.mesh.pipeline.train(*self._work(batches), divisor)
         self._gradients.reduce()
         (total,) = self.mesh.totals(own_total)
-        self.optimizer.step(rate)
+        self._update(rate, total, batches, divisor)
         seconds = time.perf_counter() - started
         line = {
             "step": self.step + 1,
@@ -177,6 +177,26 @@ class Trainer:
         with beside_the_work("peak_memory is not measured"):
             line["peak_memory"] = metrics.peak_memory()
         return line
+
+    def _seed(self) -> None:
+        """The random numbers of this step."""
+        paddle.seed(random_seed(self.flags.seed, self.step, self.mesh.copy, self.mesh.pipeline.stage))
+
+    def _update(self, rate: float, total: float, batches: Sequence[Batch], divisor: float) -> None:
+        """Change the parameters.
+
+        Raises:
+            FloatingPointError: the loss or the gradient's norm is not finite, so on all processes; nothing is changed.
+        """
+        try:
+            if not math.isfinite(total):
+                raise FloatingPointError(f"the loss must be finite, got {total}")
+            self.optimizer.step(rate)
+        except FloatingPointError as error:
+            origin = non_finite.origin(self.model, self.mesh, self._work(batches), divisor, self._seed)
+            advice = "Lower the learning rate, or look at the data of this step. The last checkpoint is whole"
+            what = f"{self.flags.COMMAND}: step {self.step + 1}: {error}; first {origin}"
+            raise FloatingPointError(f"{what}. {advice}") from None
 
     def _work(self, batches: Sequence[Batch]) -> tuple[Forward, list[list[int]], str]:
         """What a stage computes of these micro-batches; shapes and dtype of what it hands on."""
