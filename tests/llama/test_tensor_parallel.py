@@ -309,3 +309,25 @@ def test_what_does_not_divide_is_refused(tiny_folder, name, count):
     rule = f"{name} must be a multiple of the 2 tensor-parallel ranks, got {count}. The nearest degree is 1"
     with pytest.raises(ValueError, match=rule):
         on_two(lambda shards: Llama(config, shards=shards))
+
+
+@pytest.mark.parametrize(
+    "ranks, heads, key_value_heads, inner, name, nearest",
+    [
+        (4, 6, 2, 80, "num_attention_heads must be a multiple of the 4 tensor-parallel ranks, got 6", 2),
+        (4, 8, 2, 81, "num_key_value_heads must be a multiple of the 4 tensor-parallel ranks, got 2", 1),
+        (4, 8, 4, 82, "intermediate_size must be a multiple of the 4 tensor-parallel ranks, got 82", 2),
+        (3, 8, 8, 80, "num_attention_heads must be a multiple of the 3 tensor-parallel ranks, got 8", 1),
+    ],
+)
+def test_the_nearest_degree_divides_every_count_and_the_processes(
+    tiny_folder, ranks, heads, key_value_heads, inner, name, nearest
+):
+    """4 processes make two copies of 2 ranks, and 3 none: there 2 ranks would be the nearest by the count alone."""
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": key_value_heads, "intermediate_size": inner}
+    config = dataclasses.replace(LlamaConfig.from_json(Path(tiny_folder) / "config.json"), **sizes)
+    with pytest.raises(ValueError, match=f"{name}. The nearest degree is {nearest}"):
+        on_ranks(ranks, lambda shards: Llama(config, shards=shards))
+    for shards in on_ranks(nearest, lambda shards: shards):
+        with one_at_a_time:
+            Llama(config, shards=shards)

@@ -36,14 +36,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
+def own_counts(config: LlamaConfig, shards: TensorParallel) -> list[int]:
+    """A rank's query heads, key-value heads and columns of the MLP."""
+    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    return shards.shares(**{name: getattr(config, name) for name in names})
+
+
 class Attention(nn.Layer):
     """Projects to queries, keys and values, rotates the first two, attends, projects back."""
 
     def __init__(self, config: LlamaConfig, index: int, shards: TensorParallel) -> None:
         super().__init__()
         self.index = index
-        names = ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")
-        self.heads = [shards.share(name, getattr(config, name)) for name in names]
+        heads, key_value_heads, _ = own_counts(config, shards)
+        self.heads = [heads, key_value_heads, key_value_heads]
         self.head_dim = config.head_dim
         features = shards.size * sum(self.heads) * config.head_dim
         self.qkv_proj = shards.column(config.hidden_size, features, config.initializer_range)
@@ -65,7 +71,7 @@ class MLP(nn.Layer):
 
     def __init__(self, config: LlamaConfig, shards: TensorParallel) -> None:
         super().__init__()
-        inner = shards.size * shards.share("intermediate_size", config.intermediate_size)
+        inner = config.intermediate_size
         self.gate_up_proj = shards.column(config.hidden_size, 2 * inner, config.initializer_range)
         self.down_proj = shards.row(inner, config.hidden_size, config.initializer_range)
 

@@ -6,6 +6,7 @@ the vocabulary in embedding and head; the norms are whole on every rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,19 +48,20 @@ class TensorParallel:
     def divides_tokens(self) -> bool:
         return self.size > 1 and self.sequence_parallel
 
-    def share(self, name: str, count: int) -> int:
-        """One rank's part of what the configuration counts.
+    def shares(self, **counts: int) -> list[int]:
+        """One rank's part of each of what the configuration counts, all of which it divides.
 
         Raises:
-            ValueError: it does not divide.
+            ValueError: one does not divide. The degree that is named divides them all, and the processes.
         """
-        if count % self.size:
-            nearest = max(degree for degree in range(1, self.size) if count % degree == 0)
-            raise ValueError(
-                f"Llama: {name} must be a multiple of the {self.size} tensor-parallel ranks, got {count}. "
-                f"The nearest degree is {nearest}"
-            )
-        return count // self.size
+        nearest = math.gcd(self.size, *counts.values())
+        for name, count in counts.items():
+            if count % self.size:
+                raise ValueError(
+                    f"Llama: {name} must be a multiple of the {self.size} tensor-parallel ranks, got {count}. "
+                    f"The nearest degree is {nearest}"
+                )
+        return [count // self.size for count in counts.values()]
 
     def column(self, in_features: int, out_features: int, initializer_range: float) -> nn.Layer:
         """A linear layer of this rank's columns: [tokens, in_features] -> [all tokens, out_features / size]."""
