@@ -12,7 +12,7 @@ from tests.llama.conftest import EXAMPLE
 
 ROOT = EXAMPLE.parents[1]
 COMMANDS = (
-    *("create", "tokenize_texts", "pretrain", "sft", "lora", "merge", "export", "predict", "demo"),
+    *("create", "tokenize_texts", "pretrain", "sft", "lora", "supervise", "merge", "export", "predict", "demo"),
     *("data.adverts", "bench.step", "bench.tensor_parallel"),
 )
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "sft": {"io", "parallel", "model", "data", "train"},
     "pretrain": {"io", "parallel", "model", "data", "train"},
     "lora": {"io", "parallel", "model", "train", "sft"},
+    "supervise": {"io"},
     "merge": {"io", "model", "data"},
     "export": {"io", "model", "data", "generate"},
     "predict": {"io", "model", "data", "generate"},

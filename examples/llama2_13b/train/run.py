@@ -141,17 +141,18 @@ def checkpoint_to_resume(flags: TrainingFlags) -> Path | None:
     Raises:
         ValueError: output_dir holds another run or a model already, later steps, or no checkpoint to resume.
     """
-    output = Path(flags.output_dir)
+    output, given = Path(flags.output_dir), flags.resume_from_checkpoint
     saved = training_state.checkpoints(output)
-    if flags.resume_from_checkpoint == "last":
-        flags.require(bool(saved), "output_dir", "a folder with a checkpoint to resume from")
+    flags.require(bool(saved) or given != "last", "output_dir", "a folder with a checkpoint to resume from")
+    if saved and given in ("last", "auto"):
         return saved[-1]
-    start = None if flags.resume_from_checkpoint is None else Path(flags.resume_from_checkpoint)
+    start = None if given in (None, "auto") else Path(given)
     if start and start.resolve().parent == output.resolve():
         last = not saved or start.resolve() == saved[-1].resolve()
         flags.require(last, "resume_from_checkpoint", "the last in output_dir, whose steps it would mix with its own")
         return start
-    used = saved or any((output / name).exists() for name in ("log.jsonl", "config.json", "adapter_config.json"))
+    lost = () if given == "auto" else ("log.jsonl",)  # of a run that ended before its first checkpoint
+    used = saved or any((output / name).exists() for name in (*lost, "config.json", "adapter_config.json"))
     if used and not flags.overwrite_output_dir:
         raise ValueError(
             f"{flags.COMMAND}: --output_dir must hold no run or model yet, got {flags.output_dir}. Name another "

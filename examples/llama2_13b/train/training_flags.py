@@ -52,7 +52,9 @@ class TrainingFlags:
     eval_steps: int | None = flag("evaluate every so many steps, and at the end; only at the end if not given", None)
     save_steps: int | None = flag("checkpoint every so many steps; none but the final model if not given", None)
     save_total_limit: int | None = flag("checkpoints kept, the newest; all if not given", None)
-    resume_from_checkpoint: str | None = flag('a checkpoint-<step> folder, or "last" of output_dir', None)
+    resume_from_checkpoint: str | None = flag(
+        'a checkpoint-<step> folder, or "last" of output_dir, or "auto": the last if there is one', None
+    )
     overwrite_output_dir: bool = flag("remove the run that output_dir holds", False)
 
     def __post_init__(self) -> None:
