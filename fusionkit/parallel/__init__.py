@@ -15,7 +15,7 @@ from typing import Any
 
 from fusionkit.parallel.communicator import Communicator, group, unique_id
 from fusionkit.parallel.sums import sum_in_order
-from fusionkit.parallel.work import CommunicatorError, Work
+from fusionkit.parallel.work import CommunicatorError, Work, waited_seconds
 
 LAYERS = (
     "ColumnParallelLinear",
@@ -25,7 +25,7 @@ LAYERS = (
     "VocabParallelEmbedding",
 )
 
-__all__ = ["Communicator", "CommunicatorError", "Work", "group", "sum_in_order", "unique_id"]
+__all__ = ["Communicator", "CommunicatorError", "Work", "group", "sum_in_order", "unique_id", "waited_seconds"]
 
 
 def __getattr__(name: str) -> Any:

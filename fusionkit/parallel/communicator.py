@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 from fusionkit.errors import argument_error
 from fusionkit.parallel.native import DTYPES, OPS, REDUCE_OPS, Call, Exchange, library, run_on_main_thread
 from fusionkit.parallel.store import Store, join_store
-from fusionkit.parallel.work import CommunicatorError, Flight, Work, check
+from fusionkit.parallel.work import CommunicatorError, Flight, Work, check, count_wait
 
 Array = np.ndarray[Any, Any]
 
@@ -324,4 +325,8 @@ def _run(calls: list[Call]) -> None:
         return
     is_main = threading.get_ident() == threading.main_thread().ident
     run = run_on_main_thread() if is_main else library().fusionkit_parallel_run
-    check(run((Call * len(calls))(*calls), len(calls)))
+    started = time.perf_counter()
+    try:
+        check(run((Call * len(calls))(*calls), len(calls)))
+    finally:
+        count_wait(started)

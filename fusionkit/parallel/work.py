@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+import time
 from typing import Any
 
 from fusionkit.errors import FusionkitError
 from fusionkit.parallel.native import Call, library
 
 WAIT_MS = 100
+
+
+class _Waited(threading.local):
+    seconds = 0.0
+
+
+_waited = _Waited()
+
+
+def waited_seconds() -> float:
+    """How long this thread has waited in calls of communicators so far: for peers, and for the bytes."""
+    return _waited.seconds
+
+
+def count_wait(started: float) -> None:
+    """Adds the time since `started`, of time.perf_counter."""
+    _waited.seconds += time.perf_counter() - started
 
 
 class CommunicatorError(FusionkitError, RuntimeError):
@@ -34,8 +53,12 @@ class Flight:
 
     def wait(self) -> None:
         done = ctypes.c_int()
-        while not done:  # between two looks Python handles signals
-            check(library().fusionkit_parallel_wait(self._handle, WAIT_MS, ctypes.byref(done)))
+        started = time.perf_counter()
+        try:
+            while not done:  # between two looks Python handles signals
+                check(library().fusionkit_parallel_wait(self._handle, WAIT_MS, ctypes.byref(done)))
+        finally:
+            count_wait(started)
 
     def __del__(self) -> None:
         if self._handle:

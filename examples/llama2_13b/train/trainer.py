@@ -20,7 +20,7 @@ from tqdm import tqdm
 from examples.llama2_13b.data.batches import Batches
 from examples.llama2_13b.data.order import Order
 from examples.llama2_13b.data.packing import Batch
-from examples.llama2_13b.io.remarks import Screen, beside_the_work
+from examples.llama2_13b.io.remarks import Screen, beside_the_work, say
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
@@ -30,7 +30,9 @@ from examples.llama2_13b.train.interrupt import Interrupt
 from examples.llama2_13b.train.loss import Loss, chunk_of
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.schedule import learning_rate
+from examples.llama2_13b.train.slow_ranks import SlowRanks
 from examples.llama2_13b.train.training_flags import TrainingFlags
+from fusionkit.parallel import waited_seconds
 
 EVALUATED_TOGETHER = 64  # micro-batches, so that not all of the data are in memory
 
@@ -67,6 +69,7 @@ class Trainer:
         flags = self.flags
         self._gradients = Gradients(self.mesh, self.model.parameters()).watch()
         self._order = Order(self.train, flags.rows_per_step(self.mesh.copies), flags.seed)
+        self._slow_ranks = SlowRanks(self.mesh)
         self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
         flags.require_within(self.num_steps)
         if self.step >= self.num_steps:
@@ -145,7 +148,7 @@ class Trainer:
 
         Without a target loss and gradients are 0: a row of token files may have ends of documents alone.
         """
-        started = time.perf_counter()
+        started, waited = time.perf_counter(), waited_seconds()
         flags = self.flags
         self._seed()
         rate = learning_rate(
@@ -167,6 +170,9 @@ class Trainer:
         (total,) = self.mesh.totals(own_total)
         self._update(rate, total, batches, divisor)
         seconds = time.perf_counter() - started
+        for slow in self._slow_ranks.look(seconds - (waited_seconds() - waited)):
+            if self.mesh.is_first:
+                say(slow, sys.stderr)
         line = {
             "step": self.step + 1,
             "loss": total / num_targets,
