@@ -15,6 +15,7 @@ import pytest
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.io.reservation import LOCK, new_file, reserved
+from examples.llama2_13b.lora import LoraFlags, lora
 from examples.llama2_13b.predict import PredictFlags, predict
 from examples.llama2_13b.pretrain import PretrainFlags, pretrain
 from examples.llama2_13b.sft import sft
@@ -22,6 +23,7 @@ from examples.llama2_13b.tokenize_texts import TokenizeFlags, tokenize_texts
 from examples.llama2_13b.train.metrics import read_log
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import weights
+from tests.llama.test_sft_processes import launched
 
 ROOT = EXAMPLE.parents[1]
 FLAG = "test: --output_dir"
@@ -56,6 +58,7 @@ def test_every_writer_is_refused_while_another_writes(sft_flags, tiny_folder, tm
             (create, CreateFlags(config, str(DATA), str(output), overwrite_output_dir=True), "create: --output_dir"),
             (export, ExportFlags(str(tiny_folder), str(output)), "export: --output_path"),
             (pretrain, pretrain_flags, "pretrain: --output_dir"),
+            (lora, LoraFlags(**dataclasses.asdict(sft_flags())), "lora: --output_dir"),
         ):
             with pytest.raises(ValueError, match=f"{name} must be one that no other process writes, got {output}"):
                 write(flags)
@@ -63,6 +66,16 @@ def test_every_writer_is_refused_while_another_writes(sft_flags, tiny_folder, tm
     assert not output.exists()
     assert export(ExportFlags(str(tiny_folder), str(output))) == 0
     assert not (output / LOCK).exists()
+
+
+def test_a_run_of_several_processes_ends_while_another_writes(tiny_folder, few_samples, tmp_path):
+    output = tmp_path / "run"
+    with reserved(output, FLAG):
+        (output / "mine").touch()
+        code, logs = launched(2, output, tiny_folder, tmp_path / "log", dataset_name_or_path=few_samples)
+        assert code != 0
+        assert f"error: sft: --output_dir must be one that no other process writes, got {output}" in logs
+        assert sorted(path.name for path in output.iterdir()) == [LOCK, "mine"]
 
 
 def test_token_files_of_a_name_have_one_writer(tiny_folder, tmp_path):

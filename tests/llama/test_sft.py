@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,6 +343,17 @@ def test_other_data_is_refused_when_resuming(sft_flags, tmp_path):
     (other / "train.json").write_text('{"src": "a", "tgt": "b"}\n')
     with pytest.raises(ValueError, match="the training data must be that of"):
         sft(sft_flags(resume_from_checkpoint="last", dataset_name_or_path=str(other)))
+
+
+def test_the_same_data_in_another_folder_is_accepted_when_resuming(sft_flags, few_samples, tmp_path):
+    sft(sft_flags(output_dir=str(tmp_path / "whole")))
+    sft(sft_flags(save_steps=2))
+    (tmp_path / "run" / "checkpoint-4").rename(tmp_path / "checkpoint")
+    shutil.copytree(few_samples, tmp_path / "moved")
+    again = {"resume_from_checkpoint": str(tmp_path / "checkpoint"), "dataset_name_or_path": str(tmp_path / "moved")}
+    assert sft(sft_flags(output_dir=str(tmp_path / "again"), **again)) == 0
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")[4:]
+    assert_same_weights(tmp_path / "whole", tmp_path / "again")
 
 
 @pytest.mark.parametrize("file", ["model-00001-of-00001.safetensors", "moment2-00001-of-00001.safetensors"])
