@@ -11,7 +11,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo wheel test test-full test-op test-layouts test-paddlenlp sanitize bench lint build native clean
+.PHONY: help demo wheel test test-full test-op test-layouts test-kills test-paddlenlp sanitize bench lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-full  run them with the whole matrix of cases, of which make test takes a sample"
 	@echo "make test-op OP=swiglu  run the tests of one op"
 	@echo "make test-layouts  train the Llama example in every layout of eight emulated devices, beside one process"
+	@echo "make test-kills  kill a run of the Llama example twenty times, and resume it in other layouts"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
 	@echo "make sanitize  run the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make bench  measure each op beside the machine's ceiling and its peers"
@@ -51,6 +52,10 @@ test-op: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/gpu 
 test-layouts: build $(STAMPS)/examples $(STAMPS)/test
 	@echo "== every layout of eight emulated devices beside one process on the CPU"
 	@$(PYTEST) -s -v tests/emulator/layouts.py
+
+test-kills: build $(STAMPS)/examples $(STAMPS)/test
+	@echo "== a run that is killed and resumed in other layouts, beside an undisturbed one"
+	@$(PYTEST) -s -v --full tests/llama/test_kills.py
 
 test-paddlenlp: build $(STAMPS)/test .venv-paddlenlp/stamp
 	@echo "== PaddleNLP's Llama on the emulated npu"
