@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from examples.llama2_13b.io import flags as flags_module
@@ -15,7 +16,7 @@ from examples.llama2_13b.supervise import PROGRAM, SuperviseFlags, supervise
 from examples.llama2_13b.train import training_state
 from tests.llama.conftest import EXAMPLE
 from tests.llama.test_pipeline_processes import stage_of
-from tests.llama.test_sft import assert_same_weights, interrupt_at, losses
+from tests.llama.test_sft import assert_same_weights, interrupt_at, losses, weights
 from tests.llama.test_sft_processes import command, environment, printed, wait_until
 
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -106,6 +107,22 @@ def test_auto_starts_or_goes_on(sft_flags, tmp_path, monkeypatch):
     assert_same_weights(whole, output)
     with pytest.raises(ValueError, match="--output_dir must hold no run or model yet"):
         sft(sft_flags(output_dir=str(whole), resume_from_checkpoint="auto"))
+
+
+@pytest.mark.usefixtures("no_measuring", "no_drawing")
+def test_auto_ends_well_after_the_last_checkpoint(sft_flags, tmp_path):
+    """Else a process that dies in the last moment would be started again in vain."""
+    output = tmp_path / "run"
+    sft(sft_flags(save_steps=3, resume_from_checkpoint="auto"))
+    whole, expected = losses(output), weights(output)
+    for path in output.glob("model*.safetensors*"):
+        path.unlink()
+    assert sft(sft_flags(save_steps=3, resume_from_checkpoint="auto")) == 0
+    assert losses(output) == whole and len(whole) == 6
+    assert all(np.array_equal(value, expected[name]) for name, value in weights(output).items()) and expected
+    for given, steps in (("last", 6), ("auto", 5)):
+        with pytest.raises(ValueError, match=f"--max_steps must be above the checkpoint's step 6, got {steps}"):
+            sft(sft_flags(max_steps=steps, resume_from_checkpoint=given))
 
 
 @pytest.mark.usefixtures("no_measuring", "no_drawing")

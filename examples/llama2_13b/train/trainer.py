@@ -72,7 +72,8 @@ class Trainer:
         self._slow_ranks = SlowRanks(self.mesh)
         self.num_steps = flags.max_steps if flags.max_steps > 0 else self._order.count(flags.num_train_epochs)
         flags.require_within(self.num_steps)
-        if self.step >= self.num_steps:
+        is_done = self.step == self.num_steps and flags.resume_from_checkpoint == "auto"
+        if self.step >= self.num_steps and not is_done:
             rule = f"above the checkpoint's step {self.step}"
             raise ValueError(f"{flags.COMMAND}: --max_steps must be {rule}, got {self.num_steps}")
 
@@ -90,6 +91,9 @@ class Trainer:
     def _train(self, output: Path, peak_flops: float, interrupt: Interrupt) -> int:
         """All steps. Work is saved before anything that can fail or take long: the model before the last evaluation."""
         log = metrics.Log(output / "log.jsonl", self.step) if self.mesh.is_first else None
+        if self.step == self.num_steps and self.mesh.copy == 0:  # somebody died after the last checkpoint
+            with interrupt.held():
+                self._save_model(output)
         with self._progress() as progress, log or contextlib.nullcontext():
             for rows in progress:
                 line = self._step(rows, peak_flops)
