@@ -47,7 +47,7 @@ def run(tiny_folder, few_samples, tmp_path):
 
 
 def kill_once(words, processes, output, steps, chance):
-    """Start the command and kill one of its processes, while it starts or after a step or two."""
+    """Start the command and kill one of its processes, while it starts or after two or three steps."""
     log = output / "log.jsonl"
     before = log.stat().st_ino if log.exists() else 0
     victim, is_late = chance.randrange(processes), chance.random() < 0.75 and steps_of(log) < steps - 6
@@ -56,7 +56,7 @@ def kill_once(words, processes, output, steps, chance):
             wait_until(lambda: rank_of(launcher.pid, victim), launcher)
             if is_late:  # a run that begins or goes on writes its log anew
                 wait_until(lambda: log.exists() and log.stat().st_ino != before, launcher)
-                wanted = steps_of(log) + chance.randint(1, 2)
+                wanted = steps_of(log) + chance.randint(2, 3)
                 wait_until(lambda: steps_of(log) >= wanted, launcher)
             else:
                 time.sleep(chance.uniform(0, 2))
