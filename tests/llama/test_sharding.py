@@ -216,8 +216,41 @@ def test_a_checkpoint_goes_on_in_another_layout(tiny_folder, alone, tmp_path, la
         assert one and [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
+@pytest.mark.parametrize("degrees", [Degrees(sharding=3, tensor=2), Degrees(sharding=2, tensor=2)], ids=["3x2", "2x2"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_ranks_that_divide_a_parameter_choose_one_owner(tiny_folder, degrees, tied):
+    """Of 513 entries of the vocabulary one rank has 257 and the other 256: each alone might choose others."""
+    config = dataclasses.replace(
+        LlamaConfig.from_json(tiny_folder / "config.json"),
+        vocab_size=513, intermediate_size=128, num_key_value_heads=4, tie_word_embeddings=tied,
+    )  # fmt: skip
+
+    def choose(mesh):
+        with one_at_a_time:
+            parameters = Llama(config, shards=mesh.tensor).parameters()
+        return [parameter.size for parameter in parameters], mesh.sharding.owners(parameters)
+
+    found = on_mesh(degrees, choose)
+    assert found[0][0] != found[1][0]
+    assert all(owners == found[0][1] for _, owners in found)
+
+
+def test_the_two_stages_of_a_tied_embedding_choose_one_owner(tied_folder):
+    """Also where it is not the largest of a stage's parameters."""
+    config = dataclasses.replace(LlamaConfig.from_json(tied_folder / "config.json"), num_hidden_layers=3)
+
+    def choose(mesh):
+        with one_at_a_time:
+            model = Llama(dataclasses.replace(config, intermediate_size=600), pipeline=mesh.pipeline)
+        found = dict(zip(dict(model.named_parameters()), mesh.sharding.owners(model.parameters()), strict=True))
+        return mesh.pipeline.stage, found["lm_head.weight"]
+
+    assert sorted(on_mesh(Degrees(pipeline=2, sharding=2), choose)) == [(0, 0), (0, 0), (1, 0), (1, 0)]
+
+
 def test_a_parameter_goes_to_the_rank_that_has_least():
     assert owners([4, 9, 1, 5, 1], 2) == [1, 0, 0, 1, 1]
+    assert owners([4, 9, 1, 5, 1], 2, first=[2]) == [0, 1, 0, 0, 1]
     assert owners([3, 3], 4) == [0, 1]
     sizes = np.random.default_rng(0).integers(1, 1000, 50).tolist()
     for ranks in (1, 2, 7):

@@ -1,9 +1,11 @@
 """Gradients: their mean over the copies of the model, under way while the backward pass still computes.
 
 Parameters go into buckets from the last to the first, as the backward pass comes by. A bucket leaves when its last
-gradient is there, and after the buckets before it, so that all ranks send in one order. Two kinds come last, because
-they are summed within a copy first: over the ranks of tensor those of weights that have seen a part of the tokens only,
-the norms', and over two stages that of a tied embedding.
+gradient is there, and after the buckets before it, so that all ranks send in one order. Weights that have seen a part
+of the tokens only, the norms, come last: they are summed over the ranks of tensor first.
+
+The two stages that have a tied embedding add their means at the very end. Each adds the same two numbers, so both have
+the same bits, in whatever order the library of a device sums over the copies.
 """
 
 from __future__ import annotations
@@ -75,8 +77,9 @@ class Gradients:
         owned = list(zip(trained, mesh.sharding.owners(trained), strict=True))
         self._partial = [parameter for parameter in trained if is_sequence_parallel_parameter(parameter)]
         self._shared = [parameter for parameter in trained if is_shared(parameter)]
-        self._early = _buckets([(one, owner) for one, owner in reversed(owned) if not _is_a_part(one)])
-        self._late = _buckets([(one, owner) for one, owner in owned if _is_a_part(one)])
+        late = is_sequence_parallel_parameter
+        self._early = _buckets([(one, owner) for one, owner in reversed(owned) if not late(one)])
+        self._late = _buckets([(one, owner) for one, owner in owned if late(one)])
         self._passes: Counter[str] = Counter()  # that have added to a gradient
         self._wanted = NEVER  # of them, before each round of sending
         self._sent = 0  # buckets, of all rounds
@@ -107,9 +110,15 @@ class Gradients:
         """Every gradient becomes that of the whole copy, and its mean over the copies; one that had no rows counts
         with zeros. Frozen parameters have none. With sharding the owner of a parameter gets the mean, the others
         none."""
-        self._complete()
-        if self._mesh.replicas is None:
-            return
+        self._sum_of_tokens()
+        if self._mesh.replicas is not None:
+            self._mean()
+        for parameter in self._shared:
+            if parameter.grad is not None:  # with sharding on the owner, which both stages choose alike
+                parameter.grad = self._mesh.pipeline.sum_of_ends(parameter.grad)
+
+    def _mean(self) -> None:
+        """Over the copies: send what is left, and receive all."""
         while self._sent < len(self._early) * len(self._wanted):
             self._send_next()
         for bucket in self._late:
@@ -118,15 +127,11 @@ class Gradients:
             self._finish(bucket)
         self._wanted, self._sent = NEVER, 0
 
-    def _complete(self) -> None:
-        """Sum the gradients of weights that two stages have, and in one call those of weights that have seen this
-        rank's tokens only.
+    def _sum_of_tokens(self) -> None:
+        """Sum the gradients of weights that have seen this rank's tokens only, in one call.
 
         All ranks of a copy have one or none has: in a step of few rows a copy of the model may get no row.
         """
-        for parameter in self._shared:
-            if parameter.grad is not None:
-                parameter.grad = self._mesh.pipeline.sum_of_ends(parameter.grad)
         found = [parameter for parameter in self._partial if parameter.grad is not None]
         if found:
             total = collectives.all_reduced(_joined([one.grad for one in found]), self._mesh.tensor.group)
@@ -163,11 +168,6 @@ class Gradients:
         if self._mesh.sharding.size > 1 and self._mesh.data is not None:
             total = collectives.all_reduced(total, self._mesh.data)
         _divide(total.scale_(1 / self._mesh.copies), bucket.parameters)
-
-
-def _is_a_part(parameter: Tensor) -> bool:
-    """Whether its gradient is to be summed over ranks of one copy first."""
-    return is_sequence_parallel_parameter(parameter) or is_shared(parameter)
 
 
 def _arrived(gradients: Any, name: str) -> None:

@@ -8,7 +8,7 @@ tensor of the parameter's shape, on disk as in memory.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from paddle import Tensor
 
+from examples.llama2_13b.parallel.pipeline import is_shared
+from examples.llama2_13b.parallel.tensor_parallel import largest_part
 from fusionkit.parallel import collectives
 from fusionkit.parallel.groups import communicator_of
 
@@ -43,7 +45,10 @@ class Sharding:
         return 0 if self.group is None else int(self.group.rank)
 
     def owners(self, parameters: Iterable[Tensor]) -> list[int]:
-        return owners([parameter.size for parameter in parameters], self.size)
+        """Alike on all tensor-parallel ranks, and of a tied embedding on the two stages that have it."""
+        parameters = list(parameters)
+        shared = [place for place, parameter in enumerate(parameters) if is_shared(parameter)]
+        return owners([largest_part(parameter) for parameter in parameters], self.size, shared)
 
     def own(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Those that this rank updates."""
@@ -77,14 +82,17 @@ class Sharding:
         return None
 
 
-def owners(sizes: Sequence[int], ranks: int) -> list[int]:
+def owners(sizes: Sequence[int], ranks: int, first: Collection[int] = ()) -> list[int]:
     """The owner of each parameter: from the largest on, each goes to the rank that has least so far.
 
     So no rank has more than its equal part and one parameter. Equal loads go to the lower rank.
+
+    Args:
+        first: places of those that are given away before the largest, whatever their size.
     """
     loads = [(0, rank) for rank in range(ranks)]
     found = [0] * len(sizes)
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+    for place in sorted(range(len(sizes)), key=lambda place: (place not in first, -sizes[place])):
         load, rank = loads[0]
         found[place] = rank
         heapq.heapreplace(loads, (load + sizes[place], rank))

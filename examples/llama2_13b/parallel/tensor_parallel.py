@@ -21,6 +21,7 @@ from paddle.distributed.fleet.utils.sequence_parallel_utils import mark_as_seque
 from fusionkit.nn import LanguageModelHead, Linear, RMSNorm
 from fusionkit.parallel import collectives, layers
 from fusionkit.parallel.groups import communicator_of
+from fusionkit.parallel.parts import part_sizes
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class TensorParallel:
         normal = paddle.ParamAttr(initializer=nn.initializer.Normal(std=initializer_range))
         if self.size == 1:
             return nn.Embedding(vocab_size, hidden_size, weight_attr=normal)
-        return layers.VocabParallelEmbedding(
+        embedding = layers.VocabParallelEmbedding(
             vocab_size,
             hidden_size,
             normal,
@@ -101,11 +102,19 @@ class TensorParallel:
             reduce_scatter_embeddings=self.sequence_parallel,
             output_dtype=dtype,
         )
+        self._mark_largest_part(embedding.weight, vocab_size, hidden_size)
+        return embedding
 
     def head(self, hidden_size: int, vocab_size: int, initializer_range: float) -> LanguageModelHead:
         """Columns of this rank's entries, for all tokens: [tokens, hidden_size] -> logits or loss of all entries."""
         group = self.group if self.size > 1 else None
-        return LanguageModelHead(hidden_size, vocab_size, initializer_range, group, self.divides_tokens)
+        head = LanguageModelHead(hidden_size, vocab_size, initializer_range, group, self.divides_tokens)
+        self._mark_largest_part(head.weight, vocab_size, hidden_size)
+        return head
+
+    def _mark_largest_part(self, weight: Tensor, vocab_size: int, hidden_size: int) -> None:
+        """Ranks may have different parts of a vocabulary. What all must choose alike follows from the largest."""
+        weight.largest_part = part_sizes(vocab_size, self.size)[0] * hidden_size
 
     def before_columns(self, x_TR: Tensor) -> Tensor:
         """Of this rank's tokens -> of all; each rank goes on with columns of its own, so gradients are summed."""
@@ -145,6 +154,11 @@ class TensorParallel:
         shapes = communicator.all_gather(np.array(own.shape))  # those of a vocabulary may differ
         shards = [own if rank == self.rank else np.empty(shape, own.dtype) for rank, shape in enumerate(shapes)]
         return [communicator.broadcast(shard, root) for root, shard in enumerate(shards)]
+
+
+def largest_part(parameter: Tensor) -> int:
+    """Elements on the rank that has most of it."""
+    return int(getattr(parameter, "largest_part", parameter.size))
 
 
 def is_shard(parameter: Tensor) -> bool:
