@@ -10,6 +10,7 @@ import paddle
 import pytest
 from safetensors.numpy import load_file
 
+from examples.llama2_13b.data.batches import filled
 from examples.llama2_13b.data.packing import Batch
 from examples.llama2_13b.model import Llama, layout
 from examples.llama2_13b.model.adapter_config import AdapterConfig
@@ -63,7 +64,8 @@ class Run:
 
     def __init__(self, folder, mesh, start=0, open_model=Llama.from_pretrained, **arguments):
         with one_at_a_time:
-            self.model = open_model(folder, shards=mesh.tensor, pipeline=mesh.pipeline, **arguments)
+            how = {"shards": mesh.tensor, "pipeline": mesh.pipeline, "sharding": mesh.sharding}
+            self.model = open_model(folder, **how, **arguments)
         self.optimizer = AdamW(self.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
         if start:
             self.optimizer.load(folder, training_state.load(folder).optimizer)
@@ -77,7 +79,7 @@ class Run:
     def train(self, steps, count):
         for _ in range(steps):
             everything = list(batches(self.step, count))
-            own, targets = self.mesh.share(everything), sum(batch.num_targets for batch in everything)
+            own, targets = self.own(everything), sum(batch.num_targets for batch in everything)
             self.gradients.expect(len(own), -(-count // self.mesh.copies))
             total = self.mesh.pipeline.train(*self.work(own), targets / self.mesh.copies)
             self.gradients.reduce()
@@ -86,9 +88,15 @@ class Run:
             self.step += 1
         return self
 
+    def own(self, everything):
+        """This copy's micro-batches; in stage 3 all copies have as many."""
+        own, most = self.mesh.share(everything), -(-len(everything) // self.mesh.copies)
+        divides = self.mesh.sharding.divides_parameters
+        return list(filled(own, most, self.mesh.tensor.size)) if divides else own
+
     def evaluate(self):
         self.model.eval()
-        found = self.mesh.pipeline.evaluate(*self.work(self.mesh.share(list(batches(99, 5)))))
+        found = self.mesh.pipeline.evaluate(*self.work(self.own(list(batches(99, 5)))))
         self.model.train()
         return self.mesh.totals(found)[0]
 
@@ -100,11 +108,16 @@ class Run:
         return self
 
     def arrays(self):
-        """Own parameters, and moments after the first step, by name; joined over the ranks that divide them."""
+        """Own parameters, and moments after the first step, by name; joined over the ranks that divide them.
+
+        What stays with its owner is the first copy's.
+        """
         state, found = self.optimizer._adamw.state_dict(), {}
         for name, parameter in self.model.named_parameters():
             moments = {kind: state.get(f"{parameter.name}_{kind}_0") for kind in ("moment1", "moment2")}
-            for kind, value in {"value": parameter, **moments}.items():
+            divided = hasattr(parameter, "kept_by")
+            own = self.mesh.sharding.value_at_first(parameter) if divided else parameter
+            for kind, value in {"value": own, **moments}.items():
                 if value is not None:
                     parts = self.model.table[name].merge(self.mesh.tensor.all_shards(parameter, value))
                     found |= {f"{part} {kind}": array for part, array in parts.items()}
@@ -159,10 +172,13 @@ LAYOUTS = {  # degrees, chunks, layers, micro-batches, recomputation
     "pp2-dp2": (Degrees(pipeline=2, data=2), 1, 3, 5, True),
     "pp2-sharding2": (Degrees(pipeline=2, sharding=2), 1, 3, 5, False),
     "pp2-sharding2-interleaved-stage2": (Degrees(pipeline=2, sharding=2), 2, 4, 4, False),
+    "pp2-sharding2-stage3": (Degrees(pipeline=2, sharding=2), 1, 3, 3, True),
+    "pp2-sharding2-interleaved-stage3": (Degrees(pipeline=2, sharding=2), 2, 4, 4, False),
     "pp2-dp2-copy-without-rows": (Degrees(pipeline=2, data=2), 1, 3, 1, False),
     "tied-pp3-interleaved": (Degrees(pipeline=3), 2, 6, 4, True),
     "tied-pp2-tp2": (Degrees(pipeline=2, tensor=2), 1, 3, 3, False),
     "tied-pp2-sharding2-stage2": (Degrees(pipeline=2, sharding=2), 1, 3, 4, False),
+    "tied-pp2-sharding2-stage3": (Degrees(pipeline=2, sharding=2), 1, 3, 1, False),
     "tied-pp2-dp2-copy-without-rows": (Degrees(pipeline=2, data=2), 1, 3, 1, False),
 }
 
@@ -170,7 +186,7 @@ LAYOUTS = {  # degrees, chunks, layers, micro-batches, recomputation
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_stages_train_as_one_process(folder_of, name):
     degrees, chunks, layers, count, recompute = LAYOUTS[name]
-    stage = 2 if name.endswith("stage2") else 1
+    stage = int(name[-1]) if "stage" in name else 1
     folder = folder_of(layers, tied=name.startswith("tied"))
     alone = trained(folder, Mesh(), count, recompute=recompute)
     runs = on_mesh(degrees, lambda mesh: trained(folder, mesh, count, recompute=recompute), stage, chunks)

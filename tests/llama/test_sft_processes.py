@@ -47,7 +47,9 @@ def launched(processes, output, model, log, **flags):
 
 
 @pytest.mark.parametrize(
-    "copies", [{}, {"sharding": "stage2", "gradient_accumulation_steps": 2}], ids=["data", "sharding"]
+    "copies",
+    [{}, *({"sharding": stage, "gradient_accumulation_steps": 2} for stage in ("stage2", "stage3"))],
+    ids=["data", "stage2", "stage3"],
 )
 def test_copies_and_tensor_parallelism_together_train_as_one_process(
     tiny_folder, few_samples, sft_flags, tmp_path, copies
@@ -57,6 +59,7 @@ def test_copies_and_tensor_parallelism_together_train_as_one_process(
     assert code == 0, logs
     assert "on 4 processes, 2 of which divide the layers and the sequence of each copy" in logs
     assert ("2 of which divide the optimizer's work" in logs) == bool(copies)
+    assert ("optimizer's work and the matrices" in logs) == (copies.get("sharding") == "stage3")
     rows = 2 * copies.get("gradient_accumulation_steps", 1)
     alone = {**FLAGS, "output_dir": str(tmp_path / "one"), "per_device_train_batch_size": rows, "warmup_steps": 0}
     assert sft(sft_flags(**alone)) == 0
@@ -83,13 +86,15 @@ def uneven(folder):
     return str(folder)
 
 
-@pytest.mark.parametrize("processes, degree", [(4, 2), (4, 1)], ids=["tensor2-data2", "data4"])
-def test_copies_without_rows_change_no_loss(tiny_folder, sft_flags, tmp_path, processes, degree):
+@pytest.mark.parametrize(
+    "processes, degree, sharding", [(4, 2, ""), (4, 1, ""), (4, 1, "stage3")], ids=["tensor2-data2", "data4", "stage3"]
+)
+def test_copies_without_rows_change_no_loss(tiny_folder, sft_flags, tmp_path, processes, degree, sharding):
     """An epoch's last step has one row, or three for four copies in two micro-batches; evaluation has one."""
     rows = {(4, 2): 2, (4, 1): 8}[processes, degree]
     flags = {"dataset_name_or_path": uneven(tmp_path / "data"), "zero_padding": False, "max_steps": 4}
     accumulation = {"gradient_accumulation_steps": rows * degree // processes}
-    given = flags | accumulation | {"tensor_parallel_degree": degree}
+    given = flags | accumulation | {"tensor_parallel_degree": degree} | ({"sharding": sharding} if sharding else {})
     code, logs = launched(processes, tmp_path / "many", tiny_folder, tmp_path / "log", **given)
     assert code == 0, logs
     one = {**FLAGS, **flags, "output_dir": str(tmp_path / "one"), "warmup_steps": 0}

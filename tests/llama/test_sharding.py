@@ -10,6 +10,8 @@ import numpy as np
 import paddle
 import pytest
 
+from examples.llama2_13b.data.batches import filled
+from examples.llama2_13b.data.packing import Batch
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel import gradients
@@ -18,6 +20,7 @@ from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import owners
 from examples.llama2_13b.train import training_state
+from examples.llama2_13b.train.loss import next_token
 from examples.llama2_13b.train.optimizer import AdamW
 from tests.llama.meshes import on_mesh
 
@@ -32,6 +35,10 @@ LAYOUTS = {
     "stage2-sharding3": (Degrees(sharding=3), 2),
     "stage2-data2-sharding2": (Degrees(data=2, sharding=2), 2),
     "stage2-sharding2-tensor2": (Degrees(sharding=2, tensor=2), 2),
+    "stage3-sharding2": (Degrees(sharding=2), 3),
+    "stage3-sharding3": (Degrees(sharding=3), 3),
+    "stage3-data2-sharding2": (Degrees(data=2, sharding=2), 3),
+    "stage3-sharding2-tensor2": (Degrees(sharding=2, tensor=2), 3),
 }
 one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
@@ -60,7 +67,7 @@ class Run:
 
     def __init__(self, folder, mesh, start=0, **arguments):
         with one_at_a_time:
-            self.model = self.open_model(folder, shards=mesh.tensor, **arguments)
+            self.model = self.open_model(folder, shards=mesh.tensor, sharding=mesh.sharding, **arguments)
         self.mesh, self.step, self.losses, self.norms = mesh, start, [], []
         self.sent, self.held = [], []  # buckets by the end of backward; elements of gradients after each micro-batch
         self.gradients = Gradients(mesh, self.model.parameters()).watch()
@@ -72,11 +79,15 @@ class Run:
         for _ in range(steps):
             arrays = rows(self.step)
             own = [self.mesh.share(list(array)) for array in arrays]
-            batches = [[np.stack(each[start : start + 2]) for each in own] for start in range(0, len(own[0]), 2)]
+            starts = range(0, len(own[0]), 2)
+            batches = [Batch(*(np.stack(each[start : start + 2]) for each in own), []) for start in starts]
             targets, total = int((arrays[1] != -100).sum()), 0.0
-            self.gradients.expect(len(batches), math.ceil(len(arrays[0]) / (2 * self.mesh.copies)))
+            most = math.ceil(len(arrays[0]) / (2 * self.mesh.copies))
+            if self.mesh.sharding.divides_parameters:
+                batches = list(filled(batches, most, self.mesh.tensor.size))
+            self.gradients.expect(len(batches), most)
             for batch in batches:
-                loss_sum, _ = self.model.loss(*map(paddle.to_tensor, batch))
+                loss_sum = next_token(self.model, batch, None)
                 (loss_sum / (targets / self.mesh.copies)).backward()
                 total += float(loss_sum)
                 self.held.append(sum(x.size for x in self.model.parameters() if x.grad is not None))
@@ -95,11 +106,19 @@ class Run:
         return self
 
     def weights(self):
-        """By name on disk, those of all tensor ranks put together."""
+        """By name on disk, of all tensor ranks put together; what stays with its owner is on the first rank alone."""
         found = {}
         for name, parameter in self.model.named_parameters():
-            found |= self.model.table[name].merge(self.mesh.tensor.all_shards(parameter, parameter))
+            divided = hasattr(parameter, "kept_by")
+            value = self.mesh.sharding.value_at_first(parameter) if divided else parameter
+            if value is not None:
+                found |= self.model.table[name].merge(self.mesh.tensor.all_shards(parameter, value))
         return found
+
+    def held_parameters(self):
+        """Their names and elements, of those whose memory is here."""
+        parameters = self.model.named_parameters()
+        return {name: parameter.size for name, parameter in parameters if parameter._is_initialized()}
 
     def moments(self):
         """Of this rank's own parameters, by their names in the model."""
@@ -138,7 +157,7 @@ def test_a_layout_trains_as_one_process(tiny_folder, alone, layout):
     require_same_training(layout, tiny_folder, alone)
 
 
-@pytest.mark.parametrize("layout", ["data2", "stage2-sharding2-tensor2"])
+@pytest.mark.parametrize("layout", ["data2", "stage2-sharding2-tensor2", "stage3-sharding2-tensor2"])
 def test_a_tied_embedding_trains_as_in_one_process(tied_folder, tied_alone, layout):
     """Its gradient leaves when both uses have added to it."""
     require_same_training(layout, tied_folder, tied_alone)
@@ -154,10 +173,11 @@ def require_same_training(layout, folder, alone):
         assert (run.losses, run.norms) == (runs[0][0].losses, runs[0][0].norms)
         np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-5)
         np.testing.assert_allclose(run.norms, alone.norms, rtol=1e-4)
-        for name, value in runs[0][1].items():
-            np.testing.assert_array_equal(weights[name], value, err_msg=name)
-        apart = np.sqrt(sum(np.sum((weights[name] - value) ** 2) for name, value in expected.items()))
-        assert apart < 1e-3 * moved  # AdamW's first steps take the sign of gradients that may be rounding alone
+        assert weights.keys() == expected.keys() or run.mesh.sharding.divides_parameters
+        for name, value in weights.items():
+            np.testing.assert_array_equal(value, runs[0][1][name], err_msg=name)
+    apart = np.sqrt(sum(np.sum((runs[0][1][name] - value) ** 2) for name, value in expected.items()))
+    assert apart < 1e-3 * moved  # AdamW's first steps take the sign of gradients that may be rounding alone
 
 
 def test_the_moments_are_divided(tiny_folder, alone):
@@ -175,7 +195,7 @@ def test_the_moments_are_divided(tiny_folder, alone):
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("layout", ["data2", "sharding2", "stage2-sharding3"])
+@pytest.mark.parametrize("layout", ["data2", "sharding2", "stage2-sharding3", "stage3-sharding3"])
 def test_gradients_leave_while_backward_computes(tiny_folder, layout, recompute):
     """All but nothing is left to send when it ends: once a step, or in stage 2 with every micro-batch, of which some
     copies have fewer."""
@@ -184,14 +204,47 @@ def test_gradients_leave_while_backward_computes(tiny_folder, layout, recompute)
     for run in runs:
         buckets = len(run.gradients._early)
         assert buckets >= 5 and run.sent == [
-            (passes, buckets * (passes if stage == 2 else 1)) for passes, _ in run.sent
+            (passes, buckets * (passes if stage >= 2 else 1)) for passes, _ in run.sent
         ]
         whole = sum(parameter.size for parameter in run.model.parameters())
         # Stage 2 keeps nothing of a micro-batch but sums; else all gradients are there until the last one.
-        assert set(run.held) <= ({0} if stage == 2 else {0, whole}) and 0 in run.held
+        assert set(run.held) <= ({0} if stage >= 2 else {0, whole}) and 0 in run.held
 
 
-@pytest.mark.parametrize("layout", ["stage2-data2-sharding2", "sharding2-tensor2"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_the_matrices_are_divided(tiny_folder, alone, recompute):
+    """Between steps each is on one rank of three, and no rank has more than its part; while a step computes a rank has
+    no more than two layers' beside."""
+    most = []
+
+    def watched(mesh):
+        run = Run(tiny_folder, mesh, recompute=recompute)
+        before, peak = run.held_parameters(), 0
+        for layer in run.model.sublayers():
+
+            def watch(*_):
+                nonlocal peak
+                peak = max(peak, sum(run.held_parameters().values()))
+
+            layer.register_forward_post_hook(watch)
+        run.train(2)
+        most.append((peak, sum(before.values())))
+        return run, before
+
+    runs = on_mesh(Degrees(sharding=3), watched, stage=3)
+    whole = {name: parameter.size for name, parameter in runs[0][0].model.named_parameters()}
+    norms = {name for name in whole if name.endswith("norm.weight")}
+    for run, before in runs:
+        assert run.held_parameters() == before and norms < before.keys()
+        assert sum(before.values()) <= sum(whole.values()) / 3 + max(whole.values())
+    assert sorted(name for _, before in runs for name in before.keys() - norms) == sorted(whole.keys() - norms)
+    a_layer = sum(size for name, size in whole.items() if name.startswith("layers.0."))
+    for peak, own in most:
+        assert own < peak <= own + a_layer + max(whole.values())  # the embedding or the head is larger than a layer
+    assert runs[0][0].losses == pytest.approx(alone[0].losses[:2], rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["stage2-data2-sharding2", "sharding2-tensor2", "stage3-data2-sharding2"])
 def test_a_checkpoint_goes_on_in_another_layout(tiny_folder, alone, tmp_path, layout):
     degrees, stage = LAYOUTS[layout]
     saved = on_mesh(degrees, lambda mesh: Run(tiny_folder, mesh).train(5).save(tmp_path / "checkpoint-5"), stage)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from examples.llama2_13b.data.packing import Batch
+from examples.llama2_13b.data.packing import Batch, collate
 
 Item = TypeVar("Item")
 
@@ -31,3 +32,9 @@ class Batches(Protocol):
 
 def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def filled(batches: Iterable[Batch], count: int, multiple: int) -> Iterator[Batch]:
+    """Of these micro-batches `count`: those that are missing have a row of `multiple` tokens without a target."""
+    nothing = collate([[]], None, multiple)
+    return itertools.islice(itertools.chain(batches, itertools.repeat(nothing)), count)

@@ -196,7 +196,8 @@ def save(
     dtypes = dtypes or dict.fromkeys(sizes, "F32")
 
     def own(name: str) -> list[Array]:
-        return model.shards.all_shards(parameters[name], parameters[name])
+        value = model.sharding.value_at_first(parameters[name])
+        return [] if value is None else model.shards.all_shards(parameters[name], value)
 
     shards_of = partial(on_writer, model, own)
     weight_map = write_shards(folder, "model", model.table, shards_of, dtypes, max_shard_bytes, writes)

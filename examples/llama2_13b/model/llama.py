@@ -26,7 +26,9 @@ from examples.llama2_13b.model import checkpoint
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import elements, layout
 from examples.llama2_13b.model.stored_dtypes import word
+from examples.llama2_13b.parallel.divided_layers import DividedLayers, Turn
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel
+from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from fusionkit.nn import RotaryEmbedding, recompute
 
@@ -118,6 +120,7 @@ class Llama(nn.Layer):
         shards: how each layer is divided over ranks; by default one has all.
         pipeline: which layers this stage has, under their names in the whole model; by default all. The first stage has
             the embedding too, the last the norm and the head; a tied embedding is on both.
+        sharding: copies that divide the matrices too, in its stage 3; by default, and in other stages, all have them.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Llama(nn.Layer):
         recompute: bool = False,
         shards: TensorParallel = ALONE,
         pipeline: PipelineParallel = ONE_STAGE,
+        sharding: Sharding = UNSHARDED,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -137,6 +141,7 @@ class Llama(nn.Layer):
         self.recompute = recompute
         self.shards = shards
         self.pipeline = pipeline
+        self.sharding = sharding
         self.chunks = pipeline.layers(config.num_hidden_layers)
         self.stored_dtypes: dict[str, str] | None = None  # of the folder that the parameters come from
         vocab_size, hidden_size, deviation = config.vocab_size, config.hidden_size, config.initializer_range
@@ -152,6 +157,8 @@ class Llama(nn.Layer):
             if not config.tie_word_embeddings:
                 self.lm_head = shards.head(hidden_size, vocab_size, deviation)
         self.rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
+        divides = sharding.divides_parameters
+        self._divided = DividedLayers(sharding, self.parameters(), self._turns()) if divides else None
 
     def forward(
         self,
@@ -247,10 +254,26 @@ class Llama(nn.Layer):
         parts = self.shards.size if self.shards.divides_tokens else 1
         return [batch_size * seq_len // parts, self.config.hidden_size]
 
+    def _turns(self) -> list[list[Turn]]:
+        """Of every chunk: which layers compute, and in which order."""
+        turns = [[Turn(self.layers[str(number)], again=self.recompute) for number in chunk] for chunk in self.chunks]
+        if self.pipeline.is_first:
+            tied = self.config.tie_word_embeddings
+            first = Turn(self.lm_head, ("embed",), True) if tied else Turn(self.embed_tokens, looks_up=True)
+            turns[0].insert(0, first)
+        if self.pipeline.is_last:
+            turns[-1].append(Turn(self.lm_head, ("loss", "forward")))
+        return turns
+
+    def divide_layers(self) -> None:
+        """Keep of divided matrices what this rank owns; call it before an update."""
+        if self._divided is not None:
+            self._divided.divide()
+
     @property
     def writes(self) -> bool:
         """Whether this is the one of all ranks that share the model which writes its folder."""
-        return self.shards.rank == 0 and self.pipeline.is_first
+        return self.shards.rank == 0 and self.pipeline.is_first and self.sharding.rank == 0
 
     @classmethod
     def from_pretrained(
@@ -260,6 +283,7 @@ class Llama(nn.Layer):
         recompute: bool = False,
         shards: TensorParallel = ALONE,
         pipeline: PipelineParallel = ONE_STAGE,
+        sharding: Sharding = UNSHARDED,
     ) -> Llama:
         """The model in a Hugging Face folder: `config.json` and safetensors of any floating dtype.
 
@@ -269,9 +293,10 @@ class Llama(nn.Layer):
         config = LlamaConfig.from_json(Path(folder) / "config.json")
         weights = checkpoint.Reader(folder, layout(config), shards=shards)
         with paddle.LazyGuard():  # random first values would take 17 ns each
-            model = cls(config, dtype, recompute, shards, pipeline)
+            model = cls(config, dtype, recompute, shards, pipeline, sharding)
         for name, parameter in model.named_parameters():
-            parameter.set_value(weights.read(name))
+            if sharding.has(parameter):
+                parameter.set_value(weights.read(name))
         model.stored_dtypes = weights.dtypes()
         return model
 

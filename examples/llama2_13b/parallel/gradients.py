@@ -151,7 +151,7 @@ class Gradients:
 
     def _send(self, bucket: Bucket) -> None:
         bucket.receive()
-        joined = _joined([paddle.zeros_like(one) if one.grad is None else one.grad for one in bucket.parameters])
+        joined = _joined([_zeros(one) if one.grad is None else one.grad for one in bucket.parameters])
         for parameter in bucket.parameters:
             parameter.grad = None
         sharding = self._mesh.sharding
@@ -185,6 +185,10 @@ def _buckets(owned: Sequence[tuple[Tensor, int]]) -> list[Bucket]:
         if bucket.size >= BUCKET_ELEMENTS:
             found.append(open_ones.pop(owner))
     return found + list(open_ones.values())
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    return paddle.zeros(parameter.shape, parameter.dtype)  # not `zeros_like`: the value may be with its owner alone
 
 
 def _joined(gradients: list[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ along four axes, the outermost first:
 
     data       copies of the model
     pipeline   stages of a copy, each with some of its layers
-    sharding   copies of the model too, which divide the optimizer's work: sharding.py
+    sharding   copies of the model too, which divide the optimizer's work, and in stage 3 the weights: sharding.py
     tensor     processes that divide every layer of a copy: tensor_parallel.py
 
 A step's rows are shared out over data and sharding. Alone, a process is the first of one, and nothing here costs
@@ -117,6 +117,11 @@ class Mesh:
     def holds_state(self) -> bool:
         """Whether this process holds a part of what a checkpoint has: the other ranks along data hold the same."""
         return _rank(self.data) == 0
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether this process holds a part of the weights to save. The first copy has all, but in stage 3."""
+        return self.holds_state if self.sharding.divides_parameters else self.copy == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This copy's part; it may be empty."""

@@ -21,7 +21,7 @@ from examples.llama2_13b.parallel.tensor_parallel import largest_part
 from fusionkit.parallel import collectives
 from fusionkit.parallel.groups import communicator_of
 
-STAGES = ("stage1", "stage2")
+STAGES = ("stage1", "stage2", "stage3")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Sharding:
 
     Args:
         group: a Paddle group or a `fusionkit.parallel.Communicator`; None is one rank.
-        stage: 1 divides the moments; 2 the gradients too, which leave for their owners in every backward pass.
+        stage: 1 divides the moments; 2 the gradients too, which leave for their owners in every backward pass; 3 the
+            matrices too, see `divided_layers`.
     """
 
     group: Any = None
@@ -44,6 +45,14 @@ class Sharding:
     def rank(self) -> int:
         return 0 if self.group is None else int(self.group.rank)
 
+    @property
+    def divides_parameters(self) -> bool:
+        return self.size > 1 and self.stage == 3
+
+    def has(self, parameter: Tensor) -> bool:
+        """Whether its value is here between steps. What has no mark is on all ranks."""
+        return bool(getattr(parameter, "kept_by", self.rank) == self.rank)
+
     def owners(self, parameters: Iterable[Tensor]) -> list[int]:
         """Alike on all tensor-parallel ranks, and of a tied embedding on the two stages that have it."""
         parameters = list(parameters)
@@ -56,13 +65,21 @@ class Sharding:
         return [parameter for parameter, owner in owned if owner == self.rank]
 
     def spread(self, parameters: Sequence[Tensor]) -> None:
-        """Each takes over its owner's value."""
+        """Each takes over its owner's value, but for those that stay with their owners."""
         if self.size == 1:
             return
         owned = zip(parameters, self.owners(parameters), strict=True)
-        works = [collectives.start_broadcast(parameter, owner, self.group) for parameter, owner in owned]
+        works = [
+            collectives.start_broadcast(parameter, owner, self.group)
+            for parameter, owner in owned
+            if not hasattr(parameter, "kept_by")
+        ]
         for work in works:  # all are under way: each rank sends while it receives
             work.wait()
+
+    def value_at_first(self, parameter: Tensor) -> NDArray[Any] | None:
+        """A parameter's value on the first rank; None on the others. All call this alike."""
+        return self.at_first(parameter if self.has(parameter) else None, parameter, getattr(parameter, "kept_by", 0))
 
     def at_first(self, value: Tensor | None, like: Tensor, owner: int) -> NDArray[Any] | None:
         """An owner's value, such as a moment, as the first rank gets it; None on the others. All call this alike.

@@ -56,6 +56,7 @@ class AdamW:
 
     def step(self, learning_rate: float) -> float:
         """Update every parameter, forget the gradients, and return their norm before clipping."""
+        self._model.divide_layers()
         norm = self._mesh.gradient_norm(self._parameters.values())
         scale = clipping_scale(norm, self._max_grad_norm)
         if self._owned:  # an adapter may have fewer matrices than there are ranks; Paddle's step needs one

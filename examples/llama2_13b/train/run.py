@@ -48,7 +48,7 @@ OpenModel = Callable[[Any, Mesh, Path | None], Llama]
 def open_model(flags: TrainingFlags, mesh: Mesh, checkpoint: Path | None) -> Llama:
     """All of it is trained, so all of it is in a checkpoint."""
     folder = checkpoint or Path(flags.model_name_or_path)
-    return Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor, mesh.pipeline)
+    return Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor, mesh.pipeline, mesh.sharding)
 
 
 def train(
@@ -118,7 +118,8 @@ def _describe(trainer: Trainer, peak: float) -> list[str]:
         tokens_too = " and the sequence" if mesh.tensor.divides_tokens else ""
         processes += f", {mesh.tensor.size} of which divide the layers{tokens_too} of each copy"
     if mesh.sharding.size > 1:
-        processes += f", {mesh.sharding.size} of which divide the optimizer's work"
+        layers_too = " and the matrices" if mesh.sharding.divides_parameters else ""
+        processes += f", {mesh.sharding.size} of which divide the optimizer's work{layers_too}"
     return [
         f"steps: {trainer.step} to {trainer.num_steps}, {dtype} arithmetic{processes}",
         f"peak: fused_linear {dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it",

@@ -17,7 +17,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from examples.llama2_13b.data.batches import Batches
+from examples.llama2_13b.data.batches import Batches, filled
 from examples.llama2_13b.data.order import Order
 from examples.llama2_13b.data.packing import Batch
 from examples.llama2_13b.io.remarks import Screen, beside_the_work, say
@@ -98,7 +98,7 @@ class Trainer:
             for rows in progress:
                 line = self._step(rows, peak_flops)
                 self.step = line["step"]
-                if self.step == self.num_steps and self.mesh.copy == 0:
+                if self.step == self.num_steps and self.mesh.holds_weights:
                     with interrupt.held():
                         self._save_model(output)
                 stopped = self._stops(interrupt)
@@ -165,8 +165,7 @@ class Trainer:
         num_targets, num_tokens, flops = self.mesh.totals(
             sum(batch.num_targets for batch in batches), sum(lengths), own_flops
         )
-        most = math.ceil(len(rows) / (flags.per_device_train_batch_size * self.mesh.copies))
-        self._gradients.expect(len(batches), most)
+        self._gradients.expect(len(batches), self._most(rows, flags.per_device_train_batch_size))
         num_targets = max(num_targets, 1.0)
         divisor = num_targets / self.mesh.copies  # averaged over the copies below
         own_total = self.mesh.pipeline.train(*self._work(batches), divisor)
@@ -234,7 +233,13 @@ class Trainer:
 
     def _batches(self, batches: Batches, rows: Sequence[Any], batch_size: int) -> Iterator[Batch]:
         """Of this copy's share of the rows. The ranks of a copy divide the tokens of a batch."""
-        return batches.of(self.mesh.share(rows), batch_size, self.mesh.tensor.size)
+        mesh = self.mesh
+        own = batches.of(mesh.share(rows), batch_size, mesh.tensor.size)
+        return filled(own, self._most(rows, batch_size), mesh.tensor.size) if mesh.sharding.divides_parameters else own
+
+    def _most(self, rows: Sequence[Any], batch_size: int) -> int:
+        """Micro-batches of the copy that has most."""
+        return math.ceil(len(rows) / (batch_size * self.mesh.copies))
 
     def _save_checkpoint(self, output: Path) -> None:
         state = {

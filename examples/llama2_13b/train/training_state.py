@@ -52,7 +52,7 @@ def save(
     All processes that hold a part of it call this, see `Mesh.holds_state`; the first writes.
     """
     if not mesh.is_first:
-        if mesh.copy == 0:
+        if mesh.holds_weights:
             model.save_pretrained(folder, "float32")
         optimizer.save(folder)
         return
