@@ -137,7 +137,7 @@ def test_eight_processes_of_data_parallelism_make_the_steps_of_float64(model, tm
     )
 
 
-@pytest.mark.parametrize("sharding", ["", "stage1"], ids=["tensor2", "sharding2-tensor2"])
+@pytest.mark.parametrize("sharding", ["", "stage1", "stage3"], ids=["tensor2", "sharding2-tensor2", "stage3-tensor2"])
 def test_tensor_parallelism_makes_the_steps_of_float64(tmp_path, sharding):
     model = created(tmp_path, WIDE)
     copies = 2 if sharding else 1
