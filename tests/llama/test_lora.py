@@ -33,6 +33,7 @@ from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit.parallel import collectives
 from fusionkit.parallel.parity import run_ranks
 from tests.llama import test_sharding
+from tests.llama.meshes import tensors_of
 from tests.llama.test_tensor_parallel import FUSED, Run, assert_close, batch, require_same_training
 
 STEPS = 3
@@ -61,7 +62,7 @@ class LoraRun(Run):
         found, rows = {}, trainable(self.model.table)
         for name, parameter in self.model.named_parameters():
             if name in rows:
-                found |= rows[name].merge(self.shards.all_shards(parameter, value_of(parameter)))
+                found |= tensors_of(rows[name], self.shards, parameter, value_of(parameter))
         return found
 
     def values(self):

@@ -24,7 +24,7 @@ from examples.llama2_13b.train.loss import chunk_of, next_token
 from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit.parallel import collectives
 from tests.llama.conftest import EXAMPLE
-from tests.llama.meshes import on_mesh
+from tests.llama.meshes import on_mesh, tensors_of, value_at_first
 
 TINY = LlamaConfig.from_json(EXAMPLE / "configs" / "tiny.json")
 STEPS = 10
@@ -115,11 +115,10 @@ class Run:
         state, found = self.optimizer._adamw.state_dict(), {}
         for name, parameter in self.model.named_parameters():
             moments = {kind: state.get(f"{parameter.name}_{kind}_0") for kind in ("moment1", "moment2")}
-            divided = hasattr(parameter, "kept_by")
-            own = self.mesh.sharding.value_at_first(parameter) if divided else parameter
+            own = value_at_first(self.mesh.sharding, parameter)
             for kind, value in {"value": own, **moments}.items():
                 if value is not None:
-                    parts = self.model.table[name].merge(self.mesh.tensor.all_shards(parameter, value))
+                    parts = tensors_of(self.model.table[name], self.mesh.tensor, parameter, value)
                     found |= {f"{part} {kind}": array for part, array in parts.items()}
         return found
 
@@ -296,6 +295,10 @@ def test_a_checkpoint_of_stages_goes_on_alone_and_back(folder_of, tmp_path, degr
     assert_equal(alone.arrays(), joined(first))
     alone.train(1, 3).save(tmp_path / "checkpoint-3")
     second = alone.arrays()
+    again = Run(tmp_path / "checkpoint-2", Mesh(), start=2).save(tmp_path / "again").mesh
+    assert again.processes == 1
+    for path in (tmp_path / "again").iterdir():  # the state, with the checksums of the others, too
+        assert path.read_bytes() == (tmp_path / "checkpoint-2" / path.name).read_bytes(), path.name
 
     def read(mesh):
         run = Run(tmp_path / "checkpoint-3", mesh, start=3)

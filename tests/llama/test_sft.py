@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import paddle
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 
 import fusionkit as fk
 from examples.llama2_13b.io import flags as flags_module
-from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model import Llama, safetensors_writer
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import layout
 from examples.llama2_13b.parallel.mesh import Mesh
@@ -143,15 +144,15 @@ def test_a_kill_leaves_the_last_checkpoint_and_its_log(sft_flags, tmp_path, monk
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(sft_flags, tmp_path, monkeypatch):
     output = tmp_path / "run"
-    save = AdamW.save
+    write = safetensors_writer.Files.write
 
-    def full(self, folder):
-        if "-4." in folder.name:
+    def full(files, pieces):
+        if "-4." in files._folder.name and files.names[0].startswith("moment2"):
             raise OSError(28, "No space left on device")
-        return save(self, folder)
+        return write(files, pieces)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdamW, "save", full)
+        patch.setattr(safetensors_writer.Files, "write", full)
         with pytest.raises(OSError, match="No space left"):
             sft(sft_flags(save_steps=2))
     assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "log.jsonl"]
@@ -362,6 +363,34 @@ def test_a_truncated_checkpoint_is_named(sft_flags, tmp_path, file):
     path = tmp_path / "run" / "checkpoint-2" / file
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{file}: truncated"):
+        sft(sft_flags(resume_from_checkpoint="last"))
+
+
+@pytest.mark.parametrize("file", ["model-00001-of-00001.safetensors", "moment1-00001-of-00001.safetensors"])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_bit_is_refused_by_the_name_of_its_file(sft_flags, tmp_path, file, bit):
+    sft(sft_flags(max_steps=2, save_steps=1))
+    path = tmp_path / "run" / "checkpoint-2" / file
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"checkpoint-2/{file}: must have the CRC-32 [0-9a-f]{{8}}, .*got [0-9a-f]{{8}}"
+    ):
+        sft(sft_flags(resume_from_checkpoint="last"))
+
+
+def test_every_file_of_a_checkpoint_has_its_checksum(sft_flags, tmp_path):
+    sft(sft_flags(max_steps=2, save_steps=1))
+    folder = tmp_path / "run" / "checkpoint-2"
+    checksums = training_state.load(folder).checksums
+    assert checksums == {
+        path.name: f"{zlib.crc32(path.read_bytes()):08x}"
+        for path in folder.iterdir()
+        if path.name != training_state.STATE
+    }
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="tokenizer_config.json: must have the CRC-32 .*got 00000000"):
         sft(sft_flags(resume_from_checkpoint="last"))
 
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model import safetensors_folder
+from examples.llama2_13b.model import safetensors_folder, safetensors_writer
 from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt
@@ -219,7 +219,7 @@ def test_no_signal_at_the_end_costs_the_model(request, sft_flags, tmp_path, monk
     obeyed = number == signal.SIGINT and place in ("evaluation", "picture", "log")
     times = 1 if obeyed else 3  # a second Ctrl-C ends what is no writing
     owner, name, when = {
-        "shards": (safetensors_folder, "_save", lambda *arguments: True),
+        "shards": (safetensors_writer.Files, "write", lambda *arguments: True),
         "index": (safetensors_folder, "write_index", lambda *arguments: True),
         "files": (training_state, "write_files", lambda *arguments: True),
         "evaluation": (Trainer, "evaluate", lambda *arguments: True),

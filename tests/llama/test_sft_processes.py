@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,21 @@ def test_copies_and_tensor_parallelism_together_train_as_one_process(
     )
     assert apart < 1e-3 * moved  # AdamW's first steps take the sign of gradients that may be rounding alone
     assert (tmp_path / "four" / "checkpoint-1" / "trainer_state.json").exists()
+
+
+def test_a_process_that_dies_while_it_saves_leaves_the_checkpoint_before(tiny_folder, few_samples, sft_flags, tmp_path):
+    """Two owners of moments. One process goes on from there as if nothing had been."""
+    flags = {"dataset_name_or_path": few_samples, "sharding": "stage1", "max_steps": 3}
+    entry = Path(__file__).with_name("dying_writer")
+    code, logs = launched(2, tmp_path / "two", tiny_folder, tmp_path / "log", entry=entry, **flags)
+    assert code != 0 and "must answer" in logs, logs
+    names = {path.name for path in (tmp_path / "two").iterdir() if path.name.endswith(("checkpoint-1", "saving"))}
+    assert names == {"checkpoint-1"}
+    one = {**FLAGS, "per_device_train_batch_size": 2, "max_steps": 3, "warmup_steps": 0}
+    assert sft(sft_flags(**one, output_dir=str(tmp_path / "two"), resume_from_checkpoint="last")) == 0
+    assert sft(sft_flags(**one, output_dir=str(tmp_path / "one"))) == 0
+    resumed, whole = (read_log(tmp_path / name / "log.jsonl") for name in ("two", "one"))
+    np.testing.assert_allclose([line["loss"] for line in resumed], [line["loss"] for line in whole], rtol=1e-5)
 
 
 def uneven(folder):

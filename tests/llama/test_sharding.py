@@ -22,7 +22,7 @@ from examples.llama2_13b.parallel.sharding import owners
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.loss import next_token
 from examples.llama2_13b.train.optimizer import AdamW
-from tests.llama.meshes import on_mesh
+from tests.llama.meshes import on_mesh, tensors_of, value_at_first
 
 STEPS = 10
 # Degrees and the stage of sharding.
@@ -109,10 +109,9 @@ class Run:
         """By name on disk, of all tensor ranks put together; what stays with its owner is on the first rank alone."""
         found = {}
         for name, parameter in self.model.named_parameters():
-            divided = hasattr(parameter, "kept_by")
-            value = self.mesh.sharding.value_at_first(parameter) if divided else parameter
+            value = value_at_first(self.mesh.sharding, parameter)
             if value is not None:
-                found |= self.model.table[name].merge(self.mesh.tensor.all_shards(parameter, value))
+                found |= tensors_of(self.model.table[name], self.mesh.tensor, parameter, value)
         return found
 
     def held_parameters(self):

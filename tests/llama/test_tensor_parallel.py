@@ -19,6 +19,7 @@ from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit import policy
 from fusionkit.parallel.parity import run_ranks
+from tests.llama.meshes import tensors_of
 
 STEPS = 3
 FUSED = {"all_gather_matmul", "matmul_reduce_scatter", "matmul_all_reduce"}
@@ -77,7 +78,7 @@ class Run:
         """By name on disk: the parameters, their gradients or moments of all ranks put together."""
         found = {}
         for name, parameter in self.model.named_parameters():
-            found |= self.model.table[name].merge(self.shards.all_shards(parameter, value_of(parameter)))
+            found |= tensors_of(self.model.table[name], self.shards, parameter, value_of(parameter))
         return found
 
     def moments(self):

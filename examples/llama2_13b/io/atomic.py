@@ -65,10 +65,15 @@ def new_files(*paths: Path) -> Iterator[list[Path]]:
     sync(paths[0].parent)
 
 
+def temporary_of(path: Path) -> Path:
+    """Where `new_folder` is filled."""
+    return path.with_name(f".{path.name}.saving")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which takes its name when the block ends well and is removed when it does not."""
-    temporary, replaced = (path.with_name(f".{path.name}.{state}") for state in ("saving", "replaced"))
+    temporary, replaced = temporary_of(path), path.with_name(f".{path.name}.replaced")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
     temporary.mkdir(parents=True)
     try:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model import checkpoint, safetensors_folder
+from examples.llama2_13b.model import checkpoint
 from examples.llama2_13b.model.adapter_config import CONFIG, AdapterConfig
-from examples.llama2_13b.model.layout import Array, Parameter, Part, Table
+from examples.llama2_13b.model.layout import Parameter, Part, Table
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 
 PREFIX = "adapter_model"
+UNFINISHED = f".{PREFIX}.safetensors.saving"
 FACTORS = ("lora_A", "lora_B")
 PEFT_NAME = "base_model.model."  # before the name of the module that an adapter is for
 
@@ -73,13 +74,12 @@ def reader(folder: str | Path, rows: Table, shards: TensorParallel = ALONE) -> c
         raise ValueError(f"{error}; {rule}, see base_model_name_or_path and r in {path.with_name(CONFIG)}") from None
 
 
-def save(folder: Path, adapter: AdapterConfig, base: str, tensors: Mapping[str, Array]) -> None:
-    """Write the folder; an older adapter there stays whole until each of the two files takes its place.
+def finish(folder: Path, adapter: AdapterConfig, base: str) -> None:
+    """Give the new tensors their name; an older adapter stays whole until each of the two files takes its place.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors_folder.write_alone(folder / f"{PREFIX}.safetensors", tensors)
+    os.replace(folder / UNFINISHED, folder / f"{PREFIX}.safetensors")
     content = json.dumps(adapter.to_dict(base), indent=2) + "\n"
     atomic.write_file(folder / CONFIG, content.encode())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.model import safetensors_folder, stored_dtypes
 from examples.llama2_13b.model.layout import Array, Parameter, Part, Table, elements, layer_of
+from examples.llama2_13b.model.safetensors_layout import Layout, Stored
+from examples.llama2_13b.model.safetensors_writer import Files, Piece
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+from examples.llama2_13b.parallel.writers import Writers
 
 MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
 PADDLENLP_NAME = ("model.", "llama.")  # how a name begins with transformers, and with PaddleNLP
@@ -113,63 +115,68 @@ def other_weights(folder: Path) -> list[str]:
     return sorted({path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern)})
 
 
-def write_shards(
+def files(
     folder: Path,
     prefix: str,
     table: Table,
-    shards_of: Callable[[str], list[Array]],
     dtypes: Mapping[str, str],
+    writers: Writers,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    writes: bool = True,
-) -> dict[str, str]:
-    """Write an array for each parameter under the Hugging Face names; see `safetensors_folder.write_shards`.
+) -> Files:
+    """New files for the tensors of a table, which nobody reads before `safetensors_folder.write_index`.
 
     Args:
-        shards_of: a parameter's shards on all ranks that divide it, in order, else the one array; see `on_writer`.
         dtypes: of every tensor, in safetensors' words.
-        writes: False only asks for all shards in the same order, for ranks that give their own to the one that writes.
     """
-    sizes = {name: count * stored_dtypes.NUMPY[dtypes[name]].itemsize for name, count in elements(table).items()}
-
-    def values(names: list[str]) -> dict[str, Array]:
-        return tensors(table, names, shards_of, dtypes)
-
-    if not writes:
-        for names in safetensors_folder.divide(sizes, max_shard_bytes):
-            for parameter in _owners(table, names):
-                shards_of(parameter)
-        return {}
-    return safetensors_folder.write_shards(folder, prefix, sizes, values, max_shard_bytes)
+    tensors = _stored(table, dtypes)
+    shards = safetensors_folder.divide({name: one.num_bytes for name, one in tensors.items()}, max_shard_bytes)
+    generation = safetensors_folder.free_generation(folder, prefix, len(shards)) if writers.is_first else 0
+    generation = int(writers.gather([generation]).max())
+    names = safetensors_folder.file_names(prefix, len(shards), generation)
+    return Files(folder, names, [Layout({name: tensors[name] for name in shard}) for shard in shards], writers)
 
 
-def tensors(
-    table: Table, names: list[str], shards_of: Callable[[str], list[Array]], dtypes: Mapping[str, str]
-) -> dict[str, Array]:
-    """As they are on disk; the other arguments are those of `write_shards`."""
-    found: dict[str, Array] = {}
-    for parameter in _owners(table, names):
-        found |= table[parameter].merge(shards_of(parameter))
-    return {name: stored_dtypes.rounded(found[name], dtypes[name]) for name in names}
+def one_file(folder: Path, name: str, table: Table, dtypes: Mapping[str, str], writers: Writers) -> Files:
+    """As `files`, all tensors in one."""
+    return Files(folder, [name], [Layout(_stored(table, dtypes))], writers)
 
 
-def _owners(table: Table, names: list[str]) -> list[str]:
-    """The parameters that the tensors are parts of."""
-    owners = {part.name: name for name, parameter in table.items() for part in parameter.parts}
-    return list(dict.fromkeys(owners[name] for name in names))
+def _stored(table: Table, dtypes: Mapping[str, str]) -> dict[str, Stored]:
+    parts = [part for parameter in table.values() for part in parameter.parts]
+    return {part.name: Stored(dtypes[part.name], part.shape) for part in parts}
 
 
-def on_writer(model: Any, own: Callable[[str], list[Array]], name: str) -> list[Array]:
-    """A parameter's shards, or those of a moment, on the rank that writes, from the stage that has it.
+def pieces(model: Any, table: Table, value_of: Callable[[str], Any], dtypes: Mapping[str, str]) -> Iterator[Piece]:
+    """What this rank writes of the tensors of a table, one at a time.
 
-    All ranks that share the model call this alike.
+    Of what tensor-parallel ranks all have the first writes it; of what two stages have, one.
 
     Args:
-        own: the shards of a parameter of this rank's stage, on its first rank; its other ranks call it too.
+        value_of: a parameter's value, or a moment's; None where another rank has it.
     """
-    count = model.config.num_hidden_layers
-    stage = model.pipeline.stage_of(layer_of(name, count), count)
-    shards = own(name) if stage == model.pipeline.stage else []
-    return model.pipeline.to_first(shards, stage) if model.shards.rank == 0 else []
+    shards, count = model.shards, model.config.num_hidden_layers
+    for name, parameter in table.items():
+        here = model.pipeline.stage_of(layer_of(name, count), count) == model.pipeline.stage
+        value = value_of(name) if here else None
+        if value is None:
+            continue
+        own = parameter.split(np.asarray(value), shards.rank, shards.size)
+        for part, array in zip(parameter.parts, own, strict=True):
+            if shards.rank == 0 or part.axis is not None:
+                rounded = stored_dtypes.rounded(array, dtypes[part.name])
+                yield Piece(part.name, rounded, part.own(shards.rank, shards.size))
+
+
+def reached(
+    model: Any, table: Table, value_of: Callable[[str], Any], dtypes: Mapping[str, str], writers: Writers
+) -> dict[str, str]:
+    """The same dtypes, float32 for each tensor that has values which its own does not reach on some rank."""
+    if not set(dtypes.values()) & {"F16", "BF16"}:
+        return dict(dtypes)
+    names = list(elements(table))
+    kept = {piece.tensor for piece in pieces(model, table, value_of, dtypes) if piece.value.dtype == np.float32}
+    anywhere = writers.gather([name in kept for name in names]).any(axis=0)
+    return {name: "F32" if beyond else dtypes[name] for name, beyond in zip(names, anywhere, strict=True)}
 
 
 def save(
@@ -180,7 +187,7 @@ def save(
     Then the weights that it replaces are removed, in whatever format they are: nothing is left that another program
     could take for the model.
 
-    All ranks that share the model call this; the first writes.
+    All ranks that share the model call this, and each writes its own part.
 
     Args:
         dtypes: of every tensor, in safetensors' words; float32 if not given.
@@ -188,23 +195,37 @@ def save(
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there is still whole.
     """
-    folder, writes = Path(folder), model.writes
-    if writes:
+    folder, writers = Path(folder), model.writers
+    if writers.is_first:
         folder.mkdir(parents=True, exist_ok=True)
-    parameters = dict(model.named_parameters())
+    parameters = model.named_parameters()
+    value_of = {name: parameter for name, parameter in parameters if model.sharding.writes(parameter)}.get
+    dtypes = reached(model, model.saved, value_of, dtypes or dict.fromkeys(elements(model.saved), "F32"), writers)
+    new = model.new_files(folder, dtypes, writers, max_shard_bytes)
+    fill(new, pieces(model, model.saved, value_of, dtypes))
+    if writers.is_first:
+        model.finish_folder(folder, new, dtypes)
+
+
+def fill(new: Files, own: Iterable[Piece]) -> dict[str, int]:
+    """Write this rank's part and wait for the others; the CRC-32 of every file.
+
+    Raises:
+        OSError: of this rank, or of another.
+    """
+    try:
+        new.write(own)
+        return new.finish()
+    except BaseException:
+        new.discard()
+        raise
+
+
+def finish(model: Any, folder: Path, new: Files, dtypes: Mapping[str, str]) -> None:
+    """What the first does when all have written."""
     sizes = elements(model.table)
-    dtypes = dtypes or dict.fromkeys(sizes, "F32")
-
-    def own(name: str) -> list[Array]:
-        value = model.sharding.value_at_first(parameters[name])
-        return [] if value is None else model.shards.all_shards(parameters[name], value)
-
-    shards_of = partial(on_writer, model, own)
-    weight_map = write_shards(folder, "model", model.table, shards_of, dtypes, max_shard_bytes, writes)
-    if not writes:
-        return
     config = {**model.config.to_dict(), "torch_dtype": stored_dtypes.prevailing(sizes, dtypes)}
     atomic.write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    safetensors_folder.write_index(folder, "model", weight_map)
+    safetensors_folder.write_index(folder, "model", new.weight_map)
     for name in other_weights(folder):
         (folder / name).unlink(missing_ok=True)

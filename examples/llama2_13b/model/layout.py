@@ -92,27 +92,16 @@ class Parameter:
             return tensors[0]
         return np.concatenate([tensor.T for tensor in tensors], axis=1)
 
-    def merge(self, shards: list[Array]) -> dict[str, Array]:
-        """The parts from the shards of all ranks, or from the one that all have.
+    def split(self, value: Array, rank: int = 0, size: int = 1) -> list[Array]:
+        """A rank's part of each tensor on disk, from its shard of the parameter.
 
-        A shard may be anything of the parameter's shape, such as a moment of the optimizer.
+        The shard may be anything of the parameter's shape, such as a moment of the optimizer.
         """
-        size = len(shards)
-        pieces = [
-            self._split(shard, [part.shard(rank, size) for part in self.parts]) for rank, shard in enumerate(shards)
-        ]
-        if size == 1:
-            return pieces[0]
-        return {
-            part.name: np.concatenate([piece[part.name] for piece in pieces], axis=part.axis) for part in self.parts
-        }
-
-    def _split(self, value: Array, parts: list[Part]) -> dict[str, Array]:
         if not self.is_linear:
-            return {parts[0].name: value}
-        ends = np.cumsum([part.shape[0] for part in parts])[:-1]
-        columns = np.split(value, ends, axis=1)
-        return {part.name: np.ascontiguousarray(column.T) for part, column in zip(parts, columns, strict=True)}
+            return [value]
+        widths = [part.shard(rank, size).shape[0] for part in self.parts]
+        columns = np.split(value, np.cumsum(widths)[:-1], axis=1)
+        return [np.ascontiguousarray(column.T) for column in columns]
 
 
 def elements(table: Table) -> dict[str, int]:

@@ -14,7 +14,7 @@ fused op. Residual sums happen inside the norms, so a layer takes and returns th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +24,15 @@ from paddle import Tensor, nn
 import fusionkit as fk
 from examples.llama2_13b.model import checkpoint
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import elements, layout
+from examples.llama2_13b.model.layout import Table, elements, layout
+from examples.llama2_13b.model.safetensors_folder import MAX_SHARD_BYTES
+from examples.llama2_13b.model.safetensors_writer import Files
 from examples.llama2_13b.model.stored_dtypes import word
 from examples.llama2_13b.parallel.divided_layers import DividedLayers, Turn
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+from examples.llama2_13b.parallel.writers import Writers
 from fusionkit.nn import RotaryEmbedding, recompute
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -271,9 +274,25 @@ class Llama(nn.Layer):
             self._divided.divide()
 
     @property
-    def writes(self) -> bool:
-        """Whether this is the one of all ranks that share the model which writes its folder."""
-        return self.shards.rank == 0 and self.pipeline.is_first and self.sharding.rank == 0
+    def saved(self) -> Table:
+        """Whose tensors a folder of this model has."""
+        return self.table
+
+    def new_files(
+        self, folder: Path, dtypes: Mapping[str, str], writers: Writers, max_shard_bytes: int = MAX_SHARD_BYTES
+    ) -> Files:
+        """For the tensors of `saved`; see `checkpoint.files`."""
+        return checkpoint.files(folder, "model", self.saved, dtypes, writers, max_shard_bytes)
+
+    def finish_folder(self, folder: Path, new: Files, dtypes: Mapping[str, str]) -> None:
+        """What one of the writers does when all have written."""
+        checkpoint.finish(self, folder, new, dtypes)
+
+    @property
+    def writers(self) -> Writers:
+        """The ranks that share the model."""
+        divide = self.sharding.group if self.sharding.divides_parameters else None
+        return Writers((self.pipeline.group, divide, self.shards.group))
 
     @classmethod
     def from_pretrained(
@@ -303,14 +322,14 @@ class Llama(nn.Layer):
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
         """Write the Hugging Face folder that `from_pretrained` reads; an older one stays whole until the end.
 
-        All ranks that share the model call this; the first writes.
+        All ranks that share the model call this, and each writes its own part.
 
         Args:
             folder: where to.
             dtype: of every tensor. By default each has that of the folder which the model comes from, else float32. A
                 tensor with values that its dtype does not reach is written in float32.
         """
-        given = dtype and dict.fromkeys(elements(self.table), word(dtype))
+        given = dtype and dict.fromkeys(elements(self.saved), word(dtype))
         checkpoint.save(self, folder, dtypes=given or self.stored_dtypes)
 
 

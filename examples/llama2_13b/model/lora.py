@@ -11,9 +11,8 @@ Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from examples.llama2_13b.model import adapter_folder, checkpoint
 from examples.llama2_13b.model.adapter_config import AdapterConfig
 from examples.llama2_13b.model.adapter_folder import FACTORS, adapter_rows, factor_name, module_of, targeted
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import Array, Part, Table, elements, layout, own, trainable
+from examples.llama2_13b.model.layout import Array, Part, Table, layout, own, trainable
 from examples.llama2_13b.model.llama import Llama
-from examples.llama2_13b.model.stored_dtypes import word
+from examples.llama2_13b.model.safetensors_writer import Files
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+from examples.llama2_13b.parallel.writers import Writers
 
 
 class Factors(nn.Layer):
@@ -150,22 +150,17 @@ class LoraLlama(Llama):
         model.stored_dtypes = weights.dtypes()
         return model
 
-    def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:
-        """Write the adapter's folder, which PEFT reads too: see `Llama.save_pretrained`."""
-        rows, parameters = trainable(self.table), dict(self.named_parameters())
-        given = dtype and dict.fromkeys(elements(rows), word(dtype))
-        dtypes = given or self.stored_dtypes or dict.fromkeys(elements(rows), "F32")
+    @property
+    def saved(self) -> Table:
+        """A folder has the adapter alone, which PEFT reads too."""
+        return trainable(self.table)
 
-        def of_this_stage(name: str) -> list[Array]:
-            return self.shards.all_shards(parameters[name], parameters[name])
+    def new_files(self, folder: Path, dtypes: Mapping[str, str], writers: Writers, max_shard_bytes: int = 0) -> Files:
+        """One, however large."""
+        return checkpoint.one_file(folder, adapter_folder.UNFINISHED, self.saved, dtypes, writers)
 
-        shards_of = partial(checkpoint.on_writer, self, of_this_stage)
-        if self.writes:
-            tensors = checkpoint.tensors(rows, list(elements(rows)), shards_of, dtypes)
-            adapter_folder.save(Path(folder), self.adapter, self.base, tensors)
-        else:
-            for name in rows:
-                shards_of(name)
+    def finish_folder(self, folder: Path, new: Files, dtypes: Mapping[str, str]) -> None:
+        adapter_folder.finish(folder, self.adapter, self.base)
 
     def _embed(self, input_ids_BS: Tensor) -> Tensor:
         x_TH = super()._embed(input_ids_BS)

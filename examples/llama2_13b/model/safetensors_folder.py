@@ -19,6 +19,8 @@ from safetensors.numpy import save_file
 
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.text import ENCODING
+from examples.llama2_13b.model import stored_dtypes
+from examples.llama2_13b.model.safetensors_layout import read_layout
 
 Array = NDArray[Any]
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -48,6 +50,7 @@ class Reader:
             raise ValueError(_two_saves(index, single))
         self.index = index if index.exists() else single
         self._opened = {name: _open(self.folder / name) for name in files}
+        self._places = {name: read_layout(self.folder / name) for name in files}
         self._in_out = {name: _is_in_out(self.folder / name, opened) for name, opened in self._opened.items()}
         self._file_of: dict[str, str] = {}
         for name, opened in self._opened.items():
@@ -109,9 +112,27 @@ class Reader:
         return str(self._opened[self._file_of[name]].get_slice(name).get_dtype())
 
     def read(self, name: str, part: tuple[slice, ...]) -> NDArray[np.float32]:
-        """A part of the tensor, a slice for each axis: nothing else of it is read."""
-        tensor: Array = self._opened[self._file_of[name]].get_slice(name)[part]
+        """A part of the tensor, a slice for each axis: nothing else of it is read, and nothing mapped into memory."""
+        file = self._file_of[name]
+        stored = self._places[file][name]
+        shape = [one.stop - one.start for one in part]
+        tensor = np.empty(shape, stored_dtypes.NUMPY[stored.dtype])
+        if tensor.size:
+            _read_runs(self.folder / file, stored.runs(part), memoryview(tensor.reshape(-1).view(np.uint8)))
         return tensor.astype(np.float32, copy=False)
+
+
+def _read_runs(path: Path, runs: tuple[int, int, int, int], content: memoryview) -> None:
+    """Fill with the bytes of `Stored.runs`."""
+    first, num_bytes, step, count = runs
+    with path.open("rb", buffering=0) as file:
+        for number in range(count):
+            run, offset = content[number * num_bytes : (number + 1) * num_bytes], first + number * step
+            while run:  # the system may read less than asked for
+                num_read = os.preadv(file.fileno(), [run], offset)
+                if not num_read:
+                    raise OSError(f"{path}: ended while it was read. Copy it again")
+                run, offset = run[num_read:], offset + num_read
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -173,7 +194,7 @@ def write_shards(
         OSError: the disk is full or the folder cannot be written; nothing new stays behind.
     """
     shards = divide(sizes, max_shard_bytes)
-    files = _free_names(folder, prefix, len(shards))
+    files = file_names(prefix, len(shards), free_generation(folder, prefix, len(shards)))
     try:
         for file, names in zip(files, shards, strict=True):
             _save(values(names), folder / file)
@@ -182,21 +203,6 @@ def write_shards(
             (folder / file).unlink(missing_ok=True)
         raise
     return {name: file for file, names in zip(files, shards, strict=True) for name in names}
-
-
-def write_alone(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Write one file in one rename.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the file is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.saving")
-    try:
-        _save(dict(tensors), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    atomic.sync(path.parent)
 
 
 def write_index(folder: Path, prefix: str, weight_map: Mapping[str, str]) -> None:
@@ -249,12 +255,15 @@ def divide(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _free_names(folder: Path, prefix: str, count: int) -> list[str]:
-    """`prefix-00001-of-00002.safetensors`, and with a number more when such a file is there."""
+def file_names(prefix: str, count: int, generation: int = 0) -> list[str]:
+    """`prefix-00001-of-00002.safetensors`, and with a number more from the second generation on."""
+    suffix = f".{generation}" if generation else ""
+    return [f"{prefix}-{number:05d}-of-{count:05d}{suffix}.safetensors" for number in range(1, count + 1)]
+
+
+def free_generation(folder: Path, prefix: str, count: int) -> int:
+    """Of whose names none is there yet."""
     generation = 0
-    while True:
-        suffix = f".{generation}" if generation else ""
-        names = [f"{prefix}-{number:05d}-of-{count:05d}{suffix}.safetensors" for number in range(1, count + 1)]
-        if not any((folder / name).exists() for name in names):
-            return names
+    while any((folder / name).exists() for name in file_names(prefix, count, generation)):
         generation += 1
+    return generation

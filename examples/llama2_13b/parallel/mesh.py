@@ -28,6 +28,7 @@ from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel, counts_here
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
+from examples.llama2_13b.parallel.writers import Writers
 from fusionkit.optimizer import global_norm
 from fusionkit.parallel import Communicator
 from fusionkit.parallel.groups import communicator_of
@@ -110,7 +111,7 @@ class Mesh:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this process speaks for all."""
         return self.copy == 0 and self.pipeline.is_first and self.tensor.rank == 0
 
     @property
@@ -122,6 +123,15 @@ class Mesh:
     def holds_weights(self) -> bool:
         """Whether this process holds a part of the weights to save. The first copy has all, but in stage 3."""
         return self.holds_state if self.sharding.divides_parameters else self.copy == 0
+
+    @property
+    def writers(self) -> Writers:
+        """The ranks that hold a part of the state, this rank's among them."""
+        return Writers((self.pipeline.group, self.sharding.group, self.tensor.group))
+
+    @property
+    def everyone(self) -> Writers:
+        return Writers((self.world,))
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This copy's part; it may be empty."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-from numpy.typing import NDArray
 from paddle import Tensor
 
 from examples.llama2_13b.parallel.schedule import (
@@ -28,8 +27,6 @@ from fusionkit.parallel import CommunicatorError
 from fusionkit.parallel.groups import communicator_of
 from fusionkit.parallel.parts import own_part
 from fusionkit.parallel.point_to_point import Exchange
-
-Array = NDArray[Any]
 
 # (micro-batch, chunk, what the chunk before has handed on) -> what goes to the next; of the last chunk, the loss.
 Forward = Callable[[int, int, Tensor | None], Tensor]
@@ -123,27 +120,6 @@ class PipelineParallel:
         other, peer = paddle.empty_like(gradient), self.stages - 1 if self.is_first else 0
         Exchange([(gradient.contiguous(), peer)], [(other, peer)], self.group).wait()
         return gradient + other
-
-    def to_first(self, arrays: list[Array], stage: int) -> list[Array]:
-        """A stage's float32 arrays, of one or two axes, on the first stage: sent one by one, for as much memory.
-
-        All stages call this alike, the others with none.
-        """
-        if stage == 0 or self.stage not in (0, stage):
-            return arrays
-        communicator = communicator_of(self.group)
-        if self.stage == stage:
-            communicator.send(np.array([len(arrays)]), 0)
-            for array in arrays:
-                communicator.send(np.array([array.ndim, *array.shape, 0][:3]), 0)
-                communicator.send(array, 0)
-            return []
-        return [self._received(stage) for _ in range(int(communicator.recv(np.empty(1, np.int64), stage)[0]))]
-
-    def _received(self, stage: int) -> Array:
-        communicator = communicator_of(self.group)
-        ndim, *shape = communicator.recv(np.empty(3, np.int64), stage)
-        return communicator.recv(np.empty(shape[:ndim], np.float32), stage)
 
 
 def is_shared(parameter: Tensor) -> bool:

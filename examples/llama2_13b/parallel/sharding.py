@@ -12,14 +12,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from paddle import Tensor
 
 from examples.llama2_13b.parallel.pipeline import is_shared
 from examples.llama2_13b.parallel.tensor_parallel import largest_part
 from fusionkit.parallel import collectives
-from fusionkit.parallel.groups import communicator_of
 
 STAGES = ("stage1", "stage2", "stage3")
 
@@ -77,26 +74,9 @@ class Sharding:
         for work in works:  # all are under way: each rank sends while it receives
             work.wait()
 
-    def value_at_first(self, parameter: Tensor) -> NDArray[Any] | None:
-        """A parameter's value on the first rank; None on the others. All call this alike."""
-        return self.at_first(parameter if self.has(parameter) else None, parameter, getattr(parameter, "kept_by", 0))
-
-    def at_first(self, value: Tensor | None, like: Tensor, owner: int) -> NDArray[Any] | None:
-        """An owner's value, such as a moment, as the first rank gets it; None on the others. All call this alike.
-
-        Args:
-            value: on the owner.
-            like: of its shape and dtype, on all.
-        """
-        if self.rank == owner:
-            assert value is not None
-            if owner == 0:
-                return value.numpy()  # type: ignore[no-any-return]
-            communicator_of(self.group).send(value.numpy(), 0)
-        elif self.rank == 0:
-            received: NDArray[Any] = communicator_of(self.group).recv(np.empty(like.shape, np.float32), owner)
-            return received
-        return None
+    def writes(self, parameter: Tensor) -> bool:
+        """Whether its value is written by this rank: what all have the first writes."""
+        return bool(getattr(parameter, "kept_by", 0) == self.rank)
 
 
 def owners(sizes: Sequence[int], ranks: int, first: Collection[int] = ()) -> list[int]:

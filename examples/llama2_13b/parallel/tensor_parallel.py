@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import paddle
-from numpy.typing import NDArray
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils.sequence_parallel_utils import mark_as_sequence_parallel_parameter
 
 from fusionkit.nn import LanguageModelHead, Linear, RMSNorm
 from fusionkit.parallel import collectives, layers
-from fusionkit.parallel.groups import communicator_of
 from fusionkit.parallel.parts import part_sizes
 
 
@@ -144,16 +141,6 @@ class TensorParallel:
         """All ranks have it. With divided tokens its gradient is a part, which `Mesh.reduce_gradients` completes."""
         if self.divides_tokens:
             mark_as_sequence_parallel_parameter(parameter)
-
-    def all_shards(self, parameter: Tensor, value: Tensor | NDArray[Any]) -> list[NDArray[Any]]:
-        """The parameter's value, or a moment of it, from every rank in order; all ranks call this alike."""
-        own = np.asarray(value)
-        if not is_shard(parameter):
-            return [own]
-        communicator = communicator_of(self.group)
-        shapes = communicator.all_gather(np.array(own.shape))  # those of a vocabulary may differ
-        shards = [own if rank == self.rank else np.empty(shape, own.dtype) for rank, shape in enumerate(shapes)]
-        return [communicator.broadcast(shard, root) for root, shard in enumerate(shards)]
 
 
 def largest_part(parameter: Tensor) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import paddle
+from paddle import Tensor
 
-from examples.llama2_13b.model import checkpoint, safetensors_folder
-from examples.llama2_13b.model.layout import Array, elements, trainable
+from examples.llama2_13b.model import checkpoint
+from examples.llama2_13b.model.layout import trainable
 from examples.llama2_13b.parallel.mesh import Mesh
 from fusionkit import optimizer
 
@@ -70,31 +70,24 @@ class AdamW:
         """The rank of sharding that has the state of each parameter."""
         return dict(zip(self._parameters, self._mesh.sharding.owners(self._parameters.values()), strict=True))
 
-    def save(self, folder: Path) -> dict[str, float]:
-        """Write the moments into a new folder, one set of shards each, and return the scalars of the state.
+    def own(self) -> dict[str, Tensor]:
+        """The parameters whose state this rank has."""
+        owners = self._owners()
+        return {name: one for name, one in self._parameters.items() if owners[name] == self._mesh.sharding.rank}
 
-        All processes that hold a part of it call this, see `Mesh.holds_state`; the first writes.
-        """
-        state, owners = self._adamw.state_dict(), self._owners()
-        sharding, writes = self._mesh.sharding, self._mesh.is_first
-        dtypes = dict.fromkeys(elements(self._table), "F32")
-        for moment in MOMENTS:
+    def moments(self, moment: str) -> dict[str, Tensor]:
+        """One of MOMENTS of each of `own`."""
+        state = self._adamw.state_dict()
+        return {name: state[f"{parameter.name}_{moment}_0"] for name, parameter in self.own().items()}
 
-            def own(name: str, moment: str = moment) -> list[Array]:
-                parameter = self._parameters[name]
-                value = sharding.at_first(state.get(f"{parameter.name}_{moment}_0"), parameter, owners[name])
-                return [] if value is None else self._model.shards.all_shards(parameter, value)
-
-            shards_of = partial(checkpoint.on_writer, self._model, own)
-            weight_map = checkpoint.write_shards(folder, moment, self._table, shards_of, dtypes, writes=writes)
-            if writes:
-                safetensors_folder.write_index(folder, moment, weight_map)
-        return {power: _any(state, power) for power in POWERS} if writes else {}
+    def scalars(self) -> dict[str, float]:
+        """Of the state; the first rank owns a parameter, for each has its own copy of what is the same for all."""
+        state = self._adamw.state_dict()
+        return {power: _any(state, power) for power in POWERS}
 
     def load(self, folder: Path, scalars: dict[str, float]) -> None:
-        """Take over what `save` wrote. Call it before the first step."""
-        owners = self._owners()
-        own = {name: one for name, one in self._parameters.items() if owners[name] == self._mesh.sharding.rank}
+        """Take over the moments in a checkpoint, and the scalars. Call it before the first step."""
+        own = self.own()
         state: dict[str, Any] = {}
         for moment in MOMENTS:
             files = checkpoint.Reader(folder, self._table, moment, self._model.shards)
@@ -107,7 +100,6 @@ class AdamW:
 
 
 def _any(state: dict[str, Any], power: str) -> float:
-    """The first rank owns a parameter, for each has its own copy of what is the same for all."""
     return next(value.item() for name, value in state.items() if name.endswith(f"_{power}_0"))
 
 

@@ -88,6 +88,7 @@ def train(
     if checkpoint and state:
         model.stored_dtypes = state.stored_dtypes
         optimizer.load(checkpoint, state.optimizer)
+        training_state.verify(checkpoint, state, mesh.everyone)  # what was read a moment ago is still in memory
     done = state.step if state else 0
     trainer = Trainer(flags, mesh, model, optimizer, loss, batches, evaluation, files, done, test)
     peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed

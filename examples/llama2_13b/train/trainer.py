@@ -91,7 +91,7 @@ class Trainer:
     def _train(self, output: Path, peak_flops: float, interrupt: Interrupt) -> int:
         """All steps. Work is saved before anything that can fail or take long: the model before the last evaluation."""
         log = metrics.Log(output / "log.jsonl", self.step) if self.mesh.is_first else None
-        if self.step == self.num_steps and self.mesh.copy == 0:  # somebody died after the last checkpoint
+        if self.step == self.num_steps and self.mesh.holds_weights:  # somebody died after the last checkpoint
             with interrupt.held():
                 self._save_model(output)
         with self._progress() as progress, log or contextlib.nullcontext():

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.llama2_13b.io import atomic
+import numpy as np
+
+from examples.llama2_13b.io import atomic, crc32
 from examples.llama2_13b.io.remarks import beside_the_work
 from examples.llama2_13b.io.text import ENCODING
-from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model import Llama, checkpoint, safetensors_folder
+from examples.llama2_13b.model.layout import elements
+from examples.llama2_13b.model.safetensors_writer import BLOCK, Piece
 from examples.llama2_13b.parallel.mesh import Mesh
-from examples.llama2_13b.train.optimizer import POWERS, AdamW
+from examples.llama2_13b.parallel.writers import Writers
+from examples.llama2_13b.train.optimizer import MOMENTS, POWERS, AdamW
+from fusionkit.parallel.parts import own_part
 
 STATE = "trainer_state.json"
 
@@ -30,6 +38,7 @@ class TrainingState:
         flags: those that decide data order and losses; a run that resumes must have the same.
         optimizer: the scalars of the optimizer's state.
         stored_dtypes: of the run's first model, for its last one; a checkpoint is float32.
+        checksums: the CRC-32 of every other file, in hexadecimal digits.
     """
 
     step: int
@@ -37,6 +46,7 @@ class TrainingState:
     flags: dict[str, Any]
     optimizer: dict[str, float]
     stored_dtypes: dict[str, str] | None = None
+    checksums: dict[str, str] | None = None
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -49,19 +59,114 @@ def save(
 ) -> None:
     """Write `folder` in one rename: a model folder with tokenizer, moments and state.
 
-    All processes that hold a part of it call this, see `Mesh.holds_state`; the first writes.
+    All processes that hold a part of it call this, see `Mesh.holds_state`, and each writes its own part. The files are
+    the same whatever the layout is.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written, for this process or for another.
     """
-    if not mesh.is_first:
-        if mesh.holds_weights:
-            model.save_pretrained(folder, "float32")
-        optimizer.save(folder)
-        return
-    with atomic.new_folder(folder) as temporary:
-        model.save_pretrained(temporary, "float32")
-        write_files(temporary, files)
-        scalars = optimizer.save(temporary)
-        whole = {**state, "optimizer": scalars, "stored_dtypes": model.stored_dtypes}
-        (temporary / STATE).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    Saving(folder, mesh, model, optimizer, files, state).finish()
+
+
+class Saving:
+    """A checkpoint from its first byte until it has its name; the arguments are those of `save`.
+
+    The first process makes the files, and all of them fill in their own pieces.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mesh: Mesh,
+        model: Llama,
+        optimizer: AdamW,
+        files: Mapping[str, bytes],
+        state: Mapping[str, Any],
+    ) -> None:
+        self._writers, self._model, self._files = mesh.writers, model, files
+        self._dtypes = dict.fromkeys(elements(model.saved), "F32")
+        self._new_folder = ExitStack()
+        self._folder = atomic.temporary_of(folder)
+        if self._writers.is_first:
+            self._new_folder.enter_context(atomic.new_folder(folder))
+            scalars = {"optimizer": optimizer.scalars(), "stored_dtypes": model.stored_dtypes}
+            self._state = {**state, **scalars}
+        with self._removing():
+            self._sets = [(model.new_files(self._folder, self._dtypes, self._writers), self._pieces(optimizer.own()))]
+            for moment in MOMENTS:
+                new = checkpoint.files(self._folder, moment, model.saved, self._dtypes, self._writers)
+                self._sets.append((new, self._pieces(optimizer.moments(moment))))
+
+    def _pieces(self, values: dict[str, Any]) -> Iterable[Piece]:
+        return checkpoint.pieces(self._model, self._model.saved, values.get, self._dtypes)
+
+    @contextmanager
+    def _removing(self) -> Iterator[None]:
+        """What fails leaves nothing behind."""
+        with ExitStack() as kept:
+            kept.push(self._new_folder.__exit__)
+            yield
+            kept.pop_all()
+
+    def finish(self) -> None:
+        with self._removing():
+            for new, pieces in self._sets:
+                new.write(pieces)
+            sums = {}
+            for new, _ in self._sets:
+                sums |= new.finish()
+        with self._new_folder:
+            if self._writers.is_first:
+                self._finish_folder(sums)
+        self._writers.wait()  # all see it whole when this returns
+
+    def _finish_folder(self, sums: dict[str, int]) -> None:
+        """What the first does when all have written."""
+        write_files(self._folder, self._files)
+        (new, _), *moments = self._sets
+        self._model.finish_folder(self._folder, new, self._dtypes)
+        for moment, (files, _) in zip(MOMENTS, moments, strict=True):
+            safetensors_folder.write_index(self._folder, moment, files.weight_map)
+        # An adapter's file has another name by now; small files are read again.
+        small = [path for path in self._folder.iterdir() if path.name not in sums]
+        found = {name: total for name, total in sums.items() if (self._folder / name).exists()}
+        found |= {path.name: zlib.crc32(path.read_bytes()) for path in small}
+        checksums = {name: f"{found[name]:08x}" for name in sorted(found)}
+        content = json.dumps({**self._state, "checksums": checksums}, indent=2) + "\n"
+        (self._folder / STATE).write_text(content, encoding="utf-8")
+
+
+def verify(folder: Path, state: TrainingState, readers: Writers) -> None:
+    """Hold every file's bytes against the checksum in the state; each of the readers reads a part of every file.
+
+    Raises:
+        ValueError: a file is missing or another; it is named, by all of the readers.
+    """
+    names = sorted(state.checksums or {})  # older checkpoints have none
+    sums = [_sum_of_part(folder / name, readers.rank, readers.size) for name in names]
+    lengths = readers.gather([length for _, length in sums])[0]
+    totals = np.bitwise_xor.reduce(readers.gather([total for total, _ in sums]), axis=0)
+    for name, total, length in zip(names, totals, lengths, strict=True):
+        found = f"{crc32.of_file(int(total), int(length)):08x}"
+        if found != state.checksums[name]:
+            rule = f"have the CRC-32 {state.checksums[name]}, as {STATE} says, got {found}"
+            raise ValueError(
+                f"{folder / name}: must {rule}; it is not as it was saved. Resume from an older checkpoint"
+            )
+
+
+def _sum_of_part(path: Path, rank: int, size: int) -> tuple[int, int]:
+    """What a reader's part adds to the sum of a file, and the file's length; 0 for both if there is none."""
+    if not path.exists():
+        return 0, 0
+    length = path.stat().st_size
+    part, total = own_part(length, rank, size), 0
+    with path.open("rb", buffering=0) as file:
+        file.seek(part.start)
+        left = part.stop - part.start
+        while left and (block := file.read(min(left, BLOCK))):
+            total, left = crc32.moved(total, len(block)) ^ crc32.of_part(block), left - len(block)
+    return crc32.moved(total, length - part.stop), length
 
 
 def load(folder: Path) -> TrainingState:

@@ -1,0 +1,50 @@
+"""Ranks that write the files of one folder together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionkit.parallel.groups import communicator_of
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The ranks of a grid; alone, a process is the only one.
+
+    Args:
+        groups: of the grid's axes, each of this rank and those that differ from it along the axis; None for one rank.
+    """
+
+    groups: tuple[Any, ...] = ()
+
+    @property
+    def is_first(self) -> bool:
+        return all(group is None or int(group.rank) == 0 for group in self.groups)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod([1 if group is None else int(group.world_size) for group in self.groups], dtype=int))
+
+    @property
+    def rank(self) -> int:
+        found = 0
+        for group in self.groups:
+            found = found if group is None else found * int(group.world_size) + int(group.rank)
+        return found
+
+    def gather(self, values: Sequence[int]) -> NDArray[np.int64]:
+        """[ranks, values] of all, on all, at least one each. Each waits here for the last."""
+        found = np.array([values], np.int64)
+        for group in self.groups:
+            if group is not None:
+                found = communicator_of(group).all_gather(found).reshape(-1, len(values))
+        return found
+
+    def wait(self) -> None:
+        """For the last to come here."""
+        self.gather([0])

@@ -1,0 +1,90 @@
+"""Files of safetensors that ranks fill together, against the library and zlib."""
+
+from __future__ import annotations
+
+import zlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from examples.llama2_13b.io import crc32
+from examples.llama2_13b.model.safetensors_folder import Reader
+from examples.llama2_13b.model.safetensors_layout import Layout, Stored
+from examples.llama2_13b.model.safetensors_writer import BLOCK, Files, Piece
+from examples.llama2_13b.parallel.writers import Writers
+from fusionkit.parallel.parity import run_ranks
+from fusionkit.parallel.parts import own_part
+
+WORDS = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
+DTYPES = {"norm": np.float32, "rows": ml_dtypes.bfloat16, "columns": np.float32, "é": np.float16, "few": np.float32}
+SHAPES = {"norm": (7,), "rows": (33, 5), "columns": (31, 17), "é": (2, 3), "few": (1, 8)}
+AXES = {"norm": None, "rows": 0, "columns": 1, "é": 1, "few": 0}
+
+
+def tensors():
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(DTYPES[name]) for name, shape in SHAPES.items()}
+
+
+def layout(values):
+    return Layout({name: Stored(WORDS[value.dtype], value.shape) for name, value in values.items()})
+
+
+def pieces(values, rank, size):
+    for name, value in values.items():
+        axis = AXES[name]
+        place = tuple(own_part(n, rank, size) if each == axis else slice(0, n) for each, n in enumerate(value.shape))
+        if axis is not None or rank == 0:
+            yield Piece(name, value[place], place)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_any_number_of_ranks_writes_the_librarys_bytes(tmp_path, size):
+    values = tensors()
+    save_file(values, tmp_path / "theirs", metadata={"format": "pt"})
+
+    def write(rank, communicator):
+        files = Files(tmp_path, ["ours"], [layout(values)], Writers((communicator if size > 1 else None,)))
+        files.write(pieces(values, rank, size))
+        return files.finish()
+
+    sums = run_ranks(size, write) if size > 1 else [write(0, None)]
+    content = (tmp_path / "ours").read_bytes()
+    assert content == (tmp_path / "theirs").read_bytes()
+    assert sums == [{"ours": zlib.crc32(content)}] * size
+    assert load_file(tmp_path / "ours").keys() == values.keys()
+
+
+def test_a_file_has_the_sum_of_zlib_however_it_is_divided():
+    content = np.random.default_rng(1).bytes(1000)
+    for ends in ([], [1], [999], [1, 2, 500], list(range(1, 1000, 7))):
+        parts = zip([0, *ends], [*ends, 1000], strict=True)
+        total = 0
+        for start, end in parts:
+            total ^= crc32.of_part(content[start:end], 1000 - end)
+        assert crc32.of_file(total, 1000) == zlib.crc32(content)
+    for length in (0, 1, 2**33):  # of zeros, which add nothing
+        assert length > 2**32 or crc32.of_file(0, length) == zlib.crc32(bytes(length))
+        assert crc32.of_file(0, length) == crc32.of_file(crc32.of_part(bytes(5), 3), length)
+
+
+def test_a_large_piece_is_summed_in_blocks(tmp_path):
+    values = {"columns": np.random.default_rng(2).random((BLOCK // 64 + 9, 17), np.float32)}
+    files = Files(tmp_path, ["one"], [layout(values)], Writers())
+    files.write(pieces(values, 0, 1))
+    assert files.finish() == {"one": zlib.crc32((tmp_path / "one").read_bytes())}
+    np.testing.assert_array_equal(load_file(tmp_path / "one")["columns"], values["columns"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 40])
+def test_a_rank_reads_its_own_part(tmp_path, size):
+    values = tensors()
+    save_file(values, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    reader = Reader(tmp_path, "model")
+    for rank in range(size):
+        for piece in pieces(values, rank, size):
+            found = reader.read(piece.tensor, piece.place)
+            assert found.dtype == np.float32 and found.flags.c_contiguous
+            np.testing.assert_array_equal(found, piece.value.astype(np.float32))
