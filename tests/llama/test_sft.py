@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 import zlib
 
 import numpy as np
@@ -158,6 +160,91 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(sft_flags, tmp_path, m
     assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "log.jsonl"]
     assert sft(sft_flags(save_steps=2, resume_from_checkpoint="last")) == 0
     assert len(losses(output)) == 6
+
+
+def contents(output):
+    return {path: path.read_bytes() for name in checkpoint_names(output) for path in sorted((output / name).iterdir())}
+
+
+def checkpoint_names(output):
+    return [path.name for path in training_state.checkpoints(output)]
+
+
+def test_a_checkpoint_is_written_while_the_next_steps_run(sft_flags, tmp_path, monkeypatch):
+    """The bytes are those of its own step, and the next save waits for them."""
+    at_once, later = tmp_path / "run", tmp_path / "later"
+    assert sft(sft_flags(save_steps=3, save_total_limit=2)) == 0
+    stepped, seen = threading.Event(), []
+    write, step = safetensors_writer.Files.write, Trainer._step
+
+    def write_late(files, pieces):
+        if files._folder.name.startswith(".checkpoint"):
+            assert stepped.wait(60)
+            seen.append(threading.current_thread().name)
+        return write(files, pieces)
+
+    def step_on(trainer, *arguments):
+        line = step(trainer, *arguments)
+        if line["step"] == 5:
+            seen.append(checkpoint_names(later))
+            stepped.set()
+        return line
+
+    monkeypatch.setattr(safetensors_writer.Files, "write", write_late)
+    monkeypatch.setattr(Trainer, "_step", step_on)
+    assert sft(sft_flags(save_steps=3, save_total_limit=2, output_dir=str(later), async_save=True)) == 0
+    assert seen == [[], *["checkpoint"] * 6] and checkpoint_names(later) == ["checkpoint-3", "checkpoint-6"]
+    ours, theirs = contents(at_once), contents(later)
+    assert {path.relative_to(at_once): content for path, content in ours.items()} == {
+        path.relative_to(later): content for path, content in theirs.items()
+    }
+
+
+def test_a_write_that_fails_in_the_background_ends_the_run_with_its_reason(sft_flags, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    write = safetensors_writer.Files.write
+
+    def full(files, pieces):
+        if "-4." in files._folder.name:
+            raise OSError(28, "No space left on device")
+        return write(files, pieces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors_writer.Files, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            sft(sft_flags(save_steps=2, async_save=True))
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "log.jsonl"]
+    assert 4 <= len(losses(output)) <= 6
+
+
+def test_a_stopped_run_waits_for_its_checkpoint(sft_flags, tmp_path, monkeypatch):
+    write = safetensors_writer.Files.write
+    monkeypatch.setattr(safetensors_writer.Files, "write", lambda *given: time.sleep(0.3) or write(*given))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3, signal.SIGINT)
+        assert sft(sft_flags(async_save=True, save_steps=2)) == 128 + signal.SIGINT
+    assert checkpoint_names(tmp_path / "run") == ["checkpoint-2", "checkpoint-3"]
+    assert sft(sft_flags(async_save=True, resume_from_checkpoint="last")) == 0
+    assert not list((tmp_path / "run").glob(".checkpoint*")) and len(losses(tmp_path / "run")) == 6
+
+
+def test_another_failure_leaves_no_half_checkpoint(sft_flags, tmp_path, monkeypatch):
+    """A gradient that is not finite waits for what is being written; other errors remove it."""
+    step, write = Trainer._step, safetensors_writer.Files.write
+    monkeypatch.setattr(safetensors_writer.Files, "write", lambda *given: time.sleep(0.3) or write(*given))
+    for error, expected in ((FloatingPointError("norm"), ["checkpoint-2"]), (RuntimeError("other"), [])):
+        output = tmp_path / type(error).__name__
+
+        def fail(trainer, *arguments, error=error):
+            if trainer.step == 2:
+                raise error
+            return step(trainer, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", fail)
+            with pytest.raises(type(error)):
+                sft(sft_flags(async_save=True, save_steps=2, output_dir=str(output)))
+        assert checkpoint_names(output) == expected and not list(output.glob(".checkpoint*"))
 
 
 def test_the_log_has_a_line_a_step_with_every_field(sft_flags, tmp_path):

@@ -78,9 +78,13 @@ def test_copies_and_tensor_parallelism_together_train_as_one_process(
     assert (tmp_path / "four" / "checkpoint-1" / "trainer_state.json").exists()
 
 
-def test_a_process_that_dies_while_it_saves_leaves_the_checkpoint_before(tiny_folder, few_samples, sft_flags, tmp_path):
+@pytest.mark.parametrize("in_background", [False, True], ids=["at_once", "in_background"])
+def test_a_process_that_dies_while_it_saves_leaves_the_checkpoint_before(
+    tiny_folder, few_samples, sft_flags, tmp_path, in_background
+):
     """Two owners of moments. One process goes on from there as if nothing had been."""
     flags = {"dataset_name_or_path": few_samples, "sharding": "stage1", "max_steps": 3}
+    flags |= {"async_save": in_background}
     entry = Path(__file__).with_name("dying_writer")
     code, logs = launched(2, tmp_path / "two", tiny_folder, tmp_path / "log", entry=entry, **flags)
     assert code != 0 and "must answer" in logs, logs

@@ -67,6 +67,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         flags = self.flags
+        self._saving: training_state.Saving | None = None
         self._gradients = Gradients(self.mesh, self.model.parameters()).watch()
         self._order = Order(self.train, flags.rows_per_step(self.mesh.copies), flags.seed)
         self._slow_ranks = SlowRanks(self.mesh)
@@ -81,7 +82,15 @@ class Trainer:
         """Train to the end, or to a signal, whose number is returned; 0 at the end, whatever came in the last step."""
         output = Path(self.flags.output_dir)
         with Interrupt() as interrupt:
-            stopped = self._train(output, peak_flops, interrupt)
+            try:
+                stopped = self._train(output, peak_flops, interrupt)
+            except BaseException as error:
+                with interrupt.held():
+                    self._give_up_saving(output, error)
+                raise
+            with interrupt.held():
+                self._finish_saving(output)
+            self.mesh.any_process(False)  # nobody leaves while another writes
             if self.mesh.is_first:
                 with beside_the_work("loss.png is not drawn"):
                     log = metrics.read_log(output / "log.jsonl")
@@ -98,6 +107,8 @@ class Trainer:
             for rows in progress:
                 line = self._step(rows, peak_flops)
                 self.step = line["step"]
+                with interrupt.held():
+                    self._finish_saving(output, wait=False)
                 if self.step == self.num_steps and self.mesh.holds_weights:
                     with interrupt.held():
                         self._save_model(output)
@@ -115,7 +126,7 @@ class Trainer:
                     if self.mesh.holds_state:
                         with interrupt.held():
                             self._save_checkpoint(output)
-                    stopped = self._stops(interrupt) or stopped  # nobody leaves while another writes
+                    stopped = self._stops(interrupt) or stopped
                 if stopped:
                     return stopped
         return 0
@@ -248,9 +259,29 @@ class Trainer:
             "flags": deciding(self.flags, self.mesh),
         }
         folder = output / f"checkpoint-{self.step}"
-        training_state.save(folder, self.mesh, self.model, self.optimizer, self.files, state)
-        if self.flags.save_total_limit is not None and self.mesh.is_first:
+        in_background = self.flags.async_save
+        self._finish_saving(output)
+        self._saving = training_state.save(
+            folder, self.mesh, self.model, self.optimizer, self.files, state, in_background
+        )
+        self._finish_saving(output, wait=not in_background)
+
+    def _finish_saving(self, output: Path, wait: bool = True) -> None:
+        """Of the checkpoint that is being written, if there is one, and then remove the oldest."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        if not saving.finish(wait):
+            self._saving = saving
+        elif self.flags.save_total_limit is not None and self.mesh.is_first:
             training_state.keep_newest(output, self.flags.save_total_limit)
+
+    def _give_up_saving(self, output: Path, error: BaseException) -> None:
+        """A gradient that is not finite is so on all processes: together they finish the checkpoint before it."""
+        if isinstance(error, FloatingPointError):
+            self._finish_saving(output)
+        elif self._saving is not None:
+            self._saving.discard()
 
     def _save_model(self, output: Path) -> None:
         if self.mesh.is_first:

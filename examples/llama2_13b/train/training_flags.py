@@ -51,6 +51,7 @@ class TrainingFlags:
     device: str | None = flag("as paddle.set_device takes it; Paddle's choice if not given", None)
     eval_steps: int | None = flag("evaluate every so many steps, and at the end; only at the end if not given", None)
     save_steps: int | None = flag("checkpoint every so many steps; none but the final model if not given", None)
+    async_save: bool = flag("write checkpoints while the next steps run, from copies in host memory", False)
     save_total_limit: int | None = flag("checkpoints kept, the newest; all if not given", None)
     resume_from_checkpoint: str | None = flag(
         'a checkpoint-<step> folder, or "last" of output_dir, or "auto": the last if there is one', None

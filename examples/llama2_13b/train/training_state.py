@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -49,29 +51,52 @@ class TrainingState:
     checksums: dict[str, str] | None = None
 
 
+class Progress(IntEnum):
+    """Of a process that writes its part of a checkpoint."""
+
+    DONE, WRITES, FAILED = range(3)
+
+
+class _Discarded(Exception):
+    pass
+
+
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         atomic.write_file(folder / name, content)
 
 
 def save(
-    folder: Path, mesh: Mesh, model: Llama, optimizer: AdamW, files: Mapping[str, bytes], state: Mapping[str, Any]
-) -> None:
+    folder: Path,
+    mesh: Mesh,
+    model: Llama,
+    optimizer: AdamW,
+    files: Mapping[str, bytes],
+    state: Mapping[str, Any],
+    in_background: bool = False,
+) -> Saving:
     """Write `folder` in one rename: a model folder with tokenizer, moments and state.
 
     All processes that hold a part of it call this, see `Mesh.holds_state`, and each writes its own part. The files are
     the same whatever the layout is.
 
+    Args:
+        in_background: return when this process's part is copied to host memory; `Saving.finish` does the rest.
+
     Raises:
         OSError: the disk is full or the folder cannot be written, for this process or for another.
     """
-    Saving(folder, mesh, model, optimizer, files, state).finish()
+    saving = Saving(folder, mesh, model, optimizer, files, state, in_background)
+    if not in_background:
+        saving.finish()
+    return saving
 
 
 class Saving:
     """A checkpoint from its first byte until it has its name; the arguments are those of `save`.
 
-    The first process makes the files, and all of them fill in their own pieces.
+    The first process makes the files, and all of them fill in their own pieces. Collectives are this thread's alone:
+    the thread in the background only writes.
     """
 
     def __init__(
@@ -82,6 +107,7 @@ class Saving:
         optimizer: AdamW,
         files: Mapping[str, bytes],
         state: Mapping[str, Any],
+        in_background: bool,
     ) -> None:
         self._writers, self._model, self._files = mesh.writers, model, files
         self._dtypes = dict.fromkeys(elements(model.saved), "F32")
@@ -96,9 +122,28 @@ class Saving:
             for moment in MOMENTS:
                 new = checkpoint.files(self._folder, moment, model.saved, self._dtypes, self._writers)
                 self._sets.append((new, self._pieces(optimizer.moments(moment))))
+        self.is_finished, self.num_bytes = False, 0  # the latter in host memory while the thread writes
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        if in_background:
+            copies = [(new, list(pieces)) for new, pieces in self._sets]
+            self.num_bytes = sum(piece.value.nbytes for _, pieces in copies for piece in pieces)
+            self._sets = copies
+            self._thread.start()
+        else:
+            self._write()
 
     def _pieces(self, values: dict[str, Any]) -> Iterable[Piece]:
         return checkpoint.pieces(self._model, self._model.saved, values.get, self._dtypes)
+
+    def _write(self) -> None:
+        """This process's part. An error waits for `finish`, where the others are told."""
+        try:
+            for place, (new, pieces) in enumerate(self._sets):
+                new.write(pieces)
+                self._sets[place] = new, ()
+        except BaseException as error:
+            self._error = error
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
@@ -108,10 +153,26 @@ class Saving:
             yield
             kept.pop_all()
 
-    def finish(self) -> None:
+    def finish(self, wait: bool = True) -> bool:
+        """Give the folder its name if all processes have written, and return whether it has it. All call this alike.
+
+        Args:
+            wait: until they have.
+
+        Raises:
+            OSError: as `save`.
+        """
+        if self.is_finished:
+            return True
+        if wait and self._thread.ident:
+            self._thread.join()
+        progress = Progress.WRITES if self._thread.is_alive() else Progress.FAILED if self._error else Progress.DONE
         with self._removing():
-            for new, pieces in self._sets:
-                new.write(pieces)
+            everyone = set(self._writers.gather([progress]).flat)
+            if Progress.FAILED in everyone:
+                raise self._error or OSError(f"{self._folder}: another process could not write its part, and says why")
+            if Progress.WRITES in everyone:
+                return False
             sums = {}
             for new, _ in self._sets:
                 sums |= new.finish()
@@ -119,6 +180,16 @@ class Saving:
             if self._writers.is_first:
                 self._finish_folder(sums)
         self._writers.wait()  # all see it whole when this returns
+        self.is_finished = True
+        return True
+
+    def discard(self) -> None:
+        """Remove what there is, without the other processes."""
+        if self._thread.ident:
+            self._thread.join()
+        if not self.is_finished:
+            with suppress(_Discarded), self._removing():
+                raise _Discarded
 
     def _finish_folder(self, sums: dict[str, int]) -> None:
         """What the first does when all have written."""
