@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from examples.llama2_13b.bench.load_memory import CONFIG, read_as, write_sparse
 from examples.llama2_13b.io import crc32
 from examples.llama2_13b.model.safetensors_folder import Reader
 from examples.llama2_13b.model.safetensors_layout import Layout, Stored
@@ -88,3 +90,19 @@ def test_a_rank_reads_its_own_part(tmp_path, size):
             found = reader.read(piece.tensor, piece.place)
             assert found.dtype == np.float32 and found.flags.c_contiguous
             np.testing.assert_array_equal(found, piece.value.astype(np.float32))
+
+
+@pytest.mark.parametrize("degree", [1, 8])
+def test_reading_holds_a_few_copies_of_the_largest_part(tmp_path, degree):
+    """Of 540 MB of parameters in float32, half of that on disk, where nobody wrote a value."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "vocab_size": 16000}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(CONFIG.read_text()) | sizes | heads))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert write_sparse(folder, tmp_path / "config.json") > 250e6
+    assert sum(512 * path.stat().st_blocks for path in folder.iterdir()) < 1e6
+    found = read_as(folder, degree - 1, degree)
+    largest = 4 * 16000 * 1024 / degree
+    assert found["parameters"] == pytest.approx(4 * 135.5e6 / degree, rel=0.01)
+    assert found["peak"] < 3 * largest + 16e6
