@@ -166,6 +166,7 @@ def checkpoint_to_resume(flags: TrainingFlags) -> Path | None:
 def _prepare_output(flags: TrainingFlags, stale: Iterable[str]) -> None:
     output = Path(flags.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    training_state.remove_unfinished(output)
     if flags.overwrite_output_dir:
         for checkpoint in training_state.checkpoints(output):
             shutil.rmtree(checkpoint)

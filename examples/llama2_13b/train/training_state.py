@@ -296,6 +296,13 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+def remove_unfinished(output: Path) -> None:
+    """What a killed run was writing: it may be as large as a checkpoint."""
+    for path in output.glob(".checkpoint-*.saving"):
+        with beside_the_work(f"{path} is not removed"):
+            shutil.rmtree(path)
+
+
 def keep_newest(output: Path, limit: int) -> None:
     for path in checkpoints(output)[:-limit]:
         with beside_the_work(f"{path} is not removed"):  # on NFS a folder that someone reads cannot go
