@@ -171,7 +171,7 @@ def checkpoint_names(output):
     return [path.name for path in training_state.checkpoints(output)]
 
 
-def test_a_checkpoint_is_written_while_the_next_steps_run(sft_flags, tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_while_the_next_steps_run(sft_flags, tmp_path, monkeypatch, capfd):
     """The bytes are those of its own step, and the next save waits for them."""
     at_once, later = tmp_path / "run", tmp_path / "later"
     assert sft(sft_flags(save_steps=3, save_total_limit=2)) == 0
@@ -195,6 +195,8 @@ def test_a_checkpoint_is_written_while_the_next_steps_run(sft_flags, tmp_path, m
     monkeypatch.setattr(Trainer, "_step", step_on)
     assert sft(sft_flags(save_steps=3, save_total_limit=2, output_dir=str(later), async_save=True)) == 0
     assert seen == [[], *["checkpoint"] * 6] and checkpoint_names(later) == ["checkpoint-3", "checkpoint-6"]
+    num_bytes = 3 * sum(value.nbytes for value in weights(later / "checkpoint-6").values())  # and two moments
+    assert capfd.readouterr().out.count(f"{num_bytes / 1e6:.0f} MB of this process are copied to host memory") == 1
     ours, theirs = contents(at_once), contents(later)
     assert {path.relative_to(at_once): content for path, content in ours.items()} == {
         path.relative_to(later): content for path, content in theirs.items()

@@ -68,6 +68,7 @@ class Trainer:
     def __post_init__(self) -> None:
         flags = self.flags
         self._saving: training_state.Saving | None = None
+        self._saved_bytes = 0  # that the last checkpoint had in host memory
         self._gradients = Gradients(self.mesh, self.model.parameters()).watch()
         self._order = Order(self.train, flags.rows_per_step(self.mesh.copies), flags.seed)
         self._slow_ranks = SlowRanks(self.mesh)
@@ -261,9 +262,13 @@ class Trainer:
         folder = output / f"checkpoint-{self.step}"
         in_background = self.flags.async_save
         self._finish_saving(output)
+        is_told = self._saved_bytes > 0
         self._saving = training_state.save(
             folder, self.mesh, self.model, self.optimizer, self.files, state, in_background
         )
+        self._saved_bytes = self._saving.num_bytes
+        if in_background and self.mesh.is_first and not is_told:
+            say(f"checkpoints: {self._saved_bytes / 1e6:.0f} MB of this process are copied to host memory first")
         self._finish_saving(output, wait=not in_background)
 
     def _finish_saving(self, output: Path, wait: bool = True) -> None:
