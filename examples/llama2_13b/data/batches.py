@@ -17,6 +17,10 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """0 without data."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+
     def rows(self) -> Sequence[Any]:
         """All rows, in the data's order."""
 

@@ -32,6 +32,10 @@ class SampleBatches:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def longest(self) -> int:
+        return self.length or max(map(len, self.samples), default=0)
+
     def rows(self) -> list[Row]:
         return self.pack([len(sample) for sample in self.samples])
 

@@ -101,6 +101,10 @@ class TokenBatches:
     def __len__(self) -> int:
         return self._ends[-1]
 
+    @property
+    def longest(self) -> int:
+        return self.parts[0].length
+
     def rows(self) -> Sequence[int]:
         count = len(self)
         shown = count if self.limit is None else min(count, self.limit)

@@ -69,7 +69,11 @@ class PipelineParallel:
         Raises:
             ValueError: there are fewer layers than chunks.
         """
-        return self._divided(count)[self.stage :: self.stages]
+        return self.layers_of(self.stage, count)
+
+    def layers_of(self, stage: int, count: int) -> list[range]:
+        """Those of any stage's chunks."""
+        return self._divided(count)[stage :: self.stages]
 
     def stage_of(self, layer: int, count: int) -> int:
         """Who has a layer of `count` in all."""

@@ -60,7 +60,7 @@ def peak_memory() -> int:
     """Bytes: the most that the device has held, or the process where the device is the host."""
     if paddle.get_device() == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(paddle.device.max_memory_allocated())
+    return int(paddle.device.max_memory_allocated(paddle.get_device()))  # of the first device if not told
 
 
 class Log:

@@ -11,12 +11,12 @@ from typing import Any
 import paddle
 
 from examples.llama2_13b.data.batches import Batches
-from examples.llama2_13b.io.remarks import say
+from examples.llama2_13b.io.remarks import beside_the_work, say
 from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import STAGES
-from examples.llama2_13b.train import metrics, training_state
+from examples.llama2_13b.train import memory, metrics, training_state
 from examples.llama2_13b.train.loss import Loss
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.trainer import Trainer, deciding
@@ -91,16 +91,35 @@ def train(
         training_state.verify(checkpoint, state, mesh.everyone)  # what was read a moment ago is still in memory
     done = state.step if state else 0
     trainer = Trainer(flags, mesh, model, optimizer, loss, batches, evaluation, files, done, test)
+    predicted = predicted_memory(trainer)
     peak = metrics.measure_peak_flops(flags.dtype)  # the first fused op: a wrong setting shows before a run is removed
     mesh.any_process(False)  # all have looked at the output folder before the first changes it
     if mesh.is_first:
         _prepare_output(flags, stale)
-        for line in (*about, *_describe(trainer, peak)):
+        for line in (*about, *_describe(trainer, peak), *memory.describe(predicted, mesh.pipeline.stages)):
             say(line)
-    return _ended(trainer, trainer.run(peak))
+    return _ended(trainer, trainer.run(peak), predicted)
 
 
-def _ended(trainer: Trainer, interrupted: int) -> int:
+def predicted_memory(trainer: Trainer) -> list[memory.Memory]:
+    """Of every rank; empty on all processes but the first."""
+    if trainer.mesh.is_first:
+        with beside_the_work("the memory of a rank is not predicted"):
+            return memory.predict(trainer.model, trainer.mesh, step_of(trainer))
+    return []
+
+
+def step_of(trainer: Trainer) -> memory.Step:
+    """The largest that the data make."""
+    flags = trainer.flags
+    return memory.Step(flags.per_device_train_batch_size, trainer.train.longest, flags.gradient_accumulation_steps)
+
+
+def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory]) -> int:
+    measured = [peak for (peak,) in trainer.mesh.gathered([trainer.peak_memory])]
+    if trainer.mesh.is_first:
+        for line in memory.compare(predicted, measured):
+            say(line)
     if trainer.mesh.is_first and interrupted:
         say(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
     elif trainer.mesh.is_first:

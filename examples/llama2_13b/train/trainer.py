@@ -63,6 +63,7 @@ class Trainer:
     step: int = 0
     test: Batches | None = None
     test_loss: float | None = field(init=False, default=None)
+    peak_memory: int = field(init=False, default=0)  # up to the last step, in bytes
     num_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -196,7 +197,7 @@ class Trainer:
             "mfu": flops / seconds / (peak_flops * self.mesh.processes),
         }
         with beside_the_work("peak_memory is not measured"):
-            line["peak_memory"] = metrics.peak_memory()
+            line["peak_memory"] = self.peak_memory = metrics.peak_memory()
         return line
 
     def _seed(self) -> None:
