@@ -323,9 +323,14 @@ def compare(predicted: Sequence[Memory], measured: Sequence[float]) -> Iterator[
     if not any(measured):
         return
     rank = max(range(len(measured)), key=measured.__getitem__)
-    what = "of its whole process, code and data included" if paddle.get_device() == "cpu" else "of its device"
+    what = measured_of()
     beside = f"; predicted {_gb(predicted[rank].peak)}" if predicted else ""
     yield f"memory, measured: {_gb(measured[rank])} at most, on rank {rank}, {what}{beside}"
+
+
+def measured_of() -> str:
+    """What a measured peak is of."""
+    return "of the whole process, code and data included" if paddle.get_device() == "cpu" else "of the device"
 
 
 def _gb(size: float) -> str:

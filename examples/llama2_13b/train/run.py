@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.train import memory, metrics, training_state
 from examples.llama2_13b.train.loss import Loss
 from examples.llama2_13b.train.optimizer import AdamW
+from examples.llama2_13b.train.report import Report
 from examples.llama2_13b.train.trainer import Trainer, deciding
 from examples.llama2_13b.train.training_flags import TrainingFlags
 
@@ -118,6 +120,8 @@ def step_of(trainer: Trainer) -> memory.Step:
 def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory]) -> int:
     measured = [peak for (peak,) in trainer.mesh.gathered([trainer.peak_memory])]
     if trainer.mesh.is_first:
+        with beside_the_work("report.html is not written"):
+            _report(trainer, interrupted, predicted, measured).write(Path(trainer.flags.output_dir) / "report.html")
         for line in memory.compare(predicted, measured):
             say(line)
     if trainer.mesh.is_first and interrupted:
@@ -127,6 +131,22 @@ def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory]) -
             say(f"test loss: {trainer.test_loss:.4f}")
         say(f"model and log.jsonl: {trainer.flags.output_dir}")
     return 128 + interrupted if interrupted else 0
+
+
+def _report(trainer: Trainer, interrupted: int, predicted: list[memory.Memory], measured: list[float]) -> Report:
+    flags = trainer.flags
+    folder = Path(flags.output_dir)
+    stopped = f"Stopped by signal {interrupted} after step" if interrupted else "Ended with step"
+    return Report(
+        title=f"{flags.COMMAND} {folder.name}",
+        ending=f"{stopped} {trainer.step} of {trainer.num_steps}.",
+        log=metrics.read_log(folder / "log.jsonl"),
+        layout=dataclasses.asdict(memory.degrees_of(trainer.mesh)),
+        settings=dataclasses.asdict(flags),
+        predicted=predicted,
+        measured=measured,
+        measured_of=memory.measured_of(),
+    )
 
 
 def _describe(trainer: Trainer, peak: float) -> list[str]:
@@ -189,5 +209,5 @@ def _prepare_output(flags: TrainingFlags, stale: Iterable[str]) -> None:
     if flags.overwrite_output_dir:
         for checkpoint in training_state.checkpoints(output):
             shutil.rmtree(checkpoint)
-        for name in ("log.jsonl", *stale):
+        for name in ("log.jsonl", "report.html", *stale):
             (output / name).unlink(missing_ok=True)

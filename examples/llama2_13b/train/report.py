@@ -1,0 +1,104 @@
+"""`report.html`: a run on one page, which needs no other file and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from examples.llama2_13b.io import atomic
+from examples.llama2_13b.train import svg
+from examples.llama2_13b.train.memory import Memory
+
+STYLE = """
+body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1180px; padding: 0 1em; color: #222 }
+figure { display: inline-block; margin: 0 1em 1em 0 } svg { font: 12px sans-serif; max-width: 100% }
+table { border-collapse: collapse; margin-bottom: 1em } td, th { padding: .15em .8em .15em 0; text-align: left }
+th { border-bottom: 1px solid #999 } td { border-bottom: 1px solid #eee; overflow-wrap: anywhere }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows.
+
+    Args:
+        title: of the run.
+        ending: how it ended, in words.
+        log: the lines of `log.jsonl`.
+        layout: processes along each axis.
+        settings: every flag.
+        predicted: the memory of each rank; may be empty.
+        measured: its peak in bytes, of each rank; 0 where no step was measured.
+        measured_of: what the peak is of.
+        timeline: what a trace of some steps says, in words.
+    """
+
+    title: str
+    ending: str
+    log: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, int]
+    settings: Mapping[str, Any]
+    predicted: Sequence[Memory]
+    measured: Sequence[float]
+    measured_of: str
+    timeline: Sequence[str] = ()
+
+    def write(self, path: Path) -> None:
+        atomic.write_file(path, self.page().encode(errors="replace"))
+
+    def page(self) -> str:
+        title = escape(self.title)
+        sections = [
+            f"<h1>{title}</h1><p>{escape(self.ending)}</p>",
+            *self._charts(),
+            "<h2>Memory</h2>",
+            _table(("rank", "stage", "predicted", "measured", "worst moment", *MEMORY_PARTS), self._memory()),
+            f"<p>In GB. Measured is the peak {escape(self.measured_of)}.</p>",
+            *(["<h2>Timeline</h2>", *(f"<p>{escape(line)}</p>" for line in self.timeline)] if self.timeline else []),
+            "<h2>Layout</h2>",
+            _table(("axis", "processes"), self.layout.items()),
+            "<h2>Settings</h2>",
+            _table(("flag", "value"), ((f"--{name}", value) for name, value in self.settings.items())),
+        ]
+        head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        return (
+            f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(sections) + "\n</body></html>\n"
+        )
+
+    def _charts(self) -> list[str]:
+        processes = len(self.measured)
+
+        def over_steps(name: str, factor: float = 1.0) -> list[tuple[float, float]]:
+            return [(line["step"], line[name] * factor) for line in self.log if name in line]
+
+        losses = {"training": over_steps("loss"), "evaluation": over_steps("eval_loss")}
+        ranks = [str(rank) for rank in range(processes)]
+        memory = {
+            "predicted": [one.peak / 1e9 for one in self.predicted],
+            "measured": [size / 1e9 for size in self.measured],
+        }
+        return [
+            svg.lines("loss per token (nats)", {name: points for name, points in losses.items() if points}),
+            svg.lines("tokens/s/device", {"tokens/s/device": over_steps("tokens_per_second", 1 / processes)}),
+            svg.lines("MFU (%)", {"MFU": over_steps("mfu", 100)}),
+            svg.bars("peak memory by rank (GB)", ranks, {name: sizes for name, sizes in memory.items() if sizes}),
+        ]
+
+    def _memory(self) -> Iterable[tuple[object, ...]]:
+        if not self.predicted:
+            yield from ((rank, "", "", f"{size / 1e9:.3f}", "") for rank, size in enumerate(self.measured))
+        for one, measured in zip(self.predicted, self.measured, strict=False):
+            parts = (f"{getattr(one, part) / 1e9:.3f}" for part in MEMORY_PARTS)
+            yield one.rank, one.stage, f"{one.peak / 1e9:.3f}", f"{measured / 1e9:.3f}", one.moment, *parts
+
+
+MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations")
+
+
+def _table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,104 @@
+"""report.html: a page on its own, that says what a run did."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from examples.llama2_13b.sft import sft
+from examples.llama2_13b.train.memory import Memory
+from examples.llama2_13b.train.report import Report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# What makes a browser fetch something.
+FETCHES = {"src", "href", "srcset", "data", "action", "poster", "xlink:href"}
+EMPTY = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Every tag is closed in order; what is fetched, and the text of each element by its tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched, self.tags, self.texts = [], [], [], {}
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.fetched += [value for name, value in attrs if name in FETCHES]
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.fetched += [value for name, value in attrs if name in FETCHES]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+
+def report(**changes):
+    log = [{"step": step, "loss": 4.0 - step, "tokens_per_second": 300.0, "mfu": 0.5} for step in (1, 2, 3)]
+    log[-1]["eval_loss"] = 1.5
+    memories = [Memory(rank, rank, 10**9, 10**9, 2 * 10**9, 5 * 10**8, 0, 5 * 10**9, "the head") for rank in range(3)]
+    values = {
+        "title": "sft <b>&run",
+        "ending": "Ended with step 3 of 3.",
+        "log": log,
+        "layout": {"data": 1, "pipeline": 3},
+        "settings": {"seed": 42, "output_dir": "</td><script>"},
+        "predicted": memories,
+        "measured": [5.1e9, 5e9, 4.9e9],
+        "measured_of": "of the device",
+    }
+    return Report(**{**values, **changes})
+
+
+def test_the_page_is_whole_and_fetches_nothing():
+    text = report().page()
+    page = Page(text)
+    assert not page.fetched and "url(" not in text and "@import" not in text and "script" not in page.tags
+    assert page.tags.count("svg") == 4 and page.texts["h1"] == ["sft <b>&run"]
+    cells = page.texts["td"]
+    assert {"--seed", "42", "</td><script>", "5.100", "the head"} <= set(cells)
+    shown = page.texts["text"]
+    assert "training, now 1" in shown and "evaluation, now 1.5" in shown and "tokens/s/device, now 100" in shown
+
+
+def test_a_page_without_steps_or_prediction_is_whole():
+    page = Page(report(log=[], predicted=[], measured=[0.0]).page())
+    assert page.tags.count("svg") == 4
+
+
+def test_what_is_not_finite_is_left_out_of_a_chart():
+    log = [{"step": step, "loss": loss} for step, loss in enumerate((2.0, float("nan"), float("inf"), 1.0))]
+    text = report(log=log).page()
+    assert "nan" not in text.lower() and "inf," not in text
+    Page(text)
+
+
+def test_a_run_writes_its_page(sft_flags, no_measuring, no_drawing, tmp_path):
+    assert sft(sft_flags(max_steps=3)) == 0
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    assert page.texts["h1"] == ["sft run"] and "Ended with step 3 of 3." in page.texts["p"]
+    assert "--learning_rate" in page.texts["td"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+def test_a_browser_shows_the_page(tmp_path):
+    """The browser's own tree after loading, without a network."""
+    report().write(tmp_path / "report.html")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [BROWSER, *options, "--proxy-server=127.0.0.1:9", "--dump-dom", (tmp_path / "report.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert shown.stdout.count("<svg") == 4 and "<h1>sft &lt;b&gt;&amp;run</h1>" in shown.stdout
