@@ -209,5 +209,6 @@ def _prepare_output(flags: TrainingFlags, stale: Iterable[str]) -> None:
     if flags.overwrite_output_dir:
         for checkpoint in training_state.checkpoints(output):
             shutil.rmtree(checkpoint)
+        shutil.rmtree(output / "tensorboard", ignore_errors=True)
         for name in ("log.jsonl", "report.html", *stale):
             (output / name).unlink(missing_ok=True)

@@ -31,6 +31,7 @@ from examples.llama2_13b.train.loss import Loss, chunk_of
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.schedule import learning_rate
 from examples.llama2_13b.train.slow_ranks import SlowRanks
+from examples.llama2_13b.train.tensorboard import TensorBoard
 from examples.llama2_13b.train.training_flags import TrainingFlags
 from fusionkit.parallel import waited_seconds
 
@@ -105,7 +106,9 @@ class Trainer:
         if self.step == self.num_steps and self.mesh.holds_weights:  # somebody died after the last checkpoint
             with interrupt.held():
                 self._save_model(output)
-        with self._progress() as progress, log or contextlib.nullcontext():
+        reports = self.mesh.is_first and self.flags.report_to == "tensorboard"
+        board = TensorBoard(output / "tensorboard", self.step) if reports else None
+        with self._progress() as progress, log or contextlib.nullcontext(), board or contextlib.nullcontext():
             for rows in progress:
                 line = self._step(rows, peak_flops)
                 self.step = line["step"]
@@ -120,8 +123,8 @@ class Trainer:
                     stopped = self._stops(interrupt)
                 if self.test and self.step == self.num_steps:
                     line["test_loss"] = self.test_loss = self.evaluate(self.test)
-                if log:
-                    log.write(line)
+                for writer in filter(None, (log, board)):
+                    writer.write(line)
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
                 progress.set_postfix(shown, refresh=False)
                 if stopped or self._is_due(self.flags.save_steps):

@@ -9,6 +9,7 @@ from typing import ClassVar
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.model.llama import DTYPES
 from examples.llama2_13b.parallel.sharding import STAGES
+from examples.llama2_13b.train import tensorboard
 from examples.llama2_13b.train.schedule import KINDS
 
 
@@ -56,6 +57,7 @@ class TrainingFlags:
     resume_from_checkpoint: str | None = flag(
         'a checkpoint-<step> folder, or "last" of output_dir, or "auto": the last if there is one', None
     )
+    report_to: str = flag("tensorboard | none: the log's figures in TensorBoard's format too", "none")
     overwrite_output_dir: bool = flag("remove the run that output_dir holds", False)
 
     def __post_init__(self) -> None:
@@ -90,6 +92,9 @@ class TrainingFlags:
         self.require(degree != 1 or not self.sharding, "sharding", "empty with sharding_parallel_degree 1")
         divides = self.sequence_parallel or self.tensor_parallel_degree > 1
         self.require(divides, "sequence_parallel", "true where tensor_parallel_degree is 1")
+        self.require(self.report_to in ("none", "tensorboard"), "report_to", "tensorboard or none")
+        here = self.report_to == "none" or tensorboard.is_installed()
+        self.require(here, "report_to", f"none where {tensorboard.LIBRARY} is not installed")
         self.require(
             not (self.overwrite_output_dir and self.resume_from_checkpoint),
             "overwrite_output_dir",
