@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from paddle import Tensor
 from paddle.distributed.fleet.utils.sequence_parallel_utils import is_sequence_parallel_parameter
 
 from examples.llama2_13b.parallel.pipeline import is_shared
+from examples.llama2_13b.parallel.trace import COMMUNICATION, EXPOSED, Trace
 from fusionkit.parallel import collectives
 
 if TYPE_CHECKING:
@@ -41,21 +42,26 @@ class Bucket:
         parameters: whose they are.
         pending: a sum on its way.
         total: of the sums that have come.
+        arrives: tells the trace that a pending sum has come.
     """
 
     owner: int
     parameters: list[Tensor] = field(default_factory=list)
     pending: Any = None
     total: Tensor | None = None
+    arrives: Callable[[], None] | None = None
 
     @property
     def size(self) -> int:
         return sum(parameter.size for parameter in self.parameters)
 
-    def receive(self) -> None:
+    def receive(self, trace: Trace) -> None:
         if self.pending is None:
             return
-        came, self.pending = self.pending.wait(), None
+        with trace.span(EXPOSED, "wait for gradients"):
+            came, self.pending = self.pending.wait(), None
+        if self.arrives is not None:
+            self.arrives()
         if came is not None:
             self.total = came if self.total is None else self.total.add_(came)
 
@@ -145,23 +151,24 @@ class Gradients:
     def _send_next(self) -> None:
         for bucket in self._early:
             if bucket.pending is not None and bucket.pending.is_completed():
-                bucket.receive()  # so what was sent is not held
+                bucket.receive(self._mesh.trace)  # so what was sent is not held
         self._send(self._early[self._sent % len(self._early)])
         self._sent += 1
 
     def _send(self, bucket: Bucket) -> None:
-        bucket.receive()
+        bucket.receive(self._mesh.trace)
         joined = _joined([_zeros(one) if one.grad is None else one.grad for one in bucket.parameters])
         for parameter in bucket.parameters:
             parameter.grad = None
         sharding = self._mesh.sharding
+        bucket.arrives = self._mesh.trace.start(COMMUNICATION, "gradients")
         if sharding.size == 1:
             bucket.pending = collectives.start_sum(joined, self._mesh.replicas)
         else:
             bucket.pending = collectives.start_sum(joined, sharding.group, bucket.owner)
 
     def _finish(self, bucket: Bucket) -> None:
-        bucket.receive()
+        bucket.receive(self._mesh.trace)
         total, bucket.total = bucket.total, None
         if total is None:
             return

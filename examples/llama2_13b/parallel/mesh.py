@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel, counts_here
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
+from examples.llama2_13b.parallel.trace import Trace
 from examples.llama2_13b.parallel.writers import Writers
 from fusionkit.optimizer import global_norm
 from fusionkit.parallel import Communicator
@@ -49,6 +50,7 @@ class Mesh:
         tensor: how the processes that have the same layers of a copy divide them.
         replicas: the group of those that differ along data and sharding: they have the same part of the other copies.
         world: the group of all; None alone.
+        trace: where the time of some steps goes.
     """
 
     data: Any = None
@@ -57,6 +59,7 @@ class Mesh:
     tensor: TensorParallel = ALONE
     replicas: Any = None
     world: Any = None
+    trace: Trace = field(default_factory=Trace, compare=False)
 
     @classmethod
     def join(
@@ -98,6 +101,11 @@ class Mesh:
     @property
     def processes(self) -> int:
         return _size(self.world)
+
+    @property
+    def rank(self) -> int:
+        """Of all processes."""
+        return _rank(self.world)
 
     @property
     def copies(self) -> int:
@@ -152,12 +160,16 @@ class Mesh:
         found: list[list[float]] = communicator_of(self.world).all_gather(np.array(values, dtype=np.float64)).tolist()
         return found
 
-    def told(self, text: str, rank: int) -> str:
-        """A process's text, on all processes; its first 500 bytes."""
+    def texts_of_all(self, text: str) -> list[str]:
+        """As `gathered`."""
         if self.world is None:
-            return text
-        own = np.frombuffer(text.encode()[:500].ljust(500), dtype=np.uint8)
-        return communicator_of(self.world).broadcast(own, rank).tobytes().decode(errors="replace").rstrip()
+            return [text]
+        own = np.frombuffer(text.encode(), np.uint8)
+        lengths = [int(length) for (length,) in self.gathered([len(own)])]
+        padded = np.zeros(max(lengths), np.uint8)
+        padded[: len(own)] = own
+        rows = communicator_of(self.world).all_gather(padded).reshape(len(lengths), -1)
+        return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
 
     def reduce_gradients(self, parameters: Iterable[paddle.Tensor]) -> None:
         """`Gradients.reduce`, after a step whose backward passes nobody watched."""

@@ -23,10 +23,13 @@ from examples.llama2_13b.parallel.schedule import (
     one_forward_one_backward,
     timeline,
 )
+from examples.llama2_13b.parallel.trace import BUBBLE, COMMUNICATION, COMPUTE, Trace
 from fusionkit.parallel import CommunicatorError
 from fusionkit.parallel.groups import communicator_of
 from fusionkit.parallel.parts import own_part
 from fusionkit.parallel.point_to_point import Exchange
+
+UNTRACED = Trace()
 
 # (micro-batch, chunk, what the chunk before has handed on) -> what goes to the next; of the last chunk, the loss.
 Forward = Callable[[int, int, Tensor | None], Tensor]
@@ -92,23 +95,26 @@ class PipelineParallel:
         """Whether the loss comes out of this stage's chunk."""
         return self.is_last and chunk == self.chunks - 1
 
-    def train(self, forward: Forward, shapes: Sequence[Sequence[int]], dtype: str, divisor: float) -> float:
+    def train(
+        self, forward: Forward, shapes: Sequence[Sequence[int]], dtype: str, divisor: float, trace: Trace = UNTRACED
+    ) -> float:
         """Add the gradients of all losses / divisor to those of the parameters.
 
         Args:
             forward: of this stage's chunks.
             shapes: of what is handed on, for each micro-batch.
             dtype: of the same.
+            trace: of what this stage computes and waits for.
 
         Returns:
             The sum of the losses, on all stages.
         """
-        return self.total(_Step(self, forward, shapes, dtype, divisor).run(one_forward_one_backward))
+        return self.total(_Step(self, forward, shapes, dtype, divisor, trace).run(one_forward_one_backward))
 
     @paddle.no_grad()
     def evaluate(self, forward: Forward, shapes: Sequence[Sequence[int]], dtype: str) -> float:
         """As `train`, without gradients."""
-        return self.total(_Step(self, forward, shapes, dtype, None).run(forward_only))
+        return self.total(_Step(self, forward, shapes, dtype, None, UNTRACED).run(forward_only))
 
     def total(self, own: float) -> float:
         """The sum over the stages, on all of them."""
@@ -146,7 +152,10 @@ class _Step:
         shapes: Sequence[Sequence[int]],
         dtype: str,
         divisor: float | None,
+        trace: Trace,
     ) -> None:
+        self._trace = trace
+        self._on_the_way: dict[int, Callable[[], None]] = {}  # what tells the trace that an exchange is done
         self._pipeline, self._forward, self._shapes, self._dtype = pipeline, forward, shapes, dtype
         self._divisor = divisor  # None without gradients
         self._arrived: dict[Action, tuple[Tensor, Exchange]] = {}
@@ -169,15 +178,26 @@ class _Step:
             if tick.sends is not None or tick.receives:
                 on_the_way.append(self._exchange(tick, result))
             while len(on_the_way) > pipeline.stages:  # a stage that is ahead holds no more than so many results
-                on_the_way.popleft().wait()
+                self._wait(on_the_way.popleft())
         for exchange in on_the_way:
-            exchange.wait()
+            self._wait(exchange)
         return self._total
 
     def _compute(self, action: Action) -> Tensor | None:
         received, exchange = self._arrived.pop(action, (None, None))
         if exchange is not None:
-            exchange.wait_received()
+            with self._trace.span(BUBBLE, "wait for a stage"):
+                exchange.wait_received()
+        name = f"{'forward' if action.is_forward else 'backward'} {action.micro_batch}"
+        with self._trace.span(COMPUTE, name if self._pipeline.chunks == 1 else f"{name}, chunk {action.chunk}"):
+            return self._work(action, received)
+
+    def _wait(self, exchange: Exchange) -> None:
+        with self._trace.span(BUBBLE, "wait for a stage"):
+            exchange.wait()
+        self._on_the_way.pop(id(exchange))()
+
+    def _work(self, action: Action, received: Tensor | None) -> Tensor | None:
         return self._go_on(action, received) if action.is_forward else self._go_back(action, received)
 
     def _go_on(self, action: Action, received: Tensor | None) -> Tensor:
@@ -205,7 +225,9 @@ class _Step:
         for action in tick.receives:
             arriving = paddle.empty(self._shapes[action.micro_batch], self._dtype)
             receives.append((arriving, self._sender(action)))
+        finish = self._trace.start(COMMUNICATION, "between stages")
         exchange = Exchange(sends, receives, self._pipeline.group)
+        self._on_the_way[id(exchange)] = finish
         for action, (arriving, _) in zip(tick.receives, receives, strict=True):
             self._arrived[action] = arriving, exchange
         return exchange

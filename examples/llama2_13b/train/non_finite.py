@@ -39,7 +39,7 @@ def origin(model: Llama, mesh: Mesh, work: Work, divisor: float, draw_again: Cal
         orders = mesh.gathered((*order, not broken))  # of ranks that find it at once, whose weights did it
         if min(orders)[0] < math.inf:
             rank = orders.index(min(orders))
-            return f"on rank {rank} {mesh.told(text + broken, rank)}"
+            return f"on rank {rank} {mesh.texts_of_all(text + broken)[rank]}"
     return "computed again all layers and gradients are, so a sum of them was too large, or a processor was wrong"
 
 

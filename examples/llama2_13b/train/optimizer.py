@@ -12,6 +12,7 @@ from paddle import Tensor
 from examples.llama2_13b.model import checkpoint
 from examples.llama2_13b.model.layout import trainable
 from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.trace import COMMUNICATION, COMPUTE, EXPOSED
 from fusionkit import optimizer
 
 MOMENTS = ("moment1", "moment2")
@@ -57,13 +58,17 @@ class AdamW:
     def step(self, learning_rate: float) -> float:
         """Update every parameter, forget the gradients, and return their norm before clipping."""
         self._model.divide_layers()
-        norm = self._mesh.gradient_norm(self._parameters.values())
+        trace = self._mesh.trace
+        with trace.span(EXPOSED, "norm of all gradients"):
+            norm = self._mesh.gradient_norm(self._parameters.values())
         scale = clipping_scale(norm, self._max_grad_norm)
         if self._owned:  # an adapter may have fewer matrices than there are ranks; Paddle's step needs one
-            self._adamw.set_lr(learning_rate)
-            self._adamw.step(scale)
-            self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it
-        self._mesh.sharding.spread(list(self._parameters.values()))
+            with trace.span(COMPUTE, "update"):
+                self._adamw.set_lr(learning_rate)
+                self._adamw.step(scale)
+                self._adamw.clear_grad(set_to_zero=False)  # else Paddle fills new memory with zeros and drops it
+        with trace.span(EXPOSED, "values from their owners"), trace.span(COMMUNICATION, "values from their owners"):
+            self._mesh.sharding.spread(list(self._parameters.values()))
         return norm
 
     def _owners(self) -> dict[str, int]:

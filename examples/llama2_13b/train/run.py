@@ -122,7 +122,7 @@ def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory]) -
     if trainer.mesh.is_first:
         with beside_the_work("report.html is not written"):
             _report(trainer, interrupted, predicted, measured).write(Path(trainer.flags.output_dir) / "report.html")
-        for line in memory.compare(predicted, measured):
+        for line in (*trainer.timeline, *memory.compare(predicted, measured)):
             say(line)
     if trainer.mesh.is_first and interrupted:
         say(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
@@ -146,6 +146,7 @@ def _report(trainer: Trainer, interrupted: int, predicted: list[memory.Memory], 
         predicted=predicted,
         measured=measured,
         measured_of=memory.measured_of(),
+        timeline=trainer.timeline,
     )
 
 
@@ -210,5 +211,5 @@ def _prepare_output(flags: TrainingFlags, stale: Iterable[str]) -> None:
         for checkpoint in training_state.checkpoints(output):
             shutil.rmtree(checkpoint)
         shutil.rmtree(output / "tensorboard", ignore_errors=True)
-        for name in ("log.jsonl", "report.html", *stale):
+        for name in ("log.jsonl", "report.html", "trace.json", *stale):
             (output / name).unlink(missing_ok=True)

@@ -46,7 +46,7 @@ class SlowRanks:
         return self._in_a_row[rank] == STEPS
 
     def _line(self, rank: int, factor: float) -> str:
-        host = self._mesh.told(platform.node(), rank)
+        host = self._mesh.texts_of_all(platform.node())[rank]
         took = f"computed {factor:.1f} times as long as the median of its like in {STEPS} steps in a row"
         return f"rank {rank} on host {host} {took}; the others wait for it"
 

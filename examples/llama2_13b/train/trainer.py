@@ -20,8 +20,10 @@ from tqdm import tqdm
 from examples.llama2_13b.data.batches import Batches, filled
 from examples.llama2_13b.data.order import Order
 from examples.llama2_13b.data.packing import Batch
+from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import Screen, beside_the_work, say
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.parallel import trace
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import Forward
@@ -64,6 +66,7 @@ class Trainer:
     step: int = 0
     test: Batches | None = None
     test_loss: float | None = field(init=False, default=None)
+    timeline: list[str] = field(init=False, default_factory=list)  # of the traced steps, in words, of each rank
     peak_memory: int = field(init=False, default=0)  # up to the last step, in bytes
     num_steps: int = field(init=False)
 
@@ -110,10 +113,12 @@ class Trainer:
         board = TensorBoard(output / "tensorboard", self.step) if reports else None
         with self._progress() as progress, log or contextlib.nullcontext(), board or contextlib.nullcontext():
             for rows in progress:
+                self._begin_trace()
                 line = self._step(rows, peak_flops)
                 self.step = line["step"]
                 with interrupt.held():
                     self._finish_saving(output, wait=False)
+                self._end_trace(output)
                 if self.step == self.num_steps and self.mesh.holds_weights:
                     with interrupt.held():
                         self._save_model(output)
@@ -135,6 +140,22 @@ class Trainer:
                 if stopped:
                     return stopped
         return 0
+
+    def _begin_trace(self) -> None:
+        if self.step + 1 == self.flags.traced[0]:
+            self.mesh.any_process(False)  # all begin at one time
+            self.mesh.trace.begin()
+
+    def _end_trace(self, output: Path) -> None:
+        """The first process writes what all have seen."""
+        if not self.mesh.trace.is_on or self.step < self.flags.traced[1]:
+            return
+        ranks = [trace.from_text(text) for text in self.mesh.texts_of_all(trace.to_text(self.mesh.trace.end()))]
+        names = self.mesh.texts_of_all(f"rank {self.mesh.rank}, stage {self.mesh.pipeline.stage}")
+        self.timeline = [trace.in_words(events, name) for events, name in zip(ranks, names, strict=True)]
+        if self.mesh.is_first:
+            with beside_the_work("trace.json is not written"):
+                atomic.write_file(output / "trace.json", trace.chrome(ranks, names).encode())
 
     def _progress(self) -> tqdm:
         screen = Screen(sys.stderr)
@@ -184,7 +205,7 @@ class Trainer:
         self._gradients.expect(len(batches), self._most(rows, flags.per_device_train_batch_size))
         num_targets = max(num_targets, 1.0)
         divisor = num_targets / self.mesh.copies  # averaged over the copies below
-        own_total = self.mesh.pipeline.train(*self._work(batches), divisor)
+        own_total = self.mesh.pipeline.train(*self._work(batches), divisor, self.mesh.trace)
         self._gradients.reduce()
         (total,) = self.mesh.totals(own_total)
         self._update(rate, total, batches, divisor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,6 +58,7 @@ class TrainingFlags:
     resume_from_checkpoint: str | None = flag(
         'a checkpoint-<step> folder, or "last" of output_dir, or "auto": the last if there is one', None
     )
+    trace_steps: str | None = flag("FIRST-LAST: steps whose timeline goes to trace.json, for chrome://tracing", None)
     report_to: str = flag("tensorboard | none: the log's figures in TensorBoard's format too", "none")
     overwrite_output_dir: bool = flag("remove the run that output_dir holds", False)
 
@@ -92,6 +94,8 @@ class TrainingFlags:
         self.require(degree != 1 or not self.sharding, "sharding", "empty with sharding_parallel_degree 1")
         divides = self.sequence_parallel or self.tensor_parallel_degree > 1
         self.require(divides, "sequence_parallel", "true where tensor_parallel_degree is 1")
+        first, last = self.traced
+        self.require(1 <= first <= last or self.trace_steps is None, "trace_steps", "FIRST-LAST, such as 3-5")
         self.require(self.report_to in ("none", "tensorboard"), "report_to", "tensorboard or none")
         here = self.report_to == "none" or tensorboard.is_installed()
         self.require(here, "report_to", f"none where {tensorboard.LIBRARY} is not installed")
@@ -110,6 +114,14 @@ class TrainingFlags:
         for name in ("save_steps", "eval_steps", "warmup_steps"):
             value = getattr(self, name)
             self.require(value is None or value <= num_steps, name, f"at most {num_steps}, the steps of this run")
+        within = self.traced[1] <= num_steps
+        self.require(within, "trace_steps", f"within the steps of this run, of which there are {num_steps}")
+
+    @property
+    def traced(self) -> tuple[int, int]:
+        """The first and the last step whose timeline is written; 0, 0 for none."""
+        found = re.fullmatch(r"(\d+)-(\d+)", self.trace_steps or "")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def rows_per_step(self, copies: int) -> int:
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * copies

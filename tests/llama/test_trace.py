@@ -1,0 +1,87 @@
+"""--trace_steps: a Chrome trace of some steps, and their time in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from examples.llama2_13b.parallel import trace
+from examples.llama2_13b.parallel.trace import BUBBLE, COMMUNICATION, COMPUTE, EXPOSED, Event, Trace
+from examples.llama2_13b.sft import sft
+from tests.llama.test_sft_processes import launched
+
+EVENTS = [
+    Event(COMPUTE, "forward 0", 0.0, 4.0),
+    Event(COMMUNICATION, "gradients", 1.0, 3.0),
+    Event(COMMUNICATION, "gradients", 2.0, 6.0),
+    Event(EXPOSED, "wait for gradients", 4.0, 6.0),
+    Event(BUBBLE, "wait for a stage", 6.0, 8.0),
+    Event(COMPUTE, "update", 8.0, 10.0),
+]
+
+
+def test_the_time_in_words():
+    assert trace.in_words(EVENTS, "rank 0") == (
+        "rank 0: 10 s, of which it computes for 60%, waits for other stages for 20% (bubbles), and for sums and new "
+        "values for 20% (exposed communication). Something is on its way for 50%"
+    )
+    assert trace.in_words([], "rank 0") == "rank 0: nothing was traced"
+
+
+def test_the_lanes_of_a_chrome_trace():
+    found = json.loads(trace.chrome([EVENTS, []], ["one", "two"]))["traceEvents"]
+    names = {(event["pid"], event["args"]["name"]) for event in found if event["name"] == "process_name"}
+    assert names == {(0, "one"), (1, "two")}
+    complete = [event for event in found if event["ph"] == "X"]
+    assert len(complete) == len(EVENTS) and complete[0]["dur"] == 4e6
+    assert {event["cat"]: event["tid"] for event in complete} == trace.LANES
+
+
+def test_nothing_is_noted_outside_of_a_trace():
+    one = Trace()
+    with one.span(COMPUTE, "before"):
+        pass
+    one.begin()
+    with one.span(COMPUTE, "inside"):
+        one.start(COMMUNICATION, "beside")()
+    events = one.end()
+    with one.span(COMPUTE, "after"):
+        pass
+    assert [event.name for event in events] == ["beside", "inside"] and not one.is_on
+    assert trace.from_text(trace.to_text(events)) == events
+
+
+def test_a_run_writes_the_steps_asked_for(sft_flags, no_measuring, no_drawing, tmp_path, capsys):
+    assert sft(sft_flags(max_steps=4, trace_steps="2-3", gradient_accumulation_steps=2)) == 0
+    events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
+    names = [event["name"] for event in events if event.get("cat") == COMPUTE]
+    assert names == ["forward 0", "backward 0", "forward 1", "backward 1", "update"] * 2
+    assert "rank 0, stage 0: " in capsys.readouterr().out
+    assert "<h2>Timeline</h2>" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("value", ["3", "3-2", "0-1", "a-b"])
+def test_other_steps_are_refused(sft_flags, value):
+    with pytest.raises(ValueError, match="--trace_steps must be FIRST-LAST"):
+        sft_flags(trace_steps=value)
+
+
+def test_steps_beyond_the_run_are_refused(sft_flags, no_measuring):
+    with pytest.raises(ValueError, match="--trace_steps must be within the steps of this run, of which there are 3"):
+        sft(sft_flags(max_steps=3, warmup_steps=0, trace_steps="3-4"))
+
+
+def test_two_stages_see_what_travels_and_what_they_wait_for(tiny_folder, few_samples, tmp_path):
+    flags = {"dataset_name_or_path": few_samples, "pipeline_parallel_degree": 2, "gradient_accumulation_steps": 2}
+    code, logs = launched(2, tmp_path / "out", tiny_folder, tmp_path / "log", trace_steps="2-2", **flags)
+    assert code == 0, logs
+    assert "rank 1, stage 1: " in logs
+    found = json.loads((tmp_path / "out" / "trace.json").read_text())["traceEvents"]
+    for rank in range(2):
+        lanes = {event["cat"] for event in found if event["ph"] == "X" and event["pid"] == rank}
+        assert {COMPUTE, COMMUNICATION, BUBBLE} <= lanes
+        computed = [event for event in found if event.get("cat") == COMPUTE and event["pid"] == rank]
+        assert len(computed) == 5
+        ends = [event["ts"] + event["dur"] for event in computed]
+        assert all(end <= after["ts"] + 1 for end, after in zip(ends, computed[1:], strict=False))  # one at a time
