@@ -26,7 +26,6 @@ EXACT = ("parameters", "gradients", "optimizer")
 # The flags of each layout of two ranks, and how near the peak is predicted.
 LAYOUTS = {
     "tensor": {"tensor_parallel_degree": 2, "bf16": True},
-    "pipeline": {"pipeline_parallel_degree": 2, "recompute": True, "gradient_accumulation_steps": 3},
     "sharding": {"sharding": "stage1", "gradient_accumulation_steps": 2},
 }
 
@@ -45,7 +44,7 @@ def test_the_memory_of_each_rank_is_predicted(model, tmp_path, layout):
     launch = ["-m", "paddle.distributed.launch", "--devices", "0,1", "--log_dir", str(tmp_path / "log"), str(SCRIPT)]
     words = [sys.executable, *launch, *(f"--{name}={value}" for name, value in flags.items())]
     root = str(Path(__file__).parents[2])
-    result = run("npu", *words, options=("--devices", "2", "--timeout", "280"), PYTHONPATH=root)
+    result = run("npu", *words, options=("--devices", "2", "--timeout", "280"), timeout=900, PYTHONPATH=root)
     logs = [path.read_text() for path in sorted((tmp_path / "log").glob("workerlog.*"))]
     assert result.returncode == 0, "".join(log[-3000:] for log in logs)
     found = [[json.loads(line) for line in log.splitlines() if line.startswith('{"')] for log in logs]
