@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluation, log and checkpoints."""
+"""The training loop: steps, evaluation and log, and when to save."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import Forward
 from examples.llama2_13b.train import loss_curve, metrics, non_finite, training_state
+from examples.llama2_13b.train.checkpoints import Checkpoints
 from examples.llama2_13b.train.interrupt import Interrupt
 from examples.llama2_13b.train.loss import Loss, chunk_of
 from examples.llama2_13b.train.optimizer import AdamW
@@ -72,8 +73,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         flags = self.flags
-        self._saving: training_state.Saving | None = None
-        self._saved_bytes = 0  # that the last checkpoint had in host memory
+        self._checkpoints = Checkpoints(flags, self.mesh, self.model, self.optimizer, self.files)
         self._gradients = Gradients(self.mesh, self.model.parameters()).watch()
         self._order = Order(self.train, flags.rows_per_step(self.mesh.copies), flags.seed)
         self._slow_ranks = SlowRanks(self.mesh)
@@ -92,10 +92,10 @@ class Trainer:
                 stopped = self._train(output, peak_flops, interrupt)
             except BaseException as error:
                 with interrupt.held():
-                    self._give_up_saving(output, error)
+                    self._checkpoints.give_up(error)
                 raise
             with interrupt.held():
-                self._finish_saving(output)
+                self._checkpoints.finish()
             self.mesh.any_process(False)  # nobody leaves while another writes
             if self.mesh.is_first:
                 with beside_the_work("loss.png is not drawn"):
@@ -117,7 +117,7 @@ class Trainer:
                 line = self._step(rows, peak_flops)
                 self.step = line["step"]
                 with interrupt.held():
-                    self._finish_saving(output, wait=False)
+                    self._checkpoints.finish(wait=False)
                 self._end_trace(output)
                 if self.step == self.num_steps and self.mesh.holds_weights:
                     with interrupt.held():
@@ -135,7 +135,7 @@ class Trainer:
                 if stopped or self._is_due(self.flags.save_steps):
                     if self.mesh.holds_state:
                         with interrupt.held():
-                            self._save_checkpoint(output)
+                            self._save_checkpoint()
                     stopped = self._stops(interrupt) or stopped
                 if stopped:
                     return stopped
@@ -278,40 +278,9 @@ class Trainer:
         """Micro-batches of the copy that has most."""
         return math.ceil(len(rows) / (batch_size * self.mesh.copies))
 
-    def _save_checkpoint(self, output: Path) -> None:
-        state = {
-            "step": self.step,
-            "data": self.train.fingerprint(),
-            "flags": deciding(self.flags, self.mesh),
-        }
-        folder = output / f"checkpoint-{self.step}"
-        in_background = self.flags.async_save
-        self._finish_saving(output)
-        is_told = self._saved_bytes > 0
-        self._saving = training_state.save(
-            folder, self.mesh, self.model, self.optimizer, self.files, state, in_background
-        )
-        self._saved_bytes = self._saving.num_bytes
-        if in_background and self.mesh.is_first and not is_told:
-            say(f"checkpoints: {self._saved_bytes / 1e6:.0f} MB of this process are copied to host memory first")
-        self._finish_saving(output, wait=not in_background)
-
-    def _finish_saving(self, output: Path, wait: bool = True) -> None:
-        """Of the checkpoint that is being written, if there is one, and then remove the oldest."""
-        saving, self._saving = self._saving, None
-        if saving is None:
-            return
-        if not saving.finish(wait):
-            self._saving = saving
-        elif self.flags.save_total_limit is not None and self.mesh.is_first:
-            training_state.keep_newest(output, self.flags.save_total_limit)
-
-    def _give_up_saving(self, output: Path, error: BaseException) -> None:
-        """A gradient that is not finite is so on all processes: together they finish the checkpoint before it."""
-        if isinstance(error, FloatingPointError):
-            self._finish_saving(output)
-        elif self._saving is not None:
-            self._saving.discard()
+    def _save_checkpoint(self) -> None:
+        state = {"step": self.step, "data": self.train.fingerprint(), "flags": deciding(self.flags, self.mesh)}
+        self._checkpoints.save(self.step, state)
 
     def _save_model(self, output: Path) -> None:
         if self.mesh.is_first:
