@@ -26,6 +26,7 @@ from paddle.distributed import fleet
 from examples.llama2_13b.parallel.degrees import AXES, Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel, counts_here
+from examples.llama2_13b.parallel.ranks import Ranks
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from examples.llama2_13b.parallel.trace import Trace
@@ -100,22 +101,22 @@ class Mesh:
 
     @property
     def processes(self) -> int:
-        return _size(self.world)
+        return Ranks(self.world).size
 
     @property
     def rank(self) -> int:
         """Of all processes."""
-        return _rank(self.world)
+        return Ranks(self.world).rank
 
     @property
     def copies(self) -> int:
         """Of the model, each with rows of its own."""
-        return _size(self.replicas)
+        return Ranks(self.replicas).size
 
     @property
     def copy(self) -> int:
         """Which copy this process has, or has a part of."""
-        return _rank(self.replicas)
+        return Ranks(self.replicas).rank
 
     @property
     def is_first(self) -> bool:
@@ -125,7 +126,7 @@ class Mesh:
     @property
     def holds_state(self) -> bool:
         """Whether this process holds a part of what a checkpoint has: the other ranks along data hold the same."""
-        return _rank(self.data) == 0
+        return Ranks(self.data).rank == 0
 
     @property
     def holds_weights(self) -> bool:
@@ -184,14 +185,6 @@ class Mesh:
         for group in (self.sharding.group, self.tensor.group, self.pipeline.group):
             squares = squares if group is None else _summed([squares], group)[0]
         return math.sqrt(squares)
-
-
-def _size(group: Any) -> int:
-    return 1 if group is None else int(group.world_size)
-
-
-def _rank(group: Any) -> int:
-    return 0 if group is None else int(group.rank)
 
 
 # The mesh's groups, and the axes along which the members of each differ.

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
+from examples.llama2_13b.parallel.ranks import Ranks
 from examples.llama2_13b.parallel.schedule import (
     Action,
     Schedule,
@@ -36,25 +36,24 @@ Forward = Callable[[int, int, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
-class PipelineParallel:
+class PipelineParallel(Ranks):
     """How a model's layers are divided into stages; by default one has all.
 
     Args:
-        group: a Paddle group or a `fusionkit.parallel.Communicator`, in the order of stages; None is one stage.
+        group: of the stages, in their order; None is one stage.
         chunks: ranges of layers that each stage has. With more than one, micro-batches go round several times, and
             stages wait less: an interleaved schedule.
     """
 
-    group: Any = None
     chunks: int = 1
 
     @property
     def stages(self) -> int:
-        return 1 if self.group is None else int(self.group.world_size)
+        return self.size
 
     @property
     def stage(self) -> int:
-        return 0 if self.group is None else int(self.group.rank)
+        return self.rank
 
     @property
     def is_first(self) -> bool:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from paddle import Tensor
 
 from examples.llama2_13b.parallel.pipeline import is_shared
+from examples.llama2_13b.parallel.ranks import Ranks
 from examples.llama2_13b.parallel.tensor_parallel import largest_part
 from fusionkit.parallel import collectives
 
@@ -22,25 +22,16 @@ STAGES = ("stage1", "stage2", "stage3")
 
 
 @dataclass(frozen=True)
-class Sharding:
+class Sharding(Ranks):
     """How the copies of a group divide the optimizer's work; by default one does it all.
 
     Args:
-        group: a Paddle group or a `fusionkit.parallel.Communicator`; None is one rank.
+        group: of the copies; None is one.
         stage: 1 divides the moments; 2 the gradients too, which leave for their owners in every backward pass; 3 the
             matrices too, see `divided_layers`.
     """
 
-    group: Any = None
     stage: int = 1
-
-    @property
-    def size(self) -> int:
-        return 1 if self.group is None else int(self.group.world_size)
-
-    @property
-    def rank(self) -> int:
-        return 0 if self.group is None else int(self.group.rank)
 
     @property
     def divides_parameters(self) -> bool:

@@ -16,31 +16,23 @@ import paddle
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils.sequence_parallel_utils import mark_as_sequence_parallel_parameter
 
+from examples.llama2_13b.parallel.ranks import Ranks
 from fusionkit.nn import LanguageModelHead, Linear, RMSNorm
 from fusionkit.parallel import collectives, layers
 from fusionkit.parallel.parts import part_sizes
 
 
 @dataclass(frozen=True)
-class TensorParallel:
+class TensorParallel(Ranks):
     """How a model is divided; by default it is not.
 
     Args:
-        group: a Paddle group or a `fusionkit.parallel.Communicator`; None is one rank that has all.
+        group: of the ranks that divide it; None is one that has all.
         sequence_parallel: between the products each rank has its own part of the tokens, so norms and residual stream
             take a share of the memory and the time; else all ranks compute them alike.
     """
 
-    group: Any = None
     sequence_parallel: bool = True
-
-    @property
-    def size(self) -> int:
-        return 1 if self.group is None else int(self.group.world_size)
-
-    @property
-    def rank(self) -> int:
-        return 0 if self.group is None else int(self.group.rank)
 
     @property
     def divides_tokens(self) -> bool:

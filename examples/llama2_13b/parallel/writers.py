@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.llama2_13b.parallel.ranks import Ranks
 from fusionkit.parallel.groups import communicator_of
 
 
@@ -24,17 +26,17 @@ class Writers:
 
     @property
     def is_first(self) -> bool:
-        return all(group is None or int(group.rank) == 0 for group in self.groups)
+        return all(Ranks(group).rank == 0 for group in self.groups)
 
     @property
     def size(self) -> int:
-        return int(np.prod([1 if group is None else int(group.world_size) for group in self.groups], dtype=int))
+        return math.prod(Ranks(group).size for group in self.groups)
 
     @property
     def rank(self) -> int:
         found = 0
         for group in self.groups:
-            found = found if group is None else found * int(group.world_size) + int(group.rank)
+            found = found * Ranks(group).size + Ranks(group).rank
         return found
 
     def gather(self, values: Sequence[int]) -> NDArray[np.int64]:
