@@ -11,8 +11,7 @@ if [[ $tiny ]]; then
     rm -f $tiny/tokens.{bin,idx,about.json}
     python "$here/tokenize_texts.py" --model_name_or_path $tiny/model --input_path "$here/texts/train.json" \
         --json_key tgt --output_prefix $tiny/tokens
-    flags+=(--model_name_or_path $tiny/model --input_dir $tiny/tokens --output_dir $tiny/pretrained
-        --overwrite_output_dir --max_seq_length 128 --max_steps 2 --warmup_steps 1 --gradient_accumulation_steps 1
-        --eval_iters 1 --eval_steps 2 --save_steps 2 --split 990,9,1)
+    flags+=("${small[@]}" --input_dir $tiny/tokens --output_dir $tiny/pretrained --max_seq_length 128 --eval_iters 1
+        --eval_steps 2 --save_steps 2 --split 990,9,1)
 fi
 exec "${launch[@]}" "$here/pretrain.py" "$here/configs/pretrain_llama2_13b.json" "${flags[@]}" "$@"

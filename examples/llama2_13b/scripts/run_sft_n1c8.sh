@@ -8,8 +8,6 @@ source "$(dirname "$0")/n1c8.sh"
 
 flags=(--tensor_parallel_degree 8)
 if [[ $tiny ]]; then
-    flags+=(--model_name_or_path $tiny/model --dataset_name_or_path "$here/texts" --output_dir $tiny/sft
-        --overwrite_output_dir --src_length 64 --max_length 128 --max_steps 2 --warmup_steps 1
-        --gradient_accumulation_steps 1 --per_device_eval_batch_size 64)
+    flags+=("${small[@]}" "${small_texts[@]}" --output_dir $tiny/sft)
 fi
 exec "${launch[@]}" "$here/sft.py" "$here/configs/sft_llama2_13b.json" "${flags[@]}" "$@"
