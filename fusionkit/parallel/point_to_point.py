@@ -37,6 +37,10 @@ class Exchange:
         while self._receives:
             self._receives.pop().wait()
 
+    def is_completed(self) -> bool:
+        """Whether `wait` returns, or raises, at once."""
+        return all(work.is_completed() for work in (*self._sends, *self._receives))
+
     def wait(self) -> None:
         """Until the tensors are this rank's again."""
         self.wait_received()

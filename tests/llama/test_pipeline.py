@@ -195,6 +195,28 @@ def test_stages_train_as_one_process(folder_of, name):
         assert runs[0].losses == alone.losses
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_stage_keeps_no_values_of_what_it_hands_on(folder_of, dtype):
+    """Of each micro-batch the graph is kept, and the values go when they have been sent."""
+
+    def run(mesh):
+        run = Run(folder_of(2), mesh, dtype=dtype)
+        forward, shapes, dtype_ = run.work(list(batches(0, 4)))
+        outputs, held = [], []
+
+        def watched(*arguments):
+            held.append([output._is_initialized() for output in outputs])
+            outputs.append(forward(*arguments))
+            return outputs[-1]
+
+        mesh.pipeline.train(watched, shapes, dtype_, 1.0)
+        return held, [output._is_initialized() for output in outputs]
+
+    (held, ended), last = on_mesh(Degrees(pipeline=2), run)
+    assert not any(any(each) for each in held) and ended == 4 * [False]
+    assert last[1] == 4 * [True]  # a loss is read
+
+
 @pytest.mark.parametrize(
     "degrees", [Degrees(data=2, pipeline=2), Degrees(pipeline=2, sharding=2)], ids=["dp", "sharding"]
 )

@@ -141,6 +141,16 @@ def counts_here(parameter: Tensor) -> bool:
     return bool(getattr(parameter, "is_firstly_shared", True))
 
 
+def _taken(output: Tensor) -> Tensor:
+    """The values of `output`, which keeps its graph alone: its backward pass needs no values.
+
+    Megatron-LM does this, too, as `deallocate_pipeline_outputs`.
+    """
+    values = output.detach().view(output.shape)  # a tensor of its own; detached ones are emptied with the first
+    output._clear_data()
+    return values
+
+
 class _Step:
     """The micro-batches of one step on one stage."""
 
@@ -158,7 +168,7 @@ class _Step:
         self._pipeline, self._forward, self._shapes, self._dtype = pipeline, forward, shapes, dtype
         self._divisor = divisor  # None without gradients
         self._arrived: dict[Action, tuple[Tensor, Exchange]] = {}
-        self._kept: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}  # inputs and outputs, until backward
+        self._kept: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}  # inputs and graphs, until backward
         self._total = 0.0
 
     def run(self, schedule: Schedule) -> float:
@@ -176,7 +186,8 @@ class _Step:
             result = None if tick.action is None else self._compute(tick.action)
             if tick.sends is not None or tick.receives:
                 on_the_way.append(self._exchange(tick, result))
-            while len(on_the_way) > pipeline.stages:  # a stage that is ahead holds no more than so many results
+            # What has arrived is not held; nor does a stage that is ahead hold more than so many results.
+            while on_the_way and (on_the_way[0].is_completed() or len(on_the_way) > pipeline.stages):
                 self._wait(on_the_way.popleft())
         for exchange in on_the_way:
             self._wait(exchange)
@@ -207,7 +218,7 @@ class _Step:
             self._total += float(output)
         if self._divisor is not None:
             self._kept[action.micro_batch, action.chunk] = received, output
-        return output.detach()
+        return output.detach() if self._pipeline.ends_with(action.chunk) else _taken(output)
 
     def _go_back(self, action: Action, gradient: Tensor | None) -> Tensor | None:
         """One backward pass over a micro-batch's graph of one chunk."""

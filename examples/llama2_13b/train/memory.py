@@ -156,6 +156,8 @@ class Passes:
         """(the most that forward passes keep, the worst moment of a backward pass)."""
         pipeline = self.mesh.pipeline
         chunks = [self._modules(chunk) for chunk in range(pipeline.chunks)]
+        ends = self.stage == pipeline.stages - 1 and pipeline.chunks == 1
+        leaving = 0 if ends else self.shapes.stream  # the last output, which is on its way during a backward pass
         held, most, worst = 0, 0, Moment(0, "")
         gradients: dict[int, int] = {}
         for action in one_forward_one_backward(self.stage, pipeline.stages, micro_batches, pipeline.chunks):
@@ -167,11 +169,11 @@ class Passes:
             for module in reversed(modules):
                 others = sum(gradients.values()) if self.divided is None else self.divided
                 new = 0 if module.name in gradients else module.gradients
-                beside = held + others + module.passing
+                beside = held + leaving + others + module.passing
                 worst = max(worst, Moment(beside, f"the backward pass of {module.name}"), key=lambda one: one.beside)
                 gradients[module.name] = module.gradients
                 held -= module.kept
-                after = Moment(held + others + new, f"the end of the backward pass of {module.name}")
+                after = Moment(held + leaving + others + new, f"the end of the backward pass of {module.name}")
                 worst = max(worst, after, key=lambda one: one.beside)
         return most, worst
 
@@ -199,8 +201,8 @@ class Passes:
         if self.stage == pipeline.stages - 1 and chunk == pipeline.chunks - 1:
             gradients = self._gradients("lm_head.") + self._gradients("norm.")
             modules.append(Module("the head", kept.of_head(shapes), gradients, kept.of_head_backward(shapes)))
-        elif pipeline.stages > 1:  # what is handed on
-            modules.append(Module("what a stage hands on", shapes.stream, 0, shapes.stream))
+        elif pipeline.stages > 1:  # it keeps no values, and its gradient comes
+            modules.append(Module("what a stage hands on", 0, 0, shapes.stream))
         return modules
 
     def _gradients(self, prefix: str) -> int:
