@@ -26,6 +26,7 @@ LAYOUTS = {
     "pp2": (Degrees(pipeline=2), 1, 1, True),
     "pp2-interleaved": (Degrees(pipeline=2), 1, 2, False),
     "sharding2-stage2": (Degrees(sharding=2), 2, 1, False),
+    "sharding2-stage3": (Degrees(sharding=2), 3, 1, False),
     "pp2-tp2": (Degrees(pipeline=2, tensor=2), 1, 1, False),
 }
 
@@ -119,6 +120,23 @@ def test_a_bad_shard_of_a_parameter_is_named_with_its_rank(folder_of, name):  # 
     layer = weight.removesuffix(".weight")
     expected = f"on rank {rank} the output of {layer} in micro-batch 0 after the parameter {weight}"
     assert [text for _, _, text, _ in answers] == [expected] * len(answers)
+
+
+def test_a_bad_parameter_that_one_rank_keeps_is_named_with_its_rank(folder_of):  # noqa: F811
+    """In stage 3 of sharding the others have it only while its layer computes."""
+    weight = "layers.2.mlp.gate_up_proj.weight"
+    culprits = []
+
+    def spoil(mesh, model):
+        parameter = dict(model.named_parameters())[weight]
+        if model.sharding.has(parameter):
+            culprits.append(rank_of(mesh))
+            parameter.set_value(np.full(parameter.shape, np.inf, np.float32))
+
+    answers = on_layout(folder_of(LAYERS), "sharding2-stage3", spoil)
+    (rank,) = culprits
+    expected = f"on rank {rank} the output of layers.2.mlp.gate_up_proj in micro-batch 0 after the parameter {weight}"
+    assert [text for _, _, text, _ in answers] == [expected] * 2
 
 
 def test_what_is_computed_between_layers_is_the_input_of_the_next(folder_of, monkeypatch):  # noqa: F811

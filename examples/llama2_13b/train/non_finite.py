@@ -114,8 +114,9 @@ def _backward(model: Llama, pipeline: PipelineParallel, work: Work, divisor: flo
 
 
 def _broken_parameter(model: Llama) -> str:
-    """Updates are of finite numbers, so such a parameter came out of a model folder."""
-    found = [name for name, parameter in model.named_parameters() if not is_finite(parameter)]
+    """Updates are of finite numbers, so such a parameter came out of a model folder. A rank looks at what it keeps."""
+    kept = {name: parameter for name, parameter in model.named_parameters() if model.sharding.has(parameter)}
+    found = [name for name, parameter in kept.items() if not is_finite(parameter)]
     return f" after the parameter {found[0]}" if found else ""
 
 
