@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,12 +20,16 @@ from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.io.reservation import LOCK, new_file, reserved
 from examples.llama2_13b.lora import LoraFlags, lora
+from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.predict import PredictFlags, predict
 from examples.llama2_13b.pretrain import PretrainFlags, pretrain
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.tokenize_texts import TokenizeFlags, tokenize_texts
+from examples.llama2_13b.train import run
 from examples.llama2_13b.train.metrics import read_log
+from examples.llama2_13b.train.training_state import checkpoints
 from tests.llama.conftest import DATA, EXAMPLE
+from tests.llama.meshes import on_mesh
 from tests.llama.test_sft import weights
 from tests.llama.test_sft_processes import launched
 
@@ -76,6 +84,30 @@ def test_a_run_of_several_processes_ends_while_another_writes(tiny_folder, few_s
         assert code != 0
         assert f"error: sft: --output_dir must be one that no other process writes, got {output}" in logs
         assert sorted(path.name for path in output.iterdir()) == [LOCK, "mine"]
+
+
+def test_no_process_looks_into_the_folder_before_it_is_the_runs(tmp_path, monkeypatch):
+    """Another run may still give a checkpoint its name: then processes would go on from different ones."""
+    output = tmp_path / "run"
+    flags = SimpleNamespace(
+        COMMAND="test", device=None, output_dir=str(output), sharding="", tensor_parallel_degree=1,
+        pipeline_parallel_degree=1, virtual_pp_degree=1, sequence_parallel=True,
+    )  # fmt: skip
+
+    @contextlib.contextmanager
+    def late(folder, flag):
+        time.sleep(0.3)
+        (folder / "checkpoint-1").mkdir(parents=True)
+        yield
+
+    def start(mesh):
+        mine.mesh = mesh
+        return run.start(flags, lambda mesh: checkpoints(output))
+
+    mine = threading.local()
+    monkeypatch.setattr(run, "reserved", late)
+    monkeypatch.setattr(run.Mesh, "join", lambda *_, **degrees: mine.mesh)
+    assert on_mesh(Degrees(data=2), start) == [[output / "checkpoint-1"]] * 2
 
 
 def test_token_files_of_a_name_have_one_writer(tiny_folder, tmp_path):

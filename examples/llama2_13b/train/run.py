@@ -40,6 +40,7 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
     folder = Path(flags.output_dir)
     # One process of a run writes, and so has the folder for all.
     with reserved(folder, f"{flags.COMMAND}: --output_dir") if mesh.is_first else nullcontext():
+        mesh.any_process(False)  # what others find in the folder is no other run's any more
         return work(mesh)
 
 
