@@ -61,6 +61,14 @@ def test_a_run_writes_the_steps_asked_for(sft_flags, no_measuring, no_drawing, t
     assert "<h2>Timeline</h2>" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_run_that_goes_on_traces_what_is_left(sft_flags, no_measuring, no_drawing, tmp_path):
+    assert sft(sft_flags(max_steps=3, save_steps=3)) == 0
+    again = {"resume_from_checkpoint": "last", "output_dir": str(tmp_path / "run")}
+    assert sft(sft_flags(max_steps=6, trace_steps="2-5", **again)) == 0
+    events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
+    assert [event["name"] for event in events if event.get("cat") == COMPUTE].count("update") == 2
+
+
 @pytest.mark.parametrize("value", ["3", "3-2", "0-1", "a-b"])
 def test_other_steps_are_refused(sft_flags, value):
     with pytest.raises(ValueError, match="--trace_steps must be FIRST-LAST"):

@@ -142,7 +142,9 @@ class Trainer:
         return 0
 
     def _begin_trace(self) -> None:
-        if self.step + 1 == self.flags.traced[0]:
+        """Also of a run that goes on in the middle of the steps asked for."""
+        first, last = self.flags.traced
+        if first <= self.step + 1 <= last and not self.mesh.trace.is_on:
             self.mesh.any_process(False)  # all begin at one time
             self.mesh.trace.begin()
 
