@@ -1,18 +1,27 @@
-"""The memory that is predicted of a stage's rank: the parameters that the stage's model has."""
+"""The memory that is predicted of a rank: its parameters, its optimizer state, and what is kept of micro-batches."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model.adapter_config import AdapterConfig
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.lora import LoraLlama
+from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import PipelineParallel
 from examples.llama2_13b.train import memory
+from examples.llama2_13b.train.optimizer import AdamW
 from tests.llama.conftest import EXAMPLE
+from tests.llama.meshes import on_mesh
+
+one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -26,6 +35,70 @@ def test_a_stage_has_the_parameters_that_are_predicted(tmp_path, tied):
         wanted = {name: parameter.size for name, parameter in model.named_parameters()}
         assert memory.elements(model, mesh, stage, 0) == wanted
         shapes = memory.shapes_of(model, mesh, step := memory.Step(2, 16, 4), memory.kinds_of(model, mesh, step), 0)
-        passes = memory.Passes(model, mesh, stage, shapes, wanted, None)
+        passes = memory.Passes(model, mesh, stage, shapes, wanted, None, {})
         most, worst = passes.walk(step.micro_batches)
         assert 0 < most <= worst.beside
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """Tied embeddings with 513 entries of the vocabulary, which two ranks divide unevenly, and an MLP of that size."""
+    root, config = tmp_path_factory.mktemp("uneven"), LlamaConfig.from_json(EXAMPLE / "configs" / "tiny.json")
+
+    def made(inner):
+        folder = root / str(inner)
+        if not folder.exists():
+            sizes = {"vocab_size": 513, "intermediate_size": inner, "num_hidden_layers": 3, "tie_word_embeddings": True}
+            Llama(dataclasses.replace(config, **sizes)).save_pretrained(folder)
+        return folder
+
+    return made
+
+
+# By the smaller part of the vocabulary owners of the first would be others, and by size alone those of the second.
+@pytest.mark.parametrize(
+    "degrees, inner", [(Degrees(sharding=2, tensor=2), 256), (Degrees(pipeline=2, sharding=2), 600)], ids=["tp", "pp"]
+)
+@pytest.mark.parametrize("stage", [1, 3], ids=["stage1", "stage3"])
+@pytest.mark.parametrize("is_lora", [False, True], ids=["full", "lora"])
+def test_each_rank_has_the_parameters_and_the_state_that_are_predicted(folder_of, degrees, inner, stage, is_lora):
+    folder = folder_of(inner)
+
+    def measured(mesh):
+        how = {"shards": mesh.tensor, "pipeline": mesh.pipeline, "sharding": mesh.sharding}
+        with one_at_a_time:
+            if is_lora:
+                model = LoraLlama.with_new_adapter(folder, AdapterConfig(3, 6.0), seed=1, **how)
+            else:
+                model = Llama.from_pretrained(folder, **how)
+        own = AdamW(model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0).own()
+        kept = [parameter.size for parameter in model.parameters() if parameter._is_initialized()]
+        predicted, less = (memory.predict(model, mesh, memory.Step(1, 16, count)) for count in (2, 1))
+        return 4 * sum(kept), 8 * sum(parameter.size for parameter in own.values()), predicted, less
+
+    found = on_mesh(degrees, measured, stage)
+    for rank, (parameters, optimizer, predicted, less) in enumerate(found):
+        both = degrees.pipeline == 2 and predicted[rank].stage == 0  # micro-batches before the first goes back
+        assert predicted[rank].activations == less[rank].activations * (2 if both else 1)
+        assert predicted == found[0][2]  # any process predicts for all
+        assert (predicted[rank].parameters, predicted[rank].optimizer) == (parameters, optimizer)
+        assert predicted[rank].peak > parameters + optimizer + predicted[rank].gradients
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 4, 7])
+def test_a_stage_keeps_as_many_micro_batches_as_stages_follow(monkeypatch, micro_batches):
+    """And itself: Narayanan et al. 2021, arXiv:2104.04473, section 2.2. What it has sent is on its way."""
+    modules = [memory.Module(name, kept, 0, 0, 0) for name, kept in (("one", 3), ("other", 7))]
+    monkeypatch.setattr(memory.Passes, "_modules", lambda self, chunk: modules)
+    for stage in range(4):
+        mesh = Mesh(pipeline=PipelineParallel(SimpleNamespace(world_size=4, rank=0)))
+        sent = SimpleNamespace(stream=1)
+        most, worst = memory.Passes(None, mesh, stage, sent, {}, None, {}).walk(micro_batches)
+        assert most == worst.beside - (stage < 3) == 10 * min(micro_batches, 4 - stage)
+
+
+def test_matrices_of_two_layers_are_there_in_a_backward_pass(monkeypatch):
+    modules = [memory.Module(str(place), 0, 0, 0, 10**place) for place in range(3)]
+    monkeypatch.setattr(memory.Passes, "_modules", lambda self, chunk: modules)
+    passes = memory.Passes(None, Mesh(), 0, None, {}, 0, {})
+    assert passes.walk(1) == (0, memory.Moment(110, "the backward pass of 2"))

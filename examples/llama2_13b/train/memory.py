@@ -7,7 +7,7 @@ step: in a backward pass, or while the optimizer updates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,15 +95,17 @@ def _of_rank(rank: int, degrees: Degrees, model: Llama, mesh: Mesh, step: Step, 
     stage = places["pipeline"]
     sizes = elements(model, mesh, stage, places["tensor"])
     trained = {name: size for name, size in sizes.items() if model.table[name].is_trainable}
-    owner = owners(list(trained.values()), mesh.sharding.size)
-    owned = [size for size, one in zip(trained.values(), owner, strict=True) if one == places["sharding"]]
-    parameters, optimizer = FLOAT32 * sum(sizes.values()), FLOAT32 * MOMENTS * sum(owned)
+    owner = owners_of(trained, model, mesh, stage)
+    owned = [size for name, size in trained.items() if owner[name] == places["sharding"]]
+    away = elsewhere(sizes, model, mesh, stage, places["sharding"])
+    parameters = FLOAT32 * (sum(sizes.values()) - sum(away.values()))
+    optimizer = FLOAT32 * MOMENTS * sum(owned)
     gradients = FLOAT32 * sum(owned)
     composed = kinds["fused_adamw"] == COMPOSED
     update = gradients + (FLOAT32 * COMPOSED_UPDATE * max(owned, default=0) if composed else 0)
     shapes = shapes_of(model, mesh, step, kinds, places["tensor"])
     divided = mesh.sharding.stage >= 2 and mesh.sharding.size > 1
-    passes = Passes(model, mesh, stage, shapes, trained, gradients if divided else None)
+    passes = Passes(model, mesh, stage, shapes, trained, gradients if divided else None, away)
     activations, backward = passes.walk(step.micro_batches)
     worst = max(backward, Moment(update, "the optimizer's update"), key=lambda moment: moment.beside)
     base = parameters + optimizer + tables_of(model)
@@ -130,6 +132,28 @@ def _stages_of(name: str, table: Table, mesh: Mesh, count: int) -> set[int]:
     return {0, mesh.pipeline.stages - 1} if is_tied else {mesh.pipeline.stage_of(layer_of(name, count), count)}
 
 
+def owners_of(names: Iterable[str], model: Llama, mesh: Mesh, stage: int) -> dict[str, int]:
+    """As `Sharding.owners` chooses them, by the largest part of each."""
+    names, largest = list(names), elements(model, mesh, stage, 0)
+    shared = [
+        place
+        for place, name in enumerate(names)
+        if len(_stages_of(name, model.table, mesh, model.config.num_hidden_layers)) > 1
+    ]
+    found = owners([largest[name] for name in names], mesh.sharding.size, shared)
+    return dict(zip(names, found, strict=True))
+
+
+def elsewhere(sizes: dict[str, int], model: Llama, mesh: Mesh, stage: int, rank: int) -> dict[str, int]:
+    """Elements of the matrices that other ranks of sharding keep between steps. An adapter's are on all."""
+    if not mesh.sharding.divides_parameters:
+        return {}
+    frozen = [name for name in sizes if not model.table[name].is_trainable]
+    owner = owners_of(frozen or sizes, model, mesh, stage)
+    matrices = [name for name in owner if len(model.table[name].parts[0].shape) == 2]
+    return {name: sizes[name] for name in matrices if owner[name] != rank}
+
+
 def tables_of(model: Llama) -> int:
     """Bytes of the cosines and sines."""
     return 2 * model.config.max_position_embeddings * (model.config.head_dim // 2) * FLOAT32
@@ -143,6 +167,7 @@ class Passes:
         shapes: of a micro-batch on this rank.
         trained: elements of each parameter that has a gradient.
         divided: bytes of the gradients that stay on a rank from one pass to the next, where they leave in between.
+        away: elements of each matrix that comes from another rank while its layer computes.
     """
 
     model: Llama
@@ -151,6 +176,7 @@ class Passes:
     shapes: Sizes
     trained: dict[str, int]
     divided: int | None
+    away: dict[str, int]
 
     def walk(self, micro_batches: int) -> tuple[int, Moment]:
         """(the most that forward passes keep, the worst moment of a backward pass)."""
@@ -166,14 +192,15 @@ class Passes:
                 held += sum(module.kept for module in modules)
                 most = max(most, held)
                 continue
-            for module in reversed(modules):
+            for place, module in reversed(list(enumerate(modules))):
+                whole = sum(one.matrices for one in modules[max(0, place - 1) : place + 1])
                 others = sum(gradients.values()) if self.divided is None else self.divided
                 new = 0 if module.name in gradients else module.gradients
-                beside = held + leaving + others + module.passing
+                beside = held + leaving + others + whole + module.passing
                 worst = max(worst, Moment(beside, f"the backward pass of {module.name}"), key=lambda one: one.beside)
                 gradients[module.name] = module.gradients
                 held -= module.kept
-                after = Moment(held + leaving + others + new, f"the end of the backward pass of {module.name}")
+                after = Moment(held + leaving + others + whole + new, f"the end of the backward pass of {module.name}")
                 worst = max(worst, after, key=lambda one: one.beside)
         return most, worst
 
@@ -183,7 +210,7 @@ class Passes:
         layers = pipeline.layers_of(self.stage, model.config.num_hidden_layers)[chunk]
         whole = [kept.of_layer(shapes, is_first=number == layers.start) for number in layers]
         modules = [
-            Module(f"layer {number}", size, self._gradients(f"layers.{number}."), kept.of_backward(shapes))
+            self._module(f"layer {number}", size, f"layers.{number}.", kept.of_backward(shapes))
             for number, size in zip(layers, whole, strict=True)
         ]
         if model.recompute:
@@ -196,17 +223,22 @@ class Passes:
                 for number, module, size in zip(layers, modules, whole, strict=True)
             ]
         if self.stage == 0 and chunk == 0:
-            embedding = Module("the embedding", kept.of_embedding(shapes), self._gradients("embed_tokens."), 0)
-            modules.insert(0, replace(embedding, passing=embedding.gradients))
+            embedding = self._module("the embedding", kept.of_embedding(shapes), "embed_tokens.", 0)
+            modules.insert(0, replace(embedding, passing=embedding.gradients, matrices=0))  # rows are looked up
         if self.stage == pipeline.stages - 1 and chunk == pipeline.chunks - 1:
-            gradients = self._gradients("lm_head.") + self._gradients("norm.")
-            modules.append(Module("the head", kept.of_head(shapes), gradients, kept.of_head_backward(shapes)))
+            head = self._module("the head", kept.of_head(shapes), ("lm_head.", "norm."), kept.of_head_backward(shapes))
+            modules.append(head)
         elif pipeline.stages > 1:  # it keeps no values, and its gradient comes
-            modules.append(Module("what a stage hands on", 0, 0, shapes.stream))
+            modules.append(Module("what a stage hands on", 0, 0, shapes.stream, 0))
         return modules
 
-    def _gradients(self, prefix: str) -> int:
-        return FLOAT32 * sum(size for name, size in self.trained.items() if name.startswith(prefix))
+    def _module(self, name: str, kept: int, prefix: str | tuple[str, ...], passing: int) -> Module:
+        """Of the parameters whose names begin so."""
+        gradients, matrices = (
+            FLOAT32 * sum(size for one, size in sizes.items() if one.startswith(prefix))
+            for sizes in (self.trained, self.away)
+        )
+        return Module(name, kept, gradients, passing, matrices)
 
 
 @dataclass(frozen=True)
@@ -217,12 +249,14 @@ class Module:
         kept: bytes that its forward pass leaves.
         gradients: bytes of its parameters' gradients.
         passing: bytes that its backward pass needs and gives back, its first gradients included.
+        matrices: bytes that come from other ranks for the pass, and those of the module before it meanwhile.
     """
 
     name: str
     kept: int
     gradients: int
     passing: int
+    matrices: int
 
 
 def shapes_of(model: Llama, mesh: Mesh, step: Step, kinds: dict[str, str], rank: int) -> Sizes:
