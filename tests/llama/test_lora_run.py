@@ -15,7 +15,7 @@ from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.io import flags as flags_module
 from examples.llama2_13b.lora import PROGRAM, LoraFlags, lora
 from examples.llama2_13b.merge import MergeFlags, merge
-from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model import Llama, adapter_folder
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train.metrics import read_log
 from examples.llama2_13b.train.trainer import random_seed
@@ -99,6 +99,14 @@ def test_two_processes_train_as_one(tiny_folder, few_samples, lora_flags, tmp_pa
     assert two.keys() == one.keys()
     moved, apart = (np.sqrt(sum(np.sum((one[n] - two[n] * other) ** 2) for n in one)) for other in (0, 1))
     assert apart < 1e-3 * moved  # AdamW's first steps take the sign of gradients that may be rounding alone
+
+
+def test_what_a_run_left_that_was_killed_while_it_saved_is_replaced(lora_flags, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / adapter_folder.UNFINISHED).write_bytes(b"half")
+    assert lora(lora_flags(max_steps=2, resume_from_checkpoint="auto")) == 0
+    assert adapter(output) and not (output / adapter_folder.UNFINISHED).exists()
 
 
 def test_a_run_goes_on_from_an_adapter(tiny_folder, lora_flags, tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,9 @@ def files(
 
 
 def one_file(folder: Path, name: str, table: Table, dtypes: Mapping[str, str], writers: Writers) -> Files:
-    """As `files`, all tensors in one."""
+    """As `files`, all tensors in one, in the place of what a killed run left there."""
+    if writers.is_first:
+        (folder / name).unlink(missing_ok=True)
     return Files(folder, [name], [Layout(_stored(table, dtypes))], writers)
 
 
@@ -202,23 +205,12 @@ def save(
     value_of = {name: parameter for name, parameter in parameters if model.sharding.writes(parameter)}.get
     dtypes = reached(model, model.saved, value_of, dtypes or dict.fromkeys(elements(model.saved), "F32"), writers)
     new = model.new_files(folder, dtypes, writers, max_shard_bytes)
-    fill(new, pieces(model, model.saved, value_of, dtypes))
-    if writers.is_first:
-        model.finish_folder(folder, new, dtypes)
-
-
-def fill(new: Files, own: Iterable[Piece]) -> dict[str, int]:
-    """Write this rank's part and wait for the others; the CRC-32 of every file.
-
-    Raises:
-        OSError: of this rank, or of another.
-    """
     try:
-        new.write(own)
-        return new.finish()
+        writers.together(partial(new.write, pieces(model, model.saved, value_of, dtypes)), folder)
     except BaseException:
         new.discard()
         raise
+    writers.together(partial(model.finish_folder, folder, new, dtypes) if writers.is_first else None, folder)
 
 
 def finish(model: Any, folder: Path, new: Files, dtypes: Mapping[str, str]) -> None:

@@ -38,26 +38,29 @@ class Files:
         writers: who fill them.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; no file stays behind.
+        OSError: the disk is full or the folder cannot be written, on all ranks; no file stays behind.
     """
 
     def __init__(self, folder: Path, names: list[str], layouts: list[Layout], writers: Writers) -> None:
         self._folder, self.names, self._layouts, self._writers = folder, names, layouts, writers
         self._file_of = {tensor: number for number, layout in enumerate(layouts) for tensor in layout.tensors}
         self._sums = [0] * len(names)  # see crc32
-        if writers.is_first:
-            try:
-                for number in range(len(names)):
-                    self._make(number)
-            except BaseException:
-                self.discard()
-                raise
-        writers.wait()  # nobody opens a file before it is there
+        try:
+            writers.together(
+                self._make_all if writers.is_first else None, folder
+            )  # nobody opens a file before it is there
+        except BaseException:
+            self.discard()
+            raise
 
     @property
     def weight_map(self) -> dict[str, str]:
         """Tensor -> file."""
         return {tensor: self.names[number] for tensor, number in self._file_of.items()}
+
+    def _make_all(self) -> None:
+        for number in range(len(self.names)):
+            self._make(number)
 
     def _make(self, number: int) -> None:
         layout = self._layouts[number]
@@ -97,7 +100,8 @@ class Files:
         }
 
     def discard(self) -> None:
-        for name in self.names:
+        """The first does it: another rank may fail when the first has made these files the folder's."""
+        for name in self.names if self._writers.is_first else ():
             (self._folder / name).unlink(missing_ok=True)
 
 

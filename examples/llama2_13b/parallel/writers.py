@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +40,27 @@ class Writers:
         return found
 
     def gather(self, values: Sequence[int]) -> NDArray[np.int64]:
-        """[ranks, values] of all, on all, at least one each. Each waits here for the last."""
+        """[ranks, values] of all in the order of `rank`, on all, at least one each. Each waits here for the last."""
         found = np.array([values], np.int64)
-        for group in self.groups:
+        for group in reversed(self.groups):
             if group is not None:
                 found = communicator_of(group).all_gather(found).reshape(-1, len(values))
         return found
 
-    def wait(self) -> None:
-        """For the last to come here."""
-        self.gather([0])
+    def together(self, work: Callable[[], object] | None, what: object) -> None:
+        """Do this rank's part of the work, if it has one, and wait for the others.
+
+        Args:
+            what: cannot be written where the part of another fails.
+
+        Raises:
+            OSError: on all ranks where the part of one could not be written; its own is this rank's.
+        """
+        error: OSError | None = None
+        try:
+            if work is not None:
+                work()
+        except OSError as failure:
+            error = failure
+        if self.gather([error is not None]).any():
+            raise error or OSError(f"{what}: another process could not write its part, and says why")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,18 @@ class Saving:
         self._dtypes = dict.fromkeys(elements(model.saved), "F32")
         self._new_folder = ExitStack()
         self._folder = atomic.temporary_of(folder)
+        self.is_finished, self.num_bytes = False, 0  # the latter in host memory while the thread writes
+        self._is_given_up = False
         if self._writers.is_first:
-            self._new_folder.enter_context(atomic.new_folder(folder))
             scalars = {"optimizer": optimizer.scalars(), "stored_dtypes": model.stored_dtypes}
             self._state = {**state, **scalars}
         with self._removing():
+            begin = partial(self._new_folder.enter_context, atomic.new_folder(folder))
+            self._writers.together(begin if self._writers.is_first else None, folder)
             self._sets = [(model.new_files(self._folder, self._dtypes, self._writers), self._pieces(optimizer.own()))]
             for moment in MOMENTS:
                 new = checkpoint.files(self._folder, moment, model.saved, self._dtypes, self._writers)
                 self._sets.append((new, self._pieces(optimizer.moments(moment))))
-        self.is_finished, self.num_bytes = False, 0  # the latter in host memory while the thread writes
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         if in_background:
@@ -140,10 +143,16 @@ class Saving:
         """This process's part. An error waits for `finish`, where the others are told."""
         try:
             for place, (new, pieces) in enumerate(self._sets):
-                new.write(pieces)
+                new.write(self._until_given_up(pieces))
                 self._sets[place] = new, ()
         except BaseException as error:
             self._error = error
+
+    def _until_given_up(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            if self._is_given_up:
+                raise _Discarded
+            yield piece
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
@@ -176,15 +185,13 @@ class Saving:
             sums = {}
             for new, _ in self._sets:
                 sums |= new.finish()
-        with self._new_folder:
-            if self._writers.is_first:
-                self._finish_folder(sums)
-        self._writers.wait()  # all see it whole when this returns
-        self.is_finished = True
+        self._writers.together(partial(self._finish_folder, sums) if self._writers.is_first else None, self._folder)
+        self.is_finished = True  # all see it whole
         return True
 
     def discard(self) -> None:
-        """Remove what there is, without the other processes."""
+        """Remove what there is, without the other processes, and without the pieces that are still to be written."""
+        self._is_given_up = True
         if self._thread.ident:
             self._thread.join()
         if not self.is_finished:
@@ -193,6 +200,10 @@ class Saving:
 
     def _finish_folder(self, sums: dict[str, int]) -> None:
         """What the first does when all have written."""
+        with self._new_folder:
+            self._fill_folder(sums)
+
+    def _fill_folder(self, sums: dict[str, int]) -> None:
         write_files(self._folder, self._files)
         (new, _), *moments = self._sets
         self._model.finish_folder(self._folder, new, self._dtypes)
@@ -213,7 +224,9 @@ def verify(folder: Path, state: TrainingState, readers: Writers) -> None:
     Raises:
         ValueError: a file is missing or another; it is named, by all of the readers.
     """
-    names = sorted(state.checksums or {})  # older checkpoints have none
+    names = sorted(state.checksums or {})
+    if not names:  # older checkpoints have none
+        return
     sums = [_sum_of_part(folder / name, readers.rank, readers.size) for name in names]
     lengths = readers.gather([length for _, length in sums])[0]
     totals = np.bitwise_xor.reduce(readers.gather([total for total, _ in sums]), axis=0)
@@ -221,9 +234,8 @@ def verify(folder: Path, state: TrainingState, readers: Writers) -> None:
         found = f"{crc32.of_file(int(total), int(length)):08x}"
         if found != state.checksums[name]:
             rule = f"have the CRC-32 {state.checksums[name]}, as {STATE} says, got {found}"
-            raise ValueError(
-                f"{folder / name}: must {rule}; it is not as it was saved. Resume from an older checkpoint"
-            )
+            cure = f"Remove {folder} to resume from an older checkpoint"
+            raise ValueError(f"{folder / name}: must {rule}; it is not as it was saved. {cure}")
 
 
 def _sum_of_part(path: Path, rank: int, size: int) -> tuple[int, int]:
