@@ -6,13 +6,14 @@ import errno
 import json
 import os
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model import Llama, checkpoint
+from examples.llama2_13b.model import Llama, checkpoint, safetensors_folder
 from examples.llama2_13b.model.safetensors_layout import Layout, Stored
 from examples.llama2_13b.model.safetensors_writer import Files, Piece
 from examples.llama2_13b.parallel.degrees import Degrees
@@ -137,9 +138,11 @@ def test_the_bytes_are_on_the_disk_before_a_folder_has_its_name(tmp_path, monkey
     assert set(done[1:3]) == {("fsync", "part"), ("fsync", "other")}
     assert done[3:] == [("fsync", ".new.saving"), ("rename", ".new.saving"), ("fsync", tmp_path.name)]
     done.clear()
-    atomic.write_file(tmp_path / "file", b"text")
-    assert done[:3] == [("fsync", ".file.saving"), ("replace", ".file.saving"), ("unlink", ".file.saving")]
-    assert done[3:] == [("fsync", tmp_path.name)]
+    (tmp_path / "model-00001-of-00001.safetensors").touch()
+    safetensors_folder.write_index(tmp_path, "model", {})
+    index = ".model.safetensors.index.json.saving"
+    assert done[:4] == [("fsync", index), ("replace", index), ("unlink", index), ("fsync", tmp_path.name)]
+    assert done[4:] == [("unlink", "model-00001-of-00001.safetensors")]
 
 
 def test_a_run_that_is_given_up_waits_for_a_piece_and_not_for_all(tiny_folder, tmp_path, monkeypatch):
@@ -185,3 +188,39 @@ def test_an_older_checkpoint_without_checksums_is_accepted_by_several(tmp_path):
     (tmp_path / training_state.STATE).write_text(json.dumps(state))
     state = training_state.load(tmp_path)
     assert run_ranks(2, lambda rank, one: training_state.verify(tmp_path, state, Writers((one,)))) == [None, None]
+
+
+def test_every_reader_names_the_file_that_one_of_them_finds_changed(tmp_path):
+    content = np.random.default_rng(0).bytes(1000)
+    for name in "ab":
+        (tmp_path / name).write_bytes(content)
+    checksums = dict.fromkeys("ab", f"{zlib.crc32(content):08x}")
+    state = training_state.TrainingState(1, "", {}, {}, checksums=checksums)
+
+    def verify(rank, communicator):
+        try:
+            return training_state.verify(tmp_path, state, Writers((communicator,)))
+        except ValueError as error:
+            return str(error)
+
+    assert run_ranks(3, verify) == [None] * 3
+    (tmp_path / "b").write_bytes(content[:500] + b"x" + content[501:])  # the second one's part
+    for told in run_ranks(3, verify):
+        assert told.startswith(f"{tmp_path / 'b'}: must have the CRC-32") and f"Remove {tmp_path} to resume" in told
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-2", "checkpoint-11.copy", "checkpoint-x"):
+        (tmp_path / name).mkdir()
+    for name in (".checkpoint-12.saving", ".checkpoint-13.saving"):
+        (tmp_path / name).mkdir()
+
+    def names():
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    assert [path.name for path in training_state.checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 9, 10)]
+    training_state.remove_unfinished(tmp_path)
+    training_state.keep_newest(tmp_path, 2)
+    assert names() == ["checkpoint-10", "checkpoint-11.copy", "checkpoint-9", "checkpoint-x"]
+    training_state.keep_newest(tmp_path, 5)
+    assert len(names()) == 4

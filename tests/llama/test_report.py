@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from examples.llama2_13b.sft import sft
+from examples.llama2_13b.train import svg
 from examples.llama2_13b.train.memory import Memory
 from examples.llama2_13b.train.report import Report
 
@@ -84,6 +85,25 @@ def test_what_is_not_finite_is_left_out_of_a_chart():
     text = report(log=log).page()
     assert "nan" not in text.lower() and "inf," not in text
     Page(text)
+
+
+def test_a_chart_has_the_largest_value_at_its_top_and_zero_at_its_bottom():
+    line = svg.lines("loss", {"training": [(1, 4.0), (2, 0.0), (3, 2.0)]})
+    assert 'points="64.0,12.0 309.0,210.0 554.0,111.0"' in line
+    assert [part.split('"')[0] for part in svg.bars("GB", "01", {"peak": [2.0, 1.0]}).split('height="')[1:]] == [
+        "198.0",
+        "99.0",
+    ]
+
+
+def test_every_text_of_a_page_is_escaped():
+    """Ranks, moments and a timeline come from the code today, titles and flags from users."""
+    bad = "<i>&"
+    values = {name: bad for name in ("title", "ending", "measured_of")} | {"timeline": [bad], "layout": {bad: bad}}
+    memories = [Memory(bad, bad, 1, 1, 1, 1, 1, 1, bad)]
+    text = report(**values, settings={bad: bad}, predicted=memories, measured=[1.0]).page()
+    text += svg.bars(bad, [bad], {bad: [1.0]}) + svg.lines(bad, {bad: [(1, 1.0)]})
+    assert "<i" not in text and text.count("&lt;i&gt;&amp;") == 21
 
 
 def test_a_run_writes_its_page(sft_flags, no_measuring, no_drawing, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_a_slow_rank_is_told_once_on_all_processes():
         "the others wait for it"
     )
     assert answers == [[[]] * (STEPS - 1) + [[line]] + [[]] * STEPS] * 4
+
+
+def test_the_host_that_is_named_is_that_of_the_slow_rank(monkeypatch):
+    mine = threading.local()
+    monkeypatch.setattr(platform, "node", lambda: f"host-{mine.rank}")
+
+    def look(mesh):
+        mine.rank, slow = mesh.world.rank, SlowRanks(mesh)
+        return [slow.look([1, 1, 3][mine.rank]) for _ in range(STEPS)][-1]
+
+    for (line,) in on_mesh(Degrees(data=3), look):
+        assert line.startswith("rank 2 on host host-2 computed 3.0 times")
 
 
 def test_a_step_in_between_begins_the_count_again():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 
 import ml_dtypes
@@ -78,6 +79,24 @@ def test_a_large_piece_is_summed_in_blocks(tmp_path):
     files.write(pieces(values, 0, 1))
     assert files.finish() == {"one": zlib.crc32((tmp_path / "one").read_bytes())}
     np.testing.assert_array_equal(load_file(tmp_path / "one")["columns"], values["columns"])
+
+
+def test_what_the_system_writes_and_reads_in_small_parts_is_whole(tmp_path, monkeypatch):
+    values, pwrite, preadv = tensors(), os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda file, content, offset: pwrite(file, content[:5], offset))
+    monkeypatch.setattr(os, "preadv", lambda file, runs, offset: preadv(file, [runs[0][:3]], offset))
+    files = Files(tmp_path, ["model.safetensors"], [layout(values)], Writers())
+    files.write(pieces(values, 0, 1))
+    assert files.finish() == {"model.safetensors": zlib.crc32((tmp_path / "model.safetensors").read_bytes())}
+    for name, value in values.items():
+        found = Reader(tmp_path, "model").read(name, tuple(slice(0, n) for n in value.shape))
+        np.testing.assert_array_equal(found, value.astype(np.float32))
+
+
+def test_a_piece_that_does_not_fill_its_place_is_refused(tmp_path):
+    files = Files(tmp_path, ["one"], [layout(tensors())], Writers())
+    with pytest.raises(ValueError, match="norm: a piece must be 28 bytes, got 24"):
+        files.write([Piece("norm", np.ones(6, np.float32), (slice(0, 7),))])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 40])
