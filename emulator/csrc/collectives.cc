@@ -137,7 +137,9 @@ C_Status init_rank(size_t ranks, C_CCLRootId* id, size_t rank, C_CCLComm* comm) 
     auto transport =
         fusionkit_parallel::join(own, static_cast<int>(rank), static_cast<int>(ranks), Settings::get().timeout);
     auto made = std::make_unique<Group>();
-    made->communicator = std::make_shared<Communicator>(std::move(transport), Settings::get().timeout);
+    // As a vendor's send does, and may do at any size: who sends before the peer receives waits.
+    made->communicator =
+        std::make_shared<Communicator>(std::move(transport), Settings::get().timeout, /*sends_wait=*/true);
     const std::lock_guard lock(Names::get().mutex);
     Names::get().groups[made->communicator->name()] = made.get();
     *comm = reinterpret_cast<C_CCLComm>(made.release());

@@ -12,8 +12,12 @@ from fusionkit.spec import GroupSpec
 _communicators: dict[int, Communicator] = {}
 
 
-def communicator_of(group: Any) -> Communicator:
+def communicator_of(group: Any, *, timeout: float = 300.0) -> Communicator:
     """The communicator itself, or the one of a Paddle group, made at the first call, which all its ranks make.
+
+    Args:
+        group: a Paddle group or a `Communicator`.
+        timeout: of a communicator that this call makes, as for `Communicator`.
 
     Raises:
         TypeError: group is a `GroupSpec`, or no group.
@@ -26,7 +30,7 @@ def communicator_of(group: Any) -> Communicator:
         advice = "A GroupSpec is for explain and reference"
         raise argument_error("collective", "group", rule, f"{group!r:.60}", advice=advice, kind=TypeError)
     if group.id not in _communicators:
-        _communicators[group.id] = _joined(group)
+        _communicators[group.id] = _joined(group, timeout)
     return _communicators[group.id]
 
 
@@ -35,11 +39,12 @@ def known_communicator(group: Any) -> Communicator | None:
     return group if isinstance(group, Communicator) else _communicators.get(getattr(group, "id", None))  # type: ignore[arg-type]
 
 
-def _joined(group: Any) -> Communicator:
+def _joined(group: Any, timeout: float) -> Communicator:
     if group.nranks == 1:
         return Communicator(unique_id(), 0, 1)
     import paddle
 
     store = paddle.base.core.create_or_get_global_tcp_store()
-    made: Communicator = Communicator.from_store(store, group.rank, group.nranks, name=f"fusionkit/group {group.id}")
+    name = f"fusionkit/group {group.id}"
+    made: Communicator = Communicator.from_store(store, group.rank, group.nranks, name=name, timeout=timeout)
     return made

@@ -36,7 +36,8 @@ from fusionkit.parallel import Communicator
 from fusionkit.parallel.groups import communicator_of
 
 Item = TypeVar("Item")
-# The others wait while one writes: 13B's checkpoint is 156 GB. A process that ended is noticed at once all the same.
+# That hosts wait for each other, with devices and without: one writes the checkpoint, which for 13B is 156 GB, and the
+# others wait. A process that ended is noticed at once all the same.
 SAVING_SECONDS = 3600.0
 
 
@@ -208,7 +209,11 @@ def _on_devices(degrees: Degrees) -> dict[str, Any]:
     groups = {name: group if group.nranks > 1 else None for name, group in groups.items()}
     both = groups["data"] and groups["sharding"]
     replicas = made.create_fuse_group(["data", "sharding"])[1] if both else groups["data"] or groups["sharding"]
-    return groups | {"replicas": replicas}
+    groups |= {"replicas": replicas}
+    for group in groups.values():
+        if group is not None:
+            communicator_of(group, timeout=SAVING_SECONDS)
+    return groups
 
 
 def _on_host(degrees: Degrees) -> dict[str, Any]:

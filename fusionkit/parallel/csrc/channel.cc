@@ -79,7 +79,7 @@ bool Channel::send(Outgoing& message) {
     if (n == 0) return false;
     message.sent += n;
   }
-  return true;
+  return !message.until_read || transport_.was_read_by(peer_);
 }
 
 bool Channel::receive_some() {

@@ -19,6 +19,7 @@ struct Outgoing {
   size_t size;
   const size_t* ready;  // how much of the data is there already; null: all of it
   uint64_t turn = Turns::kNone;
+  bool until_read = false;  // gone when the peer has read it, not when it is on its way
   size_t header_sent = 0, sent = 0;
 };
 

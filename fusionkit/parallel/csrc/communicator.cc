@@ -103,9 +103,10 @@ bool Communicator::leave(Communicator* self) {
   return true;
 }
 
-Communicator::Communicator(std::unique_ptr<Transport> transport, double timeout)
+Communicator::Communicator(std::unique_ptr<Transport> transport, double timeout, bool sends_wait)
     : transport_(std::move(transport)),
       timeout_(timeout),
+      sends_wait_(sends_wait),
       may_spin_(num_cores() >= transport_->num_near()),
       num_sent_(world_size()),
       num_received_(world_size()) {

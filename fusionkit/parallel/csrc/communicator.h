@@ -54,8 +54,9 @@ class Communicator {
   // Asked every 50 ms by a call that waits: whether its caller gives up.
   using GivesUp = std::function<bool()>;
 
-  // A call fails when nothing has moved for `timeout` seconds.
-  Communicator(std::unique_ptr<Transport> transport, double timeout);
+  // A call fails when nothing has moved for `timeout` seconds. With `sends_wait`, a send of any size ends when the peer
+  // has received it, which `join`ed ranks can tell; else when nothing of it is left here to be sent.
+  Communicator(std::unique_ptr<Transport> transport, double timeout, bool sends_wait = false);
   ~Communicator();
 
   int rank() const { return transport_->rank; }
@@ -117,6 +118,7 @@ class Communicator {
 
   const std::unique_ptr<Transport> transport_;
   const double timeout_;
+  const bool sends_wait_;
   const bool may_spin_;
   std::atomic<bool> is_leaving_{false};
   int num_running_ = 0;   // calls that are inside run or start; these two are guarded by `registry`

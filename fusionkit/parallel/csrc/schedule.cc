@@ -197,7 +197,7 @@ void Communicator::schedule_pair(const Call& call, const Plan& base) {
   plan.op = Op::kSend;
   if (call.op == Op::kSend) {
     plan.sequence = num_sent_[call.root]++;
-    send_to(call.root, plan, call.send, size);
+    send_to(call.root, plan, call.send, size).until_read = sends_wait_;
     return;
   }
   plan.sequence = num_received_[call.root]++;

@@ -111,6 +111,11 @@ void SharedMemory::consumed(int peer, size_t num_bytes) {
   notify(peer);
 }
 
+bool SharedMemory::was_read_by(int peer) {
+  const Ring& to = ring(rank, peer);
+  return to.read.load(std::memory_order_acquire) == to.written.load(std::memory_order_relaxed);
+}
+
 uint32_t SharedMemory::changes() { return seat(rank).changes.load(); }
 
 void SharedMemory::notify(int peer) {

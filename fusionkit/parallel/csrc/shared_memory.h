@@ -26,6 +26,7 @@ class SharedMemory : public Transport {
   size_t read(int peer, char* into, size_t size) override;
   Bytes arrived(int peer, size_t wanted) override;
   void consumed(int peer, size_t num_bytes) override;
+  bool was_read_by(int peer) override;
   uint32_t changes() override;
   void wait(uint32_t seen, int64_t microseconds) override;
   void wake() override;

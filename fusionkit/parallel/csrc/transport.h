@@ -31,6 +31,8 @@ class Transport {
   // `wanted`: the rest of the message; no byte behind it is looked at.
   virtual Bytes arrived(int peer, size_t wanted) = 0;
   virtual void consumed(int peer, size_t num_bytes) = 0;
+  // Whether a peer has read all that was written to it; true where that cannot be told.
+  virtual bool was_read_by(int) { return true; }
 
   // How many ranks share the cores of this host, this one too.
   virtual int num_near() const { return world_size; }
