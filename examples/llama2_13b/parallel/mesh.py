@@ -36,8 +36,8 @@ from fusionkit.parallel import Communicator
 from fusionkit.parallel.groups import communicator_of
 
 Item = TypeVar("Item")
-# That hosts wait for each other, with devices and without: one writes the checkpoint, which for 13B is 156 GB, and the
-# others wait. A process that ended is noticed at once all the same.
+# That hosts wait for each other, with devices and without: all wait for the slowest to write its part of a checkpoint,
+# which for 13B is 156 GB. A process that ended is noticed at once all the same.
 SAVING_SECONDS = 3600.0
 
 
