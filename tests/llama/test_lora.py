@@ -21,7 +21,7 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.adapter_config import TARGETS, AdapterConfig
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import Part, elements, layout, trainable
-from examples.llama2_13b.model.lora import Factors, LoraLlama, Sum, Update
+from examples.llama2_13b.model.lora import Factors, Fork, LoraLlama, Sum, Update
 from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
@@ -357,6 +357,59 @@ def test_the_sum_in_16_bits_is_rounded_once(dtype, is_frozen):
     assert (x.grad is None) == is_frozen
     for tensor in (y,) if is_frozen else (x, y):
         np.testing.assert_array_equal(tensor.grad.cast("float32").numpy(), np.tile(np.arange(48), (7, 1)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_gradients_of_a_layer_and_its_update_are_added_with_one_rounding(dtype):
+    paddle.seed(0)
+    x, done, dother = (paddle.randn([7, 48]).cast(dtype) for _ in range(3))
+    x.stop_gradient = False
+    fk.ledger().reset()
+    one, other = Fork.apply(x)
+    assert one.data_ptr() == other.data_ptr() == x.data_ptr()
+    paddle.autograd.backward([one, other], [done, dother])
+    assert {(op, backend) for op, backend, _ in fk.ledger()} == {("fusion_add_rms_norm", "cpu")}
+    expected = (done.cast("float32") + dother.cast("float32")).cast(dtype)
+    np.testing.assert_array_equal(x.grad.cast("float32").numpy(), expected.cast("float32").numpy())
+
+
+@pytest.mark.parametrize("name", ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"])
+def test_output_and_gradients_of_a_layer_in_bfloat16_are_those_of_float64(tiny_folder, name):
+    """Where the update is as large as the layer's own output. At most five roundings of 2^-9 meet in one value."""
+    paddle.seed(1)
+    model = LoraLlama.with_new_adapter(tiny_folder, ADAPTER, 7, dtype="bfloat16")
+    layer = dict(model.layers["0"].named_sublayers())[name]
+    layer.weight.set_value(paddle.randn(layer.weight.shape) * layer.weight.shape[0] ** -0.5)
+    pairs = list(layer.lora.children())
+    for pair in pairs:
+        pair.lora_B.set_value(paddle.randn(pair.lora_B.shape))
+    x, dy = (paddle.randn([19, width]).cast("bfloat16") for width in layer.weight.shape)
+    x.stop_gradient = False
+    fk.ledger().reset()
+    y = layer(x)
+    y.backward(dy)
+    assert {backend for _, backend, _ in fk.ledger()} == {"cpu"}
+    assert layer.weight.grad is None
+
+    def near(found, exact):
+        error = np.linalg.norm(in_float64(found) - exact)
+        assert error <= 5 * 2.0**-9 * np.linalg.norm(exact)
+
+    exact_x, exact_dy, weight = in_float64(x), in_float64(dy), in_float64(layer.weight)
+    exact_y, exact_dx, first = exact_x @ weight, exact_dy @ weight.T, 0
+    for pair in pairs:
+        a, b = in_float64(pair.lora_A), in_float64(pair.lora_B)
+        columns = slice(first, first := first + b.shape[1])
+        exact_y[:, columns] += 2 * exact_x @ a @ b
+        exact_dx += 2 * exact_dy[:, columns] @ b.T @ a.T
+        near(pair.lora_A.grad, 2 * exact_x.T @ exact_dy[:, columns] @ b.T)
+        near(pair.lora_B.grad, 2 * (exact_x @ a).T @ exact_dy[:, columns])
+    near(y, exact_y)
+    near(x.grad, exact_dx)
+
+
+def in_float64(tensor):
+    return tensor.detach().cast("float32").numpy().astype(np.float64)
 
 
 def test_dropout_drops_its_part_and_keeps_the_mean():

@@ -25,12 +25,12 @@ if not __package__:  # python path/to/this/file, from any folder
 
 from examples.llama2_13b.bench import training_step
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import layout
 from examples.llama2_13b.train import metrics
 
 # Contestants, with whether their process keeps freed memory.
 RUNS = {
     "fusionkit": ("fusionkit", True),
+    "lora": ("lora", True),
     "eager": ("eager", False),
     "eager, memory kept": ("eager", True),
     "torch autocast": ("torch_autocast", False),
@@ -134,12 +134,13 @@ def _processor() -> str:
 
 def table(measured: dict[str, Any], config: LlamaConfig, seq_len: int) -> str:
     """One line a run: medians over all timed steps, the spread of the total, and what of the product rate is used."""
-    flops, rate = product_flops(config, seq_len), statistics.median(measured["product_rate"])
+    rate = statistics.median(measured["product_rate"])
+    flops = {run: product_flops(RUNS[run][0], config, seq_len) for run in {"fusionkit": 0, **measured["runs"]}}
     totals = {run: seconds(results) for run, results in measured["runs"].items()}
     ours = statistics.median(totals["fusionkit"]) if "fusionkit" in totals else None
     lines = [
         ", ".join(f"{name} {value}" for name, value in measured["machine"].items()),
-        f"products {flops / 1e12:.2f} TFLOP a step; packed product {rate / 1e9:.0f} GFLOP/s",
+        f"products {flops['fusionkit'] / 1e12:.2f} TFLOP a step; packed product {rate / 1e9:.0f} GFLOP/s",
         "| | tokens/s | step s | spread | forward | backward | optimizer | of product rate | peak GB | fusionkit is |",
         "| --- " * 10 + "|",
     ]
@@ -148,7 +149,7 @@ def table(measured: dict[str, Any], config: LlamaConfig, seq_len: int) -> str:
         parts = [statistics.median(s[part] for r in results for s in r["steps"]) for part in PARTS]
         peak = max(result["peak_rss"] for result in results)
         cells = [run, f"{seq_len / total:.1f}", f"{total:.2f}", f"{min(totals[run]):.2f}-{max(totals[run]):.2f}"]
-        cells += [*(f"{part:.2f}" for part in parts), f"{flops / total / rate:.0%}", f"{peak / 1e9:.1f}"]
+        cells += [*(f"{part:.2f}" for part in parts), f"{flops[run] / total / rate:.0%}", f"{peak / 1e9:.1f}"]
         lines.append("| " + " | ".join([*cells, verdict(run, total, ours)]) + " |")
     return "\n".join(lines)
 
@@ -169,9 +170,11 @@ def verdict(run: str, total: float, ours: float | None) -> str:
     return f"{text}, {'reached' if total / ours >= TARGETS[run] else 'short of'} {TARGETS[run]}x"
 
 
-def product_flops(config: LlamaConfig, seq_len: int) -> float:
-    """Of a step's matrix products with weights: 6 for each parameter but the embedding and token, as in metrics.py."""
-    return metrics.model_flops(config, layout(config), [seq_len]) - metrics.attention_flops(config, [seq_len])
+def product_flops(contestant: str, config: LlamaConfig, seq_len: int) -> float:
+    """Of a step's matrix products with weights: 6 for each parameter but the embedding and token, as in metrics.py, and
+    4 for a frozen one."""
+    table = training_step.table_of(contestant, config)
+    return metrics.model_flops(config, table, [seq_len]) - metrics.attention_flops(config, [seq_len])
 
 
 def main() -> None:

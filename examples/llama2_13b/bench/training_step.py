@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from examples.llama2_13b.model.adapter_config import AdapterConfig
+from examples.llama2_13b.model.adapter_folder import adapter_rows
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.layout import Table, adapted, layout
 from examples.llama2_13b.parallel.mesh import Mesh
 
 BETA1, BETA2, EPSILON, WEIGHT_DECAY = 0.9, 0.95, 1e-8, 0.1
 LEARNING_RATE = 1e-5
+ADAPTER, LORA_LEARNING_RATE = AdapterConfig(rank=32, alpha=64), 1e-4
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,25 @@ def tokens(config: LlamaConfig, seq_len: int) -> tuple[np.ndarray[Any, Any], np.
 
 def fusionkit(config: LlamaConfig, seq_len: int) -> Phases:
     """The example's model and optimizer, as `sft` trains them with --bf16."""
+    from examples.llama2_13b.model import Llama
+
+    return _trained(*_paddle_model(Llama, config, seq_len, "bfloat16"), LEARNING_RATE)
+
+
+def lora(config: LlamaConfig, seq_len: int) -> Phases:
+    """The same model, frozen, with an adapter on all its matrices, as `lora` trains it with --bf16."""
+    from examples.llama2_13b.model.lora import LoraLlama
+
+    model, loss = _paddle_model(LoraLlama, config, seq_len, "bfloat16")
+    model.begin_adapter("", ADAPTER, seed=0)
+    return _trained(model, loss, LORA_LEARNING_RATE)
+
+
+def _trained(model: Any, loss: Callable[[], Any], learning_rate: float) -> Phases:
     from examples.llama2_13b.train.optimizer import AdamW
 
-    model, loss = _paddle_model(config, seq_len, "bfloat16")
     optimizer = AdamW(model, Mesh(), BETA1, BETA2, EPSILON, WEIGHT_DECAY, max_grad_norm=0.0)
-    return Phases(loss, lambda value: value.backward(), lambda: optimizer.step(LEARNING_RATE))
+    return Phases(loss, lambda value: value.backward(), lambda: optimizer.step(learning_rate))
 
 
 def eager(config: LlamaConfig, seq_len: int) -> Phases:
@@ -85,8 +103,9 @@ def eager(config: LlamaConfig, seq_len: int) -> Phases:
     import paddle
 
     import fusionkit as fk
+    from examples.llama2_13b.model import Llama
 
-    model, loss = _paddle_model(config, seq_len, "float32")
+    model, loss = _paddle_model(Llama, config, seq_len, "float32")
     matrices = {parameter.name for parameter in model.parameters() if parameter.ndim > 1}
     optimizer = paddle.optimizer.AdamW(
         LEARNING_RATE, BETA1, BETA2, EPSILON, model.parameters(), WEIGHT_DECAY,
@@ -104,13 +123,11 @@ def eager(config: LlamaConfig, seq_len: int) -> Phases:
     return Phases(forward, lambda value: value.backward(), update)
 
 
-def _paddle_model(config: LlamaConfig, seq_len: int, dtype: str) -> tuple[Any, Callable[[], Any]]:
+def _paddle_model(kind: Any, config: LlamaConfig, seq_len: int, dtype: str) -> tuple[Any, Callable[[], Any]]:
     import paddle
 
-    from examples.llama2_13b.model import Llama
-
     with paddle.LazyGuard():
-        model = Llama(config, dtype)
+        model = kind(config, dtype)
     for name, parameter in model.named_parameters():
         parameter.set_value(weight(name, tuple(parameter.shape), config.initializer_range))
     input_ids, labels = map(paddle.to_tensor, tokens(config, seq_len))
@@ -131,7 +148,13 @@ def torch_bfloat16(config: LlamaConfig, seq_len: int) -> Phases:
     return torch_peer.phases(config, seq_len, all_bfloat16=True)
 
 
-CONTESTANTS = {f.__name__: f for f in (fusionkit, eager, torch_autocast, torch_bfloat16)}
+def table_of(contestant: str, config: LlamaConfig) -> Table:
+    """The parameters that a contestant has."""
+    table = layout(config)
+    return adapted(table, adapter_rows(table, ADAPTER)) if contestant == "lora" else table
+
+
+CONTESTANTS = {f.__name__: f for f in (fusionkit, lora, eager, torch_autocast, torch_bfloat16)}
 
 
 def product_rate(config: LlamaConfig, seq_len: int, seconds: float = 2.0) -> float:

@@ -109,6 +109,11 @@ def elements(table: Table) -> dict[str, int]:
     return {part.name: part.size for parameter in table.values() for part in parameter.parts}
 
 
+def adapted(table: Table, factors: Table) -> Table:
+    """The table of a frozen model with an adapter's factors beside it."""
+    return {name: replace(parameter, is_trainable=False) for name, parameter in table.items()} | factors
+
+
 def trainable(table: Table) -> Table:
     return {name: parameter for name, parameter in table.items() if parameter.is_trainable}
 

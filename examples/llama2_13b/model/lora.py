@@ -12,7 +12,7 @@ Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from examples.llama2_13b.model import adapter_folder, checkpoint
 from examples.llama2_13b.model.adapter_config import AdapterConfig
 from examples.llama2_13b.model.adapter_folder import FACTORS, adapter_rows, factor_name, module_of, targeted
 from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import Array, Part, Table, layout, own, trainable
+from examples.llama2_13b.model.layout import Array, Part, Table, adapted, layout, own, trainable
 from examples.llama2_13b.model.llama import Llama
 from examples.llama2_13b.model.safetensors_writer import Files
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
@@ -107,22 +107,13 @@ class LoraLlama(Llama):
         seed: int,
         **how: Any,
     ) -> LoraLlama:
-        """A begins as PEFT's does, uniform within 1 / sqrt(in_features), and B at zero: nothing is added yet.
-
-        A follows from seed and its name alone, however ranks divide it.
+        """The model in `base`, frozen, with an adapter as `begin_adapter` makes it.
 
         Args:
             how: the other arguments of `from_pretrained`.
         """
         model = cls.from_pretrained(base, **how)
-        rows, shards = adapter_rows(model.table, adapter), model.shards
-
-        def first_value(name: str) -> Array:
-            (part,) = rows[name].parts
-            return rows[name].join([own(_drawn(part, seed), part, shards.rank, shards.size)])
-
-        model._attach(str(base), adapter, rows, first_value)
-        model.stored_dtypes = None
+        model.begin_adapter(base, adapter, seed)
         return model
 
     @classmethod
@@ -149,6 +140,20 @@ class LoraLlama(Llama):
         model._attach(str(base), adapter, rows, weights.read)
         model.stored_dtypes = weights.dtypes()
         return model
+
+    def begin_adapter(self, base: str | Path, adapter: AdapterConfig, seed: int) -> None:
+        """A begins as PEFT's does, uniform within 1 / sqrt(in_features), and B at zero: nothing is added yet.
+
+        A follows from seed and its name alone, however ranks divide it.
+        """
+        rows, shards = adapter_rows(self.table, adapter), self.shards
+
+        def first_value(name: str) -> Array:
+            (part,) = rows[name].parts
+            return rows[name].join([own(_drawn(part, seed), part, shards.rank, shards.size)])
+
+        self._attach(str(base), adapter, rows, first_value)
+        self.stored_dtypes = None
 
     @property
     def saved(self) -> Table:
@@ -179,31 +184,53 @@ class LoraLlama(Llama):
                 names = {module_of(part): [factor_name(name, part, factor) for factor in FACTORS] for part in targets}
                 factors = {module: Factors(*map(value_of, pair)) for module, pair in names.items()}
                 layer.add_sublayer("lora", Update(row.parts, factors, adapter, self.shards))
-                layer.register_forward_post_hook(_with_update)
-        self.table = {name: replace(row, is_trainable=False) for name, row in self.table.items()} | rows
+                layer.forward = partial(_with_update, layer.forward, layer.lora)
+        self.table = adapted(self.table, rows)
 
 
-def _with_update(layer: nn.Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    update = layer.lora(inputs[0])
-    return output + update if output.dtype == paddle.float32 else Sum.apply(output, update)
+def _with_update(layer: Callable[[Tensor], Tensor], update: Update, x: Tensor) -> Tensor:
+    if x.dtype == paddle.float32:
+        return layer(x) + update(x)
+    one, other = (x, x) if x.stop_gradient else Fork.apply(x)  # the first layer's has no gradient
+    return Sum.apply(layer(one), update(other))
 
 
 class Sum(PyLayer):
-    """x + y in 16 bits, with one rounding. Paddle 3.3.1's `add` has no bfloat16 on the CPU.
-
-    The fused op is one pass over memory, and its norm is not used. Through float32 the sum took 42 ms of processor time
-    where the op takes 8, for 1024 x 5632 on a Xeon with AMX.
-    """
+    """x + y in 16 bits."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         ctx.wants_dx = not x.stop_gradient  # not in the first layer
-        _, total = fk.fusion_add_rms_norm(x, y, paddle.ones([x.shape[-1]]), epsilon=1.0)
-        return total
+        return _sum(x, y)
 
     @staticmethod
     def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, Tensor]:
         return dtotal if ctx.wants_dx else None, dtotal
+
+
+class Fork(PyLayer):
+    """x for the layer and for its update, in 16 bits: their gradients are added like their outputs.
+
+    Paddle 3.3.1 adds bfloat16 gradients on the CPU with one thread, element after element.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view(x.shape), x.view(x.shape)  # Paddle takes x itself for a change in place
+
+    @staticmethod
+    def backward(ctx: Any, done: Tensor, dother: Tensor) -> Tensor:
+        return _sum(done, dother)
+
+
+def _sum(x: Tensor, y: Tensor) -> Tensor:
+    """With one rounding. Paddle 3.3.1's `add` has no bfloat16 on the CPU.
+
+    The fused op is one pass over memory, and its norm is not used. Through float32 the sum took 42 ms of processor time
+    where the op takes 8, for 1024 x 5632 on a Xeon with AMX.
+    """
+    _, total = fk.fusion_add_rms_norm(x, y, paddle.ones([x.shape[-1]]), epsilon=1.0)
+    return total
 
 
 def _drawn(part: Part, seed: int) -> Array:
