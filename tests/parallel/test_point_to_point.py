@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import paddle
 import pytest
@@ -53,6 +55,23 @@ def test_exchanges_match_in_the_order_in_which_they_begin():
         return [np.unique(into.numpy()).tolist() for into in arriving]
 
     assert run_ranks(2, run)[1] == [[0], [1]]
+
+
+def test_an_exchange_is_completed_when_its_tensors_are_taken():
+    asked = threading.Event()
+
+    def run(rank, group):
+        if rank == 1:
+            asked.wait(60)
+            Exchange([], [(tensor(-1, "float32"), 0)], group).wait()
+            return None
+        exchange = Exchange([(tensor(0, "float32"), 1)], [], group)
+        before = exchange.is_completed()
+        asked.set()
+        exchange.wait()
+        return before, exchange.is_completed()
+
+    assert run_ranks(2, run)[0] == (False, True)
 
 
 def test_a_peer_that_leaves_ends_the_wait_with_its_rank():
