@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.train.metrics import read_log
 from tests.emulator.emulated import run
 from tests.emulator.test_sft import EXAMPLE, created
@@ -56,6 +57,7 @@ def choices(number, layout):
     grouped, tied = layout["tensor"] <= 4 and bit[0], bit[1]
     sizes = {"num_key_value_heads": 4 if grouped else 8, "tie_word_embeddings": bool(tied)}
     flags = {"recompute": bool(bit[1])}
+    flags |= {"recompute_granularity": GRANULARITIES[number // 4 % 3]} if bit[1] else {}
     if layout["tensor"] > 1:
         flags |= {"tensor_parallel_degree": layout["tensor"], "sequence_parallel": not bit[2]}
     if layout["pipeline"] > 1:

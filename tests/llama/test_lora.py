@@ -21,6 +21,7 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.adapter_config import TARGETS, AdapterConfig
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import Part, elements, layout, trainable
+from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.model.lora import Factors, Fork, LoraLlama, Sum, Update
 from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees
@@ -310,7 +311,7 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", [None, *GRANULARITIES])
 @pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
 def test_gradients_are_those_of_peft(tiny_folder, trained, tmp_path, tied, recompute):
     """Of the sum of the losses, by another library's differentiation. A tied head is as frozen as the embedding."""
@@ -336,11 +337,11 @@ def test_gradients_are_those_of_peft(tiny_folder, trained, tmp_path, tied, recom
 def test_recomputation_changes_no_loss_with_dropout(tiny_folder):
     adapter = AdapterConfig(rank=4, alpha=8, dropout=0.3)
     runs = {}
-    for recompute in (False, True):
+    for recompute in (None, *GRANULARITIES):
         paddle.seed(3)
         runs[recompute] = LoraRun(tiny_folder, adapter=adapter, recompute=recompute).train(2)
-    assert runs[True].losses == runs[False].losses
-    assert runs[True].losses[1] != LoraRun(tiny_folder, recompute=True).train(2).losses[1]
+        assert runs[recompute].losses == runs[None].losses
+    assert runs["full"].losses[1] != LoraRun(tiny_folder, recompute="full").train(2).losses[1]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

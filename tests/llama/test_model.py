@@ -16,6 +16,7 @@ import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import layout
+from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from tests.llama.conftest import EXAMPLE
 
@@ -38,12 +39,18 @@ VARIANTS = {
 }
 
 
+# Calls of the ops in a layer's forward pass; the first of three has no sum before its norm.
+CORE = {"fusion_rope": 3, "flash_attention": 3}
+ATTENTION = CORE | {"fused_linear": 6}
+LAYER = CORE | {"fused_linear": 12, "swiglu": 3, "fusion_rms_norm": 1, "fusion_add_rms_norm": 5}
+
+
 def token_ids(shape, seed=0):
     """No padding token: transformers gives its embedding no gradient."""
     return np.random.default_rng(seed).integers(1, 97, shape)
 
 
-def make_model(seed=0, dtype="float32", recompute=False, **changes):
+def make_model(seed=0, dtype="float32", recompute=None, **changes):
     """Weights of a size that makes every part of the model matter: with 0.02 attention would be nearly uniform."""
     paddle.seed(seed)
     sizes = {"head_dim": 0, "initializer_range": 0.3, **changes}
@@ -131,23 +138,38 @@ def gradients(model):
     return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.parametrize("recompute", GRANULARITIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recomputed_gradients_are_equal_bit_by_bit(native, dtype):
+def test_recomputed_gradients_are_equal_bit_by_bit(native, dtype, recompute):
     native.set_num_threads(2)
-    plain, again = (gradients(make_model(dtype=dtype, recompute=recompute)) for recompute in (False, True))
+    plain, again = (gradients(make_model(dtype=dtype, recompute=each)) for each in (None, recompute))
     assert len(plain) == 3 + 6 * 3
     for name, gradient in plain.items():
         assert gradient.dtype == np.float32 and np.abs(gradient).max() > 0, name
         np.testing.assert_array_equal(again[name], gradient, err_msg=name)
 
 
-def test_recomputed_layers_stay_on_the_backend_of_their_first_run():
-    model = make_model(recompute=True)
+@pytest.mark.parametrize("recompute", GRANULARITIES)
+def test_recomputed_layers_stay_on_the_backend_of_their_first_run(recompute):
+    model = make_model(recompute=recompute)
     ids = paddle.to_tensor(token_ids((1, 8)))
     with fk.use_backend("eager"):
         loss_sum, _ = model.loss(ids, ids)
     loss_sum.backward()
     assert {backend for _, backend, _ in fk.ledger()} == {"eager"}
+
+
+@pytest.mark.parametrize(
+    "recompute, again",
+    [(None, {}), ("core_attn", CORE), ("full_attn", ATTENTION), ("full", LAYER)],
+)
+def test_what_is_computed_again(recompute, again):
+    gradients(make_model())
+    once = dict(fk.ledger())
+    fk.ledger().reset()
+    gradients(make_model(recompute=recompute))
+    assert {backend for _, backend, _ in fk.ledger()} == {"cpu"}
+    assert {key[0]: count - once[key] for key, count in fk.ledger().items() if count > once[key]} == again
 
 
 def test_gradients_agree_with_transformers(tmp_path):

@@ -20,14 +20,14 @@ from tests.llama.test_sft_processes import launched
 LAYERS, MICRO_BATCHES = 4, 4
 # degrees, stage of sharding, chunks, recomputation
 LAYOUTS = {
-    "one": (Degrees(), 1, 1, False),
-    "dp2": (Degrees(data=2), 1, 1, True),
-    "tp2": (Degrees(tensor=2), 1, 1, False),
-    "pp2": (Degrees(pipeline=2), 1, 1, True),
-    "pp2-interleaved": (Degrees(pipeline=2), 1, 2, False),
-    "sharding2-stage2": (Degrees(sharding=2), 2, 1, False),
-    "sharding2-stage3": (Degrees(sharding=2), 3, 1, False),
-    "pp2-tp2": (Degrees(pipeline=2, tensor=2), 1, 1, False),
+    "one": (Degrees(), 1, 1, None),
+    "dp2": (Degrees(data=2), 1, 1, "full"),
+    "tp2": (Degrees(tensor=2), 1, 1, None),
+    "pp2": (Degrees(pipeline=2), 1, 1, "full"),
+    "pp2-interleaved": (Degrees(pipeline=2), 1, 2, None),
+    "sharding2-stage2": (Degrees(sharding=2), 2, 1, None),
+    "sharding2-stage3": (Degrees(sharding=2), 3, 1, None),
+    "pp2-tp2": (Degrees(pipeline=2, tensor=2), 1, 1, None),
 }
 
 

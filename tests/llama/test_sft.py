@@ -84,9 +84,13 @@ def test_a_resumed_run_is_equal_bit_by_bit(native, sft_flags, tmp_path, bf16):
 
 
 def test_recomputation_changes_no_bit(sft_flags, tmp_path):
-    for name, recompute in (("kept", False), ("again", True)):
-        sft(sft_flags(output_dir=str(tmp_path / name), recompute=recompute, max_steps=3))
-    assert losses(tmp_path / "kept") == losses(tmp_path / "again")
+    for name, changes in (
+        ("kept", {}),
+        ("again", {"recompute": True}),
+        ("core", {"recompute": True, "recompute_granularity": "core_attn"}),
+    ):
+        sft(sft_flags(output_dir=str(tmp_path / name), max_steps=3, **changes))
+    assert losses(tmp_path / "kept") == losses(tmp_path / "again") == losses(tmp_path / "core")
 
 
 def test_the_loss_is_per_token_over_all_micro_batches(sft_flags, tmp_path):
@@ -314,6 +318,8 @@ def test_training_runs_without_packing_and_for_whole_epochs(sft_flags, tmp_path)
         ({"seed": 2**32}, "--seed must be below 4294967296"),
         ({"device": "abacus"}, "--device must be one that Paddle has here, got 'abacus'"),
         ({"max_steps": 0}, "--max_steps must be at least 1, or -1"),
+        ({"recompute": True, "recompute_granularity": "core"}, "granularity must be full or full_attn or core_attn"),
+        ({"recompute_granularity": "core_attn"}, "--recompute_granularity must be left out without recompute"),
         ({"resume_from_checkpoint": "last"}, "--output_dir must be a folder with a checkpoint"),
     ],
 )

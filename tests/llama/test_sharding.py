@@ -14,6 +14,7 @@ from examples.llama2_13b.data.batches import filled
 from examples.llama2_13b.data.packing import Batch
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
@@ -193,7 +194,7 @@ def test_the_moments_are_divided(tiny_folder, alone):
         assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", [None, *GRANULARITIES])
 @pytest.mark.parametrize("layout", ["data2", "sharding2", "stage2-sharding3", "stage3-sharding3"])
 def test_gradients_leave_while_backward_computes(tiny_folder, layout, recompute):
     """All but nothing is left to send when it ends: once a step, or in stage 2 with every micro-batch, of which some
@@ -210,7 +211,7 @@ def test_gradients_leave_while_backward_computes(tiny_folder, layout, recompute)
         assert set(run.held) <= ({0} if stage >= 2 else {0, whole}) and 0 in run.held
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", [None, *GRANULARITIES])
 def test_the_matrices_are_divided(tiny_folder, alone, recompute):
     """Between steps each is on one rank of three, and no rank has more than its part; while a step computes a rank has
     no more than two layers' beside."""

@@ -13,6 +13,7 @@ import pytest
 import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.train import training_state
@@ -224,12 +225,18 @@ def test_an_id_that_no_rank_has_is_refused_by_all(uneven_folder, outside):
     on_two(refused)
 
 
-def test_recomputation_changes_no_loss(tiny_folder):
-    def both(shards):
-        return [Run(tiny_folder, shards, recompute=recompute).train(2).losses for recompute in (False, True)]
+@pytest.mark.parametrize("sequence_parallel", [True, False], ids=["sequence", "tensor"])
+def test_recomputation_changes_no_loss_and_no_gradient(tiny_folder, sequence_parallel):
+    def trained(recompute):
+        return on_two(lambda shards: Run(tiny_folder, shards, recompute=recompute).train(2), sequence_parallel)
 
-    for kept, again in on_two(both):
-        assert kept == again
+    whole = trained(None)
+    for recompute in GRANULARITIES:
+        for kept, again in zip(whole, trained(recompute), strict=True):
+            assert kept.losses == again.losses
+            assert kept.gradients.keys() == again.gradients.keys()
+            for name, gradient in kept.gradients.items():
+                np.testing.assert_array_equal(again.gradients[name], gradient, err_msg=name)
 
 
 def test_bfloat16_is_as_near_as_one_process(tiny_folder, alone):

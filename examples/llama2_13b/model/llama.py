@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import paddle
 from paddle import Tensor, nn
@@ -36,6 +37,9 @@ from examples.llama2_13b.parallel.writers import Writers
 from fusionkit.nn import RotaryEmbedding, recompute
 
 DTYPES = ("float32", "bfloat16", "float16")
+# What can be computed again instead of being kept: a layer, its attention with both products, or what is between these.
+# The names are PaddleNLP's.
+GRANULARITIES = ("full", "full_attn", "core_attn")
 
 # (layer's number, q_BSND, k_BSKD, v_BSKD) -> out_BSND. Training sees the whole sequence; a decoder reads its cache.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -50,9 +54,10 @@ def own_counts(config: LlamaConfig, shards: TensorParallel) -> list[int]:
 class Attention(nn.Layer):
     """Projects to queries, keys and values, rotates the first two, attends, projects back."""
 
-    def __init__(self, config: LlamaConfig, index: int, shards: TensorParallel) -> None:
+    def __init__(self, config: LlamaConfig, index: int, shards: TensorParallel, recompute: str | None) -> None:
         super().__init__()
         self.index = index
+        self.recompute = recompute
         heads, key_value_heads, _ = own_counts(config, shards)
         self.heads = [heads, key_value_heads, key_value_heads]
         self.head_dim = config.head_dim
@@ -64,11 +69,19 @@ class Attention(nn.Layer):
     def forward(
         self, x_TH: Tensor, batch_size: int, rotate: RotaryEmbedding, position_ids_BS: Tensor | None, attend: Attend
     ) -> Tensor:
-        qkv = paddle.split(self.qkv_proj(x_TH), [heads * self.head_dim for heads in self.heads], axis=-1)
-        q_BSND, k_BSKD, v_BSKD = (x.reshape([batch_size, -1, x.shape[-1] // self.head_dim, self.head_dim]) for x in qkv)
+        core = again_if(self.recompute == "core_attn" and self.training, self._core)
+        return self.o_proj(core(self.qkv_proj(x_TH), batch_size, rotate, position_ids_BS, attend))
+
+    def _core(
+        self, qkv: Tensor, batch_size: int, rotate: RotaryEmbedding, position_ids_BS: Tensor | None, attend: Attend
+    ) -> Tensor:
+        parts = paddle.split(qkv, [heads * self.head_dim for heads in self.heads], axis=-1)
+        q_BSND, k_BSKD, v_BSKD = (
+            x.reshape([batch_size, -1, x.shape[-1] // self.head_dim, self.head_dim]) for x in parts
+        )
         q_BSND, k_BSKD = rotate(q_BSND, k_BSKD, position_ids_BS)
         out_BSND = attend(self.index, q_BSND, k_BSKD, v_BSKD)
-        return self.o_proj(out_BSND.reshape([-1, self.heads[0] * self.head_dim]))
+        return out_BSND.reshape([-1, self.heads[0] * self.head_dim])
 
 
 class MLP(nn.Layer):
@@ -88,10 +101,11 @@ class MLP(nn.Layer):
 class DecoderLayer(nn.Layer):
     """x = residual + attention(norm(residual)), then the same with the MLP; the second sum is left to the next norm."""
 
-    def __init__(self, config: LlamaConfig, index: int, shards: TensorParallel) -> None:
+    def __init__(self, config: LlamaConfig, index: int, shards: TensorParallel, recompute: str | None) -> None:
         super().__init__()
+        self.recompute = recompute
         self.input_layernorm = shards.norm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, index, shards)
+        self.self_attn = Attention(config, index, shards, recompute)
         self.post_attention_layernorm = shards.norm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, shards)
 
@@ -108,9 +122,15 @@ class DecoderLayer(nn.Layer):
             x_TH, residual_TH = self.input_layernorm(x_TH), x_TH
         else:
             x_TH, residual_TH = self.input_layernorm(x_TH, residual_TH)
-        x_TH = self.self_attn(x_TH, batch_size, rotate, position_ids_BS, attend)
+        self_attn = again_if(self.recompute == "full_attn" and self.training, self.self_attn)
+        x_TH = self_attn(x_TH, batch_size, rotate, position_ids_BS, attend)
         x_TH, residual_TH = self.post_attention_layernorm(x_TH, residual_TH)
         return self.mlp(x_TH), residual_TH
+
+
+def again_if(is_wanted: bool, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which keeps its inputs alone if that is wanted."""
+    return partial(recompute, function) if is_wanted else function
 
 
 class Llama(nn.Layer):
@@ -119,7 +139,8 @@ class Llama(nn.Layer):
     Args:
         config: sizes and constants.
         dtype: of the activations: "float32", "bfloat16" or "float16". The parameters are float32 in any case.
-        recompute: keep only each layer's input for the gradient and compute the rest again.
+        recompute: what of each layer is computed again for the gradient instead of being kept; one of GRANULARITIES, or
+            None.
         shards: how each layer is divided over ranks; by default one has all.
         pipeline: which layers this stage has, under their names in the whole model; by default all. The first stage has
             the embedding too, the last the norm and the head; a tied embedding is on both.
@@ -130,7 +151,7 @@ class Llama(nn.Layer):
         self,
         config: LlamaConfig,
         dtype: str = "float32",
-        recompute: bool = False,
+        recompute: str | None = None,
         shards: TensorParallel = ALONE,
         pipeline: PipelineParallel = ONE_STAGE,
         sharding: Sharding = UNSHARDED,
@@ -138,6 +159,8 @@ class Llama(nn.Layer):
         super().__init__()
         if dtype not in DTYPES:
             raise ValueError(f"Llama: dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+        if recompute not in (None, *GRANULARITIES):
+            raise ValueError(f"Llama: recompute must be {' or '.join(GRANULARITIES)} or None, got {recompute!r}")
         self.config = config
         self.table = layout(config)
         self.activation_dtype = dtype
@@ -154,7 +177,7 @@ class Llama(nn.Layer):
         elif pipeline.is_first:
             self.embed_tokens = shards.embedding(vocab_size, hidden_size, deviation, dtype)
         numbers = [number for chunk in self.chunks for number in chunk]
-        self.layers = nn.LayerDict({str(number): DecoderLayer(config, number, shards) for number in numbers})
+        self.layers = nn.LayerDict({str(each): DecoderLayer(config, each, shards, recompute) for each in numbers})
         if pipeline.is_last:
             self.norm = shards.norm(hidden_size, config.rms_norm_eps)
             if not config.tie_word_embeddings:
@@ -241,8 +264,7 @@ class Llama(nn.Layer):
             raise ValueError(f"Llama: input_ids must be [batch_size, seq_len], got {list(input_ids_BS.shape)}")
         x_TH, residual_TH = self._embed(input_ids_BS) if received_TH is None else received_TH, None
         for number in layers:
-            layer = self.layers[str(number)]
-            run = partial(recompute, layer) if self.recompute and self.training else layer
+            run = again_if(self.recompute == "full" and self.training, self.layers[str(number)])
             x_TH, residual_TH = run(x_TH, residual_TH, input_ids_BS.shape[0], self.rotary, position_ids_BS, attend)
         return x_TH, residual_TH
 
@@ -259,7 +281,8 @@ class Llama(nn.Layer):
 
     def _turns(self) -> list[list[Turn]]:
         """Of every chunk: which layers compute, and in which order."""
-        turns = [[Turn(self.layers[str(number)], again=self.recompute) for number in chunk] for chunk in self.chunks]
+        again = self.recompute == "full"  # a part of a layer computes again in the layer's own backward pass
+        turns = [[Turn(self.layers[str(number)], again=again) for number in chunk] for chunk in self.chunks]
         if self.pipeline.is_first:
             tied = self.config.tie_word_embeddings
             first = Turn(self.lm_head, ("embed",), True) if tied else Turn(self.embed_tokens, looks_up=True)
@@ -299,7 +322,7 @@ class Llama(nn.Layer):
         cls,
         folder: str | Path,
         dtype: str = "float32",
-        recompute: bool = False,
+        recompute: str | None = None,
         shards: TensorParallel = ALONE,
         pipeline: PipelineParallel = ONE_STAGE,
         sharding: Sharding = UNSHARDED,

@@ -51,7 +51,7 @@ OpenModel = Callable[[Any, Mesh, Path | None], Llama]
 def open_model(flags: TrainingFlags, mesh: Mesh, checkpoint: Path | None) -> Llama:
     """All of it is trained, so all of it is in a checkpoint."""
     folder = checkpoint or Path(flags.model_name_or_path)
-    return Llama.from_pretrained(folder, flags.dtype, flags.recompute, mesh.tensor, mesh.pipeline, mesh.sharding)
+    return Llama.from_pretrained(folder, flags.dtype, flags.recomputed, mesh.tensor, mesh.pipeline, mesh.sharding)
 
 
 def train(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from examples.llama2_13b.io.flags import flag
-from examples.llama2_13b.model.llama import DTYPES
+from examples.llama2_13b.model.llama import DTYPES, GRANULARITIES
 from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.train import tensorboard
 from examples.llama2_13b.train.schedule import KINDS
@@ -43,6 +43,9 @@ class TrainingFlags:
     bf16: bool = flag("bfloat16 arithmetic; parameters and optimizer stay float32", False)
     save_dtype: str | None = flag(f"of the final model: {' | '.join(DTYPES)}; that of its source if not given", None)
     recompute: bool = flag("compute activations again instead of keeping them", False)
+    recompute_granularity: str = flag(
+        "full | full_attn | core_attn: of a layer all, its attention, or that without its products", "full"
+    )
     tensor_parallel_degree: int = flag("processes that share each layer of a copy of the model, neighbours", 1)
     pipeline_parallel_degree: int = flag("stages of each copy of the model, each with some of its layers", 1)
     virtual_pp_degree: int = flag("ranges of layers of each stage, which shorten the wait of stages for each other", 1)
@@ -84,6 +87,10 @@ class TrainingFlags:
             self.require(self.decay_steps > self.warmup_steps, "decay_steps", f"above warmup_steps {self.warmup_steps}")
             self.require(self.lr_scheduler_type != "constant", "decay_steps", "left out with a constant rate")
         self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
+        named = " or ".join(GRANULARITIES)
+        self.require(self.recompute_granularity in GRANULARITIES, "recompute_granularity", named)
+        again = self.recompute or self.recompute_granularity == "full"
+        self.require(again, "recompute_granularity", "left out without recompute")
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
         interleaves = self.virtual_pp_degree == 1 or self.pipeline_parallel_degree > 1
         self.require(interleaves, "virtual_pp_degree", "1 where pipeline_parallel_degree is 1")
@@ -125,6 +132,11 @@ class TrainingFlags:
 
     def rows_per_step(self, copies: int) -> int:
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * copies
+
+    @property
+    def recomputed(self) -> str | None:
+        """As `Llama` takes it."""
+        return self.recompute_granularity if self.recompute else None
 
     @property
     def dtype(self) -> str:
