@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.emulator.emulated import run
+from tests.emulator.measured_steps import require_predicted, steps_of
 from tests.emulator.test_sft import created
 
 SCRIPT = Path(__file__).with_name("memory_of_ranks.py")
 # Small, and large enough that the framework's own blocks of 256 bytes are no part of it.
 SLICE = {
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
     "vocab_size": 2047,
     "hidden_size": 512,
     "intermediate_size": 1280,
@@ -59,3 +63,37 @@ def test_the_memory_of_each_rank_is_predicted(model, tmp_path, layout):
         assert abs(predicted["peak"] / rank["peak"] - 1) < 0.05
     worst = max(predictions[0], key=lambda one: one["peak"])
     assert f"at most, on rank {worst['rank']}" in logs[0] and "memory, measured:" in logs[0]
+
+
+STEP = {"rows": 2, "tokens": 256}
+COMPOSED = {"rows": 1, "tokens": 512, "backend": "eager"}
+# Axes of two ranks and what is measured on them, one after the other: loading Paddle takes a process longer.
+STEPS = {
+    "sharding": [
+        STEP | {"stage": 2, "micro_batches": 2},
+        STEP | {"stage": 3, "micro_batches": 2},
+        STEP | {"stage": 3, "recompute": "core_attn", "dtype": "float32"},
+        STEP | {"stage": 3, "recompute": "full_attn"},
+        STEP | {"stage": 3, "recompute": "full", "dtype": "float32"},
+    ],
+    "tensor": [
+        STEP,
+        STEP | {"recompute": "core_attn"},
+        STEP | {"recompute": "full_attn"},
+        STEP | {"recompute": "full"},
+        COMPOSED,
+        COMPOSED | {"recompute": "core_attn"},
+        COMPOSED | {"recompute": "full_attn"},
+    ],
+}
+
+
+@pytest.mark.parametrize("axis", STEPS)
+def test_sharding_and_recomputation_are_predicted(tmp_path, axis):
+    """Exactly what stays, within 5% the peak, and of each granularity how much less than of the one before."""
+    ranks = steps_of(SLICE, {f"{axis}_parallel_degree": 2}, STEPS[axis], tmp_path / "log")
+    for found in ranks:
+        require_predicted(found, STEPS[axis])
+        for before, after in itertools.pairwise(found):
+            if {**before["choice"], "recompute": None} == {**after["choice"], "recompute": None}:
+                assert after["measured"]["peak"] < before["measured"]["peak"]

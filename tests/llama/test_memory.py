@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 from types import SimpleNamespace
 
@@ -16,26 +15,29 @@ from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import PipelineParallel
+from examples.llama2_13b.parallel.sharding import Sharding
 from examples.llama2_13b.train import memory
+from examples.llama2_13b.train.held import Held, held
 from examples.llama2_13b.train.optimizer import AdamW
 from tests.llama.conftest import EXAMPLE
 from tests.llama.meshes import on_mesh
 
+TINY = EXAMPLE / "configs" / "tiny.json"
 one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_stage_has_the_parameters_that_are_predicted(tmp_path, tied):
-    sizes = json.loads((EXAMPLE / "configs" / "tiny.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(sizes | {"num_hidden_layers": 5, "tie_word_embeddings": tied}))
-    config = LlamaConfig.from_json(tmp_path / "config.json")
+def test_a_stage_has_the_parameters_that_are_predicted(tied):
+    config = dataclasses.replace(LlamaConfig.from_json(TINY), num_hidden_layers=5, tie_word_embeddings=tied)
     for stage in range(2):
         mesh = Mesh(pipeline=PipelineParallel(SimpleNamespace(world_size=2, rank=stage), chunks=2))
         model = Llama(config, pipeline=mesh.pipeline)
         wanted = {name: parameter.size for name, parameter in model.named_parameters()}
-        assert memory.elements(model, mesh, stage, 0) == wanted
+        found = held(model, mesh, {"pipeline": stage, "sharding": 0, "tensor": 0})
+        assert list(found.sizes.items()) == list(wanted.items())  # owners follow from the order, too
+        assert found.owners.keys() == found.owned == wanted.keys() and not found.elsewhere
         shapes = memory.shapes_of(model, mesh, step := memory.Step(2, 16, 4), memory.kinds_of(model, mesh, step), 0)
-        passes = memory.Passes(model, mesh, stage, shapes, wanted, None, {})
+        passes = memory.Passes(model, mesh, stage, shapes, found)
         most, worst = passes.walk(step.micro_batches)
         assert 0 < most <= worst.beside
 
@@ -43,7 +45,7 @@ def test_a_stage_has_the_parameters_that_are_predicted(tmp_path, tied):
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
     """Tied embeddings with 513 entries of the vocabulary, which two ranks divide unevenly, and an MLP of that size."""
-    root, config = tmp_path_factory.mktemp("uneven"), LlamaConfig.from_json(EXAMPLE / "configs" / "tiny.json")
+    root, config = tmp_path_factory.mktemp("uneven"), LlamaConfig.from_json(TINY)
 
     def made(inner):
         folder = root / str(inner)
@@ -88,17 +90,27 @@ def test_each_rank_has_the_parameters_and_the_state_that_are_predicted(folder_of
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 4, 7])
 def test_a_stage_keeps_as_many_micro_batches_as_stages_follow(monkeypatch, micro_batches):
     """And itself: Narayanan et al. 2021, arXiv:2104.04473, section 2.2. What it has sent is on its way."""
-    modules = [memory.Module(name, kept, 0, 0, 0) for name, kept in (("one", 3), ("other", 7))]
+    modules = [memory.Module(name, kept, frozenset(), 0, 0) for name, kept in (("one", 3), ("other", 7))]
     monkeypatch.setattr(memory.Passes, "_modules", lambda self, chunk: modules)
     for stage in range(4):
         mesh = Mesh(pipeline=PipelineParallel(SimpleNamespace(world_size=4, rank=0)))
         sent = SimpleNamespace(stream=1)
-        most, worst = memory.Passes(None, mesh, stage, sent, {}, None, {}).walk(micro_batches)
+        most, worst = memory.Passes(None, mesh, stage, sent, Held({}, {}, 0, set())).walk(micro_batches)
         assert most == worst.beside - (stage < 3) == 10 * min(micro_batches, 4 - stage)
 
 
-def test_matrices_of_two_layers_are_there_in_a_backward_pass(monkeypatch):
-    modules = [memory.Module(str(place), 0, 0, 0, 10**place) for place in range(3)]
-    monkeypatch.setattr(memory.Passes, "_modules", lambda self, chunk: modules)
-    passes = memory.Passes(None, Mesh(), 0, None, {}, 0, {})
-    assert passes.walk(1) == (0, memory.Moment(110, "the backward pass of 2"))
+def test_matrices_of_two_layers_are_there_in_a_backward_pass():
+    """Of the layer, and of the one that computes next; an embedding's rows are looked up."""
+    mesh, config = Mesh(sharding=Sharding(SimpleNamespace(world_size=2, rank=0), 3)), LlamaConfig.from_json(TINY)
+    model = Llama(config)
+    found = held(model, mesh, {"pipeline": 0, "sharding": 0, "tensor": 0})
+    shapes = memory.shapes_of(model, mesh, step := memory.Step(2, 16, 4), memory.kinds_of(model, mesh, step), 0)
+
+    def elsewhere(*prefixes):
+        return 4 * sum(found.sizes[name] for name in found.elsewhere if name.startswith(prefixes))
+
+    first, second = elsewhere("layers.0."), elsewhere("layers.1.")
+    embedding, *modules = memory.Passes(model, mesh, 0, shapes, found)._modules(0)
+    assert first and second and embedding.borrowed == first
+    expected = [first, first, first + second, first + second, second + elsewhere("lm_head.")]
+    assert [module.borrowed for module in modules] == expected

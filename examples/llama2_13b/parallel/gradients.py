@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import paddle
 from paddle import Tensor
@@ -28,8 +28,11 @@ from fusionkit.parallel import collectives
 if TYPE_CHECKING:
     from examples.llama2_13b.parallel.mesh import Mesh
 
+Item = TypeVar("Item")
 # 10 MB take 10 ms at 1 GB/s, so the start of a message is a small part. Matrices of 13B have 26 million elements.
 BUCKET_ELEMENTS = 2_500_000
+# Buckets that travel at one time, where they leave in every backward pass so that a rank need not hold them.
+ON_THE_WAY = 2
 NEVER = [math.inf]
 
 
@@ -50,10 +53,6 @@ class Bucket:
     pending: Any = None
     total: Tensor | None = None
     arrives: Callable[[], None] | None = None
-
-    @property
-    def size(self) -> int:
-        return sum(parameter.size for parameter in self.parameters)
 
     def receive(self, trace: Trace) -> None:
         if self.pending is None:
@@ -89,6 +88,7 @@ class Gradients:
         self._passes: Counter[str] = Counter()  # that have added to a gradient
         self._wanted = NEVER  # of them, before each round of sending
         self._sent = 0  # buckets, of all rounds
+        self._on_the_way: deque[Bucket] = deque()
 
     def watch(self) -> Gradients:
         """Have the backward pass tell of every gradient, for `expect`."""
@@ -131,6 +131,7 @@ class Gradients:
             self._send(bucket)
         for bucket in (*self._early, *self._late):
             self._finish(bucket)
+        self._on_the_way.clear()
         self._wanted, self._sent = NEVER, 0
 
     def _sum_of_tokens(self) -> None:
@@ -152,6 +153,10 @@ class Gradients:
         for bucket in self._early:
             if bucket.pending is not None and bucket.pending.is_completed():
                 bucket.receive(self._mesh.trace)  # so what was sent is not held
+        if self._mesh.sharding.stage >= 2:
+            while len(self._on_the_way) >= ON_THE_WAY:
+                self._on_the_way.popleft().receive(self._mesh.trace)
+            self._on_the_way.append(self._early[self._sent % len(self._early)])
         self._send(self._early[self._sent % len(self._early)])
         self._sent += 1
 
@@ -182,16 +187,20 @@ def _arrived(gradients: Any, name: str) -> None:
         found.arrived(name)
 
 
-def _buckets(owned: Sequence[tuple[Tensor, int]]) -> list[Bucket]:
-    """Neighbours of one owner, until there are enough."""
-    open_ones: dict[int, Bucket] = {}
+def in_buckets(owned: Sequence[tuple[Item, int]], size: Callable[[Item], int]) -> list[tuple[int, list[Item]]]:
+    """(owner, neighbours that it owns), until there are enough."""
+    open_ones: dict[int, list[Item]] = {}
     found = []
-    for parameter, owner in owned:
-        bucket = open_ones.setdefault(owner, Bucket(owner))
-        bucket.parameters.append(parameter)
-        if bucket.size >= BUCKET_ELEMENTS:
-            found.append(open_ones.pop(owner))
-    return found + list(open_ones.values())
+    for item, owner in owned:
+        items = open_ones.setdefault(owner, [])
+        items.append(item)
+        if sum(map(size, items)) >= BUCKET_ELEMENTS:
+            found.append((owner, open_ones.pop(owner)))
+    return found + list(open_ones.items())
+
+
+def _buckets(owned: Sequence[tuple[Tensor, int]]) -> list[Bucket]:
+    return [Bucket(*bucket) for bucket in in_buckets(owned, lambda parameter: int(parameter.size))]
 
 
 def _zeros(parameter: Tensor) -> Tensor:

@@ -68,18 +68,26 @@ class Sizes:
         return self.element < FLOAT32
 
 
-def of_layer(sizes: Sizes, is_first: bool) -> int:
-    """A decoder layer; the first of a model or chunk has no residual stream to add."""
+def of_attention(sizes: Sizes, is_first: bool, recompute: str | None = None) -> int:
+    """A layer's first half; the first layer of a model or chunk has no residual stream to add."""
     s = sizes
-    first_norm = _first_norm(s) if is_first else _add_norm(s)
-    attention = _product(s, "column", s.hidden, s.queries + 2 * s.keys) + _rope(s) + _attention(s)
-    attention += _product(s, "row", s.queries, s.hidden)
-    mlp = _product(s, "column", s.hidden, 2 * s.inner) + _swiglu(s) + _product(s, "row", s.inner, s.hidden)
-    return first_norm + attention + _add_norm(s) + mlp
+    norm = _first_norm(s) if is_first else _add_norm(s)
+    if recompute == "full_attn":
+        return norm + s.stream  # the region's input
+    if recompute == "core_attn":
+        return norm + _projections(s) + s.tokens * (s.queries + 2 * s.keys) * s.element
+    return norm + _projections(s) + _core(s)
 
 
-def of_layer_recomputed(sizes: Sizes, is_first: bool) -> int:
-    """Its inputs alone."""
+def of_mlp(sizes: Sizes) -> int:
+    """A layer's second half."""
+    s = sizes
+    products = _product(s, "column", s.hidden, 2 * s.inner) + _product(s, "row", s.inner, s.hidden)
+    return _add_norm(s) + products + _swiglu(s)
+
+
+def of_layer_inputs(sizes: Sizes, is_first: bool) -> int:
+    """All that a layer keeps which is computed again."""
     return sizes.stream * (1 if is_first else 2)
 
 
@@ -98,8 +106,29 @@ def of_head(sizes: Sizes) -> int:
     return _add_norm(s) + s.tokens * (s.hidden + 2 * s.vocab) * FLOAT32 + weight
 
 
-def of_backward(sizes: Sizes) -> int:
-    """What a layer's backward pass holds beside what is kept, at its worst: about four gradients inside a composed
+def of_attention_backward(sizes: Sizes, recompute: str | None = None) -> int:
+    """What attention's backward pass holds beside what is kept, at its worst: what is computed again, gradients of
+    queries, keys, values and output, and of a composed one about three of the scores' size."""
+    s = sizes
+    gradients = s.tokens * 2 * (s.queries + s.keys) * s.element + s.queries * s.hidden * FLOAT32
+    if s.kinds["flash_attention"] == COMPOSED:
+        gradients += 3 * s.tokens * s.heads * s.seq_len * FLOAT32
+    if recompute is None:
+        return gradients
+    again = _projections(s) if recompute == "full_attn" else 0
+    return again + max(_computing(s), _core(s) + gradients)
+
+
+def of_layer_again(sizes: Sizes, is_first: bool) -> int:
+    """What a layer that is computed again holds beside its inputs, at its worst: in its MLP's backward pass, or while a
+    composed attention is computed."""
+    attention = of_attention(sizes, is_first)
+    computing = attention - _core(sizes) + _computing(sizes)
+    return max(attention + of_mlp(sizes) + of_mlp_backward(sizes), computing)
+
+
+def of_mlp_backward(sizes: Sizes) -> int:
+    """What the MLP's backward pass holds beside what is kept, at its worst: about four gradients inside a composed
     swiglu (two of a fused one), and that of down_proj's weight, which came before."""
     s = sizes
     width = 4 * FLOAT32 if s.kinds["swiglu"] == COMPOSED else 2 * s.element
@@ -118,6 +147,23 @@ def _product(s: Sizes, side: str, in_features: int, out_features: int) -> int:
         return s.tokens * in_features * s.element
     weight = in_features * out_features * FLOAT32 if s.rounds_weights else 0
     return s.tokens * in_features * FLOAT32 + weight
+
+
+def _projections(s: Sizes) -> int:
+    """To queries, keys and values, and back."""
+    return _product(s, "column", s.hidden, s.queries + 2 * s.keys) + _product(s, "row", s.queries, s.hidden)
+
+
+def _core(s: Sizes) -> int:
+    return _rope(s) + _attention(s)
+
+
+def _computing(s: Sizes) -> int:
+    """The most that `_core` has while it is computed, all of it included. A composed attention looks for values that
+    are not finite: measured on the emulated npu it had five tensors of the scores' size and 24 of the queries'."""
+    if s.kinds["flash_attention"] != COMPOSED:
+        return _core(s)
+    return s.tokens * (5 * s.heads * s.seq_len + 24 * s.queries) * FLOAT32
 
 
 def _first_norm(s: Sizes) -> int:

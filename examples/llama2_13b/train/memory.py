@@ -15,12 +15,12 @@ import paddle
 
 import fusionkit as fk
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.layout import Table, layer_of
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.schedule import one_forward_one_backward
-from examples.llama2_13b.parallel.sharding import owners
 from examples.llama2_13b.train import kept
+from examples.llama2_13b.train.held import Held, held
+from examples.llama2_13b.train.held_gradients import HeldGradients
 from examples.llama2_13b.train.kept import COMPOSED, DEVICE, FLOAT32, FUSED, Sizes
 from fusionkit import TensorSpec, policy
 from fusionkit.parallel.parts import own_part
@@ -93,20 +93,14 @@ def degrees_of(mesh: Mesh) -> Degrees:
 def _of_rank(rank: int, degrees: Degrees, model: Llama, mesh: Mesh, step: Step, kinds: dict[str, str]) -> Memory:
     places = degrees.places(rank)
     stage = places["pipeline"]
-    sizes = elements(model, mesh, stage, places["tensor"])
-    trained = {name: size for name, size in sizes.items() if model.table[name].is_trainable}
-    owner = owners_of(trained, model, mesh, stage)
-    owned = [size for name, size in trained.items() if owner[name] == places["sharding"]]
-    away = elsewhere(sizes, model, mesh, stage, places["sharding"])
-    parameters = FLOAT32 * (sum(sizes.values()) - sum(away.values()))
-    optimizer = FLOAT32 * MOMENTS * sum(owned)
-    gradients = FLOAT32 * sum(owned)
+    found = held(model, mesh, places)
+    parameters = found.num_bytes(found.sizes.keys() - found.elsewhere)
+    gradients, optimizer = found.num_bytes(found.owned), MOMENTS * found.num_bytes(found.owned)
     composed = kinds["fused_adamw"] == COMPOSED
-    update = gradients + (FLOAT32 * COMPOSED_UPDATE * max(owned, default=0) if composed else 0)
+    largest = max((found.num_bytes([name]) for name in found.owned), default=0)
+    update = gradients + (COMPOSED_UPDATE * largest if composed else 0)
     shapes = shapes_of(model, mesh, step, kinds, places["tensor"])
-    divided = mesh.sharding.stage >= 2 and mesh.sharding.size > 1
-    passes = Passes(model, mesh, stage, shapes, trained, gradients if divided else None, away)
-    activations, backward = passes.walk(step.micro_batches)
+    activations, backward = Passes(model, mesh, stage, shapes, found).walk(step.micro_batches)
     worst = max(backward, Moment(update, "the optimizer's update"), key=lambda moment: moment.beside)
     base = parameters + optimizer + tables_of(model)
     kept_then = gradients + (activations if worst is backward else 0)
@@ -114,44 +108,6 @@ def _of_rank(rank: int, degrees: Degrees, model: Llama, mesh: Mesh, step: Step, 
         rank, stage, parameters, gradients, optimizer, activations,
         max(0, base + worst.beside - parameters - optimizer - kept_then), base + worst.beside, worst.name,
     )  # fmt: skip
-
-
-def elements(model: Llama, mesh: Mesh, stage: int, rank: int) -> dict[str, int]:
-    """Of each parameter that a stage's rank of tensor has, in the model's order."""
-    count, size = model.config.num_hidden_layers, mesh.tensor.size
-    return {
-        name: sum(part.shard(rank, size).size for part in parameter.parts)
-        for name, parameter in model.table.items()
-        if stage in _stages_of(name, model.table, mesh, count)
-    }
-
-
-def _stages_of(name: str, table: Table, mesh: Mesh, count: int) -> set[int]:
-    """A tied embedding is on the first stage and on the last."""
-    is_tied = name == "lm_head.weight" and not any(parameter.is_looked_up for parameter in table.values())
-    return {0, mesh.pipeline.stages - 1} if is_tied else {mesh.pipeline.stage_of(layer_of(name, count), count)}
-
-
-def owners_of(names: Iterable[str], model: Llama, mesh: Mesh, stage: int) -> dict[str, int]:
-    """As `Sharding.owners` chooses them, by the largest part of each."""
-    names, largest = list(names), elements(model, mesh, stage, 0)
-    shared = [
-        place
-        for place, name in enumerate(names)
-        if len(_stages_of(name, model.table, mesh, model.config.num_hidden_layers)) > 1
-    ]
-    found = owners([largest[name] for name in names], mesh.sharding.size, shared)
-    return dict(zip(names, found, strict=True))
-
-
-def elsewhere(sizes: dict[str, int], model: Llama, mesh: Mesh, stage: int, rank: int) -> dict[str, int]:
-    """Elements of the matrices that other ranks of sharding keep between steps. An adapter's are on all."""
-    if not mesh.sharding.divides_parameters:
-        return {}
-    frozen = [name for name in sizes if not model.table[name].is_trainable]
-    owner = owners_of(frozen or sizes, model, mesh, stage)
-    matrices = [name for name in owner if len(model.table[name].parts[0].shape) == 2]
-    return {name: sizes[name] for name in matrices if owner[name] != rank}
 
 
 def tables_of(model: Llama) -> int:
@@ -165,18 +121,14 @@ class Passes:
 
     Args:
         shapes: of a micro-batch on this rank.
-        trained: elements of each parameter that has a gradient.
-        divided: bytes of the gradients that stay on a rank from one pass to the next, where they leave in between.
-        away: elements of each matrix that comes from another rank while its layer computes.
+        held: of the parameters by this rank.
     """
 
     model: Llama
     mesh: Mesh
     stage: int
     shapes: Sizes
-    trained: dict[str, int]
-    divided: int | None
-    away: dict[str, int]
+    held: Held
 
     def walk(self, micro_batches: int) -> tuple[int, Moment]:
         """(the most that forward passes keep, the worst moment of a backward pass)."""
@@ -184,61 +136,68 @@ class Passes:
         chunks = [self._modules(chunk) for chunk in range(pipeline.chunks)]
         ends = self.stage == pipeline.stages - 1 and pipeline.chunks == 1
         leaving = 0 if ends else self.shapes.stream  # the last output, which is on its way during a backward pass
-        held, most, worst = 0, 0, Moment(0, "")
-        gradients: dict[int, int] = {}
+        divides = self.mesh.sharding.stage >= 2 and self.mesh.sharding.size > 1
+        gradients = HeldGradients(self.held, divides, micro_batches)
+        kept_now, most, worst = 0, 0, Moment(0, "")
         for action in one_forward_one_backward(self.stage, pipeline.stages, micro_batches, pipeline.chunks):
             modules = chunks[action.chunk]
             if action.is_forward:
-                held += sum(module.kept for module in modules)
-                most = max(most, held)
+                kept_now += sum(module.kept for module in modules)
+                most = max(most, kept_now)
                 continue
-            for place, module in reversed(list(enumerate(modules))):
-                whole = sum(one.matrices for one in modules[max(0, place - 1) : place + 1])
-                others = sum(gradients.values()) if self.divided is None else self.divided
-                new = 0 if module.name in gradients else module.gradients
-                beside = held + leaving + others + whole + module.passing
-                worst = max(worst, Moment(beside, f"the backward pass of {module.name}"), key=lambda one: one.beside)
-                gradients[module.name] = module.gradients
-                held -= module.kept
-                after = Moment(held + leaving + others + whole + new, f"the end of the backward pass of {module.name}")
-                worst = max(worst, after, key=lambda one: one.beside)
+            for module in reversed(modules):
+                others = gradients.num_bytes + module.borrowed + leaving
+                during = Moment(kept_now + others + module.passing, f"the backward pass of {module.name}")
+                kept_now -= module.kept
+                new = gradients.num_new_bytes(module.trained)
+                after = Moment(kept_now + others + new, f"the end of the backward pass of {module.name}")
+                worst = max(worst, during, after, key=lambda moment: moment.beside)
+                gradients.add(module.trained)
         return most, worst
 
     def _modules(self, chunk: int) -> list[Module]:
         """Of a chunk, in the order of the forward pass."""
         model, pipeline, shapes = self.model, self.mesh.pipeline, self.shapes
         layers = pipeline.layers_of(self.stage, model.config.num_hidden_layers)[chunk]
-        whole = [kept.of_layer(shapes, is_first=number == layers.start) for number in layers]
-        modules = [
-            self._module(f"layer {number}", size, f"layers.{number}.", kept.of_backward(shapes))
-            for number, size in zip(layers, whole, strict=True)
-        ]
-        if model.recompute:
-            modules = [
-                replace(
-                    module,
-                    kept=kept.of_layer_recomputed(shapes, is_first=number == layers.start),
-                    passing=module.passing + size,
-                )
-                for number, module, size in zip(layers, modules, whole, strict=True)
-            ]
+        modules = [half for number in layers for half in self._layer(number, is_first=number == layers.start)]
         if self.stage == 0 and chunk == 0:
-            embedding = self._module("the embedding", kept.of_embedding(shapes), "embed_tokens.", 0)
-            modules.insert(0, replace(embedding, passing=embedding.gradients, matrices=0))  # rows are looked up
+            is_shared = model.config.tie_word_embeddings and pipeline.stages > 1
+            name = "lm_head." if is_shared else "embed_tokens."
+            embedding = self._module("the embedding", name, kept.of_embedding(shapes), 0)
+            passing, borrowed = self.held.num_bytes(embedding.trained), self._borrowed(layers[:1])
+            modules.insert(0, replace(embedding, passing=passing, borrowed=borrowed))
         if self.stage == pipeline.stages - 1 and chunk == pipeline.chunks - 1:
-            head = self._module("the head", kept.of_head(shapes), ("lm_head.", "norm."), kept.of_head_backward(shapes))
-            modules.append(head)
+            head = self._module("the head", ("lm_head.", "norm."), kept.of_head(shapes), kept.of_head_backward(shapes))
+            modules.append(replace(head, borrowed=self._borrowed(["lm_head", *layers[-1:]])))
         elif pipeline.stages > 1:  # it keeps no values, and its gradient comes
-            modules.append(Module("what a stage hands on", 0, 0, shapes.stream, 0))
+            borrowed = self._borrowed(layers[-2:])
+            modules.append(Module("what a stage hands on", 0, frozenset(), shapes.stream, borrowed))
         return modules
 
-    def _module(self, name: str, kept: int, prefix: str | tuple[str, ...], passing: int) -> Module:
-        """Of the parameters whose names begin so."""
-        gradients, matrices = (
-            FLOAT32 * sum(size for one, size in sizes.items() if one.startswith(prefix))
-            for sizes in (self.trained, self.away)
-        )
-        return Module(name, kept, gradients, passing, matrices)
+    def _layer(self, number: int, is_first: bool) -> list[Module]:
+        """Its halves, or all of it if all is computed again."""
+        shapes, again = self.shapes, self.model.recompute
+        name, prefix = f"layer {number}", f"layers.{number}."
+        if again == "full":
+            back = kept.of_layer_again(shapes, is_first)
+            halves = [self._module(name, prefix, kept.of_layer_inputs(shapes, is_first), back)]
+        else:
+            attention, back = kept.of_attention(shapes, is_first, again), kept.of_attention_backward(shapes, again)
+            mlp, mlp_back = kept.of_mlp(shapes), kept.of_mlp_backward(shapes)
+            halves = [
+                self._module(f"the attention of {name}", (f"{prefix}input", f"{prefix}self"), attention, back),
+                self._module(f"the MLP of {name}", (f"{prefix}post", f"{prefix}mlp"), mlp, mlp_back),
+            ]
+        borrowed = self._borrowed([number] if is_first else [number - 1, number])
+        return [replace(half, borrowed=borrowed) for half in halves]
+
+    def _module(self, name: str, prefix: str | tuple[str, ...], kept: int, passing: int) -> Module:
+        return Module(name, kept, frozenset(one for one in self.held.owners if one.startswith(prefix)), passing, 0)
+
+    def _borrowed(self, layers: Iterable[int | str]) -> int:
+        """Bytes of the matrices of these layers that other ranks own, and which a backward pass needs here."""
+        prefixes = tuple(f"{layer}." if isinstance(layer, str) else f"layers.{layer}." for layer in layers)
+        return self.held.num_bytes(name for name in self.held.elsewhere if name.startswith(prefixes))
 
 
 @dataclass(frozen=True)
@@ -247,16 +206,16 @@ class Module:
 
     Args:
         kept: bytes that its forward pass leaves.
-        gradients: bytes of its parameters' gradients.
+        trained: names of its parameters that have gradients.
         passing: bytes that its backward pass needs and gives back, its first gradients included.
-        matrices: bytes that come from other ranks for the pass, and those of the module before it meanwhile.
+        borrowed: bytes of matrices that are here meanwhile, and with other ranks between steps.
     """
 
     name: str
     kept: int
-    gradients: int
+    trained: frozenset[str]
     passing: int
-    matrices: int
+    borrowed: int
 
 
 def shapes_of(model: Llama, mesh: Mesh, step: Step, kinds: dict[str, str], rank: int) -> Sizes:
