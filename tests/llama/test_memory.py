@@ -101,7 +101,7 @@ def test_a_stage_keeps_as_many_micro_batches_as_stages_follow(monkeypatch, micro
 
 def test_matrices_of_two_layers_are_there_in_a_backward_pass():
     """Of the layer, and of the one that computes next; an embedding's rows are looked up."""
-    mesh, config = Mesh(sharding=Sharding(SimpleNamespace(world_size=2, rank=0), 3)), LlamaConfig.from_json(TINY)
+    mesh, config = Mesh(sharding=Sharding(SimpleNamespace(world_size=3, rank=0), 3)), LlamaConfig.from_json(TINY)
     model = Llama(config)
     found = held(model, mesh, {"pipeline": 0, "sharding": 0, "tensor": 0})
     shapes = memory.shapes_of(model, mesh, step := memory.Step(2, 16, 4), memory.kinds_of(model, mesh, step), 0)

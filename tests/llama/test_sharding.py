@@ -20,6 +20,7 @@ from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import owners
+from examples.llama2_13b.parallel.trace import COMMUNICATION, EXPOSED
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.loss import next_token
 from examples.llama2_13b.train.optimizer import AdamW
@@ -242,6 +243,28 @@ def test_the_matrices_are_divided(tiny_folder, alone, recompute):
     for peak, own in most:
         assert own < peak <= own + a_layer + max(whole.values())  # the embedding or the head is larger than a layer
     assert runs[0][0].losses == pytest.approx(alone[0].losses[:2], rel=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [None, "full"])
+def test_the_trace_tells_how_long_layers_wait_for_matrices(tiny_folder, recompute):
+    """One wait for each layer that computes, within the time in which its matrices travel."""
+
+    def traced(mesh):
+        run = Run(tiny_folder, mesh, recompute=recompute)
+        run.model.traced_by(mesh.trace)
+        mesh.trace.begin()
+        passes, _ = run.train(1).sent[0]
+        return passes, run.model.config.num_hidden_layers, mesh.trace.end()
+
+    for passes, layers, events in on_mesh(Degrees(sharding=2), traced, stage=3):
+        waits = [event for event in events if (event.lane, event.name) == (EXPOSED, "wait for matrices")]
+        travels = [event for event in events if (event.lane, event.name) == (COMMUNICATION, "matrices")]
+        turns = {(wait.start, wait.end) for wait in waits}
+        # Forward: embedding, layers, head. Backward: head and layers; all outputs of a turn tell of it.
+        assert len(turns) >= passes * (layers + 2 + layers + 1)
+        # Backward head and last layer are still there, and forward the first layer, but for the first pass.
+        assert len(travels) == passes * (layers + 2 + layers - 2) + 1
+        assert all(event.start <= event.end for event in travels)
 
 
 @pytest.mark.parametrize("layout", ["stage2-data2-sharding2", "sharding2-tensor2", "stage3-data2-sharding2"])

@@ -33,6 +33,7 @@ from examples.llama2_13b.parallel.divided_layers import DividedLayers, Turn
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
+from examples.llama2_13b.parallel.trace import Trace
 from examples.llama2_13b.parallel.writers import Writers
 from fusionkit.nn import RotaryEmbedding, recompute
 
@@ -295,6 +296,11 @@ class Llama(nn.Layer):
         """Keep of divided matrices what this rank owns; call it before an update."""
         if self._divided is not None:
             self._divided.divide()
+
+    def traced_by(self, trace: Trace) -> None:
+        """Have it tell when divided matrices travel, and when a layer waits for them."""
+        if self._divided is not None:
+            self._divided.trace = trace
 
     @property
     def saved(self) -> Table:

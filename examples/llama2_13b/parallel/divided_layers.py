@@ -18,6 +18,7 @@ import paddle
 from paddle import Tensor, nn
 
 from examples.llama2_13b.parallel.sharding import Sharding
+from examples.llama2_13b.parallel.trace import COMMUNICATION, EXPOSED, Trace
 from fusionkit.parallel import collectives
 
 
@@ -54,6 +55,7 @@ class DividedLayers:
         for parameter, owner in zip(parameters, sharding.owners(parameters), strict=True):
             if parameter.ndim == 2:
                 parameter.kept_by = owner
+        self.trace = Trace()  # one that is off, until a run gives its own
         self._whole: list[_Matrices] = []
         layers = {id(turn.layer): turn.layer for turns in chunks for turn in turns}  # a tied head has two turns
         matrices = {key: _Matrices(sharding, layer) for key, layer in layers.items()}
@@ -90,9 +92,10 @@ class DividedLayers:
                 matrices.divide()
         self._whole = wanted
         for matrices in wanted:
-            matrices.start()
-        for matrices in wanted[:1]:
-            matrices.wait()
+            matrices.start(self.trace)
+        if wanted:
+            with self.trace.span(EXPOSED, "wait for matrices"):
+                wanted[0].wait()
 
 
 class _Matrices:
@@ -102,11 +105,13 @@ class _Matrices:
         self._sharding = sharding
         self._parameters = [parameter for parameter in layer.parameters() if parameter.ndim == 2]
         self._works: list[Any] | None = []  # on their way; None while they are divided
+        self._arrive: Callable[[], None] | None = None  # tells the trace that they have come
         self.divide()
 
-    def start(self) -> None:
+    def start(self, trace: Trace) -> None:
         """Get those of other ranks, and send one's own."""
         if self._works is None:
+            self._arrive = trace.start(COMMUNICATION, "matrices")
             self._works = [self._broadcast(parameter) for parameter in self._parameters]
 
     def _broadcast(self, parameter: Tensor) -> Any:
@@ -118,6 +123,9 @@ class _Matrices:
         for work in self._works or ():
             work.wait()
         self._works = []
+        if self._arrive is not None:
+            self._arrive()
+            self._arrive = None
 
     def divide(self) -> None:
         self.wait()

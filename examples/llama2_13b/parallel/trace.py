@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import paddle
 
 COMPUTE, COMMUNICATION, BUBBLE, EXPOSED = "compute", "communication", "bubble", "exposed communication"
-# The last two are waits, for another stage and for sums and new values; they share a lane.
+# The last two are waits, for another stage and for sums, new values and matrices; they share a lane.
 LANES = {COMPUTE: 0, COMMUNICATION: 1, BUBBLE: 2, EXPOSED: 2}
 LANE_NAMES = ("compute", "communication", "waiting")
 

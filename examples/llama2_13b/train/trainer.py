@@ -74,6 +74,7 @@ class Trainer:
     def __post_init__(self) -> None:
         flags = self.flags
         self._checkpoints = Checkpoints(flags, self.mesh, self.model, self.optimizer, self.files)
+        self.model.traced_by(self.mesh.trace)
         self._gradients = Gradients(self.mesh, self.model.parameters()).watch()
         self._order = Order(self.train, flags.rows_per_step(self.mesh.copies), flags.seed)
         self._slow_ranks = SlowRanks(self.mesh)
