@@ -1,5 +1,7 @@
 #include "calls.h"
 
+#include <atomic>
+#include <chrono>
 #include <thread>
 
 namespace communicator_tests {
@@ -147,6 +149,34 @@ void check_groups(Way way, int world_size) {
     check(all_are(sum, sum_of(world_size)) && all_are(started, sum_of(world_size)), "two communicators at once");
   });
   for (const std::string& text : thrown) check(text.empty(), name_of(way) + ", two communicators: " + text);
+}
+
+// A send of one element, then both ranks' in front of their receives, in one group.
+void check_sends_that_wait() {
+  const Meeting meeting(Way::kMemory, 2);
+  std::atomic<bool> has_looked{false};
+  const auto thrown = run_ranks(2, [&](int rank) {
+    Communicator own(meeting.transport(rank), 20, /*sends_wait=*/true);
+    const Floats from = filled(1, rank);
+    Floats to(1);
+    const Call send = call(own, Op::kSend, from, to, 1, 1 - rank),
+               receive = call(own, Op::kRecv, from, to, 1, 1 - rank);
+    if (rank == 0) {
+      const auto work = Communicator::start(&send, 1);
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      check(!work->is_done(), "a send waits for its receipt");
+      has_looked = true;
+      work->wait();
+    } else {
+      while (!has_looked) std::this_thread::yield();
+      Communicator::run(&receive, 1);
+      check(all_are(to, 1), "a send that waited");
+    }
+    const Call both[] = {send, receive};
+    Communicator::run(both, 2);
+    check(all_are(to, static_cast<float>(2 - rank)), "sends that wait, in front of their receives");
+  });
+  for (const std::string& text : thrown) check(text.empty(), "sends that wait: " + text);
 }
 
 }  // namespace communicator_tests

@@ -14,5 +14,6 @@ void check_calls(Way way, int world_size);
 void check_works(Way way, int world_size);
 void check_turns(Way way, int world_size);
 void check_groups(Way way, int world_size);
+void check_sends_that_wait();
 
 }  // namespace communicator_tests

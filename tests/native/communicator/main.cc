@@ -26,6 +26,7 @@ void check_all() {
     check_closing(way);
     check_absence(way);
   }
+  check_sends_that_wait();
   check_strangers();
 }
 
