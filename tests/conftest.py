@@ -55,6 +55,14 @@ def pytest_configure():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue("dist") == "loadgroup":
+        from tests.scheduling import Scheduler
+
+        return Scheduler(config, log)
+
+
 def processor_seconds():
     """Of this process and of all that it started and has waited for."""
     return sum(os.times()[:4])
