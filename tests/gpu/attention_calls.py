@@ -34,7 +34,7 @@ def flash_attention(dtype):
     yield {**qkv(dtype, 256, 20), "causal": True}
     yield {**qkv(dtype, 128), "startend_row_indices": bounds(1), "causal": True}
     yield {**qkv(dtype, 128), "startend_row_indices": bounds(4)}
-    yield {**qkv(dtype, 64, 80), "attn_mask": mask > 0}
+    yield {**qkv(dtype, 64, 80), "attn_mask": empty(1, 1, LENGTH, LENGTH, dtype=torch.bool, grad=False)}
     yield {**qkv(dtype, 256, 20), "attn_mask": mask}
 
 
