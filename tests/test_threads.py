@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from fusionkit import cores
-from tests.hanging import HANGING
 
 # Large enough to be shared by five threads.
 CALL = """
@@ -36,7 +35,7 @@ def in_process(code, cpus=None, **environment):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     place = ["taskset", "--cpu-list", ",".join(map(str, sorted(cpus)))] if cpus else []
     command = [*place, sys.executable, "-c", code]
-    run = subprocess.run(command, env=env | environment, capture_output=True, text=True, timeout=HANGING)
+    run = subprocess.run(command, env=env | environment, capture_output=True, text=True, timeout=120)
     return run.stdout.strip() if run.returncode == 0 else run.stderr.strip().splitlines()[-1]
 
 

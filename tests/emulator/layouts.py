@@ -1,15 +1,24 @@
 """Every factorisation of eight devices into data, pipeline, sharding and tensor, on the emulated npu, against one
-process on the CPU. `make test-layouts` sets up what it needs and runs this file; `make test` does not.
+process on the CPU, and once sixteen devices with two along each axis. `make test-layouts` sets up what it needs and
+runs this file; `make test` does not.
 
-The other choices (sequence parallelism, recomputation, the stage of sharding, interleaving, heads of keys and values,
-tied embeddings) change from layout to layout, so that each meets the axes that it works with.
+The other choices (sequence parallelism, MC2, recomputation, the stage of sharding, interleaving, heads of keys and
+values, tied embeddings) change from layout to layout. Each two of them meet in some run.
+
+LAYOUT_STEPS=50 LAYOUT_DTYPE=bfloat16 change what is run.
+
+float32: the losses of the first ten steps are within 1e-5 relative, those of fifty within 1e-4.
+bfloat16: the oracle is one process in float32, whose own error is ten thousand times smaller. The composition is one
+process in bfloat16 on Paddle's own ops. A layout's losses and weights may be off by twice what the composition's are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,16 +27,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.llama2_13b.model.llama import GRANULARITIES
+from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.train.metrics import read_log
 from tests.emulator.emulated import run
-from tests.emulator.test_sft import EXAMPLE, created
+from tests.emulator.test_sft import created, reasons, require_twice_the_composition
+from tests.llama.layouts import all_pairs, covering, described, name_of, pairs, title
 from tests.llama.test_sft import weights
 
-DEVICES = 8
-STEPS = int(os.environ.get("FUSIONKIT_LAYOUT_STEPS", "10"))
-# Rounding grows from step to step.
-RELATIVE = 1e-5 if STEPS <= 10 else 1e-4
+STEPS = int(os.environ.get("LAYOUT_STEPS", "10"))
+DTYPE = os.environ.get("LAYOUT_DTYPE", "float32")
+MARKS = [step for step in (1, 2, 5, 10, 20, 50) if step <= STEPS]
 ROWS = 8
 # Eight stages and eight tensor-parallel ranks have something each; 511 tokens do not divide.
 SIZES = {
@@ -39,34 +48,28 @@ SIZES = {
     "head_dim": 16,
     "initializer_range": 0.05,
 }
-AXES = ("data", "pipeline", "sharding", "tensor")
-LAYOUTS = [
-    dict(zip(AXES, degrees, strict=True))
-    for degrees in itertools.product((1, 2, 4, 8), repeat=4)
-    if np.prod(degrees) == DEVICES
-]
+if DTYPE == "bfloat16":  # the vendor's rope takes heads of 64, its fused products inner sizes from 256 of two ranks
+    SIZES |= {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+EIGHT = [Degrees(*each) for each in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(each) == 8]
+EVERYTHING = {"recompute": False, "tied": True, "grouped": True, "sequence": True, "mc2": True, "chunks": 2, "stage": 3}
+RUNS = [*covering(EIGHT), (Degrees(2, 2, 2, 2), EVERYTHING)]
+PROGRAM = Path(__file__).with_name("sft_with_ledger.py")
+ROOT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def name_of(layout):
-    return "-".join(f"{axis}{degree}" for axis, degree in layout.items() if degree > 1)
+def sizes_of(choice):
+    return {"num_key_value_heads": 4 if choice["grouped"] else 8, "tie_word_embeddings": choice["tied"]}
 
 
-def choices(number, layout):
-    """(sizes of the model, flags): what this layout is tried with beside its axes."""
-    bit = [number >> place & 1 for place in range(3)]
-    grouped, tied = layout["tensor"] <= 4 and bit[0], bit[1]
-    sizes = {"num_key_value_heads": 4 if grouped else 8, "tie_word_embeddings": bool(tied)}
-    flags = {"recompute": bool(bit[1])}
-    flags |= {"recompute_granularity": GRANULARITIES[number // 4 % 3]} if bit[1] else {}
-    if layout["tensor"] > 1:
-        flags |= {"tensor_parallel_degree": layout["tensor"], "sequence_parallel": not bit[2]}
-    if layout["pipeline"] > 1:
-        flags |= {"pipeline_parallel_degree": layout["pipeline"]}
-        flags |= {"virtual_pp_degree": 2} if layout["pipeline"] <= 4 and bit[0] else {}
-    if layout["sharding"] > 1:
-        flags |= {"sharding_parallel_degree": layout["sharding"], "sharding": f"stage{1 + bit[2]}"}
-    copies = layout["data"] * layout["sharding"]
-    return sizes, flags | {"gradient_accumulation_steps": ROWS // copies}
+def flags_of(degrees, choice):
+    flags = {"recompute": True, "recompute_granularity": choice["granularity"]} if choice["recompute"] else {}
+    if degrees.tensor > 1:
+        flags |= {"tensor_parallel_degree": degrees.tensor, "sequence_parallel": choice["sequence"]}
+    if degrees.pipeline > 1:
+        flags |= {"pipeline_parallel_degree": degrees.pipeline, "virtual_pp_degree": choice.get("chunks", 1)}
+    if degrees.sharding > 1:
+        flags |= {"sharding_parallel_degree": degrees.sharding, "sharding": f"stage{choice['stage']}"}
+    return flags | {"gradient_accumulation_steps": ROWS // (degrees.data * degrees.sharding)}
 
 
 def command(launch, model, output, **flags):
@@ -74,54 +77,170 @@ def command(launch, model, output, **flags):
     folders = {"model_name_or_path": model, "dataset_name_or_path": data, "output_dir": output}
     steps = {"max_steps": STEPS, "learning_rate": 1e-3, "src_length": 60, "max_length": 96}
     words = [f"--{name}={value}" for name, value in {**steps, **folders, **flags}.items()]
-    return [sys.executable, *launch, str(EXAMPLE / "sft.py"), *words]
+    return [sys.executable, *launch, str(PROGRAM), *words]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """(model's folder, output) of one process on the CPU, by the model's sizes. An epoch of 60 rows ends with four."""
+def model_of(tmp_path_factory):
+    """A model's folder, by its sizes. An epoch of 60 rows ends with four."""
 
     @functools.cache
-    def trained(*sizes):
-        folder = tmp_path_factory.mktemp("alone")
-        model = created(folder, SIZES | dict(sizes))
+    def made(*sizes):
+        model = created(tmp_path_factory.mktemp("model"), SIZES | dict(sizes))
         train = Path(model).with_name("data") / "train.json"
         train.write_text("\n".join(train.read_text(encoding="utf-8").splitlines()[:60]), encoding="utf-8")
-        words = command([], model, folder / "out", gradient_accumulation_steps=ROWS)
-        result = subprocess.run(words, capture_output=True, text=True, timeout=3000)
+        return model
+
+    return lambda sizes: made(*sizes.items())
+
+
+@pytest.fixture(scope="module")
+def alone(model_of, table):
+    """The output of one process on the CPU, by the model's sizes and the dtype; in bfloat16 of Paddle's own ops."""
+
+    @functools.cache
+    def trained(dtype, *sizes):
+        model = model_of(dict(sizes))
+        output = Path(model).with_name(f"alone-{dtype}")
+        words = command([], model, output, gradient_accumulation_steps=ROWS, bf16=dtype == "bfloat16")
+        settings = os.environ | ROOT | ({"FUSIONKIT_BACKEND": "eager"} if dtype == "bfloat16" else {})
+        result = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=3000)
         assert result.returncode == 0, result.stderr[-4000:]
-        return model, folder / "out"
+        if dtype == "bfloat16":
+            ops = {(op, backend) for op, backend, _ in ledgers(result.stdout)[0]["ledger"]}
+            assert {backend for _, backend in ops} == {"eager"}
+            table.append(
+                Result(
+                    "one process, the composition", f"{dict(sizes)}", *apart(output, trained("float32", *sizes), model)
+                )
+            )
+        return output
 
-    return lambda sizes: trained(*sizes.items())
+    return lambda dtype, sizes: trained(dtype, *sizes.items())
 
 
-@pytest.mark.parametrize("number", range(len(LAYOUTS)), ids=list(map(name_of, LAYOUTS)))
-def test_a_layout_trains_as_one_process(alone, tmp_path, number):
-    sizes, flags = choices(number, LAYOUTS[number])
-    model, expected = alone(sizes)
-    devices = ",".join(map(str, range(DEVICES)))
-    launch = ["-m", "paddle.distributed.launch", "--devices", devices, "--log_dir", str(tmp_path / "log")]
-    words = command(launch, model, tmp_path / "out", **flags)
-    result = run("npu", *words, options=("--devices", str(DEVICES), "--timeout", "600"), timeout=3500)
-    logs = "".join(path.read_text()[-2000:] for path in sorted((tmp_path / "log").glob("workerlog.*")))
-    assert result.returncode == 0, logs
-    lines, wanted = (read_log(folder / "log.jsonl") for folder in (tmp_path / "out", expected))
-    assert len(lines) == len(wanted) == STEPS
-    losses, wanted_losses = ([line["loss"] for line in each] for each in (lines, wanted))
-    print(json.dumps({"layout": LAYOUTS[number], **sizes, **flags, "apart": apart(losses, wanted_losses)}))
-    np.testing.assert_allclose(losses, wanted_losses, rtol=RELATIVE)
-    np.testing.assert_allclose(lines[-1]["eval_loss"], wanted[-1]["eval_loss"], rtol=RELATIVE)
-    first, ours, theirs = (weights(Path(folder)) for folder in (model, tmp_path / "out", expected))
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A row of the table: how far a run is from one process in float32."""
+
+    name: str
+    choices: str
+    losses: list[float]
+    evaluation: float
+    weights: float
+
+    def __str__(self):
+        figures = " | ".join(f"{figure:.1e}" for figure in (*self.losses, self.evaluation, self.weights))
+        return f"| {self.name} | {self.choices} | {figures} |"
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Printed in the end: the largest relative difference of the losses up to a step, of the evaluation's loss, and the
+    distance of the final weights as a part of the way that training went."""
+    rows = []
+    yield rows
+    heads = ["layout", "beside", *(f"step {mark}" for mark in MARKS), "evaluation", "weights"]
+    largest = zip(*([*row.losses, row.evaluation, row.weights] for row in rows), strict=True)
+    total = Result("the largest", "", *split([max(column) for column in largest]))
+    print(f"\n\nDifferences from one process in float32, {STEPS} steps in {DTYPE}:\n")
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", *rows, total, sep="\n")
+
+
+def split(figures):
+    return figures[:-2], *figures[-2:]
+
+
+def apart(output, expected, model):
+    relative = np.abs(np.divide(losses_of(output), losses_of(expected)) - 1)
+    evaluation = abs(evaluation_of(output) / evaluation_of(expected) - 1)
+    first, ours, theirs = (weights(Path(folder)) for folder in (model, output, expected))
     assert ours.keys() == theirs.keys()
-    # AdamW's first steps take the sign of gradients that may be rounding alone.
-    assert distance(ours, theirs) < 1e-3 * distance(first, theirs)
+    return [relative[:mark].max() for mark in MARKS], evaluation, distance(ours, theirs) / distance(first, theirs)
 
 
-def apart(losses, wanted):
-    """The largest relative difference of each tenth of the steps: how fast rounding grows."""
-    relative = np.abs(np.array(losses) / wanted - 1)
-    return [float(f"{part.max():.1g}") for part in np.array_split(relative, 10)]
+def losses_of(output):
+    losses = [line["loss"] for line in read_log(output / "log.jsonl")]
+    assert len(losses) == STEPS
+    return losses
+
+
+def evaluation_of(output):
+    return read_log(output / "log.jsonl")[-1]["eval_loss"]
 
 
 def distance(one, other):
     return float(np.sqrt(sum(np.sum((one[name] - other[name]) ** 2) for name in other)))
+
+
+def ledgers(text):
+    return [json.loads(line) for line in text.splitlines() if line.startswith('{"ledger"')]
+
+
+def test_every_pair_of_choices_meets():
+    assert set().union(*(pairs(*each) for each in RUNS)) >= all_pairs(EIGHT)
+
+
+@pytest.mark.parametrize(("degrees", "choice"), RUNS, ids=itertools.starmap(title, RUNS))
+def test_a_layout_trains_as_one_process(model_of, alone, table, tmp_path, degrees, choice):
+    model, exact = model_of(sizes_of(choice)), alone("float32", sizes_of(choice))
+    output = tmp_path / "out"
+    for ledger in launched(model, output, degrees, choice):
+        require_kernels(ledger, degrees, choice)
+    table.append(Result(name_of(degrees), described(choice), *apart(output, exact, model)))
+    print(table[-1])
+    if DTYPE == "float32":
+        require_float32(table[-1], output, exact)
+    else:
+        require_bfloat16(model, output, exact, alone("bfloat16", sizes_of(choice)))
+
+
+def launched(model, output, degrees, choice):
+    """The ledgers of all processes."""
+    logs, processes = output.with_name("log"), degrees.processes
+    launch = [
+        "-m",
+        "paddle.distributed.launch",
+        "--devices",
+        ",".join(map(str, range(processes))),
+        "--log_dir",
+        str(logs),
+    ]
+    words = command(launch, model, output, bf16=DTYPE == "bfloat16", **flags_of(degrees, choice))
+    mc2 = {"FUSIONKIT_MC2": str(int(choice.get("mc2", True)))}
+    result = run("npu", *words, options=("--devices", str(processes), "--timeout", "600"), timeout=3500, **ROOT, **mc2)
+    texts = [path.read_text() for path in sorted(logs.glob("workerlog.*"))]
+    assert result.returncode == 0, "".join(text[-2000:] for text in texts)
+    found = [ledger for text in texts for ledger in ledgers(text)]
+    assert len(found) == processes
+    return found
+
+
+def require_kernels(ledger, degrees, choice):
+    """Those that the npu has run on it. Its products fused with collectives take 16 bits, and inner sizes from 256."""
+    chosen, is_short = ("npu", "chosen"), DTYPE == "bfloat16"
+    assert reasons(ledger, "fusion_rms_norm") == {chosen}
+    for op in ("fusion_rope", "flash_attention"):
+        assert (reasons(ledger, op) == {chosen}) == is_short, op
+    in_a_row = choice.get("sequence", True)
+    products = ("all_gather_matmul", "matmul_reduce_scatter") if in_a_row else ("matmul_all_reduce",)
+    for op in products if degrees.tensor > 1 else ():
+        assert bool(reasons(ledger, op)) == choice["mc2"], op
+        if choice["mc2"]:
+            assert (chosen in reasons(ledger, op)) == (is_short and (degrees.tensor == 2 or not in_a_row)), op
+
+
+def require_float32(result, output, exact):
+    """Rounding grows from step to step. AdamW's first steps take the sign of gradients that may be rounding alone."""
+    ours, theirs = losses_of(output), losses_of(exact)
+    np.testing.assert_allclose(ours[:10], theirs[:10], rtol=1e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert result.evaluation < (1e-5 if STEPS <= 10 else 1e-4)
+    assert result.weights < 1e-3
+
+
+def require_bfloat16(model, output, exact, composed):
+    """Twice the error of one process whose ops are composed, and two roundings of float32, which a loss has."""
+    wanted, ours, theirs = (([*losses_of(folder), evaluation_of(folder)], {}) for folder in (exact, output, composed))
+    require_twice_the_composition(wanted, ours, theirs, "bfloat16")
+    assert apart(output, exact, model)[-1] <= 2 * apart(composed, exact, model)[-1]

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.hanging import HANGING
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,7 +40,7 @@ class Interpreter:
     def close(self):
         if self.process is not None:
             self.process.stdin.close()
-            self.process.wait(timeout=HANGING)
+            self.process.wait(timeout=60)
             self.process.stdout.close()
 
 

@@ -67,6 +67,9 @@ class Run:
         with one_at_a_time:
             how = {"shards": mesh.tensor, "pipeline": mesh.pipeline, "sharding": mesh.sharding}
             self.model = open_model(folder, **how, **arguments)
+        # Recomputation lets Paddle count names anew for a moment, in the whole process: two ranks' parameters that were
+        # made then would have the same, and moments are known by them.
+        mesh.any_process(False)
         self.optimizer = AdamW(self.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
         if start:
             self.optimizer.load(folder, training_state.load(folder).optimizer)
