@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hanging import HANGING
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/adding_an_op.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w/.]+)`\n\n```\w+\n(.*?)^```$", PAGE, re.S | re.M))
@@ -40,7 +42,7 @@ def run(checkout, command):
     program, _, arguments = command.partition(" ")
     start = {"python": [sys.executable], "fusionkit": [sys.executable, "-m", "fusionkit"]}[program]
     done = subprocess.run(
-        [*start, *arguments.split()], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+        [*start, *arguments.split()], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGING
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
     return done.stdout

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hanging import HANGING
+
 SOURCES = Path(__file__).parents[1] / "backends/cpu/csrc/paddle"
 
 FIRST_CALLS = """
@@ -69,7 +71,7 @@ except KeyboardInterrupt:
 
 def test_first_calls_on_many_threads_have_their_gradients():
     """Without `connect` 3 of 20 such processes crashed."""
-    done = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, timeout=HANGING)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -77,6 +79,6 @@ def test_first_calls_on_many_threads_have_their_gradients():
 def test_every_differentiable_custom_op_is_connected(before):
     ops = {op for source in SOURCES.glob("*.cc") for op in re.findall(r"PD_BUILD_GRAD_OP\((\w+)\)", source.read_text())}
     code = f"{WATCHED}{before}\npaddle_ops.load()"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=HANGING)
     assert done.returncode == 0, done.stderr[-2000:]
     assert set(done.stdout.split()) == ops and len(ops) >= 8

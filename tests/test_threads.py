@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fusionkit import cores
+from tests.hanging import HANGING
 
 # Large enough to be shared by five threads.
 CALL = """
@@ -35,7 +36,7 @@ def in_process(code, cpus=None, **environment):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     place = ["taskset", "--cpu-list", ",".join(map(str, sorted(cpus)))] if cpus else []
     command = [*place, sys.executable, "-c", code]
-    run = subprocess.run(command, env=env | environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, env=env | environment, capture_output=True, text=True, timeout=HANGING)
     return run.stdout.strip() if run.returncode == 0 else run.stderr.strip().splitlines()[-1]
 
 

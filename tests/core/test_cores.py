@@ -11,6 +11,7 @@ import pytest
 
 from fusionkit import cores
 from native import incremental
+from tests.hanging import HANGING
 
 V1 = "32 31 0:29 {shown} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
 V2 = "41 31 0:38 {shown} /sys/fs/cgroup rw shared:9 master:1 - cgroup2 cgroup2 rw,nsdelegate"
@@ -155,5 +156,5 @@ def test_kernels_build_and_doctor_keep_within_a_real_cgroup(cgroup):
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     command = [sys.executable, "-c", COUNTS]
-    done = subprocess.run(command, preexec_fn=join, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, preexec_fn=join, env=environment, capture_output=True, text=True, timeout=HANGING)
     assert done.stdout == f"1 1 1 (a quota of 0.5 cores in {cgroup}/cpu.cfs_quota_us)\n", done.stderr

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.hanging import HANGING
+
 EAGER = """
 import fusionkit as fk
 import paddle
@@ -41,7 +43,9 @@ custom_device.register_ops()
 def stderr_of(*arguments: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     environment["OMP_NUM_THREADS"] = "1"  # Paddle warns of more, which a caller of these tests may have set
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=HANGING
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 

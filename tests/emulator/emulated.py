@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 
+from tests.hanging import HANGING
+
 FUSIONKIT = (sys.executable, "-c", "import sys; from fusionkit.cli import main; sys.exit(main())")
 
 
-def run(device, *command, options=(), timeout=300, **environment):
+def run(device, *command, options=(), timeout=HANGING, **environment):
     emulate = (*FUSIONKIT, "emulate", device, "--memory", "4GiB", *options, "--", *command)
     # GLOG: Paddle tells for every process which plugins it loads.
     settings = {**os.environ, "GLOG_minloglevel": "2", **environment}

@@ -12,6 +12,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
+from tests.hanging import HANGING
+
 DEVICE = "npu:0"
 MIB = 2**20
 
@@ -48,7 +50,7 @@ def test_memory_is_there_when_it_is_touched():
 def test_host_code_that_touches_a_tensor_is_a_segmentation_fault_that_names_its_op():
     code = f"import paddle, ctypes; paddle.set_device({DEVICE!r}); x = paddle.ones([4]) + 1; "
     touch = "ctypes.string_at(x.data_ptr() + 8, 4)"
-    result = subprocess.run([sys.executable, "-c", code + touch], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code + touch], capture_output=True, text=True, timeout=HANGING)
     assert result.returncode == -11
     assert "emulated npu:0: host code touched device memory, 8 bytes into the 16 that " in result.stderr
 
@@ -124,6 +126,6 @@ def test_a_failing_kernel_is_an_error_with_its_name():
         [sys.executable, "-c", code + "paddle.nn.functional.embedding(i, x).numpy()"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGING,
     )
     assert result.returncode == 1 and "emulated npu: embedding: " in result.stderr

@@ -15,6 +15,7 @@ from fusionkit_emulator import SETTINGS, environment, fallbacks
 
 from fusionkit.backend import CORE_SETTINGS
 from fusionkit.cli import main
+from tests.hanging import HANGING
 
 LINE = (
     b"I1124 08:35:53.611141 27735 kernel_factory.cc:389] missing npu kernel: %s, "
@@ -39,7 +40,7 @@ def emulate(*arguments, **variables):
 
 def run(*arguments, cwd=None, **variables):
     command, variables = emulate(*arguments, **variables)
-    return subprocess.run(command, env=variables, capture_output=True, text=True, cwd=cwd, timeout=60)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, cwd=cwd, timeout=HANGING)
 
 
 def test_command_gets_the_emulators_variables_and_keeps_the_others():

@@ -14,6 +14,7 @@ import pytest
 
 from tests.emulator.emulated import run
 from tests.emulator.fleet_training import AXES
+from tests.hanging import HANGING
 
 pytestmark = pytest.mark.xdist_group("fleet")
 TRAINING = str(Path(__file__).with_name("fleet_training.py"))
@@ -21,7 +22,9 @@ TRAINING = str(Path(__file__).with_name("fleet_training.py"))
 
 @pytest.fixture(scope="module")
 def alone():
-    result = subprocess.run((sys.executable, TRAINING, "one"), capture_output=True, text=True, timeout=300, check=True)
+    result = subprocess.run(
+        (sys.executable, TRAINING, "one"), capture_output=True, text=True, timeout=HANGING, check=True
+    )
     return json.loads(result.stdout.splitlines()[-1])["losses"]
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.emulator.emulated import run
 from tests.emulator.measured_steps import require_predicted, steps_of
 from tests.emulator.test_sft import created
+from tests.hanging import HANGING
 
 SCRIPT = Path(__file__).with_name("memory_of_ranks.py")
 # Small, and large enough that the framework's own blocks of 256 bytes are no part of it.
@@ -50,7 +51,7 @@ def test_the_memory_of_each_rank_is_predicted(model, tmp_path, layout):
     launch = ["-m", "paddle.distributed.launch", "--devices", "0,1", "--log_dir", str(tmp_path / "log"), str(SCRIPT)]
     words = [sys.executable, *launch, *(f"--{name}={value}" for name, value in flags.items())]
     root = str(Path(__file__).parents[2])
-    result = run("npu", *words, options=("--devices", "2", "--timeout", "280"), timeout=900, PYTHONPATH=root)
+    result = run("npu", *words, options=("--devices", "2", "--timeout", "280"), timeout=HANGING, PYTHONPATH=root)
     logs = [path.read_text() for path in sorted((tmp_path / "log").glob("workerlog.*"))]
     assert result.returncode == 0, "".join(log[-3000:] for log in logs)
     found = [[json.loads(line) for line in log.splitlines() if line.startswith('{"')] for log in logs]

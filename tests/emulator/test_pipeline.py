@@ -13,6 +13,7 @@ from examples.llama2_13b.train.metrics import read_log
 from tests.emulator.emulated import run
 from tests.emulator.test_collectives import checked
 from tests.emulator.test_sft import EXAMPLE, SMALL, WIDE, created
+from tests.hanging import HANGING
 
 FLAGS = {
     "src_length": 100,
@@ -54,7 +55,9 @@ def test_stages_on_devices_train_as_one_process(sizes, flags, tmp_path):
     assert result.returncode == 0, logs
     assert "on 2 processes, 2 stages to a copy" in logs
     flags = {name: value for name, value in flags.items() if name != "virtual_pp_degree"}
-    alone = subprocess.run(command([], model, tmp_path / "one", **flags), capture_output=True, text=True, timeout=300)
+    alone = subprocess.run(
+        command([], model, tmp_path / "one", **flags), capture_output=True, text=True, timeout=HANGING
+    )
     assert alone.returncode == 0, alone.stderr
     two, one = (read_log(tmp_path / name / "log.jsonl") for name in ("two", "one"))
     np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-5)

@@ -10,6 +10,7 @@ import sys
 import time
 
 from tests.emulator.emulated import FUSIONKIT, passed
+from tests.hanging import HANGING
 
 ENDLESS = """
 import os, sys, paddle, paddle.distributed as dist
@@ -40,7 +41,7 @@ def test_a_killed_process_ends_the_others_with_an_error(tmp_path):
     command = (*emulate, *launch, "--log_dir", str(tmp_path / "log"), str(script))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        victim = started(tmp_path / "log" / "workerlog.5", deadline=time.monotonic() + 120)
+        victim = started(tmp_path / "log" / "workerlog.5", deadline=time.monotonic() + HANGING)
         os.kill(victim, signal.SIGKILL)
         assert process.wait(timeout=60) != 0
     finally:

@@ -17,6 +17,7 @@ from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.pretrain import PretrainFlags
 from examples.llama2_13b.sft import SftFlags
 from examples.llama2_13b.train.metrics import read_log
+from tests.hanging import HANGING
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "llama2_13b" / "scripts"
 FLAGS = {"sft": SftFlags, "lora": LoraFlags, "pretrain": PretrainFlags}
@@ -28,7 +29,7 @@ def run(name, folder, *words, first):
     command = ["bash", SCRIPTS / f"run_{name}_n1c8.sh", *words]
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGING, check=False
     )
     logs = "".join(path.read_text()[-2000:] for path in folder.glob("output/log/workerlog.*"))
     assert done.returncode == 0, done.stderr[-2000:] + logs

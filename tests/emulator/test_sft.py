@@ -14,6 +14,7 @@ from examples.llama2_13b.create import CreateFlags, create
 from tests.emulator import llama_float64
 from tests.emulator.emulated import run
 from tests.emulator.sft_losses import flags_of
+from tests.hanging import HANGING
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama2_13b"
 # fused_rope takes heads of 64.
@@ -50,7 +51,9 @@ def model(tmp_path_factory):
 
 def trained(model, output, dtype, backends, device=None, rows=1):
     command = (sys.executable, "-m", LOSSES, model, str(output), dtype, backends, str(rows))
-    result = run(device, *command) if device else subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = (
+        run(device, *command) if device else subprocess.run(command, capture_output=True, text=True, timeout=HANGING)
+    )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return json.loads(result.stdout.splitlines()[-1])
 

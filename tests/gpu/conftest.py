@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hanging import HANGING
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,7 +42,7 @@ class Interpreter:
     def close(self):
         if self.process is not None:
             self.process.stdin.close()
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=HANGING)
             self.process.stdout.close()
 
 

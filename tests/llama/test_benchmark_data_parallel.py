@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from examples.llama2_13b.bench import data_parallel as benchmark
+from tests.hanging import HANGING
 from tests.llama.conftest import EXAMPLE
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 64, "seq_len": 64}
@@ -22,7 +23,7 @@ def test_the_command_sums_in_all_ways_with_equal_gradients(tmp_path):
         capture_output=True,
         text=True,
         cwd=EXAMPLE.parents[1],
-        timeout=200,
+        timeout=HANGING,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from examples.llama2_13b.bench import tensor_parallel as benchmark
+from tests.hanging import HANGING
 from tests.llama.conftest import EXAMPLE
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 64, "seq_len": 64}
@@ -23,7 +24,7 @@ def test_the_command_trains_both_ways_with_equal_losses(tmp_path):
         capture_output=True,
         text=True,
         cwd=EXAMPLE.parents[1],
-        timeout=200,
+        timeout=HANGING,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,6 +14,7 @@ from paddle.distributed.fleet.base.topology import CommunicateTopology
 
 from examples.llama2_13b.parallel.degrees import Degrees
 from tests.emulator.emulated import run
+from tests.hanging import HANGING
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +66,7 @@ def answers(folder, launch, *degrees):
         done = run("npu", sys.executable, *words, options=options, **environment)
     else:
         settings = os.environ | environment
-        done = subprocess.run([sys.executable, *words], env=settings, capture_output=True, text=True, timeout=240)
+        done = subprocess.run([sys.executable, *words], env=settings, capture_output=True, text=True, timeout=HANGING)
     logs = [path.read_text() for path in sorted(folder.glob("workerlog.*"))]
     assert done.returncode == 0, done.stderr[-1000:] + "".join(log[-3000:] for log in logs)
     found = [json.loads(line) for log in logs for line in log.splitlines() if line.startswith('{"rank"')]

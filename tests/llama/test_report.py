@@ -12,6 +12,7 @@ from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train import svg
 from examples.llama2_13b.train.memory import Memory
 from examples.llama2_13b.train.report import Report
+from tests.hanging import HANGING
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # What makes a browser fetch something.
@@ -119,6 +120,6 @@ def test_a_browser_shows_the_page(tmp_path):
     report().write(tmp_path / "report.html")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [BROWSER, *options, "--proxy-server=127.0.0.1:9", "--dump-dom", (tmp_path / "report.html").as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=HANGING)
     assert shown.returncode == 0, shown.stderr[-2000:]
     assert shown.stdout.count("<svg") == 4 and "<h1>sft &lt;b&gt;&amp;run</h1>" in shown.stdout

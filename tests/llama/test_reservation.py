@@ -28,6 +28,7 @@ from examples.llama2_13b.tokenize_texts import TokenizeFlags, tokenize_texts
 from examples.llama2_13b.train import run
 from examples.llama2_13b.train.metrics import read_log
 from examples.llama2_13b.train.training_state import checkpoints
+from tests.hanging import HANGING
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.meshes import on_mesh
 from tests.llama.test_sft import weights
@@ -196,7 +197,7 @@ def test_one_at_a_time_however_many_come(tmp_path):
     """The file goes away with its owner, and the folder too: nobody may hold a lock on what is gone."""
     processes = [python(CONTEND, tmp_path / "run") for _ in range(4)]
     for process in processes:
-        process.communicate(timeout=120)
+        process.communicate(timeout=HANGING)
     assert [process.returncode for process in processes] == [0] * 4
 
 

@@ -14,6 +14,7 @@ import pytest
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.metrics import read_log
+from tests.hanging import HANGING
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import weights
 
@@ -43,7 +44,7 @@ def printed(log):
 
 def launched(processes, output, model, log, **flags):
     words = command(processes, output, model, log, **flags)
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=HANGING, check=False)
     return done.returncode, printed(log)
 
 
@@ -134,7 +135,7 @@ def test_a_signal_to_the_launcher_leaves_a_checkpoint_for_as_many_rows(tiny_fold
         try:
             wait_until(lambda: (output / "log.jsonl").exists() and read_log(output / "log.jsonl"), process)
             process.terminate()
-            process.wait(timeout=60)
+            process.wait(timeout=HANGING)
         finally:
             process.kill()
     (checkpoint,) = training_state.checkpoints(output)
@@ -150,7 +151,7 @@ def test_a_signal_to_the_launcher_leaves_a_checkpoint_for_as_many_rows(tiny_fold
 
 
 def wait_until(condition, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGING
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

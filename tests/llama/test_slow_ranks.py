@@ -15,6 +15,7 @@ from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.train.slow_ranks import STEPS, SlowRanks, factors
 from fusionkit.parallel import waited_seconds
 from fusionkit.parallel.parity import run_ranks
+from tests.hanging import HANGING
 from tests.llama.conftest import EXAMPLE
 from tests.llama.meshes import on_mesh
 from tests.llama.test_sft_processes import command, environment, printed
@@ -95,7 +96,7 @@ def test_a_rank_that_sleeps_is_named_on_the_first(tiny_folder, few_samples, tmp_
     place = words.index(str(EXAMPLE / "sft.py"))
     words[place : place + 1] = [str(Path(__file__).with_name("slow_rank.py")), "2"]
     settings = environment() | {"PYTHONPATH": str(EXAMPLE.parents[1])}
-    done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=HANGING)
     assert done.returncode == 0, printed(log)
     first, second = ((log / f"workerlog.{rank}").read_text() for rank in (0, 1))
     assert first.count(f"rank 1 on host {platform.node()} computed ") == 1, first

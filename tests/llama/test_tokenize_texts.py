@@ -16,6 +16,7 @@ from examples.llama2_13b.data.documents import read_documents
 from examples.llama2_13b.data.token_files import TokenFiles
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.tokenize_texts import TokenizeFlags, tokenize_texts
+from tests.hanging import HANGING
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_token_files import documents_of
 
@@ -152,7 +153,7 @@ def test_a_killed_run_leaves_no_index_and_can_be_repeated(tiny_folder, tmp_path)
     command = [sys.executable, EXAMPLE / "tokenize_texts.py", *words]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + HANGING
             while not any(path.stat().st_size for path in folder.glob(".all.bin.saving")):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.02)

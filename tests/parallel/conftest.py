@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fusionkit.parallel import unique_id
+from tests.hanging import HANGING
 from tests.parallel.ranks import begin_together
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ class Ranks:
         ]
         begin_together(self.processes)
 
-    def results(self, seconds: float = 60) -> list[object]:
+    def results(self, seconds: float = HANGING) -> list[object]:
         """What each rank returned; the exception that it raised; or None for one that died."""
         outputs = [process.communicate(timeout=seconds)[0] for process in self.processes]
         return [pickle.loads(output) if output else None for output in outputs]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fusionkit.parallel import Communicator, CommunicatorError, group, unique_id
+from tests.hanging import HANGING
 
 
 @pytest.mark.parametrize("size", (8, 1_000_000))
@@ -116,7 +117,7 @@ def run(rank, communicator):
 
 print(run_ranks(2, run))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANGING)
     assert done.stdout == "3\n[2.0, 2.0]\n", done.stderr
 
 

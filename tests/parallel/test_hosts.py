@@ -20,6 +20,7 @@ import pytest
 
 from fusionkit.parallel import Communicator, CommunicatorError
 from fusionkit.parallel.store import network_identity
+from tests.hanging import HANGING
 from tests.parallel.ranks import Folder
 
 
@@ -291,6 +292,6 @@ def test_groups_meet_under_paddles_launcher(tmp_path):
     command = [sys.executable, *launch, "--log_dir", str(tmp_path / "log"), "tests/parallel/launched.py", str(tmp_path)]
     root = Path(__file__).parents[2]
     env = {key: value for key, value in os.environ.items() if not key.startswith("PADDLE_")} | {"PYTHONPATH": str(root)}
-    result = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=HANGING)
     assert result.returncode == 0, result.stdout + result.stderr
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["3 3 3 127.0.0.1"] * 2

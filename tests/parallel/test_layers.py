@@ -18,6 +18,7 @@ import fusionkit as fk
 from fusionkit import parallel, policy
 from fusionkit.parallel.parity import run_ranks
 from fusionkit.parallel.sequence import gather_rows, scatter_rows
+from tests.hanging import HANGING
 
 COLUMN, ROW = "ColumnParallelLinear", "RowParallelLinear"
 COLUMN_SEQUENCE, ROW_SEQUENCE = "ColumnSequenceParallelLinear", "RowSequenceParallelLinear"
@@ -287,6 +288,6 @@ def test_rows_are_scattered_and_gathered_with_the_gradients_of_replicated_ones()
 
 def test_the_package_imports_no_framework_until_a_layer_is_asked_for():
     code = "import sys, fusionkit.parallel as p; assert 'paddle' not in sys.modules; p.RowParallelLinear; import paddle"
-    assert subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=HANGING).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'RowParalelLinear'"):
         parallel.RowParalelLinear  # noqa: B018

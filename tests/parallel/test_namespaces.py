@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hanging import HANGING
 from tests.parallel.ranks import begin_together
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ def started(hosts, meeting: Path, name: str, timeout: float, arguments: dict) ->
 
 def results(processes: list[subprocess.Popen[bytes]]) -> list:
     try:
-        return [pickle.loads(each.communicate(timeout=60)[0]) for each in processes]
+        return [pickle.loads(each.communicate(timeout=HANGING)[0]) for each in processes]
     finally:
         for each in processes:
             each.kill()
