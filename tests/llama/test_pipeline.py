@@ -20,6 +20,7 @@ from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.writers import Writers
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.loss import chunk_of, next_token
 from examples.llama2_13b.train.optimizer import AdamW
@@ -303,6 +304,12 @@ def test_ranks_that_own_no_matrix_of_an_adapter_train_with_the_others(folder_of,
     assert resumed(Mesh(), 6) == pytest.approx(before, rel=1e-5)
 
 
+def test_a_tied_embedding_is_written_by_one_of_its_stages(folder_of, tmp_path):
+    folder = tmp_path / "checkpoint-1"
+    on_mesh(Degrees(pipeline=2), lambda mesh: Run(folder_of(3, tied=True), mesh).train(1, 2).save(folder))
+    training_state.verify(folder, training_state.load(folder), Writers())  # what two ranks write counts twice
+
+
 @pytest.mark.parametrize(
     ("degrees", "chunks"),
     [(Degrees(pipeline=2, tensor=2), 1), (Degrees(pipeline=2, sharding=2), 2)],
@@ -317,7 +324,9 @@ def test_a_checkpoint_of_stages_goes_on_alone_and_back(folder_of, tmp_path, degr
         return run
 
     first = on_mesh(degrees, saved, chunks=chunks)
-    alone = Run(tmp_path / "checkpoint-2", Mesh(), start=2)
+    folder = tmp_path / "checkpoint-2"
+    training_state.verify(folder, training_state.load(folder), Writers())  # what two ranks write counts twice
+    alone = Run(folder, Mesh(), start=2)
     assert_equal(alone.arrays(), joined(first))
     alone.train(1, 3).save(tmp_path / "checkpoint-3")
     second = alone.arrays()

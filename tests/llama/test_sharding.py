@@ -21,6 +21,7 @@ from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import owners
 from examples.llama2_13b.parallel.trace import COMMUNICATION, EXPOSED
+from examples.llama2_13b.parallel.writers import Writers
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.loss import next_token
 from examples.llama2_13b.train.optimizer import AdamW
@@ -271,7 +272,9 @@ def test_the_trace_tells_how_long_layers_wait_for_matrices(tiny_folder, recomput
 def test_a_checkpoint_goes_on_in_another_layout(tiny_folder, alone, tmp_path, layout):
     degrees, stage = LAYOUTS[layout]
     saved = on_mesh(degrees, lambda mesh: Run(tiny_folder, mesh).train(5).save(tmp_path / "checkpoint-5"), stage)
-    resumed = Run(tmp_path / "checkpoint-5", Mesh(), start=5)
+    folder = tmp_path / "checkpoint-5"
+    training_state.verify(folder, training_state.load(folder), Writers())  # what two ranks write counts twice
+    resumed = Run(folder, Mesh(), start=5)
     whole = resumed.moments()
     if degrees.tensor == 1:  # others hold a part of a tensor
         for run in saved:
