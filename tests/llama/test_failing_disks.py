@@ -161,7 +161,7 @@ def test_a_run_that_is_given_up_waits_for_a_piece_and_not_for_all(tiny_folder, t
         return write(files, one_by_one())
 
     monkeypatch.setattr(Files, "write", slow)
-    saving = training_state.save(
+    saving = training_state.Saving(
         tmp_path / "checkpoint-1", run.mesh, run.model, run.optimizer, {}, {"step": 1, "data": "", "flags": {}}, True
     )
     assert begun.wait(60)

@@ -104,7 +104,7 @@ class Run:
     def save(self, folder):
         if self.mesh.holds_state:
             state = {"step": self.step, "data": "", "flags": {}}
-            training_state.save(folder, self.mesh, self.model, self.optimizer, {}, state)
+            training_state.Saving(folder, self.mesh, self.model, self.optimizer, {}, state)
         self.mesh.any_process(False)
         return self
 

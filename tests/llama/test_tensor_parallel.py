@@ -73,7 +73,7 @@ class Run:
 
     def save(self, folder):
         state = {"step": self.step, "data": "", "flags": {}}
-        training_state.save(folder, self.mesh, self.model, self.optimizer, {}, state)
+        training_state.Saving(folder, self.mesh, self.model, self.optimizer, {}, state)
 
     def whole(self, value_of):
         """By name on disk: the parameters, their gradients or moments of all ranks put together."""

@@ -30,7 +30,7 @@ class Checkpoints:
         self.finish()
         in_background, is_told = self._flags.async_save, self._copied > 0
         folder = self._output / f"checkpoint-{step}"
-        self._saving = training_state.save(
+        self._saving = training_state.Saving(
             folder, self._mesh, self._model, self._optimizer, self._files, state, in_background
         )
         self._copied = self._saving.num_bytes

@@ -258,6 +258,7 @@ def kinds_of(model: Llama, mesh: Mesh, step: Step) -> dict[str, str]:
     positions, rows = ((s.batch_size, s.seq_len), "int64"), ((s.batch_size, 1, s.seq_len, 1), "int32")
     gate, flat = tensor(s.tokens, s.inner), tensor(s.inner, dtype="float32")
     weight = tensor(s.hidden, 2 * s.inner, dtype="float32")
+    update = {"learning_rate": 1e-3, "beta1_power": 0.9, "beta2_power": 0.999}
     found = {
         "fusion_rms_norm": kind(fk.fusion_rms_norm, stream, norm),
         "fusion_add_rms_norm": kind(fk.fusion_add_rms_norm, stream, stream, norm),
@@ -271,17 +272,7 @@ def kinds_of(model: Llama, mesh: Mesh, step: Step) -> dict[str, str]:
             TensorSpec((s.tokens,), "int64"),
             group=group,
         ),
-        "fused_adamw": kind(
-            fk.fused_adamw,
-            flat,
-            flat,
-            flat,
-            flat,
-            training=False,
-            learning_rate=1e-3,
-            beta1_power=0.9,
-            beta2_power=0.999,
-        ),  # fmt: skip
+        "fused_adamw": kind(fk.fused_adamw, *[flat] * 4, training=False, **update),
     }
     plain = kind(fk.fused_linear, tensor(s.tokens, s.hidden), weight)
     found |= {"column": plain, "row": plain}

@@ -67,37 +67,20 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         atomic.write_file(folder / name, content)
 
 
-def save(
-    folder: Path,
-    mesh: Mesh,
-    model: Llama,
-    optimizer: AdamW,
-    files: Mapping[str, bytes],
-    state: Mapping[str, Any],
-    in_background: bool = False,
-) -> Saving:
-    """Write `folder` in one rename: a model folder with tokenizer, moments and state.
+class Saving:
+    """A checkpoint from its first byte until it has its name: a model folder with tokenizer, moments and state.
 
-    All processes that hold a part of it call this, see `Mesh.holds_state`, and each writes its own part. The files are
-    the same whatever the layout is.
+    All processes that hold a part of it make one, see `Mesh.holds_state`. The first makes the files, and all fill in
+    their own pieces. The files are the same whatever the layout is. Collectives are this thread's alone: the thread in
+    the background only writes.
 
     Args:
-        in_background: return when this process's part is copied to host memory; `Saving.finish` does the rest.
+        folder: appears in one rename.
+        in_background: return when this process's part is copied to host memory; `finish` does the rest. Else the folder
+            is whole.
 
     Raises:
         OSError: the disk is full or the folder cannot be written, for this process or for another.
-    """
-    saving = Saving(folder, mesh, model, optimizer, files, state, in_background)
-    if not in_background:
-        saving.finish()
-    return saving
-
-
-class Saving:
-    """A checkpoint from its first byte until it has its name; the arguments are those of `save`.
-
-    The first process makes the files, and all of them fill in their own pieces. Collectives are this thread's alone:
-    the thread in the background only writes.
     """
 
     def __init__(
@@ -108,7 +91,7 @@ class Saving:
         optimizer: AdamW,
         files: Mapping[str, bytes],
         state: Mapping[str, Any],
-        in_background: bool,
+        in_background: bool = False,
     ) -> None:
         self._writers, self._model, self._files = mesh.writers, model, files
         self._dtypes = dict.fromkeys(elements(model.saved), "F32")
@@ -135,6 +118,7 @@ class Saving:
             self._thread.start()
         else:
             self._write()
+            self.finish()
 
     def _pieces(self, values: dict[str, Any]) -> Iterable[Piece]:
         return checkpoint.pieces(self._model, self._model.saved, values.get, self._dtypes)
@@ -169,7 +153,7 @@ class Saving:
             wait: until they have.
 
         Raises:
-            OSError: as `save`.
+            OSError: as the class.
         """
         if self.is_finished:
             return True
