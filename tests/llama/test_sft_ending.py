@@ -252,7 +252,7 @@ def test_signals_on_the_way_leave_a_checkpoint(sft_flags, tmp_path, monkeypatch,
         "step": (Trainer, "_step", lambda trainer, *arguments: trainer.step == 1),
         "evaluation": (Trainer, "evaluate", lambda trainer, *arguments: trainer.step == 2),
         "log": (metrics.Log, "write", lambda log, line: line["step"] == 2),
-        "checkpoint": (training_state, "save", lambda folder, *arguments: folder.name == "checkpoint-2"),
+        "checkpoint": (training_state, "Saving", lambda folder, *arguments: folder.name == "checkpoint-2"),
     }[place]
     with monkeypatch.context() as patch:
         killing(patch, owner, name, number, times, when)
