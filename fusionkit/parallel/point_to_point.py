@@ -58,7 +58,7 @@ def _on_device(sends: Sequence[tuple[Any, int]], receives: Sequence[tuple[Any, i
     """In one order of all ranks' messages: the first of them that is not done yet is the next of both its ranks.
 
     On a custom device `batch_isend_irecv` begins its calls one after the other, and a send of any size ends with its
-    receipt: Paddle 3.3.1's ProcessGroupCustom inherits a StartCoalescing that does nothing. docs/emulator.md has more.
+    receipt: Paddle 3.3.1's ProcessGroupCustom inherits a StartCoalescing that does nothing.
     """
     distributed = paddle.distributed
     calls = [

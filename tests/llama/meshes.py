@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import numpy as np
 
 from examples.llama2_13b.parallel.mesh import GROUPS, Mesh
@@ -10,6 +13,23 @@ from examples.llama2_13b.parallel.sharding import Sharding
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel, is_shard
 from fusionkit.parallel import Communicator, unique_id
 from fusionkit.parallel.parity import run_ranks
+
+_one_at_a_time = threading.Lock()
+
+
+@contextlib.contextmanager
+def making_a_model(group=None):
+    """One rank after the other makes a model, and none of a group computes meanwhile.
+
+    Paddle builds lazy layers by replacing a function of the whole process, and recomputation counts names anew in the
+    whole process: parameters of one model would get the same name, and their gradients would be taken for each other's.
+    """
+    if group is not None:
+        group.barrier()
+    with _one_at_a_time:
+        yield
+    if group is not None:
+        group.barrier()
 
 
 def on_mesh(degrees, work, stage=1, chunks=1):

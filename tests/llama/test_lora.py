@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 
 import numpy as np
 import paddle
@@ -34,19 +33,18 @@ from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit.parallel import collectives
 from fusionkit.parallel.parity import run_ranks
 from tests.llama import test_sharding
-from tests.llama.meshes import tensors_of
+from tests.llama.meshes import making_a_model, tensors_of
 from tests.llama.test_tensor_parallel import FUSED, Run, assert_close, batch, require_same_training
 
 STEPS = 3
 ADAPTER = AdapterConfig(rank=4, alpha=8)
-one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
 
 class LoraRun(Run):
     """The adapter of a model and its optimizer on one rank: new, or from a checkpoint."""
 
     def __init__(self, base, shards=ALONE, checkpoint=None, adapter=ADAPTER, mesh=None, **how):
-        with one_at_a_time:
+        with making_a_model(mesh.world if mesh else shards.group):
             if checkpoint is None:
                 self.model = LoraLlama.with_new_adapter(base, adapter, 7, shards=shards, **how)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -20,10 +19,9 @@ from examples.llama2_13b.train import memory
 from examples.llama2_13b.train.held import Held, held
 from examples.llama2_13b.train.optimizer import AdamW
 from tests.llama.conftest import EXAMPLE
-from tests.llama.meshes import on_mesh
+from tests.llama.meshes import making_a_model, on_mesh
 
 TINY = EXAMPLE / "configs" / "tiny.json"
-one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -68,7 +66,7 @@ def test_each_rank_has_the_parameters_and_the_state_that_are_predicted(folder_of
 
     def measured(mesh):
         how = {"shards": mesh.tensor, "pipeline": mesh.pipeline, "sharding": mesh.sharding}
-        with one_at_a_time:
+        with making_a_model(mesh.world):
             if is_lora:
                 model = LoraLlama.with_new_adapter(folder, AdapterConfig(3, 6.0), seed=1, **how)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 
 import numpy as np
 import paddle
@@ -26,11 +25,10 @@ from examples.llama2_13b.train.loss import chunk_of, next_token
 from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit.parallel import collectives
 from tests.llama.conftest import EXAMPLE
-from tests.llama.meshes import on_mesh, tensors_of, value_at_first
+from tests.llama.meshes import making_a_model, on_mesh, tensors_of, value_at_first
 
 TINY = LlamaConfig.from_json(EXAMPLE / "configs" / "tiny.json")
 STEPS = 10
-one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def folder_of(tmp_path_factory):
 
     def made(layers, tied=False):
         folder = root / f"{layers}{' tied' * tied}"
-        with one_at_a_time:  # all ranks may ask
+        with making_a_model():  # all ranks may ask
             if not folder.exists():
                 paddle.seed(layers)
                 sizes = {"num_hidden_layers": layers, "initializer_range": 0.1, "tie_word_embeddings": tied}
@@ -65,12 +63,9 @@ class Run:
     """A model and its optimizer, or one process's part of them, from a folder or a checkpoint."""
 
     def __init__(self, folder, mesh, start=0, open_model=Llama.from_pretrained, **arguments):
-        with one_at_a_time:
+        with making_a_model(mesh.world):
             how = {"shards": mesh.tensor, "pipeline": mesh.pipeline, "sharding": mesh.sharding}
             self.model = open_model(folder, **how, **arguments)
-        # Recomputation lets Paddle count names anew for a moment, in the whole process: two ranks' parameters that were
-        # made then would have the same, and moments are known by them.
-        mesh.any_process(False)
         self.optimizer = AdamW(self.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
         if start:
             self.optimizer.load(folder, training_state.load(folder).optimizer)

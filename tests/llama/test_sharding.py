@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 
 import numpy as np
 import paddle
@@ -25,7 +24,7 @@ from examples.llama2_13b.parallel.writers import Writers
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.loss import next_token
 from examples.llama2_13b.train.optimizer import AdamW
-from tests.llama.meshes import on_mesh, tensors_of, value_at_first
+from tests.llama.meshes import making_a_model, on_mesh, tensors_of, value_at_first
 
 STEPS = 10
 # Degrees and the stage of sharding.
@@ -43,7 +42,6 @@ LAYOUTS = {
     "stage3-data2-sharding2": (Degrees(data=2, sharding=2), 3),
     "stage3-sharding2-tensor2": (Degrees(sharding=2, tensor=2), 3),
 }
-one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +67,7 @@ class Run:
     open_model = staticmethod(Llama.from_pretrained)
 
     def __init__(self, folder, mesh, start=0, **arguments):
-        with one_at_a_time:
+        with making_a_model(mesh.world):
             self.model = self.open_model(folder, shards=mesh.tensor, sharding=mesh.sharding, **arguments)
         self.mesh, self.step, self.losses, self.norms = mesh, start, [], []
         self.sent, self.held = [], []  # buckets by the end of backward; elements of gradients after each micro-batch
@@ -305,7 +303,7 @@ def test_ranks_that_divide_a_parameter_choose_one_owner(tiny_folder, degrees, ti
     )  # fmt: skip
 
     def choose(mesh):
-        with one_at_a_time:
+        with making_a_model():
             parameters = Llama(config, shards=mesh.tensor).parameters()
         return [parameter.size for parameter in parameters], mesh.sharding.owners(parameters)
 
@@ -319,7 +317,7 @@ def test_the_two_stages_of_a_tied_embedding_choose_one_owner(tied_folder):
     config = dataclasses.replace(LlamaConfig.from_json(tied_folder / "config.json"), num_hidden_layers=3)
 
     def choose(mesh):
-        with one_at_a_time:
+        with making_a_model():
             model = Llama(dataclasses.replace(config, intermediate_size=600), pipeline=mesh.pipeline)
         found = dict(zip(dict(model.named_parameters()), mesh.sharding.owners(model.parameters()), strict=True))
         return mesh.pipeline.stage, found["lm_head.weight"]

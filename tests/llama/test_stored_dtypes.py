@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.sft import sft
+from tests.llama.meshes import making_a_model
 from tests.llama.test_sft import interrupt_at, losses, weights
-from tests.llama.test_tensor_parallel import on_two, one_at_a_time
+from tests.llama.test_tensor_parallel import on_two
 
 pytestmark = pytest.mark.usefixtures("no_measuring")
 SHORT = {"max_steps": 2, "warmup_steps": 0}
@@ -99,7 +100,7 @@ def test_what_is_read_and_written_keeps_every_bit(source, tmp_path):
     Llama.from_pretrained(folder).save_pretrained(tmp_path / "alone")
 
     def read_and_write(shards):
-        with one_at_a_time:
+        with making_a_model(shards.group):
             model = Llama.from_pretrained(folder, shards=shards)
         model.save_pretrained(tmp_path / "two")
 

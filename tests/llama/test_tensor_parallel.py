@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,10 @@ from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.optimizer import AdamW
 from fusionkit import policy
 from fusionkit.parallel.parity import run_ranks
-from tests.llama.meshes import tensors_of
+from tests.llama.meshes import making_a_model, tensors_of
 
 STEPS = 3
 FUSED = {"all_gather_matmul", "matmul_reduce_scatter", "matmul_all_reduce"}
-one_at_a_time = threading.Lock()  # Paddle builds lazy layers by replacing a function of the whole process
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ class Run:
     """A model and its optimizer on one rank, from a folder or a checkpoint."""
 
     def __init__(self, folder, shards=ALONE, start=0, **arguments):
-        with one_at_a_time:
+        with making_a_model(shards.group):
             self.model = Llama.from_pretrained(folder, shards=shards, **arguments)
         self.mesh = Mesh(tensor=shards)
         self.optimizer = AdamW(self.model, self.mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
@@ -282,7 +280,7 @@ def test_a_rank_holds_its_own_entries_of_the_vocabulary(uneven_folder):
     whole = dict(Llama.from_pretrained(uneven_folder).named_parameters())
 
     def read(shards):
-        with one_at_a_time:
+        with making_a_model():
             return dict(Llama.from_pretrained(uneven_folder, shards=shards).named_parameters())
 
     for own, shard in zip(np.array_split(np.arange(509), 4), on_ranks(4, read), strict=True):
@@ -295,7 +293,7 @@ def test_a_rank_holds_its_own_heads_and_columns(tiny_folder):
     whole = dict(Llama.from_pretrained(tiny_folder).named_parameters())
 
     def read(shards):
-        with one_at_a_time:
+        with making_a_model():
             return dict(Llama.from_pretrained(tiny_folder, shards=shards).named_parameters())
 
     columns = {
@@ -337,5 +335,5 @@ def test_the_nearest_degree_divides_every_count_and_the_processes(
     with pytest.raises(ValueError, match=f"{name}. The nearest degree is {nearest}"):
         on_ranks(ranks, lambda shards: Llama(config, shards=shards))
     for shards in on_ranks(nearest, lambda shards: shards):
-        with one_at_a_time:
+        with making_a_model():
             Llama(config, shards=shards)
