@@ -16,6 +16,7 @@ from paddle.distributed.fleet.utils import sequence_parallel_utils
 
 import fusionkit as fk
 from fusionkit import parallel, policy
+from fusionkit.nn import recompute
 from fusionkit.parallel.parity import run_ranks
 from fusionkit.parallel.sequence import gather_rows, scatter_rows
 from tests.hanging import HANGING
@@ -135,6 +136,62 @@ def test_float32_weights_beside_bfloat16_activations(mc2, name, arguments, x_axi
     assert_close(whole(results, "dx", x_axis), EXACT.dx, "bfloat16")
     column = name in (COLUMN, COLUMN_SEQUENCE)
     assert_close(whole(results, "dweight", 1 if column else 0), EXACT.dweight, "bfloat16")
+
+
+@pytest.mark.parametrize("name, arguments, x_axis, y_axis", LAYOUTS)
+def test_a_layer_that_computes_again_has_the_same_gradients(mc2, monkeypatch, name, arguments, x_axis, y_axis):
+    """Its input is the input of what computes again, whose gradient is summed over the ranks once."""
+    expected = run(name, 2, arguments, x_axis, y_axis)
+    plain = trained
+    monkeypatch.setattr(sys.modules[__name__], "trained", lambda layer, *rest: plain(again(layer), *rest))
+    for one, other in zip(run(name, 2, arguments, x_axis, y_axis), expected, strict=True):
+        for value in ("y", "dx", "dweight", "dbias"):
+            np.testing.assert_array_equal(getattr(one, value), getattr(other, value))
+
+
+def again(layer):
+    """The layer, of which nothing is kept."""
+
+    def call(x):
+        return recompute(layer, x * 1)  # what is in front has a graph
+
+    call.weight, call.bias = layer.weight, layer.bias
+    return call
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_layers_of_one_input_each_sum_their_own_gradient(mc2, world_size):
+    """As projections to queries, keys and values that are layers of their own, beside what is no layer."""
+
+    def one(rank, communicator):
+        x = paddle.to_tensor(X.astype("float32"))
+        x.stop_gradient = False
+        y = x + 0
+        for _ in range(3):
+            layer = parallel.ColumnParallelLinear(
+                INPUTS, OUTPUTS, has_bias=False, mp_group=communicator, gather_output=False
+            )
+            layer.weight.set_value(part(WEIGHT, rank, world_size, 1).astype("float32"))
+            layer(y).backward(paddle.to_tensor(part(DY, rank, world_size, 2).astype("float32")), retain_graph=True)
+        y.backward(paddle.to_tensor(X.astype("float32")))
+        return x.grad.numpy()
+
+    for dx in run_ranks(world_size, one):
+        assert_close(dx, 3 * EXACT.dx + X)
+
+
+@pytest.mark.parametrize("shape", [(0, INPUTS), (2, 0, INPUTS), (INPUTS, 4)])
+def test_a_column_layer_takes_inputs_of_no_tokens_and_of_other_strides(mc2, shape):
+    def one(rank, communicator):
+        layer = parallel.ColumnParallelLinear(INPUTS, OUTPUTS, None, False, gather_output=False, mp_group=communicator)
+        x = paddle.ones(shape)
+        x.stop_gradient = False
+        y = layer(x.t() if shape[0] == INPUTS else x)
+        y.backward()
+        return y.shape[:-1], x.grad.shape
+
+    rows = [4] if shape[0] == INPUTS else list(shape[:-1])
+    assert run_ranks(2, one) == [(rows, list(shape))] * 2
 
 
 def test_use_mc2_wins_over_the_setting():
