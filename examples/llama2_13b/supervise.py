@@ -13,6 +13,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,36 +50,59 @@ class SuperviseFlags:
 
 def supervise(flags: SuperviseFlags) -> int:
     """Run the command until it ends well, is asked to stop, or has failed once more than it may; its last status."""
-    for left in range(flags.max_restarts, -1, -1):
-        process = subprocess.Popen(flags.command, start_new_session=True)  # it gets signals from here alone
-        with _forwarded(process) as received:
-            status = process.wait()
-        if status == 0 or status in STOPPED or received:
-            break
-        what = f"supervise: the command ended with status {status}"
-        again = f"started again, {left - 1} more times if need be" if left else "not started again"
-        say(f"{what}; {again}", sys.stderr)
+    with _Forwarding() as signals:
+        for left in range(flags.max_restarts, -1, -1):
+            process = subprocess.Popen(flags.command, start_new_session=True)  # it gets signals from here alone
+            with signals.going_to(process):
+                status = process.wait()
+            if status == 0 or status in STOPPED or signals.have_come:
+                break
+            what = f"supervise: the command ended with status {status}"
+            again = f"started again, {left - 1} more times if need be" if left else "not started again"
+            say(f"{what}; {again}", sys.stderr)
     return status if status >= 0 else 128 - status
 
 
-@contextlib.contextmanager
-def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """The command gets the signals that come, which are listed."""
-    received: list[int] = []
+class _Forwarding:
+    """Inside the block signals go to the command. One that comes while no command is there, to the next."""
 
-    def forward(number: int, frame: Any) -> None:
-        received.append(number)
-        process.send_signal(number)
+    def __init__(self) -> None:
+        self.have_come = False
+        self._waiting: deque[int] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, forward)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> _Forwarding:
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._forward) for number in heard}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def going_to(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        self._process = process
+        self._send()
+        try:
+            yield
+        finally:
+            self._process = None
+
+    def _forward(self, number: int, frame: object) -> None:
+        self.have_come = True
+        self._waiting.append(number)
+        self._send()
+
+    def _send(self) -> None:
+        """Each once, also where another comes between two lines here."""
+        while self._process is not None:
+            try:
+                number = self._waiting.popleft()
+            except IndexError:
+                return
+            self._process.send_signal(number)
 
 
 def _resumes(command: tuple[str, ...]) -> bool:

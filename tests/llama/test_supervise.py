@@ -75,6 +75,25 @@ def test_a_signal_goes_to_the_command_which_is_not_started_again(tmp_path, numbe
         assert process.stdout.read() == "" and process.wait(timeout=60) == 5
 
 
+@pytest.mark.parametrize("number", [1, 2], ids=["first", "second"])
+def test_a_signal_in_the_midst_of_a_start_goes_to_the_command(tmp_path, monkeypatch, number):
+    """It comes when there is a process that nobody knows yet. Else `supervise` would end and leave the command."""
+    started = []
+
+    class Start(subprocess.Popen):
+        def __init__(self, command, **options):
+            ends = "raise SystemExit(1)" if len(started) + 1 < number else "import time; time.sleep(100)"
+            super().__init__([sys.executable, "-c", ends], **options)
+            started.append(self)
+            if len(started) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Start)
+    before = signal.getsignal(signal.SIGTERM)
+    assert supervise(SuperviseFlags(("sft.py", *AUTO), 3)) == 128 + signal.SIGTERM
+    assert len(started) == number and signal.getsignal(signal.SIGTERM) == before
+
+
 def test_only_a_command_that_resumes_is_supervised(tmp_path):
     flags = tmp_path / "flags.json"
     for content, given in (('{"resume_from_checkpoint": "auto"}', ()), ("{}", AUTO), ("[", AUTO)):
