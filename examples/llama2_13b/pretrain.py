@@ -82,7 +82,7 @@ def _train(flags: PretrainFlags, mesh: Mesh) -> int:
     source = Path(flags.model_name_or_path)
     tokenizer = Tokenizer.from_pretrained(source)
     TokenizerFolder(source).require_end(tokenizer.eos_token_id)
-    config = LlamaConfig.from_json(source / "config.json")
+    config = run.model_config(flags, mesh)
     positions = config.max_position_embeddings
     flags = flags.within(positions)
     flags.require(flags.max_seq_length <= positions, "max_seq_length", f"at most {positions}, the model's positions")

@@ -23,7 +23,6 @@ from examples.llama2_13b.data.samples import Sample, describe_dropped, encode, r
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.data.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder, without_chat_template
 from examples.llama2_13b.io.flags import flag, main
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train import run
 from examples.llama2_13b.train.loss import next_token
@@ -89,7 +88,7 @@ def fine_tune(flags: SftFlags, mesh: Mesh, open_model: run.OpenModel) -> int:
     source = Path(flags.model_name_or_path)
     tokenizer = Tokenizer.from_pretrained(source)
     TokenizerFolder(source).require_end(tokenizer.eos_token_id)
-    positions = LlamaConfig.from_json(source / "config.json").max_position_embeddings
+    positions = run.model_config(flags, mesh).max_position_embeddings
     flags = flags.within(positions)
     flags.require(flags.max_length <= positions, "max_length", f"at most {positions}, the model's positions")
     template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None

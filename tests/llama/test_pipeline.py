@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -19,6 +20,7 @@ from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.pipeline import PipelineParallel
 from examples.llama2_13b.parallel.writers import Writers
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.loss import chunk_of, next_token
@@ -366,11 +368,20 @@ def test_a_stage_has_its_own_layers_alone(folder_of):
 
 
 def test_more_chunks_than_layers_are_refused(folder_of):
-    with pytest.raises(
-        ValueError,
-        match="Llama: num_hidden_layers must be at least 4, one for each of 2 chunks of 2 stages, got 3",
-    ):
+    rule = "Llama: num_hidden_layers must be at least 4, one for each of 2 chunks of 2 stages, got 3. The nearest is "
+    with pytest.raises(ValueError, match=f"{rule}--pipeline_parallel_degree 2 --virtual_pp_degree 1"):
         on_mesh(Degrees(pipeline=2), lambda mesh: Run(folder_of(3), mesh), chunks=2)
+
+
+@pytest.mark.parametrize(
+    "stages, chunks, layers, nearest", [(4, 1, 3, (2, 1)), (4, 3, 9, (4, 2)), (3, 2, 2, (1, 1)), (8, 4, 6, (4, 1))]
+)
+def test_the_nearest_stages_and_chunks_have_a_layer_each(stages, chunks, layers, nearest):
+    group = SimpleNamespace(world_size=stages, rank=0)
+    words = "--pipeline_parallel_degree {} --virtual_pp_degree {}$".format(*nearest)
+    with pytest.raises(ValueError, match=words):
+        PipelineParallel(group, chunks).layers(layers)
+    PipelineParallel(SimpleNamespace(world_size=nearest[0], rank=0), nearest[1]).layers(layers)
 
 
 def test_a_stage_that_ends_ends_the_others_with_its_name(folder_of):

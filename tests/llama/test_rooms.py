@@ -21,7 +21,7 @@ KNOWS = {
 COMMANDS = {
     "create": {"io", "model", "data"},
     "tokenize_texts": {"io", "model", "data"},
-    "sft": {"io", "parallel", "model", "data", "train"},
+    "sft": {"io", "parallel", "data", "train"},
     "pretrain": {"io", "parallel", "model", "data", "train"},
     "lora": {"io", "parallel", "model", "train", "sft"},
     "supervise": {"io"},

@@ -7,11 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from examples.llama2_13b.sft import sft
+from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.pipeline import PipelineParallel
+from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
+from examples.llama2_13b.pretrain import PretrainFlags, _train
+from examples.llama2_13b.sft import fine_tune, sft
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.metrics import read_log
 from tests.hanging import HANGING
@@ -179,3 +184,17 @@ def test_processes_that_make_no_whole_copies_are_refused(sft_flags, tmp_path):
     with pytest.raises(ValueError, match="--virtual_pp_degree must be 1 where pipeline_parallel_degree is 1, got 2"):
         sft_flags(virtual_pp_degree=2)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("axis, rule", [("pipeline", "num_hidden_layers"), ("tensor", "num_attention_heads")])
+def test_a_layout_that_does_not_fit_the_model_is_refused_before_data_are_read(tiny_folder, sft_flags, axis, rule):
+    """On three processes; the model has two layers and four heads."""
+    group = SimpleNamespace(world_size=3, rank=1)
+    mesh = Mesh(**{axis: {"pipeline": PipelineParallel, "tensor": TensorParallel}[axis](group)})
+    nowhere = {"model_name_or_path": str(tiny_folder), "output_dir": "nowhere", "input_dir": "nowhere"}
+    for work in (
+        lambda: fine_tune(sft_flags(dataset_name_or_path="nowhere"), mesh, None),
+        lambda: _train(PretrainFlags(**nowhere), mesh),
+    ):
+        with pytest.raises(ValueError, match=f"{rule} must be .*The nearest "):
+            work()

@@ -69,7 +69,7 @@ class PipelineParallel(Ranks):
         """Those of this stage's chunks, of `count` in all.
 
         Raises:
-            ValueError: there are fewer layers than chunks.
+            ValueError: there are fewer layers than chunks; the nearest degrees are named.
         """
         return self.layers_of(self.stage, count)
 
@@ -86,9 +86,15 @@ class PipelineParallel(Ranks):
         places = self.stages * self.chunks
         if places > count:
             rule = f"at least {places}, one for each of {self.chunks} chunks of {self.stages} stages"
-            raise ValueError(f"Llama: num_hidden_layers must be {rule}, got {count}")
+            raise ValueError(f"Llama: num_hidden_layers must be {rule}, got {count}. {self._nearest(count)}")
         parts = [own_part(count, place, places) for place in range(places)]
         return [range(part.start, part.stop) for part in parts]
+
+    def _nearest(self, count: int) -> str:
+        """What so many layers suffice for; stages that divide those asked for leave whole copies of the model."""
+        stages = max(each for each in range(1, min(self.stages, count) + 1) if self.stages % each == 0)
+        chunks = min(self.chunks, count // stages) if stages > 1 else 1
+        return f"The nearest is --pipeline_parallel_degree {stages} --virtual_pp_degree {chunks}"
 
     def ends_with(self, chunk: int) -> bool:
         """Whether the loss comes out of this stage's chunk."""

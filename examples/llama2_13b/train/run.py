@@ -15,6 +15,8 @@ from examples.llama2_13b.data.batches import Batches
 from examples.llama2_13b.io.remarks import beside_the_work, say
 from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.llama import own_counts
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.train import memory, metrics, training_state
@@ -42,6 +44,18 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
     with reserved(folder, f"{flags.COMMAND}: --output_dir") if mesh.is_first else nullcontext():
         mesh.any_process(False)  # what others find in the folder is no other run's any more
         return work(mesh)
+
+
+def model_config(flags: TrainingFlags, mesh: Mesh) -> LlamaConfig:
+    """The model's sizes, before data and weights are read.
+
+    Raises:
+        ValueError: they do not divide over the processes; the nearest layout that does is named.
+    """
+    config = LlamaConfig.from_json(Path(flags.model_name_or_path) / "config.json")
+    own_counts(config, mesh.tensor)
+    mesh.pipeline.layers(config.num_hidden_layers)
+    return config
 
 
 # (flags, mesh, the checkpoint to resume or None) -> the model to train.
