@@ -28,8 +28,10 @@ LAYOUTS = [
     (2, FOUR | {"pipeline_parallel_degree": 2}),
     (2, {"sharding": "stage1", "gradient_accumulation_steps": 2}),
     (2, {"sharding": "stage2", "per_device_train_batch_size": 2}),
+    (2, {"sharding": "stage3", "gradient_accumulation_steps": 2}),
     (4, FOUR | {"pipeline_parallel_degree": 2, "tensor_parallel_degree": 2}),
     (4, {"sharding": "stage1", "tensor_parallel_degree": 2, "gradient_accumulation_steps": 2}),
+    (4, {"sharding": "stage3", "tensor_parallel_degree": 2, "gradient_accumulation_steps": 2, "async_save": True}),
 ]
 FLAGS = {"learning_rate": 3e-4, "save_steps": 1, "resume_from_checkpoint": "auto", "max_length": 128}
 
@@ -92,7 +94,7 @@ def end_of(run, output, kills, steps, layouts, chance):
 
 @pytest.mark.parametrize("kills, steps", [(2, 12), pytest.param(20, 50, marks=pytest.mark.full)])
 def test_a_run_killed_in_changing_layouts_ends_as_one_process(run, tiny_folder, tmp_path, kills, steps):
-    layouts = LAYOUTS if kills > 2 else LAYOUTS[:6]
+    layouts = LAYOUTS if kills > 2 else [each for each in LAYOUTS if each[0] <= 2]
     end_of(run, tmp_path / "killed", kills, steps, layouts, random.Random(kills))
     code, logs = run(launched, "whole", LAYOUTS[0], steps)
     assert code == 0, logs

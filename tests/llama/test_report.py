@@ -81,6 +81,14 @@ def test_a_page_without_steps_or_prediction_is_whole():
     assert page.tags.count("svg") == 4
 
 
+def test_what_was_not_measured_is_no_zero():
+    """A run that had done all its steps and only writes its model again."""
+    for changes in ({}, {"predicted": []}):
+        page = Page(report(measured=[0.0, 0.0, 0.0], **changes).page())
+        assert page.texts["td"].count("not measured") == 3 and "0.000" not in page.texts["td"][:4]
+        assert "measured" not in page.texts["text"]
+
+
 def test_what_is_not_finite_is_left_out_of_a_chart():
     log = [{"step": step, "loss": loss} for step, loss in enumerate((2.0, float("nan"), float("inf"), 1.0))]
     text = report(log=log).page()

@@ -78,7 +78,7 @@ class Report:
         ranks = [str(rank) for rank in range(processes)]
         memory = {
             "predicted": [one.peak / 1e9 for one in self.predicted],
-            "measured": [size / 1e9 for size in self.measured],
+            "measured": [size / 1e9 for size in self.measured] if any(self.measured) else [],
         }
         return [
             svg.lines("loss per token (nats)", {name: points for name, points in losses.items() if points}),
@@ -88,14 +88,19 @@ class Report:
         ]
 
     def _memory(self) -> Iterable[tuple[object, ...]]:
+        measured = [_gb(size) if size else "not measured" for size in self.measured]
         if not self.predicted:
-            yield from ((rank, "", "", f"{size / 1e9:.3f}", "") for rank, size in enumerate(self.measured))
-        for one, measured in zip(self.predicted, self.measured, strict=False):
-            parts = (f"{getattr(one, part) / 1e9:.3f}" for part in MEMORY_PARTS)
-            yield one.rank, one.stage, f"{one.peak / 1e9:.3f}", f"{measured / 1e9:.3f}", one.moment, *parts
+            yield from ((rank, "", "", size, "") for rank, size in enumerate(measured))
+        for one, size in zip(self.predicted, measured, strict=False):
+            parts = (_gb(getattr(one, part)) for part in MEMORY_PARTS)
+            yield one.rank, one.stage, _gb(one.peak), size, one.moment, *parts
 
 
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations")
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3f}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
