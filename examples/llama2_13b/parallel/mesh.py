@@ -101,6 +101,10 @@ class Mesh:
         )
 
     @property
+    def degrees(self) -> Degrees:
+        return Degrees(Ranks(self.data).size, self.pipeline.size, self.sharding.size, self.tensor.size)
+
+    @property
     def processes(self) -> int:
         return Ranks(self.world).size
 

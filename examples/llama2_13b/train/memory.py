@@ -80,14 +80,8 @@ class Step:
 
 def predict(model: Llama, mesh: Mesh, step: Step) -> list[Memory]:
     """Of every rank, in their order. Any process computes it for all."""
-    degrees = degrees_of(mesh)
-    kinds = kinds_of(model, mesh, step)
+    kinds, degrees = kinds_of(model, mesh, step), mesh.degrees
     return [_of_rank(rank, degrees, model, mesh, step, kinds) for rank in range(degrees.processes)]
-
-
-def degrees_of(mesh: Mesh) -> Degrees:
-    inside = mesh.pipeline.stages * mesh.sharding.size * mesh.tensor.size
-    return Degrees(mesh.processes // inside, mesh.pipeline.stages, mesh.sharding.size, mesh.tensor.size)
 
 
 def _of_rank(rank: int, degrees: Degrees, model: Llama, mesh: Mesh, step: Step, kinds: dict[str, str]) -> Memory:
