@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from examples.llama2_13b.sft import sft
@@ -103,6 +106,90 @@ def test_a_chart_has_the_largest_value_at_its_top_and_zero_at_its_bottom():
         "198.0",
         "99.0",
     ]
+
+
+def charts(text):
+    """The tree of each chart, by its title."""
+    trees = [ElementTree.fromstring(part) for part in re.findall("<figure>.*?</figure>", text)]
+    return {tree.find("figcaption").text: tree.find("svg") for tree in trees}
+
+
+def texts(chart):
+    return [(float(text.get("x")), float(text.get("y")), text.text) for text in chart.findall("text")]
+
+
+def points(chart, colour):
+    """(step, value) as somebody reads them: by the texts at the axes."""
+    (*_, zero), (*_, half), (*_, top), (left, _, first), (*_, last), *_ = texts(chart)
+    (bottom, _), (middle, _), (high, _) = ((y - 4, x) for x, y, _ in texts(chart)[:3])
+    assert (float(zero), float(half), middle) == (0, float(top) / 2, (bottom + high) / 2)
+    first, last, right = float(first.removeprefix("step ")), float(last), svg.WIDTH - 6
+    found = [circle for circle in chart.findall("circle") if circle.get("fill") == colour]
+    steps = [first + (float(one.get("cx")) - left) / (right - left) * (last - first) for one in found]
+    return list(
+        zip(steps, [(bottom - float(one.get("cy"))) / (bottom - high) * float(top) for one in found], strict=True)
+    )
+
+
+def test_the_log_can_be_read_from_the_charts():
+    log = [
+        {"step": 5, "loss": 4.0, "tokens_per_second": 300.0, "mfu": 0.5},
+        {"step": 6, "loss": 1.0, "tokens_per_second": 600.0, "mfu": 0.2, "eval_loss": 2.0},
+        {"step": 8, "loss": 3.0, "tokens_per_second": 450.0, "mfu": 0.4, "eval_loss": 1.0},
+    ]
+    found = charts(report(log=log).page())
+    training, evaluation = svg.COLOURS
+    for title, colour, expected in (
+        ("loss per token (nats)", training, [(5, 4), (6, 1), (8, 3)]),
+        ("loss per token (nats)", evaluation, [(6, 2), (8, 1)]),
+        ("tokens/s/device", training, [(5, 100), (6, 200), (8, 150)]),
+        ("MFU (%)", training, [(5, 50), (6, 20), (8, 40)]),
+    ):
+        largest = max(value for _, value in expected)
+        np.testing.assert_allclose(points(found[title], colour), expected, rtol=0, atol=1e-2 * largest, err_msg=title)
+
+
+def memory_of_three():
+    """Every number another."""
+    return [
+        Memory(rank, 2 - rank, 10**9, 2 * 10**9, 3 * 10**9, 4 * 10**9, 0, (6 + rank) * 10**9, "x") for rank in range(3)
+    ]
+
+
+def test_each_rank_has_its_bars():
+    chart = charts(report(predicted=memory_of_three(), measured=[5e9, 4e9, 3e9]).page())["peak memory by rank (GB)"]
+    sizes = {"predicted": [6, 7, 8], "measured": [5, 4, 3]}
+    wanted = {f"{rank}, {name}: {size}": size for name, each in sizes.items() for rank, size in enumerate(each)}
+    bars = {
+        bar.find("title").text: [float(bar.get(name)) for name in ("x", "width", "height")]
+        for bar in chart.findall("rect")
+    }
+    tallest = max(height for _, _, height in bars.values())
+    assert {name: height / tallest * 8 for name, (_, _, height) in bars.items()} == pytest.approx(wanted, abs=0.01)
+    ends = sorted((x, x + width) for x, width, _ in bars.values())
+    assert all(end <= start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))  # side by side
+    middles = {text: x for x, _, text in texts(chart) if text in "012" and x > svg.LEFT}
+    for name, (x, width, _) in bars.items():
+        assert min(middles, key=lambda rank: abs(middles[rank] - x - width / 2)) == name[0]
+    assert [bar.get("fill") for bar in chart.findall("rect")] == [colour for colour in svg.COLOURS for _ in range(3)]
+    shown = {text.text: text.get("fill") for text in chart.findall("text") if text.text in sizes}
+    assert shown == dict(zip(sizes, svg.COLOURS, strict=True))
+
+
+def test_the_memory_of_each_rank_is_in_the_table():
+    def rows(page):
+        table = re.search("<h2>Memory</h2>(.*?)</table>", page, re.DOTALL)[1]
+        return [re.findall("<t[dh]>(.*?)</t[dh]>", row) for row in table.split("</tr>")]
+
+    head, *ranks, _ = rows(report(predicted=memory_of_three(), measured=[5e9, 4e9, 3e9]).page())
+    assert [dict(zip(head, rank, strict=True)) for rank in ranks] == [
+        {"rank": str(rank), "stage": str(2 - rank), "predicted": f"{6 + rank}.000", "measured": f"{5 - rank}.000",
+         "worst moment": "x", "parameters": "1.000", "gradients": "2.000", "optimizer": "3.000",
+         "activations": "4.000"}
+        for rank in range(3)
+    ]  # fmt: skip
+    head, *ranks, _ = rows(report(predicted=[], measured=[5e9, 4e9]).page())
+    assert [dict(zip(head, rank, strict=False))["measured"] for rank in ranks] == ["5.000", "4.000"]
 
 
 def test_every_text_of_a_page_is_escaped():

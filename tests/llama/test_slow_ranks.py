@@ -61,6 +61,13 @@ def test_a_step_in_between_begins_the_count_again():
         assert [len(each) for each in lines] == [0] * (2 * STEPS - 1) + [1]
 
 
+def test_a_rank_that_is_a_little_slower_is_not_told():
+    """The others wait for less than a third of their time."""
+    assert told(Degrees(data=3), [[1, 1.4, 1]] * (2 * STEPS)) == [[[]] * (2 * STEPS)] * 3
+    for lines in told(Degrees(data=3), [[1, 1.5, 1]] * STEPS):
+        assert [len(each) for each in lines] == [0] * (STEPS - 1) + [1]
+
+
 def test_a_rank_is_compared_with_those_that_have_the_same_work():
     assert factors([1, 3, 1, 3], [0, 1, 0, 1]) == [1, 1, 1, 1]
     assert factors([1, 3, 2, 3], [0, 1, 0, 1]) == [1, 1, 2, 1]

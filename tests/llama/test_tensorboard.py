@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train import tensorboard
@@ -22,9 +22,12 @@ def records(path):
     return events
 
 
+def events_of(folder):
+    return [event for path in sorted(folder.iterdir()) for event in records(path)]
+
+
 def scalars(folder):
-    events = [event for path in sorted(folder.iterdir()) for event in records(path)]
-    return {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+    return {(value.tag, event.step): value.simple_value for event in events_of(folder) for value in event.summary.value}
 
 
 def test_every_figure_of_the_log_is_a_scalar(sft_flags, no_measuring, no_drawing, tmp_path):
@@ -39,6 +42,21 @@ def test_every_figure_of_the_log_is_a_scalar(sft_flags, no_measuring, no_drawing
     }
     assert found.keys() == wanted.keys() and ("eval/loss", 3) in found
     assert found == pytest.approx(wanted, rel=1e-6)  # float32
+
+
+def test_the_last_line_is_written_with_the_test_loss(tmp_path):
+    with tensorboard.TensorBoard(tmp_path, 0) as board:
+        board.write({"step": 4, "loss": 1.0, "test_loss": 2.5})
+    assert scalars(tmp_path) == {("train/loss", 4): 1.0, ("test/loss", 4): 2.5}
+
+
+@pytest.mark.parametrize("step, dropped_from", [(0, []), (3, [4])])
+def test_a_run_that_goes_on_drops_later_steps_of_the_run_before(tmp_path, step, dropped_from):
+    """TensorBoard hides what comes before a record that says START, from its step on."""
+    with tensorboard.TensorBoard(tmp_path, step) as board:
+        board.write({"step": step + 1, "loss": 1.0})
+    starts = [event for event in events_of(tmp_path) if event.session_log.status == SessionLog.START]
+    assert [event.step for event in starts] == dropped_from
 
 
 def test_without_the_library_the_flag_is_refused(sft_flags, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -11,37 +12,48 @@ from examples.llama2_13b.parallel.trace import BUBBLE, COMMUNICATION, COMPUTE, E
 from examples.llama2_13b.sft import sft
 from tests.llama.test_sft_processes import launched
 
+# In the order in which they end, as they are noted. Of what is on its way one goes on within another.
 EVENTS = [
+    Event(COMMUNICATION, "matrices", 2.0, 3.0),
     Event(COMPUTE, "forward 0", 0.0, 4.0),
-    Event(COMMUNICATION, "gradients", 1.0, 3.0),
-    Event(COMMUNICATION, "gradients", 2.0, 6.0),
-    Event(EXPOSED, "wait for gradients", 4.0, 6.0),
-    Event(BUBBLE, "wait for a stage", 6.0, 8.0),
+    Event(COMMUNICATION, "gradients", 1.0, 5.0),
+    Event(COMMUNICATION, "gradients", 4.5, 6.0),
+    Event(EXPOSED, "wait for gradients", 4.0, 7.0),
+    Event(BUBBLE, "wait for a stage", 7.0, 8.0),
     Event(COMPUTE, "update", 8.0, 10.0),
 ]
 
 
 def test_the_time_in_words():
     assert trace.in_words(EVENTS, "rank 0") == (
-        "rank 0: 10 s, of which it computes for 60%, waits for other stages for 20% (bubbles), and for sums and new "
-        "values for 20% (exposed communication). Something is on its way for 50%"
+        "rank 0: 10 s, of which it computes for 60%, waits for other stages for 10% (bubbles), and for sums and new "
+        "values for 30% (exposed communication). Something is on its way for 50%"
     )
     assert trace.in_words([], "rank 0") == "rank 0: nothing was traced"
 
 
 def test_the_lanes_of_a_chrome_trace():
-    found = json.loads(trace.chrome([EVENTS, []], ["one", "two"]))["traceEvents"]
+    ranks = [EVENTS, EVENTS[:3]]
+    found = json.loads(trace.chrome(ranks, ["one", "two"]))["traceEvents"]
     names = {(event["pid"], event["args"]["name"]) for event in found if event["name"] == "process_name"}
     assert names == {(0, "one"), (1, "two")}
+    lanes = {(event["pid"], event["tid"], event["args"]["name"]) for event in found if event["name"] == "thread_name"}
+    assert lanes == {(rank, *lane) for rank in (0, 1) for lane in enumerate(("compute", "communication", "waiting"))}
     complete = [event for event in found if event["ph"] == "X"]
-    assert len(complete) == len(EVENTS) and complete[0]["dur"] == 4e6
-    assert {event["cat"]: event["tid"] for event in complete} == trace.LANES
+    shown = [tuple(event[name] for name in ("pid", "cat", "name", "ts", "dur")) for event in complete]
+    assert shown == [
+        (rank, event.lane, event.name, event.start * 1e6, (event.end - event.start) * 1e6)  # microseconds
+        for rank, events in enumerate(ranks)
+        for event in sorted(events, key=lambda event: event.start)
+    ]
+    assert {event["cat"]: event["tid"] for event in complete} == {COMPUTE: 0, COMMUNICATION: 1, BUBBLE: 2, EXPOSED: 2}
 
 
 def test_nothing_is_noted_outside_of_a_trace():
     one = Trace()
     with one.span(COMPUTE, "before"):
         pass
+    before = time.perf_counter()
     one.begin()
     with one.span(COMPUTE, "inside"):
         one.start(COMMUNICATION, "beside")()
@@ -50,6 +62,9 @@ def test_nothing_is_noted_outside_of_a_trace():
         pass
     assert [event.name for event in events] == ["beside", "inside"] and not one.is_on
     assert trace.from_text(trace.to_text(events)) == events
+    assert all(0 <= event.start <= event.end <= time.perf_counter() - before for event in events)  # since it began
+    one.begin()
+    assert one.end() == []
 
 
 def test_a_run_writes_the_steps_asked_for(sft_flags, no_measuring, no_drawing, tmp_path, capsys):
