@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import numpy as np
 import paddle
 import pytest
@@ -139,6 +141,27 @@ def test_a_bad_parameter_that_one_rank_keeps_is_named_with_its_rank(folder_of): 
     assert [text for _, _, text, _ in answers] == [expected] * 2
 
 
+@pytest.mark.parametrize("bad", [1, 3])
+def test_the_micro_batch_is_named(folder_of, bad):  # noqa: F811
+    """One element of all is bad there, and in those that follow."""
+    calls = []
+
+    def spoil(mesh, model):
+        def after(layer, inputs, output):
+            calls.append(layer)
+            if (len(calls) - 1) % MICRO_BATCHES < bad:
+                return output
+            wrong = np.zeros(output.shape, np.float32)
+            wrong.flat[-1] = np.inf
+            return output + paddle.to_tensor(wrong)
+
+        model.layers["2"].mlp.down_proj.register_forward_post_hook(after)
+
+    answers = on_layout(folder_of(LAYERS), "one", spoil)
+    expected = f"on rank 0 the output of layers.2.mlp.down_proj in micro-batch {bad}"
+    assert answers == [(False, False, expected, 1)] and len(calls) == 2 * MICRO_BATCHES
+
+
 def test_what_is_computed_between_layers_is_the_input_of_the_next(folder_of, monkeypatch):  # noqa: F811
     attention = "examples.llama2_13b.model.llama.fk.flash_attention"
     monkeypatch.setattr(attention, lambda q, k, v, **options: q * float("nan"))
@@ -179,6 +202,8 @@ def test_a_run_stops_before_the_update_and_goes_on_from_its_checkpoint(
             sft(sft_flags(save_steps=2))
     place = "gradient of layers.1.mlp.down_proj.weight" if is_backward else "output of layers.1.mlp.down_proj in micro"
     assert str(told.value).startswith(f"sft: step 4: the {what} must be finite, got nan; first on rank 0 the {place}")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"{escape(str(told.value))}.</p>" in page and "training, now " in page
     assert [path.name for path in training_state.checkpoints(tmp_path / "run")] == ["checkpoint-2"]
     assert sft(sft_flags(save_steps=2, resume_from_checkpoint="last")) == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

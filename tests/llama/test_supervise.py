@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from examples.llama2_13b.io import flags as flags_module
 from examples.llama2_13b.sft import sft
-from examples.llama2_13b.supervise import PROGRAM, SuperviseFlags, supervise
+from examples.llama2_13b.supervise import PROGRAM, SIGNALS, SuperviseFlags, supervise
 from examples.llama2_13b.train import training_state
 from tests.llama.conftest import EXAMPLE
 from tests.llama.test_pipeline_processes import stage_of
@@ -57,9 +58,10 @@ def starts(tmp_path):
 def test_what_fails_is_started_again_so_often(tmp_path, capfd, statuses, most, expected, started):
     assert supervise(SuperviseFlags(ends(tmp_path, *statuses), most)) == expected
     assert starts(tmp_path) == started
-    assert capfd.readouterr().err.count("started again") == sum(
-        status not in (0, 130, 143) for status in statuses[:started]
-    )
+    told = capfd.readouterr().err
+    assert told.count("started again") == sum(status not in (0, 130, 143) for status in statuses[:started])
+    left = [int(number) for number in re.findall("started again, ([0-9]+) more times", told)]
+    assert left == [most - number for number in range(1, started)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -92,6 +94,44 @@ def test_a_signal_in_the_midst_of_a_start_goes_to_the_command(tmp_path, monkeypa
     before = signal.getsignal(signal.SIGTERM)
     assert supervise(SuperviseFlags(("sft.py", *AUTO), 3)) == 128 + signal.SIGTERM
     assert len(started) == number and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_command_once():
+    """A terminal sends it to all processes in front. A second one would end a run before it has saved."""
+    code = """
+import signal, sys, time
+received = []
+signal.signal(signal.SIGINT, lambda *_: received.append(1))
+print("ready", flush=True)
+while not received:
+    time.sleep(0.01)
+time.sleep(0.5)
+sys.exit(10 + len(received))
+"""
+    words = [*SUPERVISE, "--", sys.executable, "-c", code, *AUTO]
+    how = {"cwd": EXAMPLE.parents[1], "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(words, **how) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 11
+
+
+def test_a_signal_that_nohup_ignores_stops_nothing(tmp_path):
+    """And afterwards every signal is handled as before."""
+    code = """
+import os, signal, sys, time
+open(sys.argv[1], "a").write("started\\n")
+os.kill(os.getppid(), signal.SIGHUP)
+time.sleep(0.2)
+sys.exit(1)
+"""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        handlers = [signal.getsignal(number) for number in SIGNALS]
+        assert supervise(SuperviseFlags((sys.executable, "-c", code, str(tmp_path / "starts"), *AUTO), 1)) == 1
+        assert starts(tmp_path) == 2 and [signal.getsignal(number) for number in SIGNALS] == handlers
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_only_a_command_that_resumes_is_supervised(tmp_path):
@@ -136,7 +176,12 @@ def test_auto_ends_well_after_the_last_checkpoint(sft_flags, tmp_path):
     whole, expected = losses(output), weights(output)
     for path in output.glob("model*.safetensors*"):
         path.unlink()
+    report = (output / "report.html").read_bytes()  # of steps that were measured
     assert sft(sft_flags(save_steps=3, resume_from_checkpoint="auto")) == 0
+    assert (output / "report.html").read_bytes() == report
+    (output / "report.html").unlink()
+    assert sft(sft_flags(save_steps=3, resume_from_checkpoint="auto")) == 0
+    assert "Ended with step 6 of 6." in (output / "report.html").read_text()
     assert losses(output) == whole and len(whole) == 6
     assert all(np.array_equal(value, expected[name]) for name, value in weights(output).items()) and expected
     for given, steps in (("last", 6), ("auto", 5)):

@@ -14,6 +14,7 @@ import paddle
 from examples.llama2_13b.data.batches import Batches
 from examples.llama2_13b.io.remarks import beside_the_work, say
 from examples.llama2_13b.io.reservation import reserved
+from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import own_counts
@@ -115,7 +116,12 @@ def train(
         _prepare_output(flags, stale)
         for line in (*about, *_describe(trainer, peak), *memory.describe(predicted, mesh.pipeline.stages)):
             say(line)
-    return _ended(trainer, trainer.run(peak), predicted)
+    try:
+        interrupted = trainer.run(peak)
+    except FloatingPointError as error:  # on all processes
+        _report(trainer, f"{error}.", predicted, done)
+        raise
+    return _ended(trainer, interrupted, predicted, done)
 
 
 def predicted_memory(trainer: Trainer) -> list[memory.Memory]:
@@ -132,13 +138,9 @@ def step_of(trainer: Trainer) -> memory.Step:
     return memory.Step(flags.per_device_train_batch_size, trainer.train.longest, flags.gradient_accumulation_steps)
 
 
-def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory]) -> int:
-    measured = [peak for (peak,) in trainer.mesh.gathered([trainer.peak_memory])]
-    if trainer.mesh.is_first:
-        with beside_the_work("report.html is not written"):
-            _report(trainer, interrupted, predicted, measured).write(Path(trainer.flags.output_dir) / "report.html")
-        for line in (*trainer.timeline, *memory.compare(predicted, measured)):
-            say(line)
+def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory], done: int) -> int:
+    stopped = f"Stopped by signal {interrupted} after step" if interrupted else "Ended with step"
+    _report(trainer, f"{stopped} {trainer.step} of {trainer.num_steps}.", predicted, done)
     if trainer.mesh.is_first and interrupted:
         say(f"stopped after step {trainer.step}. Go on with the same flags and --resume_from_checkpoint last")
     elif trainer.mesh.is_first:
@@ -148,13 +150,29 @@ def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory]) -
     return 128 + interrupted if interrupted else 0
 
 
-def _report(trainer: Trainer, interrupted: int, predicted: list[memory.Memory], measured: list[float]) -> Report:
+def _report(trainer: Trainer, ending: str, predicted: list[memory.Memory], done: int) -> None:
+    """Write `report.html`, and say the timeline and the memory that was measured. All processes call this."""
+    measured = [peak for (peak,) in trainer.mesh.gathered([trainer.peak_memory])]
+    if not trainer.mesh.is_first:
+        return
+    path = Path(trainer.flags.output_dir) / "report.html"
+    with beside_the_work("report.html is not written"):
+        if trainer.step > done or not _tells(path, ending):  # a run that did no step has measured nothing
+            _page(trainer, ending, predicted, measured).write(path)
+    for line in (*trainer.timeline, *memory.compare(predicted, measured)):
+        say(line)
+
+
+def _tells(path: Path, ending: str) -> bool:
+    return path.exists() and ending in path.read_text(encoding=ENCODING)
+
+
+def _page(trainer: Trainer, ending: str, predicted: list[memory.Memory], measured: list[float]) -> Report:
     flags = trainer.flags
     folder = Path(flags.output_dir)
-    stopped = f"Stopped by signal {interrupted} after step" if interrupted else "Ended with step"
     return Report(
         title=f"{flags.COMMAND} {folder.name}",
-        ending=f"{stopped} {trainer.step} of {trainer.num_steps}.",
+        ending=ending,
         log=metrics.read_log(folder / "log.jsonl"),
         layout=dataclasses.asdict(trainer.mesh.degrees),
         settings=dataclasses.asdict(flags),
