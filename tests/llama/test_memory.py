@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
+import paddle
 import pytest
 
+import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.adapter_config import AdapterConfig
 from examples.llama2_13b.model.config import LlamaConfig
@@ -112,3 +114,30 @@ def test_matrices_of_two_layers_are_there_in_a_backward_pass():
     assert first and second and embedding.borrowed == first
     expected = [first, first, first + second, first + second, second + elsewhere("lm_head.")]
     assert [module.borrowed for module in modules] == expected
+
+
+def test_a_composed_update_holds_what_is_predicted():
+    """Of the parameter that it updates last, by the host's own account."""
+    core, count = paddle.base.core, 2**20
+    tensors = [paddle.ones([count]) for _ in range(4)]
+    before = core.host_memory_stat_current_value("Allocated", 0)
+    core.host_memory_stat_reset_peak_value("Allocated", 0)
+    fk.ledger().reset()
+    with fk.use_backend("eager"):
+        fk.fused_adamw(*tensors, learning_rate=1e-3, beta1_power=0.9, beta2_power=0.999, grad_scale=0.5)
+    assert {used for _, used, _ in fk.ledger()} == {"eager"}
+    held = core.host_memory_stat_peak_value("Allocated", 0) - before
+    assert held == pytest.approx(memory.COMPOSED_UPDATE * 4 * count, rel=1e-3)
+
+
+def test_a_composed_update_may_be_the_worst_moment(monkeypatch):
+    """Of one short row the passes keep less than the update of the largest parameter holds beside its gradient."""
+    model, mesh, step = Llama(LlamaConfig.from_json(TINY)), Mesh(), memory.Step(1, 2, 1)
+    largest = max(parameter.size for parameter in model.parameters())
+    (fused,) = memory.predict(model, mesh, step)
+    with fk.use_backend("eager"):
+        (composed,) = memory.predict(model, mesh, step)
+    for one, more in ((fused, 0), (composed, 4 * memory.COMPOSED_UPDATE * largest)):
+        update = one.parameters + one.gradients + one.optimizer + memory.tables_of(model) + more
+        assert one.peak >= update
+    assert composed.moment == "the optimizer's update" and composed.peak == update and composed.workspace > more

@@ -21,6 +21,7 @@ from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import PipelineParallel
+from examples.llama2_13b.parallel.tensor_parallel import is_shard
 from examples.llama2_13b.parallel.writers import Writers
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.loss import chunk_of, next_token
@@ -400,3 +401,21 @@ def test_a_stage_that_ends_ends_the_others_with_its_name(folder_of):
     on_mesh(Degrees(pipeline=3), run)
     assert set(texts) == {0, 1, 2}
     assert "rank 2 must answer" in texts[1] and "has left" in texts[1] and "stage 1 of 3" in texts[1], texts
+
+
+@pytest.mark.parametrize(
+    "degrees", [Degrees(pipeline=2, tensor=2), Degrees(pipeline=2, sharding=2)], ids=["pp2-tp2", "pp2-sharding2"]
+)
+def test_gradients_are_clipped_by_the_norm_of_all_ranks(folder_of, degrees):
+    """First moments after a step are 1 - beta1 of the clipped gradients, whose norm is the limit. Parameters hide how
+    much a rank scales its gradients: Adam divides by them."""
+
+    def squares(mesh):
+        run = Run(folder_of(2), mesh)
+        run.optimizer = AdamW(run.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=0.01)
+        assert run.train(1, 2).norms[0] > 0.01
+        own, moments = run.optimizer.own(), run.optimizer.moments("moment1")
+        counted = [name for name, one in own.items() if mesh.tensor.rank == 0 or is_shard(one)]
+        return sum(float((moments[name] ** 2).sum()) for name in counted)
+
+    assert np.sqrt(sum(on_mesh(degrees, squares))) == pytest.approx((1 - 0.9) * 0.01, rel=1e-4)

@@ -26,7 +26,7 @@ from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train import metrics, training_state
 from examples.llama2_13b.train.metrics import model_flops, read_log
-from examples.llama2_13b.train.optimizer import AdamW
+from examples.llama2_13b.train.optimizer import AdamW, clipping_scale
 from examples.llama2_13b.train.schedule import learning_rate
 from examples.llama2_13b.train.trainer import Trainer, deciding
 from tests.llama.conftest import DATA, EXAMPLE
@@ -606,3 +606,13 @@ def test_one_step_of_the_optimizer_is_adamw_with_clipping():
         expected = decayed - 0.01 * gradient / (np.abs(gradient) + 1e-8)
         np.testing.assert_allclose(parameter.numpy(), expected, rtol=0, atol=1e-5, err_msg=name)
         assert parameter.grad is None or not parameter.grad.numpy().any()
+
+
+def test_gradients_are_scaled_down_and_never_up():
+    """Also those of a step without a target, whose norm is 0."""
+    assert [clipping_scale(norm, 2.0) for norm in (0.0, 1.0, 2.0, 8.0)] == [1.0, 1.0, 1.0, 0.25]
+    assert [clipping_scale(norm, 0.0) for norm in (0.0, 8.0)] == [1.0, 1.0]
+    assert clipping_scale(8.0, float("inf")) == 1.0
+    for norm in (float("inf"), float("nan")):
+        with pytest.raises(FloatingPointError, match=f"the gradient's norm must be finite, got {norm}"):
+            clipping_scale(norm, 0.0)

@@ -120,3 +120,21 @@ def test_values_beyond_float16_are_written_in_float32(source, tmp_path):
     written = weights(tmp_path / "model")
     assert written["model.norm.weight"].dtype == np.float32 and (written["model.norm.weight"] == 1e5).all()
     assert {value.dtype for name, value in written.items() if name != "model.norm.weight"} == {np.dtype(np.float16)}
+
+
+def test_a_value_beyond_float16_on_one_of_two_ranks_keeps_its_tensor_in_float32(source, tmp_path):
+    folder = source("source", lambda name: np.float16)
+
+    def write(shards):
+        with making_a_model(shards.group):
+            model = Llama.from_pretrained(folder, shards=shards)
+        if shards.rank == 1:
+            value = model.lm_head.weight.numpy()
+            value[0, 0] = 1e5
+            model.lm_head.weight.set_value(value)
+        model.save_pretrained(tmp_path / "two")
+
+    on_two(write)
+    written = weights(tmp_path / "two")
+    assert {name for name, value in written.items() if value.dtype == np.float32} == {"lm_head.weight"}
+    assert (written["lm_head.weight"] == 1e5).sum() == 1 and len(written) == 21

@@ -17,6 +17,7 @@ from examples.llama2_13b.model.safetensors_folder import Reader
 from examples.llama2_13b.model.safetensors_layout import Layout, Stored
 from examples.llama2_13b.model.safetensors_writer import BLOCK, Files, Piece
 from examples.llama2_13b.parallel.writers import Writers
+from examples.llama2_13b.train.training_state import TrainingState, verify
 from fusionkit.parallel.parity import run_ranks
 from fusionkit.parallel.parts import own_part
 
@@ -71,6 +72,30 @@ def test_a_file_has_the_sum_of_zlib_however_it_is_divided():
     for length in (0, 1, 2**33):  # of zeros, which add nothing
         assert length > 2**32 or crc32.of_file(0, length) == zlib.crc32(bytes(length))
         assert crc32.of_file(0, length) == crc32.of_file(crc32.of_part(bytes(5), 3), length)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_readers_verify_a_part_of_every_file_each(tmp_path, size):
+    """A bit that is flipped in any part is told by all."""
+    content = np.random.default_rng(3).bytes(1000)
+    (tmp_path / "one").write_bytes(content)
+    (tmp_path / "short").write_bytes(b"s")
+    sums = {path.name: f"{zlib.crc32(path.read_bytes()):08x}" for path in tmp_path.iterdir()}
+    state = TrainingState(1, "data", {}, {}, checksums=sums)
+
+    def told(rank, communicator):
+        try:
+            verify(tmp_path, state, Writers((communicator,)))
+        except ValueError as error:
+            return str(error)
+
+    assert run_ranks(size, told) == [None] * size
+    for place in (0, 334, 600, 999):
+        wrong = bytearray(content)
+        wrong[place] ^= 1
+        (tmp_path / "one").write_bytes(wrong)
+        rule = f"one: must have the CRC-32 {sums['one']}, as trainer_state.json says, got {zlib.crc32(wrong):08x}; "
+        assert all(rule in answer for answer in run_ranks(size, told))
 
 
 def test_a_large_piece_is_summed_in_blocks(tmp_path):
