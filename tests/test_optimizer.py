@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 import fusionkit as fk
+from fusionkit.eager import fused_adamw as eager_fused_adamw
 from fusionkit.optimizer import AdamW, global_norm
 
 SHAPES = {"matrix": [37, 65], "norm": [65], "frozen": [3]}
@@ -106,3 +107,59 @@ def test_global_norm():
     ]
     want = np.sqrt(sum(np.sum(array.astype(np.float64) ** 2) for array in arrays))
     assert global_norm(map(paddle.to_tensor, arrays)) == pytest.approx(want, rel=1e-6)
+
+
+def updated(shape, transposed=()):
+    """The parameter and its moments after a composed update; the tensors at these places are views."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape), 0.1 * rng.standard_normal(shape), 0.1 * rng.standard_normal(shape)]
+    tensors = [paddle.to_tensor(array.astype(np.float32)) for array in [*arrays, 0.01 * rng.random(shape)]]
+    for place in transposed:
+        tensors[place] = tensors[place].t().contiguous().t()
+    scalars = {"learning_rate": 1e-2, "beta1_power": 0.9**3, "beta2_power": 0.999**3, "grad_scale": 0.037}
+    with fk.use_backend("eager"):
+        fk.fused_adamw(*tensors, **scalars)
+    return [tensor.numpy().view(np.int32) for tensor in (tensors[0], *tensors[2:])]
+
+
+# Parts of 130 elements: so many rows in each. They begin at a multiple of 64 elements.
+PARTS = {
+    (): [1],
+    (0, 5): [0],
+    (17,): [17],
+    (4099,): [128] * 32 + [3],
+    (150, 65): [64, 64, 22],
+    (7, 96): [2, 2, 2, 1],
+    (5, 2, 32): [2, 2, 1],
+    (3, 640): [1, 1, 1],
+}
+
+
+@pytest.mark.parametrize(("shape", "parts"), PARTS.items(), ids=map(str, PARTS))
+def test_a_composed_update_in_parts_has_the_bits_of_a_whole_one(monkeypatch, shape, parts):
+    whole = updated(shape)
+    found = count_parts(monkeypatch, elements=130)
+    for value, wanted in zip(updated(shape), whole, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    assert found == parts
+
+
+def test_a_composed_update_reaches_a_view_of_other_strides(monkeypatch):
+    whole = updated((150, 64))
+    count_parts(monkeypatch, elements=130)
+    for value, wanted in zip(updated((150, 64), transposed=(0, 1)), whole, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+
+
+def count_parts(monkeypatch, elements):
+    """Has parts of so many elements; the rows of each come into the list."""
+    counts, parts = [], eager_fused_adamw.parts
+
+    def counted(tensors):
+        for part in parts(tensors):
+            counts.append(part[0].shape[0] if part[0].shape else 1)
+            yield part
+
+    monkeypatch.setattr(eager_fused_adamw, "PART_ELEMENTS", elements)
+    monkeypatch.setattr(eager_fused_adamw, "parts", counted)
+    return counts

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import paddle
 
 from fusionkit.eager.shapes import require_shape
 from fusionkit.ops.fused_adamw import check_scalars
+
+# Elements that are updated at a time: temporaries have this size, not the parameter's. 16 MB keep a device busy for
+# longer than an op takes to start.
+PART_ELEMENTS = 2**22
+VECTOR = 64  # elements; no processor's are longer
 
 
 @paddle.no_grad()  # type: ignore[untyped-decorator]
@@ -30,11 +36,35 @@ def fused_adamw(
     check_scalars(locals())
     for name, tensor in (("grad", grad), ("moment1", moment1), ("moment2", moment2)):
         require_shape("fused_adamw", name, tensor, param.shape)
-    scaled = grad.astype(paddle.float32) * grad_scale
-    first = moment1 * beta1 + scaled * (1 - beta1)
-    second = moment2 * beta2 + scaled * (1 - beta2) * scaled  # the square alone may leave float32
-    denominator = second.sqrt() * (1 / math.sqrt(1 - beta2_power)) + epsilon
-    updated = param * (1 - learning_rate * weight_decay) - first / denominator * (learning_rate / (1 - beta1_power))
-    for tensor, value in ((param, updated), (moment1, first), (moment2, second)):
-        paddle.assign(value, tensor)
+
+    def update(param: Any, grad: Any, moment1: Any, moment2: Any) -> None:
+        scaled = grad.astype(paddle.float32) * grad_scale
+        first = moment1 * beta1 + scaled * (1 - beta1)
+        second = moment2 * beta2 + scaled * (1 - beta2) * scaled  # the square alone may leave float32
+        denominator = second.sqrt() * (1 / math.sqrt(1 - beta2_power)) + epsilon
+        change = first / denominator * (learning_rate / (1 - beta1_power))
+        updated = param * (1 - learning_rate * weight_decay) - change
+        for tensor, value in ((param, updated), (moment1, first), (moment2, second)):
+            paddle.assign(value, tensor)
+
+    for part in parts((param, grad, moment1, moment2)):
+        update(*part)
     return param, moment1, moment2
+
+
+def parts(tensors: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The same rows of each tensor, in its own memory."""
+    shape = tensors[0].shape
+    rows = _rows(math.prod(shape[1:]))
+    if not shape or shape[0] <= rows or not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+        return
+    for start in range(0, shape[0], rows):
+        yield [tensor._slice(start, min(start + rows, shape[0])) for tensor in tensors]
+
+
+def _rows(elements: int) -> int:
+    """Of a part, by the elements of a row. Each part begins with a whole vector, so that all bits are those of an
+    update of the whole: on CPUs Paddle's square root rounds a vector's elements otherwise than the last few."""
+    whole = VECTOR // math.gcd(VECTOR, elements)
+    return max(whole, PART_ELEMENTS // max(1, elements) // whole * whole)

@@ -12,7 +12,6 @@ import gc
 import json
 import resource
 import sys
-from functools import partial
 
 import numpy as np
 import paddle
@@ -57,16 +56,7 @@ class Run:
         self.model = Llama(config, choice.dtype, choice.recompute, mesh.tensor, mesh.pipeline, mesh.sharding)
         self.gradients = Gradients(mesh, self.model.parameters()).watch()
         self.optimizer = AdamW(self.model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0)
-        self.optimizer._adamw.step = partial(self.in_turn, self.optimizer._adamw.step)
         self.step(1, mesh.tensor.size)  # the optimizer's state comes with the first update
-
-    def in_turn(self, update, *arguments):
-        """An update that is composed holds many tensors: one rank's after the other's fit into one machine."""
-        for rank in range(self.mesh.processes):
-            if rank == self.mesh.rank:
-                update(*arguments)
-                paddle.device.synchronize()
-            self.mesh.any_process(False)
 
     def step(self, rows, tokens):
         """Returns bytes of the gradients that the optimizer reads."""

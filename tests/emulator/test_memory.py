@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.llama2_13b.train.memory import COMPOSED_UPDATE
 from tests.emulator.emulated import run
 from tests.emulator.measured_steps import require_predicted, steps_of
 from tests.emulator.test_sft import created
@@ -97,3 +98,23 @@ def test_sharding_and_recomputation_are_predicted(tmp_path, axis):
         for before, after in itertools.pairwise(found):
             if {**before["choice"], "recompute": None} == {**after["choice"], "recompute": None}:
                 assert after["measured"]["peak"] < before["measured"]["peak"]
+
+
+# Three parts and a half of one.
+UPDATE = """
+import paddle
+import fusionkit as fk
+from fusionkit.eager.fused_adamw import PART_ELEMENTS
+
+tensors = [paddle.full([7 * PART_ELEMENTS // 2048, 1024], 0.5) for _ in range(4)]
+before = paddle.device.memory_allocated("npu:0")
+with fk.use_backend("eager"):
+    fk.fused_adamw(*tensors, learning_rate=0.1, beta1_power=0.9, beta2_power=0.999)
+print((paddle.device.max_memory_allocated("npu:0") - before) / PART_ELEMENTS)
+"""
+
+
+def test_a_composed_update_holds_tensors_of_a_parts_size():
+    result = run("npu", sys.executable, "-c", UPDATE)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert float(result.stdout) == pytest.approx(4 * COMPOSED_UPDATE, rel=1e-4)

@@ -23,11 +23,12 @@ from examples.llama2_13b.train.held import Held, held
 from examples.llama2_13b.train.held_gradients import HeldGradients
 from examples.llama2_13b.train.kept import COMPOSED, DEVICE, FLOAT32, FUSED, Sizes
 from fusionkit import TensorSpec, policy
+from fusionkit.eager.fused_adamw import PART_ELEMENTS
 from fusionkit.parallel.parts import own_part
 
 MOMENTS = 2
-# What a composed update holds beside parameter, gradient and moments, in parameters: scaled gradient, both moments as
-# they become, denominator, and three of the quotient and the difference.
+# What a composed update holds beside parameter, gradient and moments, in parts of a parameter: scaled gradient, both
+# moments as they become, denominator, and three of the quotient and the difference.
 COMPOSED_UPDATE = 7
 
 
@@ -92,7 +93,7 @@ def _of_rank(rank: int, degrees: Degrees, model: Llama, mesh: Mesh, step: Step, 
     gradients, optimizer = found.num_bytes(found.owned), MOMENTS * found.num_bytes(found.owned)
     composed = kinds["fused_adamw"] == COMPOSED
     largest = max((found.num_bytes([name]) for name in found.owned), default=0)
-    update = gradients + (COMPOSED_UPDATE * largest if composed else 0)
+    update = gradients + (COMPOSED_UPDATE * min(largest, FLOAT32 * PART_ELEMENTS) if composed else 0)
     shapes = shapes_of(model, mesh, step, kinds, places["tensor"])
     activations, backward = Passes(model, mesh, stage, shapes, found).walk(step.micro_batches)
     worst = max(backward, Moment(update, "the optimizer's update"), key=lambda moment: moment.beside)
