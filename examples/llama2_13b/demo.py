@@ -94,7 +94,7 @@ def report(predictions: list[Prediction]) -> float:
     exact = sum(one.output == one.prompt.target for one in predictions)
     print(f"\nunseen prompts: {named} of {attributes} attributes named")
     print(f"unseen prompts: {exact} of {len(predictions)} answers are the target to the letter")
-    return named / attributes
+    return float(named / attributes)
 
 
 if __name__ == "__main__":

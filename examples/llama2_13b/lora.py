@@ -106,7 +106,8 @@ def lora(flags: LoraFlags) -> int:
 
 def open_model(flags: LoraFlags, mesh: Mesh, checkpoint: Path | None) -> LoraLlama:
     """The frozen model with a new adapter, with that of `lora_path`, or with that of a checkpoint of this run."""
-    base, how = flags.model_name_or_path, {"dtype": flags.dtype, "recompute": flags.recomputed}
+    base = flags.model_name_or_path
+    how: dict[str, Any] = {"dtype": flags.dtype, "recompute": flags.recomputed}
     how |= {"shards": mesh.tensor, "pipeline": mesh.pipeline, "sharding": mesh.sharding}
     source = checkpoint or flags.lora_path
     if source is None:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
@@ -52,6 +53,8 @@ class PretrainFlags(TrainingFlags):
 
     def within(self, positions: int) -> PretrainFlags:
         """These flags with the length that was left open, for a model of so many positions."""
+        fits = self.max_seq_length is None or self.max_seq_length <= positions
+        self.require(fits, "max_seq_length", f"at most {positions}, the model's positions")
         return dataclasses.replace(self, max_seq_length=self.max_seq_length or min(4096, positions))
 
     def deciding(self) -> dict[str, object]:
@@ -85,7 +88,6 @@ def _train(flags: PretrainFlags, mesh: Mesh) -> int:
     config = run.model_config(flags, mesh)
     positions = config.max_position_embeddings
     flags = flags.within(positions)
-    flags.require(flags.max_seq_length <= positions, "max_seq_length", f"at most {positions}, the model's positions")
     files = [TokenFiles(prefix) for prefix in flags.prefixes()]
     for each in files:
         _require_tokenizer(each, tokenizer, source)
@@ -101,11 +103,11 @@ def _train(flags: PretrainFlags, mesh: Mesh) -> int:
 
 def splits(flags: PretrainFlags, files: list[TokenFiles], config: LlamaConfig) -> tuple[TokenBatches, ...]:
     """Train, valid and test: each has its share of the documents of every pair of files."""
-    shares = shares_of(flags.split)
+    shares = cast(list[float], shares_of(flags.split))  # the flags have refused others
     taken = [(each, split_documents(shares, each.num_documents)) for each in files]
 
     def of(number: int) -> TokenBatches:
-        rows = (flags.max_seq_length, config.vocab_size)
+        rows = (cast(int, flags.max_seq_length), config.vocab_size)  # `within` has filled it in
         return TokenBatches([TokenRows(each, ranges[number], *rows) for each, ranges in taken], config.pad_token_id)
 
     return of(0), of(1), of(2)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
@@ -58,9 +59,16 @@ class SftFlags(TrainingFlags):
 
     def within(self, positions: int) -> SftFlags:
         """These flags with the lengths that were left open, for a model of so many positions."""
+        fits = self.max_length is None or self.max_length <= positions
+        self.require(fits, "max_length", f"at most {positions}, the model's positions")
         max_length = self.max_length or min(2048, positions)
         src_length = self.src_length or min(1024, max(1, max_length // 2))
         return dataclasses.replace(self, max_length=max_length, src_length=src_length)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """src_length and max_length, which `within` has filled in."""
+        return cast(tuple[int, int], (self.src_length, self.max_length))
 
     def deciding(self) -> dict[str, object]:
         names = ("src_length", "max_length", "zero_padding", "greedy_zero_padding")
@@ -70,7 +78,8 @@ class SftFlags(TrainingFlags):
         if not self.zero_padding:
             return SampleBatches(samples, one_a_row, None, pad_token_id)
         pack = pack_greedily if self.greedy_zero_padding else pack_sequentially
-        return SampleBatches(samples, partial(pack, max_length=self.max_length), self.max_length, pad_token_id)
+        max_length = self.lengths[1]
+        return SampleBatches(samples, partial(pack, max_length=max_length), max_length, pad_token_id)
 
 
 def sft(flags: SftFlags) -> int:
@@ -90,7 +99,6 @@ def fine_tune(flags: SftFlags, mesh: Mesh, open_model: run.OpenModel) -> int:
     TokenizerFolder(source).require_end(tokenizer.eos_token_id)
     positions = run.model_config(flags, mesh).max_position_embeddings
     flags = flags.within(positions)
-    flags.require(flags.max_length <= positions, "max_length", f"at most {positions}, the model's positions")
     template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None
     train, evaluation = (read_samples(flags, split, tokenizer, template) for split in ("train", "dev"))
     flags.require(len(train) > 0, "dataset_name_or_path", "a folder with at least one training sample")
@@ -114,7 +122,7 @@ def fine_tune(flags: SftFlags, mesh: Mesh, open_model: run.OpenModel) -> int:
 
 def read_samples(flags: SftFlags, split: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Sample]:
     examples = read_examples(split_files(flags.dataset_name_or_path, split))
-    return [encode(example, tokenizer, flags.src_length, flags.max_length, template) for example in examples]
+    return [encode(example, tokenizer, *flags.lengths, template) for example in examples]
 
 
 def describe_data(

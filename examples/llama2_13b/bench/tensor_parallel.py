@@ -101,8 +101,8 @@ def require_same_losses(found: Sequence[dict[str, Any]], bound: float) -> bool:
 
 def report(options: argparse.Namespace, found: Sequence[dict[str, Any]], reasons: list[str]) -> str:
     same = require_same_losses(found, LOSS_BOUND[options.dtype])
-    seconds = {run: np.array(slowest(found, run)) for run in (MC2, SERIAL)}
-    ratio = estimate(seconds[SERIAL] / seconds[MC2])
+    seconds = {run: slowest(found, run) for run in (MC2, SERIAL)}
+    ratio = estimate([serial / mc2 for serial, mc2 in zip(seconds[SERIAL], seconds[MC2], strict=True)])
     first, last = found[0][MC2]["losses"][0], found[0][MC2]["losses"][-1]
     widths = f"hidden_size {options.hidden_size}, {options.num_hidden_layers} layers, {options.seq_len} tokens"
     link = "link not shaped" if reasons else options.link

@@ -42,7 +42,7 @@ class Phases:
 
     forward: Callable[[], Any]
     backward: Callable[[Any], None]
-    update: Callable[[], None]
+    update: Callable[[], object]
 
     def step(self) -> Step:
         started = time.perf_counter()
@@ -166,7 +166,7 @@ def product_rate(config: LlamaConfig, seq_len: int, seconds: float = 2.0) -> flo
     shape = (config.hidden_size, config.intermediate_size)
     packed = fk.pack_weight(weight("product", shape, 0.02), dtype="bfloat16")
     x = paddle.ones([seq_len, config.hidden_size], "float32").cast("bfloat16")
-    times = []
+    times: list[float] = []
     with paddle.no_grad():
         fk.fused_linear(x, packed)
         while sum(times) < seconds:

@@ -24,8 +24,8 @@ class Batches(Protocol):
     def rows(self) -> Sequence[Any]:
         """All rows, in the data's order."""
 
-    def shuffled(self, seed: int, epoch: int) -> Sequence[Any]:
-        """All rows in the order of an epoch, the same whenever it is asked for."""
+    def shuffled(self, seed: int, epoch: int) -> Any:
+        """All rows in the order of an epoch, the same whenever it is asked for: a sequence or an array."""
 
     def of(self, rows: Sequence[Any], batch_size: int, multiple: int) -> Iterator[Batch]:
         """Rows as micro-batches of `batch_size` rows, whose length is a multiple."""

@@ -97,9 +97,9 @@ def writer(prefix: Path, vocab_size: int, tokenizer: bytes) -> Iterator[Writer]:
             made = Writer(tokens_file, index_file, vocab_size)
             yield made
             digest = made.finish()
-        fields = {"documents": made.documents, "tokens": made.tokens, "vocab_size": vocab_size}
-        fields |= {"tokenizer_sha256": checksum(tokenizer), "tokens_sha256": digest}
-        about.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        counts = {"documents": made.documents, "tokens": made.tokens, "vocab_size": vocab_size}
+        digests = {"tokenizer_sha256": checksum(tokenizer), "tokens_sha256": digest}
+        about.write_text(json.dumps(counts | digests, indent=2) + "\n", encoding="utf-8")
 
 
 class TokenFiles:

@@ -62,7 +62,7 @@ def distribution(scores: Floats, settings: GenerationSettings) -> Floats:
     the order of transformers 5.
     """
     with np.errstate(over="ignore"):
-        probabilities = np.exp((scores - scores.max()) / settings.temperature)
+        probabilities: NDArray[np.float64] = np.exp((scores - scores.max()) / settings.temperature)
     if 0 < settings.top_k < scores.size:
         kth = np.partition(scores, -settings.top_k)[-settings.top_k]
         probabilities[scores < kth] = 0

@@ -47,7 +47,7 @@ class Screen:
         return getattr(self.stream, name)
 
 
-def shown(text: str, stream: TextIO) -> str:
+def shown(text: str, stream: TextIO | Screen) -> str:
     """The text in the characters that the stream's encoding has."""
     encoding = getattr(stream, "encoding", None) or "ascii"
     return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -58,7 +58,7 @@ def screens() -> Iterator[None]:
     """Inside the block what is printed may go unread; see `required` for what may not."""
     _fill_closed_descriptors()
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)
     try:
         yield
     finally:
@@ -73,7 +73,7 @@ def _fill_closed_descriptors() -> None:
     os.close(descriptor)
 
 
-def required() -> TextIO:
+def required() -> TextIO | Screen:
     """Standard output, for what must arrive: writing there fails where a `Screen` would go on."""
     stream = sys.stdout
     return stream if not isinstance(stream, Screen) else stream.stream or stream

@@ -77,7 +77,7 @@ class AdapterConfig:
         if not isinstance(content.get("target_modules"), list):
             rule = f"target_modules must be a list, got {json.dumps(content.get('target_modules'))}"
             raise ValueError(f"{path}: {rule}. Write the names of the layers that have an adapter")
-        values = {ours: content.get(theirs) for theirs, ours in OURS.items() if theirs in content}
+        values = {ours: content[theirs] for theirs, ours in OURS.items() if theirs in content}
         names = set(values.pop("targets"))
         targets = *(name for name in TARGETS if name in names), *sorted(map(str, names - set(TARGETS)))
         if missing := [theirs for theirs, ours in OURS.items() if ours in ("rank", "alpha") and ours not in values]:

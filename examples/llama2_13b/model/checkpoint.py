@@ -92,15 +92,15 @@ class Reader:
     def _read(self, part: Part) -> Array:
         tensor = self._read_as_stored(part)
         if part.copy and self._files.has(part.copy):
-            self._require_equal(part, tensor)
+            self._require_equal(part, part.copy, tensor)
         return tensor.T if part.is_transposed else tensor
 
     def _read_as_stored(self, part: Part) -> Array:
         return self._files.read(part.name, part.own(self._shards.rank, self._shards.size))
 
-    def _require_equal(self, part: Part, tensor: Array) -> None:
+    def _require_equal(self, part: Part, name: str, tensor: Array) -> None:
         """What is tied by config.json must be one: which of two would be meant?"""
-        copy = replace(part, name=part.copy, is_embedding=False)
+        copy = replace(part, name=name, is_embedding=False)
         if self._files.is_in_out(copy.name):
             copy = copy.transposed()
         again = self._read_as_stored(copy)
@@ -178,7 +178,7 @@ def reached(
         return dict(dtypes)
     names = list(elements(table))
     kept = {piece.tensor for piece in pieces(model, table, value_of, dtypes) if piece.value.dtype == np.float32}
-    anywhere = writers.gather([name in kept for name in names]).any(axis=0)
+    anywhere = np.logical_or.reduce(writers.gather([name in kept for name in names]), axis=0)
     return {name: "F32" if beyond else dtypes[name] for name, beyond in zip(names, anywhere, strict=True)}
 
 

@@ -118,7 +118,7 @@ class Reader:
         shape = [one.stop - one.start for one in part]
         tensor = np.empty(shape, stored_dtypes.NUMPY[stored.dtype])
         if tensor.size:
-            _read_runs(self.folder / file, stored.runs(part), memoryview(tensor.reshape(-1).view(np.uint8)))
+            _read_runs(self.folder / file, stored.runs(part), tensor.reshape(-1).view(np.uint8).data)
         return tensor.astype(np.float32, copy=False)
 
 

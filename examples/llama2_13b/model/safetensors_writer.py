@@ -123,7 +123,7 @@ class _naming:
 def _write(descriptor: int, layout: Layout, piece: Piece) -> int:
     """Write a piece, and return what it adds to the file's sum."""
     first, num_bytes, step, count = layout.tensors[piece.tensor].runs(piece.place)
-    content = memoryview(np.ascontiguousarray(piece.value).reshape(-1).view(np.uint8))
+    content = np.ascontiguousarray(piece.value).reshape(-1).view(np.uint8).data
     if len(content) != num_bytes * count:
         raise ValueError(f"{piece.tensor}: a piece must be {num_bytes * count} bytes, got {len(content)}")
     total, behind = 0, layout.length - first - (count - 1) * step - num_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -77,7 +78,7 @@ def _nearest(processes: int, asked: dict[str, int]) -> dict[str, int]:
     divisors = [degree for degree in range(1, processes + 1) if processes % degree == 0]
     fitting = [each for each in itertools.product(divisors, repeat=len(asked)) if processes % math.prod(each) == 0]
 
-    def distance(degrees: tuple[int, ...]) -> float:
+    def distance(degrees: Iterable[int]) -> float:
         return sum(abs(math.log2(have / wanted)) for have, wanted in zip(degrees, asked.values(), strict=True))
 
     return dict(zip(asked, min(fitting, key=distance), strict=True))

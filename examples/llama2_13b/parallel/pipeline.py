@@ -116,7 +116,7 @@ class PipelineParallel(Ranks):
         """
         return self.total(_Step(self, forward, shapes, dtype, divisor, trace).run(one_forward_one_backward))
 
-    @paddle.no_grad()
+    @paddle.no_grad()  # type: ignore[untyped-decorator]
     def evaluate(self, forward: Forward, shapes: Sequence[Sequence[int]], dtype: str) -> float:
         """As `train`, without gradients."""
         return self.total(_Step(self, forward, shapes, dtype, None, UNTRACED).run(forward_only))

@@ -105,7 +105,7 @@ class AdamW:
 
 
 def _any(state: dict[str, Any], power: str) -> float:
-    return next(value.item() for name, value in state.items() if name.endswith(f"_{power}_0"))
+    return float(next(value.item() for name, value in state.items() if name.endswith(f"_{power}_0")))
 
 
 def clipping_scale(norm: float, max_norm: float) -> float:

@@ -129,8 +129,10 @@ class Trainer:
                     stopped = self._stops(interrupt)
                 if self.test and self.step == self.num_steps:
                     line["test_loss"] = self.test_loss = self.evaluate(self.test)
-                for writer in filter(None, (log, board)):
-                    writer.write(line)
+                if log is not None:
+                    log.write(line)
+                if board is not None:
+                    board.write(line)
                 shown = {"loss": f"{line['loss']:.4f}", "tokens/s": f"{line['tokens_per_second']:.0f}"}
                 progress.set_postfix(shown, refresh=False)
                 if stopped or self._is_due(self.flags.save_steps):

@@ -114,7 +114,7 @@ class Saving:
         if in_background:
             copies = [(new, list(pieces)) for new, pieces in self._sets]
             self.num_bytes = sum(piece.value.nbytes for _, pieces in copies for piece in pieces)
-            self._sets = copies
+            self._sets = [*copies]
             self._thread.start()
         else:
             self._write()
@@ -166,7 +166,7 @@ class Saving:
                 raise self._error or OSError(f"{self._folder}: another process could not write its part, and says why")
             if Progress.WRITES in everyone:
                 return False
-            sums = {}
+            sums: dict[str, int] = {}
             for new, _ in self._sets:
                 sums |= new.finish()
         self._writers.together(partial(self._finish_folder, sums) if self._writers.is_first else None, self._folder)
@@ -208,7 +208,8 @@ def verify(folder: Path, state: TrainingState, readers: Writers) -> None:
     Raises:
         ValueError: a file is missing or another; it is named, by all of the readers.
     """
-    names = sorted(state.checksums or {})
+    checksums = state.checksums or {}
+    names = sorted(checksums)
     if not names:  # older checkpoints have none
         return
     sums = [_sum_of_part(folder / name, readers.rank, readers.size) for name in names]
@@ -216,8 +217,8 @@ def verify(folder: Path, state: TrainingState, readers: Writers) -> None:
     totals = np.bitwise_xor.reduce(readers.gather([total for total, _ in sums]), axis=0)
     for name, total, length in zip(names, totals, lengths, strict=True):
         found = f"{crc32.of_file(int(total), int(length)):08x}"
-        if found != state.checksums[name]:
-            rule = f"have the CRC-32 {state.checksums[name]}, as {STATE} says, got {found}"
+        if found != checksums[name]:
+            rule = f"have the CRC-32 {checksums[name]}, as {STATE} says, got {found}"
             cure = f"Remove {folder} to resume from an older checkpoint"
             raise ValueError(f"{folder / name}: must {rule}; it is not as it was saved. {cure}")
 
