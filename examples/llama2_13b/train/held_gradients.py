@@ -33,16 +33,16 @@ class HeldGradients:
     def num_bytes(self) -> int:
         return self._held.num_bytes(self._here | self._sums) + sum(self._on_the_way)
 
-    def num_new_bytes(self, names: Set[str]) -> int:
-        """That a pass adds before anything leaves."""
-        return self._held.num_bytes(names - self._here)
-
-    def add(self, names: Set[str]) -> None:
-        """A pass has computed these."""
-        self._here |= names
-        self._passes.update(names)
-        while self._sent < self._num_sends and self._is_ready():
-            self._send_next()
+    def add(self, names: Set[str]) -> int:
+        """A pass computes these, the last of the model first, and what is ready leaves. Returns the most held."""
+        most = self.num_bytes
+        for name in reversed([one for one in self._held.owners if one in names]):
+            self._here.add(name)
+            self._passes[name] += 1
+            most = max(most, self.num_bytes)
+            while self._sent < self._num_sends and self._is_ready():
+                self._send_next()
+        return most
 
     def _is_ready(self) -> bool:
         round_, place = divmod(self._sent, len(self._buckets))

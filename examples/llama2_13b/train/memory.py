@@ -141,13 +141,13 @@ class Passes:
                 most = max(most, kept_now)
                 continue
             for module in reversed(modules):
-                others = gradients.num_bytes + module.borrowed + leaving
-                during = Moment(kept_now + others + module.passing, f"the backward pass of {module.name}")
+                others = module.borrowed + leaving
+                beside = kept_now + gradients.num_bytes + others + module.passing
+                during = Moment(beside, f"the backward pass of {module.name}")
                 kept_now -= module.kept
-                new = gradients.num_new_bytes(module.trained)
-                after = Moment(kept_now + others + new, f"the end of the backward pass of {module.name}")
+                beside = kept_now + gradients.add(module.trained) + others
+                after = Moment(beside, f"the end of the backward pass of {module.name}")
                 worst = max(worst, during, after, key=lambda moment: moment.beside)
-                gradients.add(module.trained)
         return most, worst
 
     def _modules(self, chunk: int) -> list[Module]:
