@@ -20,7 +20,7 @@ help:
 	@echo "make test-full  run them with the whole matrix of cases, of which make test takes a sample"
 	@echo "make test-op OP=swiglu  run the tests of one op"
 	@echo "make test-layouts  train the Llama example in every layout of eight emulated devices, beside one process;"
-	@echo "                   STEPS=50 DTYPE=bfloat16 SELECTION='-k tensor8' change what is run"
+	@echo "                   STEPS=50 DTYPE=bfloat16 SELECTION='-k tensor8' change what is run; CHART=rounding.svg draws it"
 	@echo "make test-slices  compare the memory of two layers of Llama 2 13B's widths on eight emulated devices with what is predicted (18 GB)"
 	@echo "make test-kills  kill a run of the Llama example twenty times, and resume it in other layouts"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
@@ -55,7 +55,7 @@ test-layouts: STEPS ?= 10
 test-layouts: DTYPE ?= float32
 test-layouts: build $(STAMPS)/examples $(STAMPS)/test
 	@echo "== every layout of eight emulated devices beside one process on the CPU"
-	@LAYOUT_STEPS=$(STEPS) LAYOUT_DTYPE=$(DTYPE) $(PYTEST) -s -v tests/emulator/layouts.py $(SELECTION)
+	@LAYOUT_STEPS=$(STEPS) LAYOUT_DTYPE=$(DTYPE) LAYOUT_CHART=$(CHART) $(PYTEST) -s -v tests/emulator/layouts.py $(SELECTION)
 
 test-slices: build $(STAMPS)/examples $(STAMPS)/test
 	@echo "== two layers of Llama 2 13B's widths on eight emulated devices: some 30 minutes, 18 GB of memory"

@@ -5,7 +5,7 @@ runs this file; `make test` does not.
 The other choices (sequence parallelism, MC2, recomputation, the stage of sharding, interleaving, heads of keys and
 values, tied embeddings) change from layout to layout. Each two of them meet in some run.
 
-LAYOUT_STEPS=50 LAYOUT_DTYPE=bfloat16 change what is run.
+LAYOUT_STEPS=50 LAYOUT_DTYPE=bfloat16 change what is run. LAYOUT_CHART=rounding.svg draws the differences of all steps.
 
 float32: the losses of the first ten steps are within 1e-5 relative, those of fifty within 1e-4.
 bfloat16: the oracle is one process in float32, whose own error is ten thousand times smaller. The composition is one
@@ -29,6 +29,7 @@ import pytest
 
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.train.metrics import read_log
+from tests.emulator import rounding_chart
 from tests.emulator.emulated import run
 from tests.emulator.test_sft import created, reasons, require_twice_the_composition
 from tests.llama.layouts import all_pairs, covering, described, name_of, pairs, title
@@ -36,6 +37,8 @@ from tests.llama.test_sft import weights
 
 STEPS = int(os.environ.get("LAYOUT_STEPS", "10"))
 DTYPE = os.environ.get("LAYOUT_DTYPE", "float32")
+CHART = os.environ.get("LAYOUT_CHART")
+BOUNDS = {"float32": {10: 1e-5, 50: 1e-4}, "bfloat16": {}}  # relative, up to a step
 MARKS = [step for step in (1, 2, 5, 10, 20, 50) if step <= STEPS]
 ROWS = 8
 # Eight stages and eight tensor-parallel ranks have something each; 511 tokens do not divide.
@@ -121,7 +124,7 @@ def alone(model_of, table):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A row of the table: how far a run is from one process in float32."""
+    """A row of the table: how far a run is from one process in float32. losses: up to each step."""
 
     name: str
     choices: str
@@ -130,7 +133,8 @@ class Result:
     weights: float
 
     def __str__(self):
-        figures = " | ".join(f"{figure:.1e}" for figure in (*self.losses, self.evaluation, self.weights))
+        losses = [self.losses[mark - 1] for mark in MARKS]
+        figures = " | ".join(f"{figure:.1e}" for figure in (*losses, self.evaluation, self.weights))
         return f"| {self.name} | {self.choices} | {figures} |"
 
 
@@ -147,6 +151,13 @@ def table():
     total = Result("the largest", "", *split([max(column) for column in largest]))
     print(f"\n\nDifferences from one process in float32, {STEPS} steps in {DTYPE}:\n")
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", *rows, total, sep="\n")
+    if CHART:
+        title = f"losses of {STEPS} steps in {DTYPE} on emulated npus, beside one process in float32"
+        rounding_chart.draw(Path(CHART), title, {described_row(row): row.losses for row in rows}, BOUNDS[DTYPE])
+
+
+def described_row(row):
+    return f"{row.name}: {row.choices}" if row.choices else row.name
 
 
 def split(figures):
@@ -158,7 +169,8 @@ def apart(output, expected, model):
     evaluation = abs(evaluation_of(output) / evaluation_of(expected) - 1)
     first, ours, theirs = (weights(Path(folder)) for folder in (model, output, expected))
     assert ours.keys() == theirs.keys()
-    return [relative[:mark].max() for mark in MARKS], evaluation, distance(ours, theirs) / distance(first, theirs)
+    growth = np.maximum.accumulate(relative).tolist()
+    return growth, evaluation, distance(ours, theirs) / distance(first, theirs)
 
 
 def losses_of(output):
@@ -239,8 +251,8 @@ def require_kernels(ledger, degrees, choice):
 def require_float32(result, output, exact):
     """Rounding grows from step to step. AdamW's first steps take the sign of gradients that may be rounding alone."""
     ours, theirs = losses_of(output), losses_of(exact)
-    np.testing.assert_allclose(ours[:10], theirs[:10], rtol=1e-5)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    for step, bound in BOUNDS["float32"].items():
+        np.testing.assert_allclose(ours[:step], theirs[:step], rtol=bound)
     assert result.evaluation < (1e-5 if STEPS <= 10 else 1e-4)
     assert result.weights < 1e-3
 
