@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,10 @@ def test_a_script_runs_to_its_end_with_a_small_model(tmp_path, name, output):
     assert (folder / "checkpoint-2" / "trainer_state.json").exists()
     first = (tmp_path / "output" / "log" / "workerlog.0").read_text()
     assert "bfloat16 arithmetic on 8 processes" in first
+    predicted, measured = (
+        float(re.search(rf"memory, {word}: (\S+) GB", first)[1]) for word in ("predicted", "measured")
+    )
+    assert 0.95 * predicted < measured < 1.3 * predicted  # small tensors have blocks, and an adapter more of them
 
 
 @pytest.mark.parametrize("name", FLAGS)

@@ -63,6 +63,12 @@ def peak_memory() -> int:
     return int(paddle.device.max_memory_allocated(paddle.get_device()))  # of the first device if not told
 
 
+def begin_peak_memory() -> None:
+    """Count a device's peak from here on: loading and `measure_peak_flops` are no part of a step."""
+    if paddle.get_device() != "cpu":
+        paddle.device.reset_max_memory_allocated(paddle.get_device())
+
+
 class Log:
     """`log.jsonl`: one JSON object a step, in order.
 

@@ -88,6 +88,8 @@ class Trainer:
     def run(self, peak_flops: float) -> int:
         """Train to the end, or to a signal, whose number is returned; 0 at the end, whatever came in the last step."""
         output = Path(self.flags.output_dir)
+        with beside_the_work("peak_memory counts from the start of the process"):
+            metrics.begin_peak_memory()
         with Interrupt() as interrupt:
             try:
                 stopped = self._train(output, peak_flops, interrupt)
