@@ -32,6 +32,7 @@ from examples.llama2_13b.train.metrics import read_log
 from tests.emulator import rounding_chart
 from tests.emulator.emulated import run
 from tests.emulator.test_sft import created, reasons, require_twice_the_composition
+from tests.launch import LAUNCH
 from tests.llama.layouts import all_pairs, covering, described, name_of, pairs, title
 from tests.llama.test_sft import weights
 
@@ -212,14 +213,7 @@ def test_a_layout_trains_as_one_process(model_of, alone, table, tmp_path, degree
 def launched(model, output, degrees, choice):
     """The ledgers of all processes."""
     logs, processes = output.with_name("log"), degrees.processes
-    launch = [
-        "-m",
-        "paddle.distributed.launch",
-        "--devices",
-        ",".join(map(str, range(processes))),
-        "--log_dir",
-        str(logs),
-    ]
+    launch = [LAUNCH, "--devices", ",".join(map(str, range(processes))), "--log_dir", str(logs)]
     words = command(launch, model, output, bf16=DTYPE == "bfloat16", **flags_of(degrees, choice))
     mc2 = {"FUSIONKIT_MC2": str(int(choice.get("mc2", True)))}
     result = run("npu", *words, options=("--devices", str(processes), "--timeout", "600"), timeout=3500, **ROOT, **mc2)

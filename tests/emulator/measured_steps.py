@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.emulator.emulated import run
+from tests.launch import LAUNCH
 
 SCRIPT = Path(__file__).with_name("slice_of_ranks.py")
 EXACT = ("parameters", "gradients", "optimizer")
@@ -19,7 +20,7 @@ def steps_of(sizes, degrees, choices, log, timeout=900):
     count = int(np.prod([degree for name, degree in degrees.items() if name.endswith("parallel_degree")]))
     devices = ",".join(map(str, range(count)))
     case = json.dumps({"sizes": sizes, "degrees": degrees, "runs": choices})
-    launch = ["-m", "paddle.distributed.launch", "--devices", devices, "--log_dir", str(log), str(SCRIPT), case]
+    launch = [LAUNCH, "--devices", devices, "--log_dir", str(log), str(SCRIPT), case]
     options, root = ("--devices", str(count), "--timeout", "280"), str(Path(__file__).parents[2])
     given_back = {"FLAGS_free_idle_chunk": "1"}  # else Paddle's pool keeps what is freed, and the host has less
     result = run("npu", sys.executable, *launch, options=options, timeout=timeout, PYTHONPATH=root, **given_back)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.emulator.emulated import run
+from tests.launch import LAUNCH
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def checked(script, processes, folder, first_device=0):
     """How many checks each device passed."""
     devices = ",".join(map(str, range(first_device, first_device + processes)))
-    launch = ("-m", "paddle.distributed.launch", "--devices", devices, "--log_dir", str(folder))
+    launch = (LAUNCH, "--devices", devices, "--log_dir", str(folder))
     options = ("--devices", str(first_device + processes), "--timeout", "60")
     file = str(ROOT / "tests" / "emulator" / script)
     result = run("npu", sys.executable, *launch, file, options=options, PYTHONPATH=str(ROOT))

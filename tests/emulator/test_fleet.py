@@ -15,6 +15,7 @@ import pytest
 from tests.emulator.emulated import run
 from tests.emulator.fleet_training import AXES
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 
 pytestmark = pytest.mark.xdist_group("fleet")
 TRAINING = str(Path(__file__).with_name("fleet_training.py"))
@@ -37,7 +38,7 @@ def trained(tmp_path_factory):
         ways = [axes for axes, (degrees, _) in AXES.items() if math.prod(degrees) == processes]
         folder = tmp_path_factory.mktemp("fleet")
         devices = ",".join(map(str, range(processes)))
-        launch = ("-m", "paddle.distributed.launch", "--devices", devices, "--log_dir", str(folder))
+        launch = (LAUNCH, "--devices", devices, "--log_dir", str(folder))
         options = ("--devices", str(processes), "--timeout", "120")
         # As the vendors' own scripts: fleet's partial sends and scatters take no strided views.
         result = run("npu", sys.executable, *launch, TRAINING, *ways, options=options, FLAGS_use_stride_kernel="0")

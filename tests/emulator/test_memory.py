@@ -14,6 +14,7 @@ from tests.emulator.emulated import run
 from tests.emulator.measured_steps import require_predicted, steps_of
 from tests.emulator.test_sft import created
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 
 SCRIPT = Path(__file__).with_name("memory_of_ranks.py")
 # Small, and large enough that the framework's own blocks of 256 bytes are no part of it.
@@ -48,7 +49,7 @@ def test_the_memory_of_each_rank_is_predicted(model, tmp_path, layout):
     folders = {"model_name_or_path": model, "dataset_name_or_path": Path(model).with_name("data")}
     sizes = {"src_length": 100, "max_length": 256, "zero_padding": True, "max_steps": 2, "learning_rate": 1e-3}
     flags = {**folders, "output_dir": tmp_path / "out", **sizes, **LAYOUTS[layout]}
-    launch = ["-m", "paddle.distributed.launch", "--devices", "0,1", "--log_dir", str(tmp_path / "log"), str(SCRIPT)]
+    launch = [LAUNCH, "--devices", "0,1", "--log_dir", str(tmp_path / "log"), str(SCRIPT)]
     words = [sys.executable, *launch, *(f"--{name}={value}" for name, value in flags.items())]
     root = str(Path(__file__).parents[2])
     result = run("npu", *words, options=("--devices", "2", "--timeout", "280"), timeout=HANGING, PYTHONPATH=root)

@@ -14,6 +14,7 @@ from tests.emulator.emulated import run
 from tests.emulator.test_collectives import checked
 from tests.emulator.test_sft import EXAMPLE, SMALL, WIDE, created
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 
 FLAGS = {
     "src_length": 100,
@@ -48,7 +49,7 @@ LARGE = (WIDE | {"num_hidden_layers": 3}, {"zero_padding": True, "max_length": 2
 @pytest.mark.parametrize("sizes, flags", [INTERLEAVED, LARGE], ids=["interleaved", "large"])
 def test_stages_on_devices_train_as_one_process(sizes, flags, tmp_path):
     model = created(tmp_path, sizes)
-    launch = ["-m", "paddle.distributed.launch", "--devices", "0,1", "--log_dir", str(tmp_path / "log")]
+    launch = [LAUNCH, "--devices", "0,1", "--log_dir", str(tmp_path / "log")]
     words = command(launch, model, tmp_path / "two", pipeline_parallel_degree=2, **flags)
     result = run("npu", *words, options=("--devices", "2", "--timeout", "120"))
     logs = "".join(path.read_text()[-3000:] for path in sorted((tmp_path / "log").glob("workerlog.*")))

@@ -15,6 +15,7 @@ from tests.emulator import llama_float64
 from tests.emulator.emulated import run
 from tests.emulator.sft_losses import flags_of
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama2_13b"
 # fused_rope takes heads of 64.
@@ -61,7 +62,7 @@ def trained(model, output, dtype, backends, device=None, rows=1):
 def trained_on(processes, model, folder, dtype, backends, degree=1, sharding=""):
     """What each process printed."""
     devices = ",".join(map(str, range(processes)))
-    launch = ("-m", "paddle.distributed.launch", "--devices", devices, "--log_dir", str(folder / "log"))
+    launch = (LAUNCH, "--devices", devices, "--log_dir", str(folder / "log"))
     script = (str(Path(__file__).with_name("sft_losses.py")), model, str(folder / "out"), dtype, backends, "1")
     script += (str(degree), sharding)
     options = ("--devices", str(processes), "--timeout", "120")

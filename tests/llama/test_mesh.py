@@ -15,6 +15,7 @@ from paddle.distributed.fleet.base.topology import CommunicateTopology
 from examples.llama2_13b.parallel.degrees import Degrees
 from tests.emulator.emulated import run
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +59,7 @@ def test_degrees_that_do_not_divide_the_processes_are_refused_with_the_nearest_t
 
 
 def answers(folder, launch, *degrees):
-    words = ["-m", "paddle.distributed.launch", *launch, "--log_dir", str(folder)]
+    words = [LAUNCH, *launch, "--log_dir", str(folder)]
     words += [str(Path(__file__).with_name("mesh_program.py")), *map(str, degrees)]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if "--devices" in launch:

@@ -26,6 +26,7 @@ from examples.llama2_13b.train.metrics import read_log
 from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.trainer import Trainer, deciding
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import assert_same_weights, interrupt_at, losses, weights
 from tests.llama.test_sft_processes import environment, printed
@@ -174,7 +175,7 @@ def test_two_copies_train_as_one_process_which_may_go_on_with_their_run(pretrain
     flags = {"eval_steps": 3, "eval_iters": 2}
     two = pretrain_flags(output_dir=str(tmp_path / "two"), per_device_train_batch_size=1, save_steps=3, **flags)
     log = str(tmp_path / "log")
-    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", log]
+    launch = [LAUNCH, "--nproc_per_node", "2", "--log_dir", log]
     done = subprocess.run(command(two, *launch), env=environment(), capture_output=True, timeout=HANGING, check=False)
     assert done.returncode == 0, printed(tmp_path / "log")
     assert "on 2 processes" in printed(tmp_path / "log")

@@ -20,6 +20,7 @@ from examples.llama2_13b.sft import fine_tune, sft
 from examples.llama2_13b.train import training_state
 from examples.llama2_13b.train.metrics import read_log
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_sft import weights
 
@@ -32,8 +33,8 @@ FLAGS = {
 }
 
 
-def command(processes, output, model, log, entry="sft", **flags):
-    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log)]
+def command(processes, output, model, log, entry="sft", launch=("-m", "paddle.distributed.launch"), **flags):
+    launch = [*launch, "--nproc_per_node", str(processes), "--log_dir", str(log)]
     given = {**FLAGS, "model_name_or_path": str(model), "output_dir": str(output), "zero_padding": True, **flags}
     file = str(EXAMPLE / f"{entry}.py")
     return [sys.executable, *launch, file, *(f"--{name}={value}" for name, value in given.items())]
@@ -48,7 +49,7 @@ def printed(log):
 
 
 def launched(processes, output, model, log, **flags):
-    words = command(processes, output, model, log, **flags)
+    words = command(processes, output, model, log, launch=[LAUNCH], **flags)
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=HANGING, check=False)
     return done.returncode, printed(log)
 

@@ -16,6 +16,7 @@ from examples.llama2_13b.train.slow_ranks import STEPS, SlowRanks, factors
 from fusionkit.parallel import waited_seconds
 from fusionkit.parallel.parity import run_ranks
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 from tests.llama.conftest import EXAMPLE
 from tests.llama.meshes import on_mesh
 from tests.llama.test_sft_processes import command, environment, printed
@@ -99,7 +100,7 @@ def test_a_rank_that_sleeps_is_named_on_the_first(tiny_folder, few_samples, tmp_
     """The layers of both ranks wait for each other, so their steps take the same time."""
     log = tmp_path / "log"
     flags = {"dataset_name_or_path": few_samples, "tensor_parallel_degree": 2, "max_steps": STEPS + 1}
-    words = command(2, tmp_path / "out", tiny_folder, log, **flags, max_length=128)
+    words = command(2, tmp_path / "out", tiny_folder, log, launch=[LAUNCH], **flags, max_length=128)
     place = words.index(str(EXAMPLE / "sft.py"))
     words[place : place + 1] = [str(Path(__file__).with_name("slow_rank.py")), "2"]
     settings = environment() | {"PYTHONPATH": str(EXAMPLE.parents[1])}
