@@ -19,6 +19,7 @@ from examples.llama2_13b.pretrain import PretrainFlags
 from examples.llama2_13b.sft import SftFlags
 from examples.llama2_13b.train.metrics import read_log
 from tests.hanging import HANGING
+from tests.launch import LAUNCH
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "llama2_13b" / "scripts"
 FLAGS = {"sft": SftFlags, "lora": LoraFlags, "pretrain": PretrainFlags}
@@ -37,10 +38,27 @@ def run(name, folder, *words, first):
     return done.stdout
 
 
+PYTHON = """#!/bin/sh
+if [ "$1 $2" = "-m paddle.distributed.launch" ]; then shift 2; set -- "{launcher}" "$@"; fi
+exec "{python}" "$@"
+"""
+
+
+def python_with(launcher, folder):
+    """A folder with a `python` that starts `launcher` in place of Paddle's."""
+    program = folder / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text(PYTHON.format(launcher=launcher, python=sys.executable))
+    program.chmod(0o755)
+    return program.parent
+
+
+# The three start their processes by the same lines: one of them by Paddle's launcher.
 @pytest.mark.parametrize("name, output", [("sft", "sft"), ("lora", "lora"), ("pretrain", "pretrained")])
 def test_a_script_runs_to_its_end_with_a_small_model(tmp_path, name, output):
     """Wrong settings for emulated devices would end it: only the devices and the sizes differ."""
-    run(name, tmp_path, "--config", "tiny", "--save_steps", "2", first=Path(sys.executable).parent)
+    first = Path(sys.executable).parent if name == "sft" else python_with(LAUNCH, tmp_path)
+    run(name, tmp_path, "--config", "tiny", "--save_steps", "2", first=first)
     folder = tmp_path / "output" / "tiny" / output
     log = read_log(folder / "log.jsonl")
     assert [line["step"] for line in log] == [1, 2] and 5 < log[-1]["eval_loss"] < 7
