@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import re
 import signal
@@ -25,6 +26,17 @@ PROCESSOR_SECONDS = pytest.StashKey[float]()
 def pytest_addoption(parser):
     parser.addoption("--op", help="only the tests that name this op, on every backend; `make test-op OP=swiglu`")
     parser.addoption("--full", action="store_true", help="the tests marked full too; `make test-full`")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Without the garbage collector, which would look at thousands of tests again and again; nor does it later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -95,9 +107,10 @@ def traced_functions_stay_alive():
 
 @pytest.fixture(scope="session", autouse=True)
 def traced_ops_note_a_short_stack():
-    """Paddle notes the stack for each op that it traces; with pytest's 60 frames that took an eighth of test_parity."""
+    """Paddle notes the stack for each op that it traces; with pytest's 60 frames that took an eighth of test_parity,
+    and with 10 frames a twelfth."""
     whole = traceback.extract_stack
-    traceback.extract_stack = functools.partial(whole, limit=10)
+    traceback.extract_stack = functools.partial(whole, limit=1)
     yield
     traceback.extract_stack = whole
 
