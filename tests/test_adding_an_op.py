@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs/adding_an_op.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w/.]+)`\n\n```\w+\n(.*?)^```$", PAGE, re.S | re.M))
 LAYOUT = (ROOT / "docs/layout.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    \.venv/bin/(.*)$", PAGE, re.M)
-IGNORED = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "*.egg-info", "docs", "examples")
+IGNORED = shutil.ignore_patterns(".venv", ".git", ".*_cache", "*.egg-info", "docs", "examples")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def checkout(tmp_path):
         if (folder / package).exists():
             (site / f"fusionkit_{package}").symlink_to(folder / package)
     path = os.pathsep.join([str(site), str(folder)])
-    return folder, os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+    return folder, os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "", "PYTHONWARNINGS": "ignore"}
 
 
 def run(checkout, command):
