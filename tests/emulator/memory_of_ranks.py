@@ -26,13 +26,13 @@ def watch():
         seen["optimizer"] = 4 * sum(one.size for one in moments)
         return norm
 
-    def end(trainer, interrupted, predicted):
+    def end(trainer, *arguments):
         device = paddle.get_device()
         of_all = run.memory.predict(trainer.model, trainer.mesh, run.step_of(trainer))
         rank = paddle.distributed.get_rank()
         print(json.dumps({"rank": rank, **seen, "peak": trainer.peak_memory, "device": device}))
         print(json.dumps({"predicted": [vars(one) for one in of_all]}))
-        return ended(trainer, interrupted, predicted)
+        return ended(trainer, *arguments)
 
     AdamW.step, run._ended = step, end
 
