@@ -29,6 +29,7 @@ def draw(path: Path, title: str, growth: Mapping[str, Sequence[float]], bounds: 
                 axes.text(begin, 1.2 * bound, f"required up to step {step}: {bound:g}", color="0.4", fontsize=8)
                 begin = step
         axes.set(yscale="log", xlabel="step", ylabel="largest relative difference so far", title=title)
+        axes.margins(y=0.1)  # for the words above a bound
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
