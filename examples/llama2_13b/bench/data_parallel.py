@@ -11,11 +11,14 @@ to a rate. Four things take turns, and each counts with its slowest process:
     H = 1 - (Tf - Tg) / Tc is the share of the sums' time that a step does not see; see docs/mc2.md.
 
 The gradients of all ways are compared bit by bit. Needs root; without it the link has no shape, and nothing is claimed.
+
+docs/training.md has the command for 13B's widths, with its memory and its time.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +34,13 @@ from fusionkit_bench.mc2.suite import machine
 
 from examples.llama2_13b.bench.data_parallel_rank import AFTER, COMPUTE, DURING, SUMS, WAYS
 from examples.llama2_13b.bench.tensor_parallel import RANKS, few, run
+from examples.llama2_13b.model.llama import GRANULARITIES
 
 MODULE = "examples.llama2_13b.bench.data_parallel_rank"
 RATIOS = (0.3, 0.9)  # of Tc to Tg: less is too easy to hide, more cannot be hidden
+# A heap that keeps what is freed took half more than the tensors in it (hidden_size 2560, 2048 tokens). So freed blocks
+# return to the system, and new ones are huge pages, which fault less.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 APART = 0.03  # of Ts from Tg + Tc, else the link or the cores had other work
 
 
@@ -47,6 +54,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in {**sizes, "vocab_size": 512, "seq_len": 12288}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
     parser.add_argument("--dtype", default="bfloat16", help="of arithmetic (default: %(default)s)")
+    again = "what the backward pass computes again, as --recompute_granularity in training (default: nothing)"
+    parser.add_argument("--recompute", choices=GRANULARITIES, help=again)
     parser.add_argument("--link", default="200mbit", help="each process's egress (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="of all four (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before timing (default: %(default)s)")
@@ -74,6 +83,7 @@ def report(options: argparse.Namespace, found: Sequence[dict[str, Any]], reasons
     apart = estimate(seconds[AFTER] / (seconds[COMPUTE] + seconds[SUMS]) - 1)
     share = estimate(hidden(seconds[COMPUTE], seconds[SUMS], seconds[DURING]))
     widths = f"hidden_size {options.hidden_size}, {options.num_hidden_layers} layers, {options.seq_len} tokens"
+    widths += f", recomputing {options.recompute}" if options.recompute else ""
     link = "link not shaped" if reasons else options.link
     reasons = [*reasons, *few(options), *objections(ratio.median, apart.median)]
     return "\n".join(
@@ -94,4 +104,6 @@ def objections(ratio: float, apart: float) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(arguments(), report, MODULE)
+    options = arguments()
+    os.environ.update(HUGE_PAGES)  # the processes of the copies read it as they start
+    run(options, report, MODULE)

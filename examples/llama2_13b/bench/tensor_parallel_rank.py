@@ -32,12 +32,15 @@ FUSED = ("all_gather_matmul", "matmul_reduce_scatter", "matmul_all_reduce")
 class Rank:
     """Each public method is a request, whose result is the answer."""
 
+    keeps_freed_memory = True
+
     def __init__(self, rank: int, world_size: int) -> None:
         self._rank, self._world_size = rank, world_size
 
     def join(self, meeting: bytes | tuple[str, str]) -> None:
         """meeting: an identifier for the ranks of one host, or (rank 0's address, this rank's) for TCP."""
-        fk.keep_freed_memory()
+        if self.keeps_freed_memory:
+            fk.keep_freed_memory()
         if isinstance(meeting, bytes):
             self._group = Communicator(meeting, self._rank, self._world_size, timeout=JOIN_S)
             return
