@@ -9,7 +9,7 @@ import pytest
 
 from examples.llama2_13b.data.packing import one_a_row
 from examples.llama2_13b.data.sample_batches import SampleBatches
-from examples.llama2_13b.data.samples import Sample
+from examples.llama2_13b.data.samples import IGNORED, Sample
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.train import trainer
@@ -41,7 +41,8 @@ def steps_take_two_seconds(monkeypatch):
 )
 def test_a_line_counts_real_tokens_of_the_job_and_the_use_of_each_device(sft_flags, tiny_folder, degrees):
     flags = sft_flags(per_device_train_batch_size=2 // (degrees.data * degrees.sharding), gradient_accumulation_steps=2)
-    samples = [Sample(list(range(length)), list(range(1, length + 1))) for length in LENGTHS]
+    # A source is read and is no target.
+    samples = [Sample(list(range(length)), [IGNORED, *range(2, length + 1)]) for length in LENGTHS]
     data, none = (SampleBatches(some, one_a_row, None, 0) for some in (samples, []))
 
     def line(mesh):
