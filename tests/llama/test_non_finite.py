@@ -162,6 +162,24 @@ def test_the_micro_batch_is_named(folder_of, bad):  # noqa: F811
     assert answers == [(False, False, expected, 1)] and len(calls) == 2 * MICRO_BATCHES
 
 
+def test_an_earlier_micro_batch_comes_before_an_earlier_layer(folder_of):  # noqa: F811
+    """The first layer is bad from the second micro-batch on, the last one in all."""
+    calls = []
+
+    def spoil(mesh, model):
+        def after(layer, inputs, output):
+            calls.append(layer)
+            return output * (float("nan") if (len(calls) - 1) % MICRO_BATCHES else 1.0)
+
+        if mesh.pipeline.is_first:
+            model.layers["0"].mlp.down_proj.register_forward_post_hook(after)
+        else:
+            spoiled(model.layers["3"].mlp.down_proj, is_backward=False)
+
+    answers = on_layout(folder_of(LAYERS), "pp2-interleaved", spoil)
+    assert answers == [(False, False, "on rank 1 the output of layers.3.mlp.down_proj in micro-batch 0", 1)] * 2
+
+
 def test_what_is_computed_between_layers_is_the_input_of_the_next(folder_of, monkeypatch):  # noqa: F811
     attention = "examples.llama2_13b.model.llama.fk.flash_attention"
     monkeypatch.setattr(attention, lambda q, k, v, **options: q * float("nan"))

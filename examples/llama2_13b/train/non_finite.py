@@ -87,8 +87,10 @@ class _Watch:
 
     def _look(self, values: Any, what: str) -> None:
         self._looks += 1
-        if not self.text and not all(map(is_finite, values)):
-            self.order = self._micro_batch, self._place, self._looks
+        order = self._micro_batch, self._place, self._looks
+        # Interleaved, a later micro-batch's first chunk comes before an earlier one's second.
+        if order < self.order and not all(map(is_finite, values)):
+            self.order = order
             self.text = f"{what} in micro-batch {self._micro_batch}"
 
 
