@@ -207,6 +207,24 @@ def test_a_checkpoint_is_written_while_the_next_steps_run(sft_flags, tmp_path, m
     }
 
 
+def test_a_checkpoint_waits_for_the_one_before(sft_flags, tmp_path, monkeypatch):
+    """Which is written until the last step is done, and has its name before the next one begins."""
+    write, save_model, last_step_is_done = safetensors_writer.Files.write, Trainer._save_model, threading.Event()
+
+    def write_late(files, pieces):
+        assert "checkpoint-3" not in files._folder.name or last_step_is_done.wait(60)
+        return write(files, pieces)
+
+    def go_on(*arguments):
+        last_step_is_done.set()
+        save_model(*arguments)
+
+    monkeypatch.setattr(safetensors_writer.Files, "write", write_late)
+    monkeypatch.setattr(Trainer, "_save_model", go_on)
+    assert sft(sft_flags(save_steps=3, async_save=True)) == 0
+    assert checkpoint_names(tmp_path / "run") == ["checkpoint-3", "checkpoint-6"]
+
+
 def test_a_write_that_fails_in_the_background_ends_the_run_with_its_reason(sft_flags, tmp_path, monkeypatch):
     output = tmp_path / "run"
     write = safetensors_writer.Files.write
