@@ -39,7 +39,7 @@ def run(name, folder, *words, first):
 
 
 PYTHON = """#!/bin/sh
-if [ "$1 $2" = "-m paddle.distributed.launch" ]; then shift 2; set -- "{launcher}" "$@"; fi
+if [ "$2" = paddle.distributed.launch ]; then shift 2; set -- "{launcher}" "$@"; fi
 exec "{python}" "$@"
 """
 
