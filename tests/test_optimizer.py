@@ -119,6 +119,8 @@ def updated(shape, transposed=()):
     scalars = {"learning_rate": 1e-2, "beta1_power": 0.9**3, "beta2_power": 0.999**3, "grad_scale": 0.037}
     with fk.use_backend("eager"):
         fk.fused_adamw(*tensors, **scalars)
+    changed = [tensor.inplace_version > 0 for tensor in tensors]
+    assert changed == [True, False, True, True]  # autograd knows a change by it
     return [tensor.numpy().view(np.int32) for tensor in (tensors[0], *tensors[2:])]
 
 

@@ -49,6 +49,9 @@ def fused_adamw(
 
     for part in parts((param, grad, moment1, moment2)):
         update(*part)
+        if part[0] is not param:  # a part counts its own changes, by which autograd knows them
+            for tensor in (param, moment1, moment2):
+                tensor._bump_inplace_version()
     return param, moment1, moment2
 
 
