@@ -11,8 +11,8 @@ import paddle
 from fusionkit.eager.shapes import require_shape
 from fusionkit.ops.fused_adamw import check_scalars
 
-# Elements that are updated at a time: temporaries have this size, not the parameter's. 16 MB keep a device busy for
-# longer than an op takes to start.
+# Elements that are updated at a time: temporaries have this size, not the parameter's. By estimate: reading 16 MB takes
+# a device of 1.6 TB/s 10 us, about as long as an op takes to start there.
 PART_ELEMENTS = 2**22
 VECTOR = 64  # elements; no processor's are longer
 
