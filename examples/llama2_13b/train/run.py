@@ -116,12 +116,7 @@ def train(
         _prepare_output(flags, stale)
         for line in (*about, *_describe(trainer, peak), *memory.describe(predicted, mesh.pipeline.stages)):
             say(line)
-    try:
-        interrupted = trainer.run(peak)
-    except FloatingPointError as error:  # on all processes
-        _report(trainer, f"{error}.", predicted, done)
-        raise
-    return _ended(trainer, interrupted, predicted, done)
+    return _run(trainer, peak, predicted, done)
 
 
 def predicted_memory(trainer: Trainer) -> list[memory.Memory]:
@@ -136,6 +131,15 @@ def step_of(trainer: Trainer) -> memory.Step:
     """The largest that the data make."""
     flags = trainer.flags
     return memory.Step(flags.per_device_train_batch_size, trainer.train.longest, flags.gradient_accumulation_steps)
+
+
+def _run(trainer: Trainer, peak_flops: float, predicted: list[memory.Memory], done: int) -> int:
+    try:
+        interrupted = trainer.run(peak_flops)
+    except FloatingPointError as error:  # on all processes
+        _report(trainer, f"{error}.", predicted, done)
+        raise
+    return _ended(trainer, interrupted, predicted, done)
 
 
 def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory], done: int) -> int:
