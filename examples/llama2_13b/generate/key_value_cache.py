@@ -18,10 +18,14 @@ class KeyValueCache:
 
     def __init__(self, config: LlamaConfig, dtype: str, num_blocks: int, block_size: int) -> None:
         shape = [num_blocks, config.num_key_value_heads, block_size, config.head_dim]
-        self.block_size = block_size
+        self.block_size, self.total_blocks = block_size, num_blocks
         self.keys = [paddle.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
         self.values = [paddle.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
         self._free = list(range(num_blocks))
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
 
     def borrow(self, num_positions: int) -> list[int] | None:
         """Blocks for so many positions; None when too few are free."""
