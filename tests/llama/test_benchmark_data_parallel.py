@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -36,6 +38,37 @@ def test_the_command_sums_in_all_ways_with_equal_gradients(tmp_path):
     for rank in ranks:
         assert all(len(rank[way]["seconds"]) == 2 for way in benchmark.WAYS)
     benchmark.require_same_gradients(ranks)
+
+
+def test_an_interrupted_run_reports_the_rounds_before(tmp_path):
+    """At 13B's widths all rounds take two hours."""
+    rounds = tmp_path / "rounds.json"
+    flags = [f"--{name}={value}" for name, value in SIZES.items()]
+    command = [sys.executable, "-m", "examples.llama2_13b.bench.data_parallel", *flags, "--rounds", "1000000"]
+    process = subprocess.Popen(
+        [*command, "--dtype", "float32", "--json", str(rounds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=EXAMPLE.parents[1],
+    )
+    try:
+        wait_until(rounds.exists, process)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=HANGING)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    count = len(json.loads(rounds.read_text())["ranks"][0]["compute"]["seconds"])
+    assert "what was measured until now follows" in errors
+    assert f"{count} rounds" in output and "compute" in output
+
+
+def wait_until(condition, process):
+    ends = time.monotonic() + HANGING
+    while not condition():
+        assert process.poll() is None and time.monotonic() < ends, "no round has ended"
+        time.sleep(0.05)
 
 
 def test_no_gradient_is_held_after_a_way():

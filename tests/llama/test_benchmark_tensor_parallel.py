@@ -31,11 +31,12 @@ def test_the_command_trains_both_ways_with_equal_losses(tmp_path):
     assert "no claim: " in done.stdout and "2 rounds, fewer than 10" in done.stdout
     ranks = json.loads((tmp_path / "steps.json").read_text())["ranks"]
     for rank in ranks:
-        ops = {(op, backend): count for op, backend, _, count in rank["ops"]}
-        # Two layers with two products of each kind, three steps: of the one model, and not of the other.
-        assert ops[("all_gather_matmul", "cpu")] >= 12 and ops[("matmul_reduce_scatter", "cpu")] >= 12
+        ops = {(op, backend): count for op, backend, _, count in rank["mc2"]["ops"][-1]}
+        # Two layers with two products of each kind: of the one model, and not of the other.
+        assert ops[("all_gather_matmul", "cpu")] >= 4 and ops[("matmul_reduce_scatter", "cpu")] >= 4
+        assert rank["serial"]["ops"] == [[], []]
         for run in ("mc2", "serial"):
-            assert len(rank[run]["losses"]) == 3 and len(rank[run]["seconds"]) == 2
+            assert len(rank[run]["losses"]) == 2 and len(rank[run]["seconds"]) == 2
     assert benchmark.require_same_losses(ranks, 1e-5) in (True, False)
 
 

@@ -80,7 +80,7 @@ def report(options: argparse.Namespace, found: Sequence[dict[str, Any]], reasons
     require_same_gradients(found)
     seconds = {way: np.max([rank[way]["seconds"] for rank in found], axis=0) for way in WAYS}
     ratio = estimate(communication_ratio(seconds[COMPUTE], seconds[SUMS]))
-    apart = estimate(seconds[AFTER] / (seconds[COMPUTE] + seconds[SUMS]) - 1)
+    apart = estimate(seconds[AFTER] / (seconds[COMPUTE] + seconds[SUMS])[: len(seconds[AFTER])] - 1)
     share = estimate(hidden(seconds[COMPUTE], seconds[SUMS], seconds[DURING]))
     widths = f"hidden_size {options.hidden_size}, {options.num_hidden_layers} layers, {options.seq_len} tokens"
     widths += f", recomputing {options.recompute}" if options.recompute else ""

@@ -6,7 +6,6 @@ import gc
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import paddle
@@ -21,6 +20,8 @@ from fusionkit.frameworks.paddle import host_view
 
 # In this order: sums takes the gradients that compute leaves.
 COMPUTE, SUMS, AFTER, DURING = WAYS = ("compute", "sums", "after", "during")
+# It enters no share, checks the others, and takes more than a third of a round.
+ROUNDS_OF_AFTER = 3
 
 
 class Rank(tensor_parallel_rank.Rank):
@@ -28,26 +29,25 @@ class Rank(tensor_parallel_rank.Rank):
 
     keeps_freed_memory = False
 
-    def train(self, options: dict[str, Any]) -> dict[str, Any]:
-        """{way: {"seconds", "gradients"}}: of each round, and checksums of the gradients that it leaves."""
-        names = {field.name for field in fields(LlamaConfig)}
-        sizes = {name: value for name, value in options.items() if name in names}
-        config = LlamaConfig(max_position_embeddings=options["seq_len"], rms_norm_eps=1e-5, **sizes)
-        copy = Copy(config, options, self._rank, Mesh(data=self._group, replicas=self._group))
-        found: dict[str, Any] = {way: {"seconds": [], "gradients": []} for way in WAYS}
-        for number in range(options["warmup"] + options["rounds"]):
-            pairs = [(COMPUTE, SUMS), (AFTER,), (DURING,)]
-            for way in (way for pair in (pairs if number % 2 else pairs[::-1]) for way in pair):
-                gc.collect()
-                self._group.barrier()
-                started = time.perf_counter()
-                copy.ways[way]()
-                seconds = time.perf_counter() - started
-                if number >= options["warmup"]:
-                    found[way]["seconds"].append(seconds)
-                    found[way]["gradients"].append(copy.checksum())
-                if way != COMPUTE:
-                    copy.forget()
+    def prepare(self, options: dict[str, Any]) -> None:
+        mesh = Mesh(data=self._group, replicas=self._group)
+        self._copy = Copy(tensor_parallel_rank.config_of(options), options, self._rank, mesh)
+
+    def round(self, number: int) -> dict[str, Any]:
+        """{way: {"seconds", "gradients"}}; the latter is a checksum of the gradients that the way leaves."""
+        checks = [(AFTER,)] if number < ROUNDS_OF_AFTER else []
+        turns = tensor_parallel_rank.in_turns([(COMPUTE, SUMS), *checks, (DURING,)], number)
+        return {way: self._run(way) for pair in turns for way in pair}
+
+    def _run(self, way: str) -> dict[str, Any]:
+        gc.collect()
+        self._group.barrier()
+        started = time.perf_counter()
+        self._copy.ways[way]()
+        seconds = time.perf_counter() - started
+        found = {"seconds": seconds, "gradients": self._copy.checksum()}
+        if way != COMPUTE:
+            self._copy.forget()
         return found
 
 

@@ -50,26 +50,36 @@ class Rank:
             self._store, self._rank, self._world_size, name="step", address=own, timeout=JOIN_S
         )
 
-    def train(self, options: dict[str, Any]) -> dict[str, Any]:
-        names = {field.name for field in fields(LlamaConfig)}
-        sizes = {name: value for name, value in options.items() if name in names}
-        config = LlamaConfig(max_position_embeddings=options["seq_len"], rms_norm_eps=1e-5, **sizes)
-        trained = {run: Trained(config, options, TensorParallel(self._group)) for run in RUNS}
-        found: dict[str, Any] = {run: {"seconds": [], "losses": []} for run in RUNS}
-        for number in range(options["warmup"] + options["rounds"]):
-            order = list(RUNS) if number % 2 else list(RUNS)[::-1]
-            for run in order:
-                gc.collect()
-                self._group.barrier()
-                started = time.perf_counter()
-                with use_mc2(RUNS[run]):
-                    loss = trained[run].step()
-                seconds = time.perf_counter() - started
-                found[run]["losses"].append(loss)
-                if number >= options["warmup"]:
-                    found[run]["seconds"].append(seconds)
+    def prepare(self, options: dict[str, Any]) -> None:
+        shards = TensorParallel(self._group)
+        config = config_of(options)
+        self._trained = {run: Trained(config, options, shards) for run in RUNS}
+
+    def round(self, number: int) -> dict[str, Any]:
+        """{run: {"seconds", "losses", "ops"}} of one step of each; ops are (op, backend, reason, count)."""
+        return {run: self._step(run) for run in in_turns(list(RUNS), number)}
+
+    def _step(self, run: str) -> dict[str, Any]:
+        gc.collect()
+        fk.ledger().reset()
+        self._group.barrier()
+        started = time.perf_counter()
+        with use_mc2(RUNS[run]):
+            loss = self._trained[run].step()
+        seconds = time.perf_counter() - started
         ops = [(*entry, count) for entry, count in fk.ledger().items() if entry[0].startswith(FUSED)]
-        return {**found, "ops": ops}
+        return {"seconds": seconds, "losses": loss, "ops": ops}
+
+
+def config_of(options: dict[str, Any]) -> LlamaConfig:
+    names = {field.name for field in fields(LlamaConfig)}
+    sizes = {name: value for name, value in options.items() if name in names}
+    return LlamaConfig(max_position_embeddings=options["seq_len"], rms_norm_eps=1e-5, **sizes)
+
+
+def in_turns(contestants: list[Any], number: int) -> list[Any]:
+    """The order of a round; every other one is reversed, since what runs later finds another machine."""
+    return contestants if number % 2 else contestants[::-1]
 
 
 class Trained:
