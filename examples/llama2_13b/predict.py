@@ -20,7 +20,7 @@ from pathlib import Path
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
-from examples.llama2_13b.data.chat_template import TEMPLATE, ChatTemplate
+from examples.llama2_13b.data.conversation import template_of
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.generate import prompts
 from examples.llama2_13b.generate.generation import Generation
@@ -130,11 +130,7 @@ class Predictor:
         of_model = GenerationSettings.from_pretrained(folder, config)
         settings, self.without_effect = flags.settings(of_model), of_model.without_effect
         self._tokenizer = Tokenizer.from_pretrained(folder)
-        template = ChatTemplate.from_json(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
-        if self._tokenizer.chat_templates:
-            instead = f"{TEMPLATE} is" if template else "prompts are sent without a template"
-            ignored = " and ".join(self._tokenizer.chat_templates)
-            say(f"chat template: {ignored} of {folder} not followed; {instead}", sys.stderr)
+        template = template_of(folder)
         positions = config.max_position_embeddings
         max_length, max_tokens = flags.lengths(of_model, positions)
         context, cure = f"the model has {positions} positions", "Shorten it"

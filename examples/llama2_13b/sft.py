@@ -18,6 +18,8 @@ if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
 from examples.llama2_13b.data.chat_template import TEMPLATE, ChatTemplate
+from examples.llama2_13b.data.conversation import Template, template_from, template_of
+from examples.llama2_13b.data.jinja_template import JinjaTemplate
 from examples.llama2_13b.data.packing import one_a_row, pack_greedily, pack_sequentially
 from examples.llama2_13b.data.sample_batches import SampleBatches
 from examples.llama2_13b.data.samples import Sample, describe_dropped, encode, read_examples, split_files
@@ -31,6 +33,7 @@ from examples.llama2_13b.train.training_flags import TrainingFlags
 from fusionkit import keep_freed_memory
 
 PROGRAM = "examples.llama2_13b.sft"
+NO_TEMPLATE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,11 @@ class SftFlags(TrainingFlags):
     max_length: int | None = flag(
         "tokens of a sample, and of a packed row; 2048 or the model's positions if not given", None
     )
-    chat_template: str | None = flag("JSON file with system and conversation, see configs/llama2_chat.json", None)
+    chat_template: str | None = flag(
+        "file: JSON with system and conversation, see configs/llama2_chat.json, or .jinja of Hugging Face; "
+        f"{NO_TEMPLATE} for texts without one; the model's own if not given",
+        None,
+    )
     zero_padding: bool = flag("pack samples into rows of max_length", False)
     greedy_zero_padding: bool = flag("pack into the row with the largest free space, 500 samples at a time", False)
 
@@ -99,14 +106,10 @@ def fine_tune(flags: SftFlags, mesh: Mesh, open_model: run.OpenModel) -> int:
     TokenizerFolder(source).require_end(tokenizer.eos_token_id)
     positions = run.model_config(flags, mesh).max_position_embeddings
     flags = flags.within(positions)
-    template = ChatTemplate.from_json(flags.chat_template) if flags.chat_template else None
+    template, files = template_and_files(flags, tokenizer)
     train, evaluation = (read_samples(flags, split, tokenizer, template) for split in ("train", "dev"))
     flags.require(len(train) > 0, "dataset_name_or_path", "a folder with at least one training sample")
-    files, stale = without_chat_template(tokenizer.files), [HUGGING_FACE_TEMPLATE]
-    if flags.chat_template:
-        files[TEMPLATE] = Path(flags.chat_template).read_bytes()
-    else:
-        stale.append(TEMPLATE)  # export would take it for this run's
+    stale = {TEMPLATE, HUGGING_FACE_TEMPLATE} - set(files)  # export would take them for this run's
     return run.train(
         flags,
         mesh,
@@ -115,29 +118,44 @@ def fine_tune(flags: SftFlags, mesh: Mesh, open_model: run.OpenModel) -> int:
         flags.batches(evaluation, tokenizer.pad_token_id),
         files,
         stale,
-        describe_data(flags, tokenizer, train, evaluation),
+        describe_data(flags, template, train, evaluation),
         open_model=open_model,
     )
 
 
-def read_samples(flags: SftFlags, split: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[Sample]:
+def template_and_files(flags: SftFlags, tokenizer: Tokenizer) -> tuple[Template | None, dict[str, bytes]]:
+    """What conversations are written with, and the files that the trained model gets: prediction follows the same."""
+    source = Path(flags.model_name_or_path)
+    if flags.chat_template is None:
+        template = template_of(source)
+        is_json = isinstance(template, ChatTemplate)
+        own = {TEMPLATE: (source / TEMPLATE).read_bytes()} if is_json else {}
+        return template, {**tokenizer.files, **own}
+    files = without_chat_template(tokenizer.files)
+    if flags.chat_template == NO_TEMPLATE:
+        return None, files
+    template = template_from(flags.chat_template, source)
+    name = HUGGING_FACE_TEMPLATE if isinstance(template, JinjaTemplate) else TEMPLATE
+    return template, {**files, name: Path(flags.chat_template).read_bytes()}
+
+
+def read_samples(flags: SftFlags, split: str, tokenizer: Tokenizer, template: Template | None) -> list[Sample]:
     examples = read_examples(split_files(flags.dataset_name_or_path, split))
     return [encode(example, tokenizer, *flags.lengths, template) for example in examples]
 
 
 def describe_data(
-    flags: SftFlags, tokenizer: Tokenizer, train: list[Sample], evaluation: list[Sample]
+    flags: SftFlags, template: Template | None, train: list[Sample], evaluation: list[Sample]
 ) -> Iterator[str]:
-    """The samples, what was cut to make them fit, and chat templates that were not followed."""
+    """The samples, what was cut to make them fit, and the model's own chat template if it is followed."""
     tokens = sum(map(len, train))
     yield f"training samples: {len(train)} of {tokens} tokens; evaluation samples: {len(evaluation)}"
     lengths = f"--src_length {flags.src_length}, --max_length {flags.max_length}"
     for name, samples in (("training", train), ("evaluation", evaluation)):
         yield f"{name} samples cut: {describe_dropped(samples)} ({lengths})"
-    own = not flags.chat_template and (Path(flags.model_name_or_path) / TEMPLATE).exists()
-    if ignored := [*tokenizer.chat_templates, *([TEMPLATE] if own else [])]:
-        advice = "--chat_template names the file that training follows"
-        yield f"chat template: {' and '.join(ignored)} of {flags.model_name_or_path} not followed or copied; {advice}"
+    if flags.chat_template is None and template is not None:
+        own = template.where if isinstance(template, JinjaTemplate) else Path(flags.model_name_or_path) / TEMPLATE
+        yield f"chat template: {own}; --chat_template names another, or {NO_TEMPLATE}"
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import shutil
 
 import pytest
 
+from examples.llama2_13b.data.conversation import encode_messages, template_of
+from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.export import ExportFlags, export
-from examples.llama2_13b.predict import PredictFlags, predict
-from examples.llama2_13b.sft import TEMPLATE, SftFlags, sft
-from examples.llama2_13b.train.metrics import read_log
+from examples.llama2_13b.generate.prompts import from_texts
+from examples.llama2_13b.predict import PredictFlags, Predictor, predict
+from examples.llama2_13b.sft import TEMPLATE, SftFlags, read_samples, sft
 from tests.llama.conftest import EXAMPLE
 
 JINJA = "chat_template.jinja"
@@ -64,29 +66,40 @@ def test_nothing_but_folders_is_needed_with_a_small_model(folder, dataset, tmp_p
     assert "chat template" not in capsys.readouterr().err
 
 
-def test_templates_of_hugging_face_are_named_and_not_passed_on(folder, dataset, tmp_path, capsys):
-    (folder / JINJA).write_text("{{ messages }}")
+def test_a_template_of_hugging_face_is_followed_and_passed_on(folder, dataset, tmp_path, capsys):
+    text = "{% for m in messages %}{{ m.content + ('?' if m.role == 'user' else eos_token) }}{% endfor %}"
+    (folder / JINJA).write_text(text)
+    output, exported = tmp_path / "run", tmp_path / "exported"
+    flags = flags_of(folder, dataset, output, max_steps=2, save_steps=1)
+    assert sft(flags) == 0
+    assert f"chat template: {folder / JINJA}; --chat_template names another, or none" in capsys.readouterr().out
+    for saved in (output, output / "checkpoint-1"):
+        assert (saved / JINJA).read_text() == text and not (saved / TEMPLATE).exists()
+    export(ExportFlags(str(output), str(exported)))
+    tokenizer = Tokenizer.from_pretrained(exported)
+    question = [{"role": "user", "content": "a b c"}]
+    prompt = encode_messages(question, tokenizer, template_of(exported))
+    assert prompt == tokenizer.encode("a b c?")
+    samples = read_samples(flags.within(256), "train", tokenizer, template_of(output))
+    assert samples[0].input_ids[: len(prompt)] == prompt and samples[0].labels[-1] == 2
+    assert Predictor(PredictFlags(str(exported)), from_texts(["a b c"]))._tokens == [prompt]
+
+
+@pytest.mark.parametrize("given, kept", [("none", set()), ("other.jinja", {JINJA}), ("other.json", {TEMPLATE})])
+def test_another_template_than_the_folders_is_followed_if_named(folder, dataset, tmp_path, capsys, given, kept):
+    (folder / JINJA).write_text("{{ raise_exception('not this one') }}")
     described = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(described | {"chat_template": "{{ messages }}"}))
-    (folder / TEMPLATE).write_bytes((EXAMPLE / "configs" / "llama2_chat.json").read_bytes())
-    both = f"chat template: {JINJA} and chat_template of tokenizer_config.json"
-
+    (tmp_path / "other.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+    (tmp_path / "other.json").write_bytes((EXAMPLE / "configs" / "llama2_chat.json").read_bytes())
+    named = given if given == "none" else str(tmp_path / given)
     output = tmp_path / "run"
-    assert sft(flags_of(folder, dataset, output, max_steps=2, save_steps=1)) == 0
-    assert f"{both} and {TEMPLATE} of {folder} not followed or copied" in capsys.readouterr().out
-    for saved in (output, output / "checkpoint-1"):
-        assert not (saved / JINJA).exists() and not (saved / TEMPLATE).exists()
-        assert json.loads((saved / "tokenizer_config.json").read_text()) == described
-    assert len(read_log(output / "log.jsonl")) == 2
-
-    exported = tmp_path / "exported"
-    export(ExportFlags(str(folder), str(exported)))
-    predict(PredictFlags(str(exported), prompts=("a",), max_length=2))
-    shown = capsys.readouterr()
-    assert f"{both} of {exported} not followed; {TEMPLATE} is" in shown.err and "chat template" not in shown.out
-    (exported / TEMPLATE).unlink()
-    predict(PredictFlags(str(exported), prompts=("a",), max_length=2))
-    assert f"{both} of {exported} not followed; prompts are sent without a template" in capsys.readouterr().err
+    assert sft(flags_of(folder, dataset, output, max_steps=1, chat_template=named)) == 0
+    assert "chat template" not in capsys.readouterr().out
+    assert {JINJA, TEMPLATE} & {path.name for path in output.iterdir()} == kept
+    for name in kept:
+        assert (output / name).read_bytes() == (tmp_path / given).read_bytes()
+    assert json.loads((output / "tokenizer_config.json").read_text()) == described
 
 
 def test_a_run_that_is_given_up_leaves_no_template(folder, dataset, tmp_path):

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.llama2_13b.data.chat_template import ChatTemplate
+from examples.llama2_13b.data.conversation import EncodedTurn, Template, begun, ended, fit_turns
+from examples.llama2_13b.data.jinja_template import JinjaTemplate
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.io.text import parse_line, read_lines, require_text
 
 IGNORED = -100  # the label of a token that is no target
 Turn = tuple[str, str]
-EncodedTurn = tuple[list[int], list[int]]  # source, target
 Tokens = Sequence[int] | NDArray[np.int64]
 
 
@@ -105,7 +106,7 @@ def _kind(value: Any) -> str:
 
 
 def encode(
-    example: Example, tokenizer: Tokenizer, src_length: int, max_length: int, template: ChatTemplate | None = None
+    example: Example, tokenizer: Tokenizer, src_length: int, max_length: int, template: Template | None = None
 ) -> Sample:
     """The example in at most max_length tokens before the shift by one.
 
@@ -133,7 +134,7 @@ def encode_prompt(
     question: str,
     tokenizer: Tokenizer,
     src_length: int,
-    template: ChatTemplate | None = None,
+    template: Template | None = None,
     max_length: int = sys.maxsize,
 ) -> list[int]:
     """What the model is given to answer: the turns so far as in training, then the question."""
@@ -146,12 +147,15 @@ def fit(
     tokenizer: Tokenizer,
     src_length: int,
     max_length: int,
-    template: ChatTemplate | None,
+    template: Template | None,
 ) -> tuple[list[EncodedTurn], Dropped]:
     """The last turns that fit into max_length tokens together, at least one. The first of them has the system text.
 
     A source is shortened to src_length tokens, begin token and template included: its text loses words at the front.
     """
+    if isinstance(template, JinjaTemplate):
+        encoded, number, shortened = fit_turns(turns, tokenizer, src_length, max_length, template)
+        return encoded, Dropped(turns=number, source=shortened)
     later = [_encode_turn(turn, False, tokenizer, src_length, template) for turn in turns[1:]]
     for number, turn in enumerate(turns):
         kept = [_encode_turn(turn, True, tokenizer, src_length, template), *later[number:]]
@@ -182,15 +186,14 @@ def _encode_source(question: str, first: bool, tokenizer: Tokenizer, template: C
     if template is None:
         return [tokenizer.bos_token_id, *tokenizer.encode(question)]
     source = tokenizer.encode_parts(template.render((question, ""), first)[0])
-    return source if not first or source[:1] == [tokenizer.bos_token_id] else [tokenizer.bos_token_id, *source]
+    return begun(source, tokenizer) if first else source
 
 
 def _encode_target(answer: str, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
     """Ends with the end token, unless the template writes it."""
     if template is None:
         return [*tokenizer.encode(answer), tokenizer.eos_token_id]
-    target = tokenizer.encode_parts(template.render(("", answer), False)[1])
-    return target if tokenizer.eos_token_id in target else [*target, tokenizer.eos_token_id]
+    return ended(tokenizer.encode_parts(template.render(("", answer), False)[1]), tokenizer)
 
 
 def _shortened(

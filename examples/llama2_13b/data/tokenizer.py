@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import tokenizers
@@ -30,7 +31,7 @@ class Tokenizer:
         config: tells the ids.
         files: file name -> content, to write again with the model.
         control: names of control tokens beside those that the backend calls special.
-        chat_templates: where the folder has templates of Hugging Face, which are not followed.
+        ends: tokens at which generation stops, beside the configuration's.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Tokenizer:
         config: LlamaConfig,
         files: dict[str, bytes],
         control: Iterable[str] = (),
-        chat_templates: Sequence[str] = (),
+        ends: Iterable[int] = (),
     ) -> None:
         self._decoder = tokenizers.Tokenizer.from_str(backend.to_str())
-        self._encoder, self.files, self.chat_templates = backend, files, chat_templates
+        self._encoder, self.files = backend, files
         self.bos_token_id, self.eos_token_id = config.bos_token_id, config.eos_token_id
         self.pad_token_id = config.pad_token_id
+        self.end_token_ids = {config.eos_token_id, *ends}
         self.vocab_size = backend.get_vocab_size()
         backend.no_truncation()
         backend.no_padding()
@@ -84,7 +86,7 @@ class Tokenizer:
         described.require_rows(backend)
         config = LlamaConfig.from_json(described.folder / "config.json")
         described.require_ids(config, backend)
-        return cls(backend, config, described.files, described.control_tokens(), described.chat_templates())
+        return cls(backend, config, described.files, described.control_tokens(), described.ends())
 
     @classmethod
     def train(cls, texts: Iterable[str], config: LlamaConfig) -> Tokenizer:
@@ -133,6 +135,22 @@ class Tokenizer:
         """Token ids of the parts as one text: a token may reach over the joint of two."""
         return self._ids("".join(self._with_second_names(text) if special else text for text, special in parts))
 
+    def encode_answers(self, parts: Iterable[tuple[Part, bool]]) -> list[tuple[int, bool]]:
+        """The same ids, each with whether it holds a character of a part that is marked."""
+        marked = list(parts)
+        texts = [self._with_second_names(text) if special else text for (text, special), _ in marked]
+        flags = [is_marked for text, (_, is_marked) in zip(texts, marked, strict=True) for _ in text]
+        before = [0, *accumulate(flags)]  # marked characters
+        return [
+            (token, before[max(stop, start + 1)] > before[start])
+            for token, start, stop in self._located("".join(texts))
+        ]
+
+    @property
+    def control_names(self) -> list[str]:
+        """What no user can write: in a user's text it is characters."""
+        return list(self._control_ids)
+
     def _with_second_names(self, text: str) -> str:
         return self._names.sub(lambda found: self._second_names[found[0]], text)
 
@@ -140,17 +158,20 @@ class Tokenizer:
         encoding = self._encoder.encode(text, add_special_tokens=False)
         if self._meant.keys().isdisjoint(encoding.ids) and self._control.keys().isdisjoint(encoding.ids):
             return list(encoding.ids)
-        ids = []
+        return [token for token, _, _ in self._located(text)]
+
+    def _located(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Every token, with the first of its characters and the one after its last."""
+        encoding = self._encoder.encode(text, add_special_tokens=False)
         for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             written, name = text[start:stop], self._control.get(token, "")
             meant = self._meant.get(token)
             if meant is not None and self._second_names[meant] in written:
-                ids.append(self._control_ids[meant])
+                yield self._control_ids[meant], start, stop
             elif len(name) > 1 and name in written:  # some vocabularies find it in plain text
-                ids += self._in_pieces(written, name)
+                yield from ((piece, start, stop) for piece in self._in_pieces(written, name))
             else:
-                ids.append(token)
-        return ids
+                yield token, start, stop
 
     def _in_pieces(self, written: str, name: str) -> list[int]:
         """A text that holds a control token's name: its characters, or two halves where those are no tokens.

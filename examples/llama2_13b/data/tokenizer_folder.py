@@ -18,6 +18,7 @@ HUGGING_FACE_TEMPLATE = "chat_template.jinja"  # older folders have it as a fiel
 # Carried along when a model is saved, so that other programs find what they found in the original folder.
 FILES = ("tokenizer.json", *NAMING, "tokenizer.model", GENERATION, HUGGING_FACE_TEMPLATE)
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+TEMPLATE_ROLES = (*ROLES, "sep_token", "cls_token", "mask_token")  # transformers gives these to a chat template
 
 
 class TokenizerFolder:
@@ -127,16 +128,41 @@ class TokenizerFolder:
         """
         if GENERATION not in self.files:
             return
-        path = self.folder / GENERATION
-        ends = parse_object(self.files[GENERATION], path).get("eos_token_id")
-        if ends is not None and eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+        path, ends = self.folder / GENERATION, self.ends()
+        if ends and eos_token_id not in ends:
             rule = f"{eos_token_id}, as in config.json, or a list with it"
             raise ValueError(f"{path}: eos_token_id must be {rule}, got {json.dumps(ends)}. Answers would never end")
 
-    def chat_templates(self) -> list[str]:
-        """Where templates of Hugging Face stand, which are not followed here."""
-        fields = ["chat_template of tokenizer_config.json"] if self._fields[NAMING[0]].get("chat_template") else []
-        return [*([HUGGING_FACE_TEMPLATE] if HUGGING_FACE_TEMPLATE in self.files else []), *fields]
+    def named_tokens(self) -> dict[str, str]:
+        """Tokens by their roles, which a chat template may write."""
+        said = {role: [_content(self._fields[file].get(role)) for file in NAMING] for role in TEMPLATE_ROLES}
+        return {role: next(filter(None, tokens)) for role, tokens in said.items() if any(tokens)}
+
+    def ends(self) -> list[int]:
+        """The tokens at which generation stops by generation_config.json; none if it does not say."""
+        fields = parse_object(self.files.get(GENERATION, b"{}"), self.folder / GENERATION)
+        named = fields.get("eos_token_id")
+        return named if isinstance(named, list) else [] if named is None else [named]
+
+    def chat_template(self) -> tuple[str, str] | None:
+        """(the chat template of Hugging Face, where it stands): the file wins, as in transformers.
+
+        Raises:
+            ValueError: it is not a text, or there are several and none is called default.
+        """
+        if HUGGING_FACE_TEMPLATE in self.files:
+            path = self.folder / HUGGING_FACE_TEMPLATE
+            try:
+                return self.files[HUGGING_FACE_TEMPLATE].decode(ENCODING), str(path)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: must be text in UTF-8: {error}") from None
+        template = self._fields[NAMING[0]].get("chat_template")
+        where = f"{self.folder / NAMING[0]}: chat_template"
+        if isinstance(template, list):
+            template = _default(template, where)
+        if template is not None and not isinstance(template, str):
+            raise ValueError(f"{where} must be a text or a list of named texts, got {json.dumps(template)[:60]}")
+        return (template, where) if template else None
 
 
 def without_chat_template(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -146,6 +172,17 @@ def without_chat_template(files: Mapping[str, bytes]) -> dict[str, bytes]:
         del fields["chat_template"]
         kept[NAMING[0]] = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
     return kept
+
+
+def _default(named: list[Any], where: str) -> Any:
+    try:
+        templates = {one["name"]: one["template"] for one in named}
+    except (TypeError, KeyError):
+        raise ValueError(f"{where} must list objects with name and template, got {json.dumps(named)[:60]}") from None
+    if "default" not in templates:
+        rule = f"one called default, got {', '.join(templates)}. Write the one you want to {HUGGING_FACE_TEMPLATE}"
+        raise ValueError(f"{where} must have {rule}")
+    return templates["default"]
 
 
 def _content(token: Any) -> str | None:

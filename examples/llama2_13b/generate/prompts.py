@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.llama2_13b.data.chat_template import ChatTemplate
+from examples.llama2_13b.data.conversation import Template
 from examples.llama2_13b.data.samples import Example, Turn, fit, joined, read_examples
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.io.remarks import say
@@ -81,7 +81,7 @@ def from_file(path: Path) -> list[Prompt]:
 def encode(
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
-    template: ChatTemplate | None,
+    template: Template | None,
     src_length: int | None,
     max_tokens: int,
     context: str,
