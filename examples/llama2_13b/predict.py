@@ -23,10 +23,11 @@ if not __package__:  # python path/to/this/file, from any folder
 from examples.llama2_13b.data.conversation import template_of
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.generate import prompts
-from examples.llama2_13b.generate.generation import Generation
+from examples.llama2_13b.generate.engine import Engine, EngineLimits, EngineStats
 from examples.llama2_13b.generate.generation_settings import FILE, STRATEGIES, GenerationSettings
-from examples.llama2_13b.generate.key_value_cache import KeyValueCache, blocks_for
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.prompts import Prompt
+from examples.llama2_13b.generate.request import Request
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.io import flags
 from examples.llama2_13b.io.flags import flag, words
@@ -52,6 +53,7 @@ class PredictFlags:
     max_length: int | None = flag(f"new tokens of an answer at most, {MAX_NEW_TOKENS} unless the model says", None)
     batch_size: int = flag("prompts at a time", 8)
     block_size: int = flag("positions in a block of the key-value cache", 64)
+    step_tokens: int = flag("tokens of prompts and answers in a step at most; longer prompts take several", 512)
     decode_strategy: str | None = flag(" | ".join(STRATEGIES), None)
     top_p: float | None = flag("sample from the fewest likeliest tokens with this sum, 0.7 unless the model says", None)
     temperature: float | None = flag("scores are divided by it, 0.95 unless the model says", None)
@@ -61,7 +63,7 @@ class PredictFlags:
     seed: int = flag("of sampling", 42)
 
     def __post_init__(self) -> None:
-        for name in ("src_length", "max_length", "batch_size", "block_size"):
+        for name in ("src_length", "max_length", "batch_size", "block_size", "step_tokens"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "at least 1")
         self.require(self.seed >= 0, "seed", "at least 0")
@@ -145,19 +147,52 @@ class Predictor:
         )
         program = StaticProgram(folder, config)
         longest = min(max(map(len, self._tokens)) + max_length, max_tokens)
-        num_blocks = min(flags.batch_size, len(asked)) * blocks_for(longest, flags.block_size)
+        num_blocks = min(flags.batch_size, len(asked)) * -(-longest // flags.block_size)
         cache = KeyValueCache(config, program.dtype, num_blocks, flags.block_size)
-        self.generation = Generation(program, cache, settings, max_length, flags.batch_size, flags.seed, max_tokens)
+        step_tokens = max(flags.step_tokens, flags.batch_size)
+        limits = EngineLimits(max_tokens, config.vocab_size, flags.batch_size, step_tokens)
+        self.engine = Engine(program, cache, self._tokenizer.decode, limits)
+        self._requests = [
+            Request(
+                str(number),
+                tuple(tokens),
+                settings.sampling(_seed(flags.seed, number)),
+                max_length,
+                eos_token_ids=settings.eos_token_ids,
+            )
+            for number, tokens in enumerate(self._tokens)
+        ]
 
     def run(self) -> Iterator[Prediction]:
-        """In the order of the prompts, each as soon as it and those before it are answered."""
-        answered: dict[int, list[int]] = {}
+        """In the order of the prompts, each as soon as it and those before it are answered.
+
+        Raises:
+            FloatingPointError: the model's scores are not finite; the prompt is named.
+        """
+        for request in self._requests:
+            self.engine.add(request)
+        texts = dict.fromkeys(range(len(self._asked)), "")
+        ended: set[int] = set()
         shown = 0
-        for number, answer in self.generation.run(self._tokens):
-            answered[number] = answer
-            while shown in answered:
-                yield Prediction(self._asked[shown], self._tokenizer.decode(answered.pop(shown)))
+        while self.engine.has_work:
+            for delta in self.engine.step():
+                number = int(delta.request_id)
+                texts[number] += delta.text
+                if delta.finish_reason == "error":
+                    where = self._asked[number].where
+                    raise FloatingPointError(
+                        f"predict: the model's scores for {where} must be finite, got NaN or infinity"
+                    )
+                if delta.finish_reason:
+                    ended.add(number)
+            while shown in ended:
+                yield Prediction(self._asked[shown], texts.pop(shown))
                 shown += 1
+
+
+def _seed(seed: int, number: int) -> int:
+    """A seed for each prompt: NumPy reads an integer of any length, 32 bits at a time."""
+    return seed + (number << 64)
 
 
 def predict(flags: PredictFlags) -> int:
@@ -178,10 +213,16 @@ def predict(flags: PredictFlags) -> int:
             for prediction in predictor.run():
                 print(prediction.json_line(), file=lines, flush=True)
                 say(prediction.banners())  # after the file, which must have every answer, whoever reads the screen
-    seconds, tokens = time.perf_counter() - started, predictor.generation.num_tokens
-    rate = f"{tokens} in {seconds:.1f} s, {tokens / seconds:.0f} a second"
-    say(f"prompts: {len(asked)}; tokens: {rate}", sys.stderr)
+    say(summary(predictor.engine.stats, len(asked), time.perf_counter() - started), sys.stderr)
     return 0
+
+
+def summary(stats: EngineStats, num_prompts: int, seconds: float) -> str:
+    """What was done, in a line."""
+    tokens = stats.generated_tokens
+    rate = f"{tokens} in {seconds:.1f} s, {tokens / seconds:.0f} a second"
+    reused = f"{stats.prefix_hit_tokens} of {stats.prompt_tokens} prompt tokens found in the cache"
+    return f"prompts: {num_prompts}; tokens: {rate}; steps: {stats.steps}; {reused}"
 
 
 def _print(prediction: Prediction) -> None:

@@ -10,10 +10,11 @@ import paddle
 import pytest
 
 from examples.llama2_13b.export import ExportFlags, export
-from examples.llama2_13b.generate.generation import Generation, Row, collate
-from examples.llama2_13b.generate.generation_settings import GenerationSettings
+from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.request import Request, SamplingSettings
 from examples.llama2_13b.generate.static_program import StaticProgram
+from examples.llama2_13b.generate.step_inputs import Part, collate
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 
@@ -51,11 +52,28 @@ class Recorded:
         return self.logits[-1]
 
 
-def generation(exported, dtype="float32", eos=(2,), batch_size=2, num_blocks=None, block_size=16, **settings):
-    config, programs = exported
-    cache = KeyValueCache(config, dtype, num_blocks or batch_size * 4, block_size)
-    chosen = GenerationSettings(eos, **{"decode_strategy": "greedy_search", **settings})
-    return Generation(Recorded(programs[dtype]), cache, chosen, MAX_LENGTH, batch_size, seed=1)
+class Answering:
+    """An engine that answers a list of prompts greedily, with its step recorded."""
+
+    def __init__(self, exported, dtype="float32", eos=(2,), batch_size=2, num_blocks=None, block_size=16, **settings):
+        config, programs = exported
+        cache = KeyValueCache(config, dtype, num_blocks or batch_size * 4, block_size)
+        limits = EngineLimits(config.max_position_embeddings, config.vocab_size, batch_size)
+        self.step = Recorded(programs[dtype])
+        self.engine = Engine(self.step, cache, str, limits)
+        self._eos, self._settings = eos, {"temperature": 0, **settings}
+
+    def run(self, prompts, seeds=None):
+        """(number of the prompt, its answer without end token), in the order in which they end."""
+        for number, prompt in enumerate(prompts):
+            chosen = SamplingSettings(**self._settings, seed=number if seeds is None else seeds[number])
+            self.engine.add(Request(str(number), tuple(prompt), chosen, MAX_LENGTH, eos_token_ids=self._eos))
+        answers = [[] for _ in prompts]
+        while self.engine.has_work:
+            for delta in self.engine.step():
+                answers[int(delta.request_id)] += [token for token in delta.tokens if token not in self._eos]
+                if delta.finish_reason:
+                    yield int(delta.request_id), answers[int(delta.request_id)]
 
 
 @pytest.fixture(scope="session")
@@ -75,12 +93,12 @@ def recomputed(tiny_folder, prompts):
 
 @pytest.mark.parametrize("batch_size, block_size", [(1, 64), (2, 16), (5, 16), (3, 1)])
 def test_every_token_is_the_full_models(exported, prompts, recomputed, batch_size, block_size):
-    answering = generation(exported, eos=(), batch_size=batch_size, block_size=block_size, num_blocks=400 // block_size)
+    answering = Answering(exported, eos=(), batch_size=batch_size, block_size=block_size, num_blocks=400 // block_size)
     assert dict(answering.run(prompts)) == {number: tokens for number, (tokens, _) in enumerate(recomputed)}
 
 
 def test_logits_are_the_full_models(exported, prompts, recomputed):
-    answering = generation(exported, eos=(), batch_size=1)
+    answering = Answering(exported, eos=(), batch_size=1)
     list(answering.run(prompts))
     got = np.concatenate(answering.step.logits)
     want = np.concatenate([scores for _, scores in recomputed])
@@ -92,8 +110,8 @@ def test_logits_are_the_full_models(exported, prompts, recomputed):
 def test_narrow_program_is_as_near_to_float32_as_the_narrow_model(tiny_folder, exported, prompts, dtype):
     logits = {}
     for each in ("float32", dtype):
-        answering = generation(exported, dtype=each, eos=(), batch_size=5)
-        next(answering.run(prompts))
+        answering = Answering(exported, dtype=each, eos=(), batch_size=5)
+        list(answering.run(prompts))
         logits[each] = answering.step.logits[0]
     with paddle.no_grad():
         model = Llama.from_pretrained(tiny_folder, dtype)
@@ -113,8 +131,8 @@ def test_the_program_of_a_tied_model_holds_one_matrix_and_gives_its_logits(tiny_
     export(ExportFlags(str(tiny_folder), str(tmp_path / "untied"), dtype))
     untied, tied = ((path / "model.pdiparams").stat().st_size for path in (tmp_path / "untied", output))
     assert matrix <= untied - tied < matrix + 1000
-    answering = generation((config, {dtype: StaticProgram(output, config)}), dtype, eos=(), batch_size=5)
-    next(answering.run(prompts))
+    answering = Answering((config, {dtype: StaticProgram(output, config)}), dtype, eos=(), batch_size=5)
+    list(answering.run(prompts))
     with paddle.no_grad():
         exact, of_model = (
             np.stack([model(paddle.to_tensor([prompt]))[0, -1].numpy() for prompt in prompts])
@@ -128,7 +146,7 @@ def test_a_prompt_enters_when_a_row_ends_while_the_others_go_on(exported, prompt
     tokens = recomputed[0][0]
     end = next(token for token in tokens[1:] if token not in tokens[:1])
     position = tokens.index(end)
-    answering = generation(exported, eos=(end,), batch_size=2)
+    answering = Answering(exported, eos=(end,), batch_size=2)
     answers = dict(answering.run(prompts))
     for number, (full, _) in enumerate(recomputed):
         assert answers[number] == (full[: full.index(end)] if end in full else full)
@@ -138,36 +156,34 @@ def test_a_prompt_enters_when_a_row_ends_while_the_others_go_on(exported, prompt
 
 
 def test_prompts_wait_until_blocks_are_free(exported, prompts, recomputed):
-    answering = generation(exported, eos=(), batch_size=5, num_blocks=3)  # 33 + 12 tokens need 3 blocks of 16
+    answering = Answering(exported, eos=(), batch_size=5, num_blocks=3)  # 33 + 12 tokens need 3 blocks of 16
     assert dict(answering.run(prompts)) == {number: tokens for number, (tokens, _) in enumerate(recomputed)}
-    assert answering.num_tokens == len(prompts) * MAX_LENGTH
+    assert answering.engine.stats.generated_tokens == len(prompts) * MAX_LENGTH
 
 
-def test_a_cache_too_small_for_a_prompt_is_an_error(exported, prompts):
-    with pytest.raises(ValueError, match="the cache must hold 29 tokens of a row"):
-        list(generation(exported, num_blocks=1).run([prompts[1]]))
+def test_an_answer_ends_where_the_cache_ends(exported, prompts, recomputed):
+    answering = Answering(exported, eos=(), num_blocks=5, block_size=4)
+    ((_, tokens),) = answering.run([prompts[1]])
+    assert tokens == recomputed[1][0][:3]  # 17 + 3 tokens are five blocks of 4
 
 
-def test_samples_depend_on_seed_and_prompt_number_and_not_on_the_batch(exported, prompts):
-    def answers(batch_size, seed):
-        answering = generation(exported, batch_size=batch_size, decode_strategy="sampling", temperature=1.0, top_p=1.0)
-        answering.seed = seed
-        return dict(answering.run([prompts[1]] * 3))
+def test_samples_depend_on_the_seed_and_not_on_the_batch(exported, prompts):
+    def answers(batch_size, seeds):
+        answering = Answering(exported, batch_size=batch_size, temperature=1.0)
+        return dict(answering.run([prompts[1]] * 3, seeds))
 
-    first = answers(3, seed=1)
-    assert first == answers(3, seed=1) == answers(1, seed=1)
-    assert first != answers(3, seed=2)
+    first = answers(3, [1, 2, 3])
+    assert first == answers(3, [1, 2, 3]) == answers(1, [1, 2, 3])
+    assert answers(3, [3, 2, 1]) == {0: first[2], 1: first[1], 2: first[0]}
     assert first[0] != first[1]
 
 
 def test_a_step_holds_new_rows_whole_and_the_others_last_token():
-    random = np.random.default_rng(0)
-    rows = [Row(0, [5, 6, 7], 2, [4], random, num_cached=2), Row(1, [8, 9], 2, [0, 3], random)]
-    inputs = collate(rows)
-    assert inputs.input_ids.tolist() == [7, 8, 9]
-    assert inputs.position_ids.tolist() == [2, 0, 1]
-    assert inputs.last_tokens.tolist() == [0, 2]
-    assert inputs.seq_lens_encoder.tolist() == [0, 2]
-    assert inputs.seq_lens_decoder.tolist() == [2, 0]
-    assert inputs.seq_lens_this_time.tolist() == [1, 2]
-    assert inputs.block_tables.tolist() == [[4, -1], [0, 3]]
+    inputs = collate([Part([7], 2, [4]), Part([8, 9], 0, [0, 3]), Part([5, 6], 4, [1, 2])])
+    assert inputs.input_ids.tolist() == [7, 8, 9, 5, 6]
+    assert inputs.position_ids.tolist() == [2, 0, 1, 4, 5]
+    assert inputs.last_tokens.tolist() == [0, 2, 4]
+    assert inputs.seq_lens_encoder.tolist() == [0, 2, 0]
+    assert inputs.seq_lens_decoder.tolist() == [2, 0, 4]
+    assert inputs.seq_lens_this_time.tolist() == [1, 2, 2]
+    assert inputs.block_tables.tolist() == [[4, -1], [0, 3], [1, 2]]

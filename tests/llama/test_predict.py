@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -107,9 +108,16 @@ def test_answers_come_in_the_order_of_the_prompts(exported):
     asked = from_texts([f"prompt {number}" for number in range(7)])
     predictor = Predictor(parse("--model_name_or_path", exported, "--batch_size", 3, "--max_length", 30), asked)
     ended = []
-    run = predictor.generation.run
-    predictor.generation.run = lambda prompts: (ended.append(answer[0]) or answer for answer in run(prompts))
-    predictor.generation.settings = dataclasses.replace(predictor.generation.settings, eos_token_ids=range(2, 100))
+    step = predictor.engine.step
+
+    def recorded():
+        deltas = step()
+        ended.extend(int(delta.request_id) for delta in deltas if delta.finish_reason)
+        return deltas
+
+    predictor.engine.step = recorded
+    ends = tuple(range(2, 100))
+    predictor._requests = [dataclasses.replace(one, eos_token_ids=ends) for one in predictor._requests]
     assert [prediction.prompt for prediction in predictor.run()] == asked
     assert ended != sorted(ended)
 
@@ -241,9 +249,13 @@ def settings_file(folder, **fields):
 def answers(folder, *words):
     """Their lengths in tokens; no token ends one."""
     predictor = Predictor(parse("--model_name_or_path", folder, *words), from_texts(["a", "x" * 150]))
-    predictor.generation.settings = dataclasses.replace(predictor.generation.settings, eos_token_ids=())
-    prompts = [len(tokens) for tokens in predictor._tokens]
-    return prompts, [len(answer) for _, answer in sorted(predictor.generation.run(predictor._tokens))]
+    lengths = dict.fromkeys("01", 0)
+    for request in predictor._requests:
+        predictor.engine.add(dataclasses.replace(request, eos_token_ids=()))
+    while predictor.engine.has_work:
+        for delta in predictor.engine.step():
+            lengths[delta.request_id] += len(delta.tokens)
+    return [len(tokens) for tokens in predictor._tokens], list(lengths.values())
 
 
 def test_an_answer_is_as_long_as_flag_file_and_positions_allow(damaged):
@@ -342,3 +354,20 @@ def test_src_and_tgt_keep_their_form():
     prompt = Prompt((("a", "b"),), "c", "d", "x")
     assert (prompt.src, prompt.tgt) == (["a", "c"], ["b", "d"])
     assert (from_texts(["a"])[0].src, from_texts(["a"])[0].tgt) == ("a", "")
+
+
+def test_the_program_of_the_engines_page_prints_an_answer(exported, capsys):
+    page = (ROOT / "docs" / "engine.md").read_text()
+    program = page.partition("```python\n")[2].partition("```")[0]
+    exec(program.replace("output/exported", str(exported)), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 20 and lines[-1].startswith("first ") and lines[-1].endswith((" length", " stop"))
+
+
+def test_the_last_line_counts_what_was_done_and_what_was_found_in_the_cache(exported, capsys):
+    run(exported, "--batch_size", 1, "--block_size", 4, "--step_tokens", 8, "a" * 40, "a" * 40)
+    summary = capsys.readouterr().err.splitlines()[-1]
+    reused = r"(\d+) of (\d+) prompt tokens found in the cache"
+    found = re.fullmatch(rf"prompts: 2; tokens: (\d+) in .* s, \d+ a second; steps: (\d+); {reused}", summary)
+    tokens, steps, reused, of = map(int, found.groups())
+    assert 2 <= tokens <= 8 and steps > 4 and 0 < of // 2 - 5 <= reused < of // 2

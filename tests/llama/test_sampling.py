@@ -12,6 +12,7 @@ from transformers.generation import logits_process
 
 from examples.llama2_13b.generate import sampling
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
+from examples.llama2_13b.generate.request import SamplingSettings
 from examples.llama2_13b.model.config import LlamaConfig
 
 LOGITS = np.array([2.0, -1.0, 0.5, 1.5, -3.0], np.float32)
@@ -22,8 +23,8 @@ def settings(**changes):
 
 
 def draws(count=20000, seen=(), logits=LOGITS, **changes):
-    random, chosen = np.random.default_rng(3), settings(**changes)
-    tokens = [sampling.next_token(logits, chosen, seen, random) for _ in range(count)]
+    random, chosen = np.random.default_rng(3), settings(**changes).sampling(seed=0)
+    tokens = [sampling.next_token(logits, chosen, seen, (), random) for _ in range(count)]
     return np.bincount(tokens, minlength=len(logits)) / count
 
 
@@ -50,15 +51,16 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_the_sum(top_p, kept):
 
 def test_one_number_is_drawn_for_a_token_and_decides_it():
     for seed in range(20):
-        token = sampling.next_token(LOGITS, settings(), (), np.random.default_rng(seed))
+        token = sampling.next_token(LOGITS, SamplingSettings(), (), (), np.random.default_rng(seed))
         assert token == np.searchsorted(np.cumsum(softmax(LOGITS)), np.random.default_rng(seed).random())
 
 
 def test_repetition_penalty_lowers_seen_tokens_whatever_their_sign():
     got = sampling.penalized(LOGITS.astype(np.float64), 2.0, [0, 1, 1])
     np.testing.assert_array_equal(got, [1.0, -2.0, 0.5, 1.5, -3.0])
-    greedy = settings(decode_strategy="greedy_search", repetition_penalty=2.0)
-    assert sampling.next_token(LOGITS, greedy, [0], np.random.default_rng(0)) == 3
+    greedy = SamplingSettings(temperature=0, repetition_penalty=2.0)
+    for prompt, answer in (([0], []), ([], [0])):
+        assert sampling.next_token(LOGITS, greedy, prompt, answer, np.random.default_rng(0)) == 3
     want = softmax(got)
     assert np.abs(draws(seen=[0, 1], repetition_penalty=2.0) - want).max() < 0.014
 
@@ -78,7 +80,7 @@ REFERENCES = {
 def test_the_distribution_is_that_of_transformers(changes):
     random = np.random.default_rng(5)
     for scores in (LOGITS.astype(np.float64), random.normal(0, 3, 37), np.array([1.0, 2.0, 2.0, 2.0, 0.0])):
-        got = sampling.distribution(scores, settings(**changes))
+        got = sampling.distribution(scores, SamplingSettings(**changes))
         row = torch.from_numpy(scores)[None]
         for name, warper in WARPERS.items():
             if name in changes:
@@ -107,18 +109,85 @@ def test_a_token_of_the_vocabulary_comes_whatever_the_scores(penalty, temperatur
         for chosen in (settings(repetition_penalty=penalty, temperature=temperature, top_p=0.9, top_k=2, min_p=0.1),
                        settings(repetition_penalty=penalty, decode_strategy="greedy_search")):  # fmt: skip
             random = np.random.default_rng(0)
-            tokens = [sampling.next_token(np.array(scores, np.float32), chosen, [0, 1, 2], random) for _ in range(20)]
+            row = np.array(scores, np.float32), chosen.sampling(seed=0), [0, 1, 2], []
+            tokens = [sampling.next_token(*row, random) for _ in range(20)]
             assert set(tokens) <= {0, 1, 2, 3}
 
 
 def test_greedy_takes_the_first_of_the_highest():
-    greedy = settings(decode_strategy="greedy_search")
-    assert sampling.next_token(np.array([1, 7, 7], np.float32), greedy, [], np.random.default_rng(0)) == 1
+    greedy = SamplingSettings(temperature=0)
+    assert sampling.next_token(np.array([1, 7, 7], np.float32), greedy, [], [], np.random.default_rng(0)) == 1
 
 
-def test_scores_that_are_not_finite_are_refused():
-    with pytest.raises(FloatingPointError, match="scores must be finite"):
-        sampling.next_token(np.array([1, np.nan], np.float32), settings(), [], np.random.default_rng(0))
+def test_top_p_keeps_the_same_tokens_whether_few_or_all_are_sorted(monkeypatch):
+    random = np.random.default_rng(7)
+    scores = np.round(random.normal(0, 2, 300), 1)  # many equal ones
+    chosen = [SamplingSettings(top_p=top_p) for top_p in (1e-9, 0.3, 0.9, 0.999)]
+    monkeypatch.setattr(sampling, "SORTED_FIRST", 300)
+    want = [sampling.distribution(scores, each) for each in chosen]
+    for count in (1, 17):
+        monkeypatch.setattr(sampling, "SORTED_FIRST", count)
+        for each, expected in zip(chosen, want, strict=True):
+            np.testing.assert_array_equal(sampling.distribution(scores, each), expected)
+    assert np.count_nonzero(want[0]) == 1
+
+
+def test_penalties_of_openai_count_the_answer_alone():
+    answer = [3, 0, 3, 3]
+    chosen = SamplingSettings(presence_penalty=0.5, frequency_penalty=0.25)
+    got = sampling.changed(LOGITS.astype(np.float64), chosen, [1, 1, 2], answer)
+    np.testing.assert_allclose(got, [2.0 - 0.75, -1.0, 0.5, 1.5 - 0.5 - 0.75, -3.0], rtol=0, atol=1e-15)
+
+
+def test_bias_is_added_before_the_repetition_penalty_turns_with_the_sign():
+    chosen = SamplingSettings(logit_bias={0: -3.0, 4: 100.0}, repetition_penalty=2.0)
+    got = sampling.changed(LOGITS.astype(np.float64), chosen, [0, 4], [])
+    np.testing.assert_array_equal(got, [-2.0, -1.0, 0.5, 1.5, 48.5])
+
+
+def test_penalties_of_a_score_of_zero_and_of_the_largest_leave_a_choice():
+    largest = float(np.finfo(np.float32).max)
+    for penalty in (1e-320, 1e300):
+        chosen = SamplingSettings(
+            repetition_penalty=penalty, presence_penalty=2.0, frequency_penalty=-2.0, logit_bias={0: 100.0}
+        )
+        for scores in ([0.0, -0.0, 0.0, 0.0], [largest, -largest, 0.0, 1.0]):
+            row = np.array(scores, np.float32), chosen, [0, 1], [2, 2]
+            assert sampling.next_token(*row, np.random.default_rng(0)) in range(4)
+
+
+def test_logprobs_are_those_of_the_scores_as_they_are():
+    random = np.random.default_rng(2)
+    logits = random.normal(0, 3, 77).astype(np.float32)
+    want = torch.log_softmax(torch.from_numpy(logits.astype(np.float64)), -1)
+    got = sampling.logprobs(logits, 5, 6)
+    values, tokens = torch.topk(want, 6)
+    assert got.token == 5 and abs(got.logprob - want[5].item()) < 1e-12
+    assert [token for token, _ in got.top] == tokens.tolist()
+    np.testing.assert_allclose([logprob for _, logprob in got.top], values.numpy(), rtol=0, atol=1e-12)
+    assert sampling.logprobs(logits, 5, 0).top == () and len(sampling.logprobs(logits, 5, 100).top) == 77
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"temperature": -0.1}, "request: temperature must be at least 0, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
+        ({"top_p": 0}, r"top_p must be in \(0, 1\]"),
+        ({"top_k": 1.5}, "top_k must be an integer"),
+        ({"min_p": 2}, "min_p must be in"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ({"presence_penalty": 2.1}, r"presence_penalty must be in \[-2, 2\]"),
+        ({"frequency_penalty": float("inf")}, "frequency_penalty must be in"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+        ({"logit_bias": {3: 101}}, r"logit_bias must be of tokens to numbers in \[-100, 100\]"),
+        ({"logit_bias": {"3": 1}}, "logit_bias must be of tokens"),
+        ({"num_logprobs": -1}, "num_logprobs must be"),
+    ],
+)
+def test_impossible_settings_of_a_request_are_refused(changes, text):
+    with pytest.raises(ValueError, match=text):
+        SamplingSettings(**changes)
 
 
 @pytest.mark.parametrize(

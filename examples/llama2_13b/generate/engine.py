@@ -6,49 +6,25 @@
         for delta in engine.step():
             print(delta.request_id, delta.text, delta.finish_reason)
 
-One thread calls it. It never waits, draws no clock and starts no thread.
+One thread calls it. It reads no clock and starts no thread.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from examples.llama2_13b.generate.generation import Row, Step, collate
-from examples.llama2_13b.generate.generation_settings import GenerationSettings
-from examples.llama2_13b.generate.key_value_cache import KeyValueCache, blocks_for
-from examples.llama2_13b.generate.request import Delta, FinishReason, Request
-from examples.llama2_13b.generate.sampling import next_token
+from examples.llama2_13b.generate.block_manager import BlockManager
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.request import Delta, Request
+from examples.llama2_13b.generate.row import Row
+from examples.llama2_13b.generate.scheduler import EngineLimits, Scheduler
+from examples.llama2_13b.generate.step_inputs import Part, Step, collate
+from examples.llama2_13b.generate.text_stream import Decode
 
-Decode = Callable[[Sequence[int]], str]  # token ids -> text, without control tokens
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """What a step may hold.
-
-    Args:
-        max_positions: of prompt and answer together: the model's.
-        vocab_size: token ids are below it.
-        max_rows: requests in a step at most; others wait.
-        max_tokens_per_step: of prompts and answers together. Longer prompts take several steps.
-    """
-
-    max_positions: int
-    vocab_size: int
-    max_rows: int = 16
-    max_tokens_per_step: int = 512
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"engine: {name} must be at least 1, got {value}")
-        if self.max_tokens_per_step < self.max_rows:
-            rule = f"at least max_rows {self.max_rows}, a token each"
-            raise ValueError(f"engine: max_tokens_per_step must be {rule}, got {self.max_tokens_per_step}")
+__all__ = ["Engine", "EngineLimits", "EngineStats"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +35,9 @@ class EngineStats:
         running: requests with blocks.
         waiting: requests without, those that were preempted included.
         free_blocks, total_blocks: of the cache. Free ones may hold a prefix that a later request reuses.
+        steps: runs of the model, since the start.
         preemptions: how often a running request lost its blocks, since the start.
-        prefix_hit_tokens: prompt tokens whose keys and values were found in the cache, since the start.
+        prefix_hit_tokens: tokens whose keys and values were found in the cache, since the start.
         prompt_tokens, generated_tokens: of all requests, since the start.
     """
 
@@ -68,6 +45,7 @@ class EngineStats:
     waiting: int
     free_blocks: int
     total_blocks: int
+    steps: int
     preemptions: int
     prefix_hit_tokens: int
     prompt_tokens: int
@@ -79,127 +57,107 @@ class Engine:
 
     Args:
         step: runs the model.
-        cache: of keys and values; it must hold at least one request.
+        cache: of keys and values. No prompt and answer together are longer than what it holds.
         decode: makes text of tokens.
         limits: of a step and a request.
     """
 
     def __init__(self, step: Step, cache: KeyValueCache, decode: Decode, limits: EngineLimits) -> None:
         self._step, self._cache, self._decode, self._limits = step, cache, decode, limits
-        self._waiting: deque[Request] = deque()
-        self._rows: list[tuple[Request, Row]] = []
+        self._scheduler = Scheduler(BlockManager(cache.num_blocks, cache.block_size), limits)
+        self._longest = min(limits.max_positions, cache.num_blocks * cache.block_size)
+        self._rows: dict[str, Row] = {}
         self._cancelled: list[str] = []
-        self._prompt_tokens = self._generated_tokens = 0
+        self._steps = self._prompt_tokens = self._generated_tokens = 0
 
     def add(self, request: Request) -> None:
-        """Let a request in; it takes part from the next step on if there is room, and else waits its turn.
+        """Let a request in. It takes part from the next step on if there is room, and else waits its turn.
 
         Raises:
             ValueError: it can never run, or its id is taken; the argument is named.
         """
-        prompt, limits = request.prompt, self._limits
-        self._require(request, request.id not in self._ids(), "id", "of no other request that is under way", request.id)
-        self._require(request, len(prompt) > 0, "prompt", "at least one token long", 0)
-        rule = f"shorter than the model's {limits.max_positions} positions"
-        self._require(request, len(prompt) < limits.max_positions, "prompt", rule, len(prompt))
-        held = self._cache.total_blocks * self._cache.block_size
-        rule = f"shorter than the {held} positions of the cache"
-        self._require(request, len(prompt) < held, "prompt", rule, len(prompt))
-        for name, tokens in (("prompt", prompt), ("logit_bias", request.settings.logit_bias)):
-            beyond = [token for token in tokens if token >= limits.vocab_size]
-            rule = f"of tokens below vocab_size {limits.vocab_size}"
-            self._require(request, not beyond, name, rule, beyond[:1])
-        self._waiting.append(request)
-        self._prompt_tokens += len(prompt)
+        taken = request.id in self._rows or request.id in self._cancelled
+        _require(request, not taken, "id", "of no other request that is under way", request.id)
+        _require(request, len(request.prompt) > 0, "prompt", "at least one token long", 0)
+        held = f"{self._limits.max_positions} positions of the model and {self._cache_positions} of the cache"
+        _require(request, len(request.prompt) < self._longest, "prompt", f"shorter than {held}", len(request.prompt))
+        vocab_size = self._limits.vocab_size
+        for name, tokens in (("prompt", request.prompt), ("logit_bias", request.settings.logit_bias)):
+            beyond = [token for token in tokens if token >= vocab_size]
+            _require(request, not beyond, name, f"of tokens below vocab_size {vocab_size}", beyond[:1])
+        row = self._rows[request.id] = Row(request, self._longest, self._decode)
+        self._scheduler.add(row)
+        self._prompt_tokens += len(request.prompt)
+
+    @property
+    def _cache_positions(self) -> int:
+        return self._cache.num_blocks * self._cache.block_size
 
     def cancel(self, request_id: str) -> bool:
         """End a request; the next step's news say so. False if there is none of this id, perhaps no longer."""
-        if request_id not in self._ids():
+        row = self._rows.pop(request_id, None)
+        if row is None:
             return False
+        self._scheduler.remove(row)
         self._cancelled.append(request_id)
-        self._waiting = deque(request for request in self._waiting if request.id != request_id)
-        for request, row in self._rows:
-            if request.id == request_id:
-                self._cache.give_back(row.blocks)
-        self._rows = [one for one in self._rows if one[0].id != request_id]
         return True
 
     @property
     def has_work(self) -> bool:
-        """Whether another step would bring news."""
-        return bool(self._waiting or self._rows or self._cancelled)
+        """Whether another step would bring news, now or later."""
+        return bool(self._rows or self._cancelled)
 
     @property
     def stats(self) -> EngineStats:
-        free, total = self._cache.free_blocks, self._cache.total_blocks
-        counts = self._prompt_tokens, self._generated_tokens
-        return EngineStats(len(self._rows), len(self._waiting), free, total, 0, 0, *counts)
+        scheduler = self._scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            free_blocks=scheduler.blocks.num_free,
+            total_blocks=scheduler.blocks.num_blocks,
+            steps=self._steps,
+            preemptions=scheduler.num_preemptions,
+            prefix_hit_tokens=scheduler.num_reused_tokens,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+        )
 
     def step(self) -> list[Delta]:
-        """Run the model once, if anything waits for it.
+        """Run the model once, if a request waits for it. If that fails, the same step may be tried again.
 
         Returns:
-            The news: at most one of each request, in the order in which the requests came.
+            The news, at most one of each request: of those that were cancelled, then in the order of arrival. A
+            request whose prompt takes several steps has none before the last of them.
         """
-        deltas = [Delta(request_id, finish_reason="cancelled") for request_id in self._cancelled]
-        self._cancelled = []
-        self._insert()
-        if not self._rows:
-            return deltas
-        logits = self._step(collate([row for _, row in self._rows]), self._cache)
-        for (request, row), scores in zip(list(self._rows), logits, strict=True):
-            deltas.append(self._advance(request, row, scores))
-        return deltas
+        counts = self._scheduler.plan()
+        deltas = []
+        if counts:
+            logits = self._step(collate([_part(row, count) for row, count in counts.items()]), self._cache)
+            self._steps += 1
+            self._scheduler.commit(counts)
+            deltas = [self._advance(row, scores) for row, scores in zip(counts, logits, strict=True) if row.is_complete]
+        cancelled, self._cancelled = self._cancelled, []
+        return [*(Delta(request_id, finish_reason="cancelled") for request_id in cancelled), *deltas]
 
-    def _advance(self, request: Request, row: Row, scores: np.ndarray) -> Delta:
-        row.num_cached = len(row.tokens)
-        settings = request.settings
-        chosen = GenerationSettings(
-            (),
-            "greedy_search" if settings.is_greedy else "sampling",
-            settings.top_p,
-            settings.temperature,
-            settings.repetition_penalty,
-            settings.top_k,
-            settings.min_p,
-        )
-        before = self._decode(row.answer)
-        token = next_token(scores, chosen, row.tokens, row.random)
-        row.tokens.append(token)
-        self._generated_tokens += 1
-        reason: FinishReason | None = None
-        if token in request.eos_token_ids and not request.ignore_eos:
-            reason = "stop"
-        elif len(row.tokens) == self._limit(request):
-            reason = "length"
-        if reason:
-            self._rows.remove((request, row))
-            self._cache.give_back(row.blocks)
-        text = "" if reason == "stop" else self._decode(row.answer).removeprefix(before)
-        return Delta(request.id, (token,), text, finish_reason=reason)
+    def _advance(self, row: Row, scores: NDArray[np.float32]) -> Delta:
+        delta = row.advance(scores)
+        self._generated_tokens += len(delta.tokens)
+        if delta.finish_reason:
+            del self._rows[row.request.id]
+            self._scheduler.remove(row)
+        return delta
 
-    def _limit(self, request: Request) -> int:
-        longest = self._limits.max_positions
-        return min(longest, len(request.prompt) + (request.max_new_tokens or longest))
-
-    def _insert(self) -> None:
-        while self._waiting and len(self._rows) < self._limits.max_rows:
-            request = self._waiting[0]
-            blocks = self._cache.borrow(self._limit(request))
-            if blocks is None:
-                return
-            self._waiting.popleft()
-            random = np.random.default_rng(request.settings.seed)
-            self._rows.append((request, Row(0, list(request.prompt), len(request.prompt), blocks, random)))
-
-    def _ids(self) -> set[str]:
-        return {one.id for one in self._waiting} | {one.id for one, _ in self._rows} | set(self._cancelled)
-
-    def _require(self, request: Request, condition: bool, argument: str, rule: str, got: object) -> None:
-        if not condition:
-            raise ValueError(f"request {request.id}: {argument} must be {rule}, got {got}")
+    def check(self) -> None:
+        """Raise AssertionError unless every block is free, or owned by as many rows as its count says; for tests."""
+        self._scheduler.blocks.check(row.blocks for row in self._scheduler.running)
+        assert not any(row.blocks or row.num_cached for row in self._scheduler.waiting)
+        assert len(self._rows) == len(self._scheduler.running) + len(self._scheduler.waiting)
 
 
-def num_blocks_for(limits: EngineLimits, block_size: int) -> int:
-    """Blocks with which no request ever waits for another's: the most that a step's rows can need."""
-    return limits.max_rows * blocks_for(limits.max_positions, block_size)
+def _part(row: Row, count: int) -> Part:
+    return Part(row.tokens[row.num_cached : row.num_cached + count], row.num_cached, row.blocks)
+
+
+def _require(request: Request, condition: bool, argument: str, rule: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"request {request.id}: {argument} must be {rule}, got {got}")

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from examples.llama2_13b.generate.request import SamplingSettings
 from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model.config import LlamaConfig
 
 FILE = "generation_config.json"
 STRATEGIES = ("sampling", "greedy_search")
 NUMBERS = ("top_p", "temperature", "repetition_penalty", "top_k", "min_p", "max_new_tokens", "max_length")
+SAMPLED = ("top_p", "temperature", "repetition_penalty", "top_k", "min_p")
 READ = (*NUMBERS, "do_sample", "decode_strategy", "eos_token_id")
 # Fields that choose no token: who wrote the file, other tokens' ids, caches and what transformers returns.
 SILENT = (
@@ -34,7 +36,7 @@ NEUTRAL = {
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """See `sampling.next_token` for what each does.
+    """See `SamplingSettings` for what each does.
 
     Args:
         eos_token_ids: a row ends with the first of them.
@@ -86,6 +88,13 @@ class GenerationSettings:
     @property
     def is_greedy(self) -> bool:
         return self.decode_strategy == "greedy_search"
+
+    def sampling(self, seed: int) -> SamplingSettings:
+        """How a request with this seed chooses its tokens."""
+        if self.is_greedy:
+            return SamplingSettings(temperature=0, repetition_penalty=self.repetition_penalty)
+        same = {name: getattr(self, name) for name in SAMPLED}
+        return SamplingSettings(**same, seed=seed)
 
     @property
     def without_effect(self) -> str:

@@ -1,4 +1,4 @@
-"""The paged key-value cache: blocks of positions that rows of a batch borrow and give back."""
+"""The memory of the paged key-value cache. `BlockManager` says who has which of its blocks."""
 
 from __future__ import annotations
 
@@ -18,26 +18,6 @@ class KeyValueCache:
 
     def __init__(self, config: LlamaConfig, dtype: str, num_blocks: int, block_size: int) -> None:
         shape = [num_blocks, config.num_key_value_heads, block_size, config.head_dim]
-        self.block_size, self.total_blocks = block_size, num_blocks
+        self.num_blocks, self.block_size = num_blocks, block_size
         self.keys = [paddle.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
         self.values = [paddle.zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
-        self._free = list(range(num_blocks))
-
-    @property
-    def free_blocks(self) -> int:
-        return len(self._free)
-
-    def borrow(self, num_positions: int) -> list[int] | None:
-        """Blocks for so many positions; None when too few are free."""
-        count = blocks_for(num_positions, self.block_size)
-        if count > len(self._free):
-            return None
-        borrowed, self._free = self._free[:count], self._free[count:]
-        return borrowed
-
-    def give_back(self, blocks: list[int]) -> None:
-        self._free += blocks
-
-
-def blocks_for(num_positions: int, block_size: int) -> int:
-    return -(-num_positions // block_size)

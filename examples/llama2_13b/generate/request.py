@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 MAX_BIAS = 100.0  # OpenAI's range; 100 more than any difference of scores that models have
 MAX_PENALTY = 2.0  # OpenAI's range
 
@@ -140,7 +140,8 @@ class Delta:
             bytes of an unfinished character. All texts of a request together are its answer, without the stop string.
         logprobs: of each of `tokens` if the request asks for them, else empty.
         finish_reason: None while the request goes on. "stop": an end token or a stop string came. "length": it has
-            max_new_tokens, or the model's positions ended. "cancelled": someone called `Engine.cancel`.
+            max_new_tokens, or the model's positions or the cache ended. "cancelled": someone called `Engine.cancel`.
+            "error": the model's scores were NaN or infinite, as float16 may make them; there is no token to choose.
     """
 
     request_id: str

@@ -2,56 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.llama2_13b.generate.generation_settings import GenerationSettings
+from examples.llama2_13b.generate.request import SamplingSettings, TokenLogprobs
 
 Floats = NDArray[np.float64]
 LARGEST = np.finfo(np.float64).max  # a penalty may take a score beyond it, and infinity has no softmax
+SORTED_FIRST = 1024  # tokens that top_p looks at before it sorts the vocabulary
 
 
 def next_token(
-    logits: NDArray[np.float32], settings: GenerationSettings, seen: Collection[int], random: np.random.Generator
+    logits: NDArray[np.float32],
+    settings: SamplingSettings,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    random: np.random.Generator,
 ) -> int:
     """Choose a token.
 
-    Greedy: the highest score after the repetition penalty. Sampling: a draw from `distribution`.
+    Greedy: the highest score after bias and penalties, the first of equal ones. Else a draw from `distribution`.
 
     Args:
-        logits: [vocab_size].
-        seen: the tokens of the row so far, prompt included.
+        logits: [vocab_size], finite.
+        prompt, answer: the tokens so far.
         random: one number of it is used, none if greedy.
-
-    Raises:
-        FloatingPointError: a score is not finite.
     """
-    if not np.isfinite(logits).all():
-        raise FloatingPointError("generation: the model's scores must be finite, got NaN or infinity")
-    scores = penalized(logits.astype(np.float64), settings.repetition_penalty, seen)
+    scores = changed(logits.astype(np.float64), settings, prompt, answer)
     if settings.is_greedy:
         return int(scores.argmax())
     cumulative = np.cumsum(distribution(scores, settings))
     return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
 
 
-def penalized(scores: Floats, penalty: float, seen: Collection[int]) -> Floats:
+def changed(scores: Floats, settings: SamplingSettings, prompt: Sequence[int], answer: Sequence[int]) -> Floats:
+    """The scores after logit_bias, then repetition penalty, then frequency and presence penalty."""
+    scores = biased(scores, settings.logit_bias)
+    if settings.repetition_penalty != 1:
+        scores = penalized(scores, settings.repetition_penalty, [*prompt, *answer])
+    if settings.presence_penalty or settings.frequency_penalty:
+        scores = less_repeated(scores, settings.presence_penalty, settings.frequency_penalty, answer)
+    return scores
+
+
+def biased(scores: Floats, logit_bias: Mapping[int, float]) -> Floats:
+    """Add each token's bias to its score."""
+    if not logit_bias:
+        return scores
+    result = scores.copy()
+    result[list(logit_bias)] += list(logit_bias.values())
+    return result
+
+
+def penalized(scores: Floats, penalty: float, seen: Sequence[int]) -> Floats:
     """Divide the positive scores of seen tokens by the penalty and multiply the others with it.
 
     Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1, with the usual reading of negative scores.
     """
-    if penalty == 1 or not seen:
+    if penalty == 1 or not len(seen):
         return scores
-    tokens = np.unique(np.fromiter(seen, np.int64))
+    tokens = np.unique(np.asarray(seen, np.int64))
     result = scores.copy()
     with np.errstate(over="ignore"):
         result[tokens] = np.where(scores[tokens] > 0, scores[tokens] / penalty, scores[tokens] * penalty)
     return np.clip(result, -LARGEST, LARGEST)
 
 
-def distribution(scores: Floats, settings: GenerationSettings) -> Floats:
+def less_repeated(scores: Floats, presence: float, frequency: float, answer: Sequence[int]) -> Floats:
+    """score - frequency * (times that the answer has the token) - presence * (whether it has it).
+
+    Source: OpenAI's API reference, "frequency_penalty" and "presence_penalty"; the prompt does not count.
+    """
+    tokens, counts = np.unique(np.asarray(answer, np.int64), return_counts=True)
+    result = scores.copy()
+    result[tokens] -= frequency * counts + presence
+    return result
+
+
+def distribution(scores: Floats, settings: SamplingSettings) -> Floats:
     """softmax(scores / temperature), restricted to the tokens that top_k, then top_p, then min_p keep.
 
     top_k keeps the tokens with so many highest scores, equal ones included; 0 keeps all. top_p keeps the fewest
@@ -67,8 +97,35 @@ def distribution(scores: Floats, settings: GenerationSettings) -> Floats:
         kth = np.partition(scores, -settings.top_k)[-settings.top_k]
         probabilities[scores < kth] = 0
     probabilities /= probabilities.sum()
-    order = np.argsort(-probabilities, kind="stable")
-    before = np.cumsum(probabilities[order]) - probabilities[order]
-    probabilities[order[before >= settings.top_p]] = 0
+    if settings.top_p < 1:
+        kept = _likeliest(probabilities, settings.top_p)
+        probabilities[~np.isin(np.arange(scores.size), kept)] = 0
     probabilities[probabilities < settings.min_p * probabilities.max()] = 0
     return probabilities
+
+
+def _likeliest(probabilities: Floats, share: float) -> NDArray[np.int64]:
+    """The fewest tokens whose probabilities reach the share; of equal ones the first in the vocabulary."""
+    tokens = _first(probabilities, SORTED_FIRST)
+    if probabilities[tokens].sum() < share:
+        tokens = np.arange(probabilities.size)
+    order = tokens[np.argsort(-probabilities[tokens], kind="stable")]
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    return order[before < share]
+
+
+def _first(values: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """The indices of so many largest values and of all that equal the last of them, ascending."""
+    if count >= values.size:
+        return np.arange(values.size)
+    return np.flatnonzero(values >= np.partition(values, -count)[-count])
+
+
+def logprobs(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprobs:
+    """log softmax of the model's scores as they are: for the chosen token and for the likeliest."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    tokens = _first(scores, max(num_top, 1))
+    order = tokens[np.argsort(-scores[tokens], kind="stable")][:num_top]
+    return TokenLogprobs(token, float(scores[token]), tuple((int(one), float(scores[one])) for one in order))

@@ -10,8 +10,8 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
-from examples.llama2_13b.generate.generation import StepInputs
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.step_inputs import StepInputs
 from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import DTYPES
