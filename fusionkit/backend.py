@@ -136,6 +136,8 @@ class Backend:
             `TARGETS` are the ratios that the backend promises.
         neutral_ops: "module:function" that registers the custom ops `fusionkit_<op>` with Paddle. For the backend whose
             Paddle functions record these, and nothing else, in a static program.
+        passes: "module:name" of a `fusionkit.passes.steps.Passes`: what becomes of a program that is loaded for the
+            device.
     """
 
     name: str
@@ -152,6 +154,7 @@ class Backend:
     device_models: Mapping[str, DeviceModel] = field(default_factory=dict)
     benchmark: str | None = None
     neutral_ops: str | None = None
+    passes: str | None = None
 
     def owns(self, device_type: str) -> bool:
         return ANY_DEVICE in self.device_types or device_type in self.device_types

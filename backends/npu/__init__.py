@@ -153,6 +153,7 @@ backend = Backend(
     available=functools.partial(custom_device.missing, "npu"),
     stand_in=health.stand_in,
     doctor=health.checks,
+    passes="fusionkit_backends.npu.passes:passes",
     device_models={
         "910B-64GB": _device("910B-64GB", 64e9),
         "910B-32GB": _device("910B-32GB", 32e9),

@@ -1,11 +1,78 @@
-"""Loads static programs that hold neutral ops."""
+"""Loads static programs that hold neutral ops: for the host, or rewritten for a device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusionkit import kernel_function, registry
+from fusionkit.backend import Backend
 from fusionkit.passes import files, neutral
+from fusionkit.passes.steps import Passes, rewritten
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A program on a device.
+
+    Args:
+        run: outputs of inputs, in the order of `input_names`. In-place arguments are written where they are.
+        log: a line for each pass of the device's backend: its name and what it matched.
+        operations: names of what runs at each call, in order; empty on the host, where Paddle decides.
+    """
+
+    run: Any
+    input_names: list[str]
+    log: list[str] = field(default_factory=list)
+    operations: list[str] = field(default_factory=list)
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+        outputs: list[Any] = self.run(list(inputs))
+        return outputs
+
+
+def load(
+    path: str | Path, device: str = "cpu", *, without: Sequence[str] = (), num_layers: int | None = None
+) -> Loaded:
+    """A program that `export` wrote, on a device, after the passes of the device's backend.
+
+    Args:
+        path: without suffix.
+        device: as Paddle names it, such as "toy:0". Its inputs must be there.
+        without: names of passes to leave out; "all" for every one.
+        num_layers: layers that the program must have where passes take layers as a whole.
+
+    Raises:
+        FileNotFoundError: one of the program's files is missing.
+        ValueError: one is truncated or not what its name says; or no pass is called as `without` says.
+        FusionkitError: a layer differs from what the passes know, and is named; or nothing there runs an operation.
+        PluginError: no backend that is available offers the neutral ops.
+    """
+    if device.partition(":")[0] in neutral.backend().device_types:
+        predictor = create_predictor(path)
+        return Loaded(predictor.run, predictor.get_input_names())
+    from fusionkit.passes import reading, running
+
+    program, tensors = reading.read(path, device)
+    passes = _passes_for(device.partition(":")[0])
+    program, log = rewritten(program, passes, without, num_layers)
+    with reading.on(device):
+        ready = running.Running(program, tensors, device, passes.functions, passes.keeps_state)
+    return Loaded(ready, ready.input_names, log, ready.operations)
+
+
+def _passes_for(device_type: str) -> Passes:
+    """Those of the backend that is named after the device, or none."""
+    found = [each for each in registry.loaded() if _is_for(each, device_type)]
+    passes: Passes = kernel_function.resolve(str(found[0].passes)) if found else Passes(())  # type: ignore[assignment]
+    return passes
+
+
+def _is_for(backend: Backend, device_type: str) -> bool:
+    has_passes = backend.passes is not None and device_type in backend.device_types
+    return has_passes and registry.unavailable(backend) is None
 
 
 def load_neutral_ops() -> None:

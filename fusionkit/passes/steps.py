@@ -1,0 +1,186 @@
+"""Steps that a backend declares: patterns of operations and what takes their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusionkit.errors import FusionkitError
+from fusionkit.passes.pattern import Failure, Line, Match, literal, matches, parse
+from fusionkit.passes.program import Operation, Program
+
+Condition = Callable[[Program, Match], bool]
+
+
+def _always(program: Program, match: Match) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pattern, and the lines that take its place, in the notation of `pattern.py`.
+
+    Names mean what they mean in the pattern; `y.shape` as an attribute is the declared shape of a value. Outputs that
+    others read must be given by the new lines.
+
+    Args:
+        when: what must hold besides.
+    """
+
+    pattern: str
+    replacement: str
+    when: Condition = _always
+
+
+@dataclass(frozen=True)
+class Step:
+    """One named step.
+
+    Args:
+        name: as it is logged, and left out.
+        rules: tried in order, each on the whole program.
+        matched: what a match is, for the log.
+        is_layer: a match stands for one whole layer of the model.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    matched: str
+    is_layer: bool = False
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What the device's layer-level ops cannot do. A program with one runs op by op, and the reason is logged.
+
+    Args:
+        reason: in words; `{}` is the operation.
+        found: whether an operation is such a thing.
+    """
+
+    reason: str
+    found: Callable[[Program, Operation], bool]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a backend does with a program that is loaded for its device.
+
+    Args:
+        steps: in order.
+        functions: name of an operation that a step puts in -> "module:function" over tensors.
+        obstacles: with one of these no step is taken.
+        layer: the name of an operation of which each layer of a model has one.
+        keeps_state: the device's ops keep something between the layers of a call: calls on a device take turns.
+    """
+
+    steps: tuple[Step, ...]
+    functions: Mapping[str, str] = field(default_factory=dict)
+    obstacles: tuple[Obstacle, ...] = ()
+    layer: str = ""
+    keeps_state: bool = False
+
+
+def rewritten(
+    program: Program, passes: Passes, without: Sequence[str] = (), num_layers: int | None = None
+) -> tuple[Program, list[str]]:
+    """A new program, after all steps but those left out, and a line of log for each.
+
+    Args:
+        without: names of steps; "all" for every one.
+        num_layers: that the program must have, by the model's configuration; None: as many as it has.
+
+    Raises:
+        ValueError: no step is called so.
+        FusionkitError: some layers were matched and others not; what differs in the first of them is named. The given
+            program is as it was.
+    """
+    left_out = _names_left_out(passes, without)
+    if reasons := [text for each in passes.obstacles if (text := _met(program, each))]:
+        return program, [f"no pass is run, every op runs by itself: {reason}" for reason in reasons]
+    result, log, layers = program.copy(), [], 0
+    for step in passes.steps:
+        if step.name in left_out:
+            log.append(f"pass {step.name}: left out")
+            continue
+        count = sum(_apply(result, rule) for rule in step.rules)
+        layers += count if step.is_layer else 0
+        log.append(f"pass {step.name}: {count} x {step.matched}")
+    if not {step.name for step in passes.steps if step.is_layer} <= left_out:
+        _require_all_layers(result, program, passes, layers, num_layers)
+    result.require_order()
+    return result, log
+
+
+def _names_left_out(passes: Passes, without: Sequence[str]) -> set[str]:
+    names = [step.name for step in passes.steps]
+    for name in without:
+        if name not in (*names, "all"):
+            raise ValueError(f"passes: without must be of {', '.join(names)} or all, got {name!r}")
+    return set(names if "all" in without else without)
+
+
+def _met(program: Program, obstacle: Obstacle) -> str | None:
+    found = [operation for operation in program.operations if obstacle.found(program, operation)]
+    return f"{obstacle.reason} ({len(found)} times, first {found[0]})" if found else None
+
+
+def _apply(program: Program, rule: Rule) -> int:
+    """Replace every match that shares no operation with one before it. Returns how many."""
+    taken: set[int] = set()
+    count = 0
+    for match in list(matches(program, rule.pattern)):
+        lines = parse(rule.pattern)
+        old = [each for line, each in zip(lines, match.operations, strict=True) if not line.is_context]
+        if taken.isdisjoint(map(id, old)) and rule.when(program, match):
+            taken.update(map(id, old))
+            program.replace(old, _new(program, rule.replacement, match))
+            count += 1
+    program.prune()
+    return count
+
+
+def _new(program: Program, replacement: str, match: Match) -> list[Operation]:
+    values = dict(match.values)
+    place = next((each.place for each in match.operations if each.place), "")
+    return [_operation(program, line, values, match.attributes, place) for line in parse(replacement)]
+
+
+def _operation(
+    program: Program, line: Line, values: dict[str, int | None], attributes: Mapping[str, Any], place: str
+) -> Operation:
+    inputs = tuple(values[name.rstrip("?")] for name in line.inputs)
+    for name in line.outputs:
+        if name not in values:
+            values[name] = program.new_value()
+    outputs = tuple(value for name in line.outputs if (value := values[name]) is not None)
+    given = {name: _attribute(program, text, values, attributes) for name, text in line.attributes.items()}
+    return Operation(line.name, inputs, outputs, given, place)
+
+
+def _attribute(program: Program, text: str, values: Mapping[str, int | None], attributes: Mapping[str, Any]) -> Any:
+    if text.endswith(".shape"):
+        value = values[text.removesuffix(".shape")]
+        assert value is not None
+        return list(program.types[value].shape)
+    return attributes[text] if text in attributes else literal(text)
+
+
+def _require_all_layers(
+    result: Program, program: Program, passes: Passes, layers: int, num_layers: int | None
+) -> None:
+    of_program = [operation for operation in program.operations if operation.name == passes.layer]
+    expected = len(of_program) if num_layers is None else num_layers
+    left = [operation for operation in result.operations if operation.name == passes.layer]
+    if layers == expected and not left:
+        return
+    failure = Failure()
+    for step in passes.steps:
+        for rule in step.rules if step.is_layer else ():
+            list(matches(result, rule.pattern, failure))
+    what = f"{failure}; nothing was rewritten" if left else f"the program has {len(of_program)} of them"
+    raise FusionkitError(
+        f"passes: each of the {expected} layers must match as a whole, got {layers}: {what}. Load the program with "
+        "without=['all'] to run it op by op, or export the model again"
+    )
