@@ -73,42 +73,40 @@ def remove_padding(ids: Any, seq_lens_this_time: Any) -> Any:
 
 def rebuild_padding(x: Any, this_time: Any, encoder: Any, decoder: Any, last: Any) -> Any:
     """[rows, hidden_size]: x [tokens, hidden_size] of each row's last token."""
-    last_of_rows(_require_lengths(this_time, encoder, decoder), last)
-    num_tokens, lengths = int(x.shape[0]), this_time.numpy()
-    starts = np.cumsum(lengths) - lengths
-    offsets = np.arange(len(lengths)) * num_tokens - starts  # the vendor counts from rows of num_tokens, padded
+    num_tokens, counts = int(x.shape[0]), this_time.numpy()
+    _require_whole(counts, encoder.numpy(), decoder.numpy())
+    _require_last(counts, last)
+    starts = np.cumsum(counts) - counts
+    offsets = np.arange(len(counts)) * num_tokens - starts  # the vendor counts from rows of num_tokens, padded
     inputs = (x, paddle.to_tensor(offsets.astype(np.int32), place=x.place), decoder, encoder)
     return custom_device.run("rebuild_padding_v2", inputs, num_tokens)[0]
 
 
-def whole_rows(this_time: Any, encoder: Any, decoder: Any, position_ids: Any) -> Any:
-    """The lengths, once they and the positions are such as the vendor's op takes."""
-    _require_lengths(this_time, encoder, decoder)
-    in_prefill, cached = encoder.numpy() > 0, decoder.numpy()
-    firsts = np.where(in_prefill, 0, cached)
-    wanted = [np.arange(first, first + count) for first, count in zip(firsts, this_time.numpy(), strict=True)]
-    got = position_ids.numpy()[: int(this_time.sum())]
+def whole_rows(this_time: Any, encoder: Any, decoder: Any, position_ids: Any, last_tokens: Any) -> Any:
+    """The lengths, once these, the positions and the last tokens are such as the vendor's op takes them to be."""
+    counts, prompts, cached = (lengths.numpy() for lengths in (this_time, encoder, decoder))
+    _require_whole(counts, prompts, cached)
+    _require_last(counts, last_tokens)
+    firsts = np.where(prompts > 0, 0, cached)
+    wanted = [np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+    got = position_ids.flatten().numpy()[: counts.sum()]
     if not np.array_equal(got, np.concatenate(wanted)):
         raise ValueError(f"{_OP}: position_ids must count on from the cached tokens, got {got.tolist()}. {_ADVICE}")
     return this_time
 
 
-def _require_lengths(this_time: Any, encoder: Any, decoder: Any) -> Any:
-    got, prompts, cached = (lengths.numpy() for lengths in (this_time, encoder, decoder))
-    wrong = np.flatnonzero(got != np.where(prompts > 0, prompts, cached > 0))
+def _require_whole(counts: Any, prompts: Any, cached: Any) -> None:
+    wrong = np.flatnonzero(counts != np.where(prompts > 0, prompts, cached > 0))
     if wrong.size:
         rule = "seq_lens_encoder in prefill and 1 in decode"
-        shown = f"{got[wrong[0]]} in row {wrong[0]} of seq_lens_encoder {prompts[wrong[0]]}"
+        shown = f"{counts[wrong[0]]} in row {wrong[0]} of seq_lens_encoder {prompts[wrong[0]]}"
         raise ValueError(f"{_OP}: seq_lens_this_time must be {rule}, got {shown}; a part of a prompt. {_ADVICE}")
-    return this_time
 
 
-def last_of_rows(this_time: Any, last_tokens: Any) -> Any:
-    """The lengths, once last_tokens are what the vendor's op gives: one a row, its last."""
-    wanted, got = np.cumsum(this_time.numpy()) - 1, last_tokens.numpy()
+def _require_last(counts: Any, last_tokens: Any) -> None:
+    wanted, got = np.cumsum(counts) - 1, last_tokens.numpy()
     if not np.array_equal(wanted, got):
         raise ValueError(f"{_OP}: last_tokens must be {wanted.tolist()}, got {got.tolist()}. {_ADVICE}")
-    return this_time
 
 
 def angles(cos: Any, sin: Any, *, interleaved: bool) -> Any:

@@ -1,8 +1,8 @@
 """What becomes of a program of fusionkit's ops that is loaded for npu: one op a decoder layer, one for the head.
 
-The steps have the names under which the vendor's users know them. They rewrite a copy of the program, and all layers are
-rewritten or none, so no residual can be lost on the way: after the first two steps every residual sum stands by itself,
-and a layer is what lies between two values of the residual stream.
+The steps have the names under which the vendor's users know them. They rewrite a copy of the program, and all layers
+are rewritten or none. So no residual can be lost: after the first two steps every residual sum stands by itself, and a
+layer is what lies between two values of the residual stream.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fusionkit.passes.program import Operation, Program
 from fusionkit.passes.steps import Obstacle, Passes, Rule, Step
 
 LAYER_OP = "npu.decoder_layer"
-_ATTENTION = "fk.paged_attention"
+_ATTENTION, _PRODUCT = "fk.paged_attention", "fk.fused_linear"
 _COLLECTIVES = ("all_reduce", "all_reduce_", "all_gather", "c_identity", "c_allreduce_sum", "mp_allreduce_sum")
 _FUSED_COLLECTIVES = ("fk.matmul_all_reduce", "fk.matmul_reduce_scatter", "fk.all_gather_matmul")
 
@@ -44,8 +44,8 @@ _CONSTANTS = """
     ffn_norm_half = npu.half(ffn_norm)
     angles = npu.angles(cos, sin) interleaved=interleaved
 """
-_CHECKED = "lengths = npu.whole_rows(this_time, encoder, decoder, positions)"
-_CHECKED_LAST = "lengths = npu.last_of_rows(this_time, last)"
+_LAST = "with rows = gather(wide, last)"
+_CHECKED = "lengths = npu.whole_rows(this_time, encoder, decoder, positions, last)"
 _NORM_OF_ROWS = "chosen = fk.fusion_rms_norm(y, head_norm) epsilon=head_epsilon"
 
 
@@ -68,10 +68,9 @@ _ONLY_LAYER = _lines(
     _CONSTANTS,
     "no_out = npu.zeros_like(out_weight)",
     "no_ffn2 = npu.zeros_like(ffn2_weight)",
-    "rows_checked = npu.whole_rows(this_time, encoder, decoder, positions)",
-    "lengths = npu.last_of_rows(rows_checked, last)",
+    _CHECKED,
     _layer(1, y="same", this_time="lengths", zeros=True),
-    _layer(2, x="same", y="y"),
+    _layer(2, x="same"),
     _NORM_OF_ROWS,
 )
 
@@ -83,9 +82,9 @@ def _starts(program: Program, match: Match) -> bool:
 
 
 def _goes_on(program: Program, match: Match) -> bool:
-    """Whether another layer adds to y."""
+    """Whether another layer adds to y, or is fused already."""
     y = match.values["y"]
-    return y is not None and any(reader.name == "add" for reader in program.readers_through_views(y))
+    return y is not None and any(reader.name in ("add", LAYER_OP) for reader in program.readers_through_views(y))
 
 
 def _first(program: Program, match: Match) -> bool:
@@ -155,7 +154,7 @@ STEPS = (
     ),
     Step(
         "llama_fuse_attention_layer_begin",
-        (Rule(_LAYER, _lines(_CONSTANTS, _CHECKED, _layer(1, this_time="lengths")), _first),),
+        (Rule(_lines(_LAYER, _LAST), _lines(_CONSTANTS, _CHECKED, _layer(1, this_time="lengths")), _first),),
         "first layer, behind the embedding",
         is_layer=True,
     ),
@@ -164,7 +163,7 @@ STEPS = (
         (
             Rule(
                 _lines(_LAYER, _ROWS),
-                _lines(_CONSTANTS, _CHECKED_LAST, _layer(2, this_time="lengths"), _NORM_OF_ROWS),
+                _lines(_CONSTANTS, _layer(2), _NORM_OF_ROWS),
                 _later,
             ),
             Rule(_lines(_LAYER, _ROWS), _ONLY_LAYER, _starts),
@@ -205,9 +204,7 @@ STEPS = (
         (
             Rule(
                 _lines("h = fk.fusion_rms_norm(x, norm) epsilon=epsilon", "logits = fk.fused_linear(h, weight)"),
-                _lines(
-                    "norm_half = npu.half(norm)", "logits = npu.lm_head(x, norm_half, weight) epsilon=epsilon"
-                ),
+                _lines("norm_half = npu.half(norm)", "logits = npu.lm_head(x, norm_half, weight) epsilon=epsilon"),
                 _gives_scores,
             ),
         ),
@@ -217,8 +214,12 @@ STEPS = (
         "llama_fuse_get_padding_offset",
         (
             Rule(
-                _lines("x = embedding(ids, table)", f"with y = {LAYER_OP}(x, lengths, *) flag=1"),
-                _lines("tokens = npu.remove_padding(ids, lengths)", "x = embedding(tokens, table)"),
+                _lines(
+                    "x = embedding(ids, table)",
+                    f"with y = {LAYER_OP}(x, lengths, *) flag=1",
+                    f"with {_CHECKED}",
+                ),
+                _lines("tokens = npu.remove_padding(ids, this_time)", "x = embedding(tokens, table)"),
             ),
         ),
         "input of token ids, cut to the sum of the lengths",
@@ -227,7 +228,9 @@ STEPS = (
 
 
 def _is_not_half(program: Program, operation: Operation) -> bool:
-    return operation.name == _ATTENTION and program.types[operation.inputs[0] or 0].dtype != "float16"
+    """Whether attention reads, or a product's matrix is, something else."""
+    read = {_ATTENTION: 0, _PRODUCT: 1}.get(operation.name)
+    return read is not None and program.types[operation.inputs[read] or 0].dtype != "float16"
 
 
 def _is_collective(program: Program, operation: Operation) -> bool:
@@ -235,7 +238,7 @@ def _is_collective(program: Program, operation: Operation) -> bool:
 
 
 def _has_bias_elsewhere(program: Program, operation: Operation) -> bool:
-    if operation.name != "fk.fused_linear" or len(operation.inputs) < 3 or operation.inputs[2] is None:
+    if operation.name != _PRODUCT or len(operation.inputs) < 3 or operation.inputs[2] is None:
         return False
     return all(reader.name != "split" for reader in program.readers(operation.outputs[0]))
 
@@ -252,7 +255,7 @@ def _has_wide_heads(program: Program, operation: Operation) -> bool:
     if operation.name != _ATTENTION:
         return False
     readers = program.readers_through_views(operation.outputs[0])
-    products = (each for each in readers if each.name == "fk.fused_linear")
+    products = (each for each in readers if each.name == _PRODUCT)
     shapes = [program.types[each.inputs[1] or 0].shape for each in products]
     return any(rows != columns for rows, columns in shapes)
 
@@ -266,13 +269,13 @@ passes = Passes(
     functions={
         f"npu.{name}": f"fusionkit_backends.npu.decoder_layer:{name}"
         for name in (
-            "angles", "decoder_layer", "half", "last_of_rows", "lm_head", "rebuild_padding", "remove_padding",
+            "angles", "decoder_layer", "half", "lm_head", "rebuild_padding", "remove_padding",
             "whole_rows", "zeros_like",
         )
     },
     obstacles=(
         Obstacle("fused_blha_layer_op takes float16 only", _is_not_half),
-        Obstacle("fused_blha_layer_op has no sum over cards, which tensor parallelism needs inside a layer", _is_collective),
+        Obstacle("fused_blha_layer_op has no sum over cards inside a layer: tensor parallelism", _is_collective),
         Obstacle("fused_blha_layer_op has a bias for q, k and v only", _has_bias_elsewhere),
         Obstacle("fused_blha_layer_op scales scores by 1 / sqrt(head_dim) only", _has_own_scale),
         Obstacle("fused_blha_layer_op needs hidden_size = heads * head_dim", _has_wide_heads),

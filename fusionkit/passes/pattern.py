@@ -23,6 +23,7 @@ from fusionkit.passes.program import Operation, Program
 
 _LINE = re.compile(r"(?P<context>with )?(?P<outputs>[\w, ]+) = (?P<name>[\w.]+)\((?P<inputs>[^)]*)\)(?P<attributes>.*)")
 REST, UNREAD = "*", "_"
+_WHOLE = 1000  # deeper than any pattern has lines
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,13 @@ class Failure:
 
     depth: int = -1
     line: str = ""
+    matched: tuple[Operation, ...] = ()
     after: Operation | None = None
     found: tuple[Operation, ...] = ()
+
+    def keep(self, depth: int, line: str, matched: tuple[Operation, ...], after: Any, found: Any) -> None:
+        if depth > self.depth:
+            self.depth, self.line, self.matched, self.after, self.found = depth, line, matched, after, tuple(found)
 
     def __str__(self) -> str:
         found = ", ".join(map(str, self.found)) or "nothing of the kind"
@@ -88,8 +94,9 @@ def matches(program: Program, text: str, failure: Failure | None = None) -> Iter
         outside = _reader_outside(program, lines, match)
         if outside is None:
             yield match
-        elif failure.depth < len(lines):
-            failure.depth, failure.line, failure.after = len(lines), "no other reader of its inner values", outside
+        else:
+            text = "no reader besides those of the layer"
+            failure.keep(_WHOLE, text, match.operations, outside[0], outside[1:])
 
 
 def _complete(program: Program, lines: tuple[Line, ...], match: Match, failure: Failure) -> Iterator[Match]:
@@ -100,10 +107,9 @@ def _complete(program: Program, lines: tuple[Line, ...], match: Match, failure: 
     line = lines[depth]
     candidates = list(_candidates(program, line, match))
     longer = [found for each in candidates if (found := _with(program, line, each, match)) is not None]
-    if not longer and depth > failure.depth:
-        after = match.operations[-1] if match.operations else None
+    if not longer:
         shown = (each for each in candidates if not program.is_view(each))
-        failure.depth, failure.line, failure.after, failure.found = depth, line.text, after, tuple(shown)
+        failure.keep(depth, line.text, match.operations, match.operations[-1] if depth else None, shown)
     for found in longer:
         yield from _complete(program, lines, found, failure)
 
@@ -143,16 +149,18 @@ def _with(program: Program, line: Line, operation: Operation, match: Match) -> M
     return Match((*match.operations, operation), values, attributes)
 
 
-def _reader_outside(program: Program, lines: tuple[Line, ...], match: Match) -> Operation | None:
-    """An operation with an inner value that something outside reads: all but the outputs that no line reads."""
+def _reader_outside(program: Program, lines: tuple[Line, ...], match: Match) -> tuple[Operation, Operation] | None:
+    """An operation inside, and one outside that reads of it what is not free."""
     replaced = [each for line, each in zip(lines, match.operations, strict=True) if not line.is_context]
     inside = {id(operation) for operation in replaced}
     free = {value for line, each in zip(lines, match.operations, strict=True) for value in _free(line, each, lines)}
     for operation in replaced:
         for value in set(operation.outputs) - free:
-            readers = [each for each in program.readers_through_views(value) if not program.is_view(each)]
-            if value in program.outputs or any(id(each) not in inside for each in readers):
-                return operation
+            if value in program.outputs:
+                return operation, Operation("the program's output", (value,), ())
+            for reader in program.readers_through_views(value):
+                if id(reader) not in inside and not program.is_view(reader):
+                    return operation, reader
     return None
 
 

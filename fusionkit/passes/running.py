@@ -91,9 +91,7 @@ class Running:
         return [values[value] for value in self._outputs]
 
 
-def _folded(
-    program: Program, known: dict[int, Any], resolved: Mapping[str, Callable[..., Any]]
-) -> list[Operation]:
+def _folded(program: Program, known: dict[int, Any], resolved: Mapping[str, Callable[..., Any]]) -> list[Operation]:
     """Compute into `known` what depends on known values alone, equal calls once. Returns the other operations."""
     left, results = [], dict[Any, Any]()
     for operation in program.operations:

@@ -167,20 +167,38 @@ def _attribute(program: Program, text: str, values: Mapping[str, int | None], at
     return attributes[text] if text in attributes else literal(text)
 
 
-def _require_all_layers(
-    result: Program, program: Program, passes: Passes, layers: int, num_layers: int | None
-) -> None:
-    of_program = [operation for operation in program.operations if operation.name == passes.layer]
-    expected = len(of_program) if num_layers is None else num_layers
+def _require_all_layers(result: Program, program: Program, passes: Passes, layers: int, num_layers: int | None) -> None:
+    there = [operation for operation in program.operations if operation.name == passes.layer]
+    expected = len(there) if num_layers is None else num_layers
     left = [operation for operation in result.operations if operation.name == passes.layer]
     if layers == expected and not left:
         return
-    failure = Failure()
-    for step in passes.steps:
-        for rule in step.rules if step.is_layer else ():
-            list(matches(result, rule.pattern, failure))
-    what = f"{failure}; nothing was rewritten" if left else f"the program has {len(of_program)} of them"
+    what = f"the program has {len(there)}"
+    if left:
+        failure = _first_difference(result, passes, left)
+        what = f"{failure} (layer {there.index(_attention_of(failure, result, left)) + 1}). Nothing was rewritten"
     raise FusionkitError(
-        f"passes: each of the {expected} layers must match as a whole, got {layers}: {what}. Load the program with "
-        "without=['all'] to run it op by op, or export the model again"
+        f"passes: each of the {expected} layers must match as a whole, got {layers} that do: {what}. Load the program "
+        "without passes to run it op by op, or export the model again"
+    )
+
+
+def _first_difference(result: Program, passes: Passes, left: Sequence[Operation]) -> Failure:
+    """Of the pattern that is a layer and nothing more; of a longer one if every layer that is left is one."""
+    patterns = [rule.pattern for step in passes.steps if step.is_layer for rule in step.rules]
+    failure = Failure()
+    for pattern in sorted(patterns, key=lambda text: ("with " in text, len(text))):
+        whole = {id(each) for match in matches(result, pattern, failure) for each in match.operations}
+        if not all(id(operation) in whole for operation in left):
+            break
+    return failure
+
+
+def _attention_of(failure: Failure, result: Program, left: Sequence[Operation]) -> Operation:
+    """The operation, one a layer, of the layer in which an attempt failed: in what matched, or the next."""
+    ids = {id(operation) for operation in failure.matched}
+    start = next((n for n, each in enumerate(result.operations) if id(each) in ids), 0)
+    after = {id(operation) for operation in result.operations[start:]}
+    return next(
+        (each for each in left if id(each) in ids), next((each for each in left if id(each) in after), left[-1])
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,25 @@ from fusionkit import passes
 
 
 class StaticProgram:
-    """`model.json` and `model.pdiparams` as `export` wrote them.
+    """`model.json` and `model.pdiparams` as `export` wrote them, on the device that Paddle uses.
+
+    Args:
+        folder: that `export` wrote.
+        config: of the model.
+        without_passes: names of the device's passes to leave out; "all" for every one.
 
     Raises:
         FileNotFoundError: a file is missing; it is named.
         ValueError: a file is truncated, or its program has other inputs than config.json asks for.
+        FusionkitError: a layer of the program differs from what the device's passes know; it is named.
     """
 
-    def __init__(self, folder: str | Path, config: LlamaConfig) -> None:
+    def __init__(self, folder: str | Path, config: LlamaConfig, without_passes: Sequence[str] = ()) -> None:
         self.dtype = activation_dtype(Path(folder))
-        self._predictor = passes.create_predictor(Path(folder) / "model")
-        self._names = self._predictor.get_input_names()
+        device, layers = paddle.get_device(), config.num_hidden_layers
+        self._program = passes.load(Path(folder) / "model", device, without=without_passes, num_layers=layers)
+        self.passes_log = self._program.log
+        self._names = self._program.input_names
         if different := sorted(set(self._names) ^ set(input_names(config.num_hidden_layers))):
             raise ValueError(
                 f"{folder}/model.json: must have the inputs of the {config.num_hidden_layers} layers in config.json, "
@@ -41,7 +50,7 @@ class StaticProgram:
         tensors = {name: paddle.to_tensor(array) for name, array in vars(inputs).items()}
         tensors |= {f"key_cache_{layer}": keys for layer, keys in enumerate(cache.keys)}
         tensors |= {f"value_cache_{layer}": values for layer, values in enumerate(cache.values)}
-        (logits,) = self._predictor.run([tensors[name] for name in self._names])
+        (logits,) = self._program([tensors[name] for name in self._names])
         result: NDArray[np.float32] = logits.numpy()
         return result
 
