@@ -13,8 +13,8 @@ from fusionkit_backends.npu.passes import passes as npu
 import fusionkit as fk
 from examples.llama2_13b.export import narrow_matrices
 from examples.llama2_13b.generate.decode_step import DecodeStep
-from examples.llama2_13b.generate.generation import Row, collate
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.step_inputs import Part, collate
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import Llama
 from fusionkit import passes
@@ -260,7 +260,7 @@ def test_what_the_vendors_op_cannot_leaves_the_program_alone_and_says_why(progra
     )
 
 
-def inputs_of(names, rows, dtype, cache):
+def inputs_of(names, rows, cache):
     tensors = {name: paddle.to_tensor(array) for name, array in vars(collate(rows)).items()}
     tensors |= {f"key_cache_{layer}": keys for layer, keys in enumerate(cache.keys)}
     tensors |= {f"value_cache_{layer}": values for layer, values in enumerate(cache.values)}
@@ -275,13 +275,10 @@ def test_op_by_op_on_the_host_gives_the_predictors_bits(dtype, tmp_path):
     results = []
     for way in ways:
         cache = KeyValueCache(CONFIG, dtype, 8, 4)
-        rows = [Row(0, [1, 5, 9, 30, 2], 5, [0, 1], None), Row(1, [8], 1, [2], None)]
-        first = way(inputs_of(way.input_names, rows, dtype, cache))[0].numpy()
-        for row in rows:
-            row.num_cached = len(row.tokens)
-            row.tokens.append(7)
-        rows.append(Row(2, [3, 4], 2, [3], None))
-        results.append((first, way(inputs_of(way.input_names, rows, dtype, cache))[0].numpy()))
+        rows = [Part([1, 5, 9, 30, 2], 0, [0, 1]), Part([8], 0, [2])]
+        first = way(inputs_of(way.input_names, rows, cache))[0].numpy()
+        rows = [Part([7], 5, [0, 1]), Part([7, 6], 1, [2]), Part([3, 4], 0, [3])]
+        results.append((first, way(inputs_of(way.input_names, rows, cache))[0].numpy()))
     for one, other in zip(*results, strict=True):
         assert np.abs(one).max() > 0.5
         np.testing.assert_array_equal(one, other)
@@ -294,7 +291,7 @@ def test_what_depends_on_parameters_alone_is_computed_once(program):
     }
     ready = running.Running(result, tensors, "cpu", npu.functions)
     assert ready.operations == [
-        "npu.remove_padding", "embedding", "npu.whole_rows", "npu.decoder_layer", "npu.decoder_layer",
+        "npu.remove_padding", "embedding", "npu.decoder_layer", "npu.decoder_layer",
         "npu.decoder_layer", "npu.lm_head", "cast",
     ]  # fmt: skip
 

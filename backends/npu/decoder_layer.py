@@ -1,7 +1,7 @@
 """What the passes put in: the vendor's ops for inference, their arguments in the vendor's layout, and what they need.
 
 The vendor's layer op takes rows in prefill, whole and from position 0, and rows in decode, of one token. It does not
-look at position_ids and last_tokens. So lengths, positions and last tokens are checked on the host before the layers.
+look at position_ids and last_tokens. So `unlike_rows` compares them with the lengths, on the host, before the layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import paddle
 from fusionkit.frameworks import custom_device
 
 _OP = "fused_blha_layer_op"
-_ADVICE = "Load the program without the passes that fuse layers"
 
 
 def decoder_layer(
@@ -71,42 +70,27 @@ def remove_padding(ids: Any, seq_lens_this_time: Any) -> Any:
     return custom_device.run("remove_padding", (ids.reshape([1, -1]), total))[0]
 
 
-def rebuild_padding(x: Any, this_time: Any, encoder: Any, decoder: Any, last: Any) -> Any:
+def rebuild_padding(x: Any, this_time: Any, encoder: Any, decoder: Any) -> Any:
     """[rows, hidden_size]: x [tokens, hidden_size] of each row's last token."""
     num_tokens, counts = int(x.shape[0]), this_time.numpy()
-    _require_whole(counts, encoder.numpy(), decoder.numpy())
-    _require_last(counts, last)
     starts = np.cumsum(counts) - counts
     offsets = np.arange(len(counts)) * num_tokens - starts  # the vendor counts from rows of num_tokens, padded
     inputs = (x, paddle.to_tensor(offsets.astype(np.int32), place=x.place), decoder, encoder)
     return custom_device.run("rebuild_padding_v2", inputs, num_tokens)[0]
 
 
-def whole_rows(this_time: Any, encoder: Any, decoder: Any, position_ids: Any, last_tokens: Any) -> Any:
-    """The lengths, once these, the positions and the last tokens are such as the vendor's op takes them to be."""
+def unlike_rows(this_time: Any, encoder: Any, decoder: Any, last_tokens: Any, position_ids: Any = None) -> str | None:
+    """Why the vendor's ops would compute something else than what these tensors ask for; None if they would not."""
     counts, prompts, cached = (lengths.numpy() for lengths in (this_time, encoder, decoder))
-    _require_whole(counts, prompts, cached)
-    _require_last(counts, last_tokens)
+    if not np.array_equal(counts, np.where(prompts > 0, prompts, cached > 0)):
+        return "a row goes on with several tokens, and the vendor's op takes prompts whole"
+    if not np.array_equal(last_tokens.numpy(), np.cumsum(counts) - 1):
+        return "last_tokens are not the rows' last, which the vendor's op chooses"
     firsts = np.where(prompts > 0, 0, cached)
     wanted = [np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)]
-    got = position_ids.flatten().numpy()[: counts.sum()]
-    if not np.array_equal(got, np.concatenate(wanted)):
-        raise ValueError(f"{_OP}: position_ids must count on from the cached tokens, got {got.tolist()}. {_ADVICE}")
-    return this_time
-
-
-def _require_whole(counts: Any, prompts: Any, cached: Any) -> None:
-    wrong = np.flatnonzero(counts != np.where(prompts > 0, prompts, cached > 0))
-    if wrong.size:
-        rule = "seq_lens_encoder in prefill and 1 in decode"
-        shown = f"{counts[wrong[0]]} in row {wrong[0]} of seq_lens_encoder {prompts[wrong[0]]}"
-        raise ValueError(f"{_OP}: seq_lens_this_time must be {rule}, got {shown}; a part of a prompt. {_ADVICE}")
-
-
-def _require_last(counts: Any, last_tokens: Any) -> None:
-    wanted, got = np.cumsum(counts) - 1, last_tokens.numpy()
-    if not np.array_equal(wanted, got):
-        raise ValueError(f"{_OP}: last_tokens must be {wanted.tolist()}, got {got.tolist()}. {_ADVICE}")
+    if position_ids is None or np.array_equal(position_ids.numpy()[: counts.sum()], np.concatenate(wanted)):
+        return None
+    return "position_ids do not count on from the cached tokens, from which the vendor's op counts"
 
 
 def angles(cos: Any, sin: Any, *, interleaved: bool) -> Any:

@@ -45,13 +45,13 @@ _CONSTANTS = """
     angles = npu.angles(cos, sin) interleaved=interleaved
 """
 _LAST = "with rows = gather(wide, last)"
-_CHECKED = "lengths = npu.whole_rows(this_time, encoder, decoder, positions, last)"
+_GUARD = "guard reason = npu.unlike_rows(this_time, encoder, decoder, last, positions)"
 _NORM_OF_ROWS = "chosen = fk.fusion_rms_norm(y, head_norm) epsilon=head_epsilon"
 
 
-def _layer(flag: int, x: str = "x", y: str = "y", this_time: str = "this_time", zeros: bool = False) -> str:
+def _layer(flag: int, x: str = "x", y: str = "y", zeros: bool = False) -> str:
     out, ffn2 = ("no_out", "no_ffn2") if zeros else ("out_weight", "ffn2_weight")
-    inputs = f"{x}, {this_time}, encoder, decoder, tables, angles, key_cache, value_cache, norm_half, qkv_weight"
+    inputs = f"{x}, this_time, encoder, decoder, tables, angles, key_cache, value_cache, norm_half, qkv_weight"
     weights = f"qkv_bias, {out}, ffn_norm_half, ffn1_weight, {ffn2}"
     attributes = f"flag={flag} epsilon=epsilon interleaved=interleaved"
     return f"{y} = {LAYER_OP}({inputs}, {weights}) {attributes}"
@@ -68,8 +68,8 @@ _ONLY_LAYER = _lines(
     _CONSTANTS,
     "no_out = npu.zeros_like(out_weight)",
     "no_ffn2 = npu.zeros_like(ffn2_weight)",
-    _CHECKED,
-    _layer(1, y="same", this_time="lengths", zeros=True),
+    _GUARD,
+    _layer(1, y="same", zeros=True),
     _layer(2, x="same"),
     _NORM_OF_ROWS,
 )
@@ -154,7 +154,7 @@ STEPS = (
     ),
     Step(
         "llama_fuse_attention_layer_begin",
-        (Rule(_lines(_LAYER, _LAST), _lines(_CONSTANTS, _CHECKED, _layer(1, this_time="lengths")), _first),),
+        (Rule(_lines(_LAYER, _LAST), _lines(_CONSTANTS, _GUARD, _layer(1)), _first),),
         "first layer, behind the embedding",
         is_layer=True,
     ),
@@ -191,7 +191,8 @@ STEPS = (
                 """,
                 """
                 norm_half = npu.half(norm)
-                x_rows = npu.rebuild_padding(x, this_time, encoder, decoder, last)
+                guard reason = npu.unlike_rows(this_time, encoder, decoder, last)
+                x_rows = npu.rebuild_padding(x, this_time, encoder, decoder)
                 logits = npu.lm_head(x_rows, norm_half, weight) epsilon=epsilon
                 """,
                 _gives_scores,
@@ -214,11 +215,7 @@ STEPS = (
         "llama_fuse_get_padding_offset",
         (
             Rule(
-                _lines(
-                    "x = embedding(ids, table)",
-                    f"with y = {LAYER_OP}(x, lengths, *) flag=1",
-                    f"with {_CHECKED}",
-                ),
+                _lines("x = embedding(ids, table)", f"with y = {LAYER_OP}(x, this_time, *) flag=1"),
                 _lines("tokens = npu.remove_padding(ids, this_time)", "x = embedding(tokens, table)"),
             ),
         ),
@@ -269,8 +266,8 @@ passes = Passes(
     functions={
         f"npu.{name}": f"fusionkit_backends.npu.decoder_layer:{name}"
         for name in (
-            "angles", "decoder_layer", "half", "lm_head", "rebuild_padding", "remove_padding",
-            "whole_rows", "zeros_like",
+            "angles", "decoder_layer", "half", "lm_head", "rebuild_padding", "remove_padding", "unlike_rows",
+            "zeros_like",
         )
     },
     obstacles=(

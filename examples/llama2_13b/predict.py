@@ -150,7 +150,7 @@ class Predictor:
             asked, self._tokenizer, template, flags.src_length, max_tokens - room, context, cure
         )
         program = StaticProgram(folder, config, [name for name in (flags.without_passes or "").split(",") if name])
-        self.passes_log = program.passes_log
+        self.passes_log, self.steps_op_by_op = program.passes_log, program.steps_op_by_op
         longest = min(max(map(len, self._tokens)) + max_length, max_tokens)
         num_blocks = min(flags.batch_size, len(asked)) * -(-longest // flags.block_size)
         cache = KeyValueCache(config, program.dtype, num_blocks, flags.block_size)
@@ -222,6 +222,8 @@ def predict(flags: PredictFlags) -> int:
                 print(prediction.json_line(), file=lines, flush=True)
                 say(prediction.banners())  # after the file, which must have every answer, whoever reads the screen
     say(summary(predictor.engine.stats, len(asked), time.perf_counter() - started), sys.stderr)
+    for reason, count in predictor.steps_op_by_op.items():
+        say(f"steps op by op: {count}: {reason}", sys.stderr)
     return 0
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,28 @@ class Loaded:
 
     Args:
         run: outputs of inputs, in the order of `input_names`. In-place arguments are written where they are.
+        input_names: in order.
         log: a line for each pass of the device's backend: its name and what it matched.
         operations: names of what runs at each call, in order; empty on the host, where Paddle decides.
+        refusal: why a call cannot go through the fused program, or None.
+        run_singly: the program before all passes, for such calls.
+        singly: how many calls went there, by reason.
     """
 
-    run: Any
+    run: Callable[[list[Any]], list[Any]]
     input_names: list[str]
     log: list[str] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
+    refusal: Callable[[Sequence[Any]], str | None] = lambda inputs: None
+    run_singly: Callable[[list[Any]], list[Any]] | None = None
+    singly: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
-        outputs: list[Any] = self.run(list(inputs))
-        return outputs
+        reason = self.refusal(inputs)
+        if reason is None or self.run_singly is None:
+            return self.run(list(inputs))
+        self.singly[reason] += 1
+        return self.run_singly(list(inputs))
 
 
 def load(
@@ -57,10 +68,11 @@ def load(
 
     program, tensors = reading.read(path, device)
     passes = _passes_for(device.partition(":")[0])
-    program, log = rewritten(program, passes, without, num_layers)
+    fused, log = rewritten(program, passes, without, num_layers)
     with reading.on(device):
-        ready = running.Running(program, tensors, device, passes.functions, passes.keeps_state)
-    return Loaded(ready, ready.input_names, log, ready.operations)
+        ready = running.Running(fused, tensors, device, passes.functions, passes.keeps_state)
+        singly = running.Running(program, tensors, device, {}) if fused.guards else None
+    return Loaded(ready, ready.input_names, log, ready.operations, ready.refusal, singly)
 
 
 def _passes_for(device_type: str) -> Passes:

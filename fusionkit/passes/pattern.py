@@ -21,7 +21,9 @@ from typing import Any
 
 from fusionkit.passes.program import Operation, Program
 
-_LINE = re.compile(r"(?P<context>with )?(?P<outputs>[\w, ]+) = (?P<name>[\w.]+)\((?P<inputs>[^)]*)\)(?P<attributes>.*)")
+_LINE = re.compile(
+    r"(?P<first>with |guard )?(?P<outputs>[\w, ]+) = (?P<name>[\w.]+)\((?P<inputs>[^)]*)\)(?P<attributes>.*)"
+)
 REST, UNREAD = "*", "_"
 _WHOLE = 1000  # deeper than any pattern has lines
 
@@ -34,6 +36,7 @@ class Line:
     inputs: tuple[str, ...]
     attributes: dict[str, str]
     is_context: bool
+    is_guard: bool
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def _line(text: str) -> Line:
         raise ValueError(f"passes: a line of a pattern must be 'y = op(x) attribute=value', got {text!r}")
     attributes = dict(pair.split("=", 1) for pair in found["attributes"].split())
     outputs, inputs = (tuple(re.findall(r"[\w?*]+", found[part])) for part in ("outputs", "inputs"))
-    return Line(text, outputs, found["name"], inputs, attributes, bool(found["context"]))
+    first = found["first"]
+    return Line(text, outputs, found["name"], inputs, attributes, first == "with ", first == "guard ")
 
 
 def literal(text: str) -> Any:

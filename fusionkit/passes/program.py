@@ -50,6 +50,7 @@ class Program:
         constants: value -> number, or numbers.
         outputs: values.
         types: of values, where they are known.
+        guards: values that are computed first: None, or why this program cannot take the call.
     """
 
     operations: list[Operation]
@@ -58,6 +59,7 @@ class Program:
     constants: dict[int, Any]
     outputs: list[int]
     types: dict[int, Type]
+    guards: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._last = max((*self.inputs.values(), *self.parameters, *self.constants, *self.types, -1))
@@ -82,6 +84,7 @@ class Program:
             dict(self.constants),
             list(self.outputs),
             dict(self.types),
+            list(self.guards),
         )
 
     def new_value(self) -> int:
@@ -118,13 +121,16 @@ class Program:
 
     def prune(self) -> None:
         """Leave out what nobody reads. What writes into its inputs has a reader as long as it is not replaced."""
-        read = set(self.outputs)
-        kept = []
+        self.set_operations(self.leading_to(*self.outputs, *self.guards))
+
+    def leading_to(self, *values: int) -> list[Operation]:
+        """The operations that these values need, in order."""
+        read, kept = set(values), []
         for operation in reversed(self.operations):
             if read & set(operation.outputs):
                 kept.append(operation)
                 read.update(value for value in operation.inputs if value is not None)
-        self.set_operations(kept[::-1])
+        return kept[::-1]
 
     def require_order(self) -> None:
         """Every value is there before it is read."""

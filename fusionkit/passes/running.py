@@ -6,7 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import paddle
@@ -72,14 +72,27 @@ class Running:
         known = {**tensors, **program.constants}
         with paddle.no_grad():
             left = _folded(program, known, resolved)
-        read = {value for each in left for value in each.inputs} | set(program.outputs)
+        read = {value for each in left for value in each.inputs} | {*program.outputs, *program.guards}
         self._known = {value: tensor for value, tensor in known.items() if value in read}
-        self._calls = _scheduled(left, resolved, keep={*self._known, *program.outputs})
+        program = replace(program, operations=left)
+        self._guards = program.guards
+        self._guard_calls, self._calls = (
+            _scheduled(program.leading_to(*values), resolved, keep={*self._known, *values})
+            for values in (program.guards, program.outputs)
+        )
 
     @property
     def operations(self) -> list[str]:
         """The names of what runs at each call, in order."""
         return [call.operation.name for call in self._calls]
+
+    @paddle.no_grad()  # type: ignore[untyped-decorator]
+    def refusal(self, inputs: Sequence[Any]) -> str | None:
+        """Why the program cannot take this call; None if it can. Nothing is written."""
+        values = {**self._known, **dict(zip(self._inputs, inputs, strict=True))}
+        for call in self._guard_calls:
+            call.run(values)
+        return next((values[value] for value in self._guards if values[value] is not None), None)
 
     @paddle.no_grad()  # type: ignore[untyped-decorator]
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:

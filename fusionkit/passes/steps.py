@@ -22,7 +22,8 @@ class Rule:
     """A pattern, and the lines that take its place, in the notation of `pattern.py`.
 
     Names mean what they mean in the pattern; `y.shape` as an attribute is the declared shape of a value. Outputs that
-    others read must be given by the new lines.
+    others read must be given by the new lines. A line that begins with `guard` is computed before all others, from
+    inputs of the program. It gives None, or why this call must go through the program as it was before all passes.
 
     Args:
         when: what must hold besides.
@@ -155,6 +156,7 @@ def _operation(
         if name not in values:
             values[name] = program.new_value()
     outputs = tuple(value for name in line.outputs if (value := values[name]) is not None)
+    program.guards += outputs if line.is_guard else ()
     given = {name: _attribute(program, text, values, attributes) for name, text in line.attributes.items()}
     return Operation(line.name, inputs, outputs, given, place)
 

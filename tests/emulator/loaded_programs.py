@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import fusionkit as fk
 from examples.llama2_13b.export import narrow_matrices
 from examples.llama2_13b.generate.decode_step import DecodeStep
-from examples.llama2_13b.generate.generation import Row, collate
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.static_program import StaticProgram
+from examples.llama2_13b.generate.step_inputs import Part, collate
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import Llama
 from fusionkit import passes
@@ -104,19 +104,24 @@ class Serving:
     """Rows that enter one after the other, with fixed tokens in place of sampled ones."""
 
     def __init__(self, program, config, dtype="float16"):
-        self.program, self.cache, self.rows = program, KeyValueCache(config, dtype, 12, 4), []
+        self.program, self.cache = program, KeyValueCache(config, dtype, 12, 4)
+        self.rows, self.cached = [], []
 
     def enter(self, *tokens):
-        blocks = self.cache.borrow(12)
-        self.rows.append(Row(len(self.rows), list(tokens), len(tokens), blocks, np.random.default_rng(0)))
+        self.rows.append(list(tokens))
+        self.cached.append(0)
 
-    def step(self, next_tokens=()):
-        """Logits of every row's last token; then each row gets its next one."""
-        logits = self.program(collate(self.rows), self.cache)
-        for row in self.rows:
-            row.num_cached = len(row.tokens)
+    def step(self, next_tokens=(), at_most=100):
+        """Logits of every row's last token; then each row that is complete gets its next one."""
+        counts = [min(at_most, len(row) - start) for row, start in zip(self.rows, self.cached, strict=True)]
+        parts = [
+            Part(row[start : start + count], start, [3 * number, 3 * number + 2, 3 * number + 1])
+            for number, (row, start, count) in enumerate(zip(self.rows, self.cached, counts, strict=True))
+        ]
+        logits = self.program(collate(parts), self.cache)
+        self.cached = [start + count for start, count in zip(self.cached, counts, strict=True)]
         for row, token in zip(self.rows, next_tokens, strict=False):
-            row.tokens.append(token)
+            row.append(token)
         return logits
 
 
@@ -125,7 +130,7 @@ def story(program, config, dtype="float16"):
     serving, told = Serving(program, config, dtype), []
 
     def step(*next_tokens):
-        before = [list(row.tokens) for row in serving.rows]
+        before = [list(row) for row in serving.rows]
         told.append((before, serving.step(next_tokens)))
 
     serving.enter(1, 5, 9, 30, 2)
@@ -245,27 +250,34 @@ def test_tokens_beyond_the_lengths_are_padding(grouped):
     np.testing.assert_array_equal(run(), run(0, 0, 0, 0))
 
 
-def test_a_part_of_a_prompt_is_refused_before_anything_is_written(grouped):
-    """The device's op takes prompts whole. Op by op they may come in parts."""
-    row = Row(0, [1, 5, 9, 30], 4, [0, 1], np.random.default_rng(0), num_cached=2)
-    cache = KeyValueCache(GROUPED, "float16", 2, 4)
-    for left_out in ((), LAYERS):
-        with pytest.raises(ValueError, match=r"seq_lens_this_time must be .* 1 in decode, got 2 in row 0"):
-            StaticProgram(grouped, GROUPED, left_out)(collate([row]), cache)
-    if not left_out:
-        assert not cache.keys[0].numpy().any()
-    StaticProgram(grouped, GROUPED, ["all"])(collate([row]), cache)
-    assert cache.keys[0].numpy().any()
+@pytest.mark.parametrize("left_out", [(), LAYERS])
+def test_a_step_with_a_part_of_a_prompt_runs_op_by_op(grouped, left_out):
+    """The device's ops take prompts whole. The steps before and after go through them."""
+    program = StaticProgram(grouped, GROUPED, left_out)
+    serving = Serving(program, GROUPED)
+    serving.enter(8, 3)
+    serving.step([5])
+    serving.enter(1, 5, 9, 30, 2)
+    serving.step([7], at_most=3)
+    assert not program.steps_op_by_op
+    rows = [list(row) for row in serving.rows]
+    parts = serving.step([11, 12])
+    (reason,) = program.steps_op_by_op
+    assert "several tokens" in reason and program.steps_op_by_op[reason] == 1
+    decoded = [list(row) for row in serving.rows], serving.step()
+    assert program.steps_op_by_op.total() == 1
+    assert error([(rows, parts), decoded], GROUPED, grouped) < 0.05
 
 
 @pytest.mark.parametrize("name, value", [("position_ids", [0, 1, 3]), ("last_tokens", [1])])
-def test_positions_and_last_tokens_that_the_device_would_not_look_at_are_refused(grouped, name, value):
-    inputs = collate([Row(0, [1, 5, 9], 3, [0], np.random.default_rng(0))])
+def test_positions_and_last_tokens_that_the_device_would_not_look_at_run_op_by_op(grouped, name, value):
+    inputs = collate([Part([1, 5, 9], 0, [0])])
     inputs = replace(inputs, **{name: np.array(value, getattr(inputs, name).dtype)})
-    cache = KeyValueCache(GROUPED, "float16", 2, 4)
-    with pytest.raises(ValueError, match=f"fused_blha_layer_op: {name} must"):
-        StaticProgram(grouped, GROUPED)(inputs, cache)
-    assert not cache.keys[0].numpy().any()
+    program, single = StaticProgram(grouped, GROUPED), StaticProgram(grouped, GROUPED, ["all"])
+    got, want = (each(inputs, KeyValueCache(GROUPED, "float16", 2, 4)) for each in (program, single))
+    (reason,) = program.steps_op_by_op
+    assert name in reason
+    np.testing.assert_array_equal(got, want)
 
 
 def test_two_models_take_turns_in_one_process(grouped, tmp_path):

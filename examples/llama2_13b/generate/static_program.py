@@ -38,6 +38,7 @@ class StaticProgram:
         device, layers = paddle.get_device(), config.num_hidden_layers
         self._program = passes.load(Path(folder) / "model", device, without=without_passes, num_layers=layers)
         self.passes_log = self._program.log
+        self.steps_op_by_op = self._program.singly  # reason -> number of steps that the fused layers could not take
         self._names = self._program.input_names
         if different := sorted(set(self._names) ^ set(input_names(config.num_hidden_layers))):
             raise ValueError(
