@@ -134,6 +134,19 @@ def test_the_row_that_came_last_gives_its_blocks_to_the_first_and_answers_as_if_
     assert list(answers) == ["a", "b", "c"]
 
 
+def test_the_first_row_gets_a_token_in_each_step_and_one_that_lost_its_blocks_comes_before_later_ones():
+    engine, ends = make_engine(num_blocks=6, max_rows=2, reuse_prefixes=False), []
+    for number, name in enumerate(("first", "second", "third", "fourth")):
+        engine.add(request(name, range(number, number + 7), 11))
+    while engine.has_work:
+        deltas = engine.step()
+        if "first" not in ends:
+            assert deltas[0].request_id == "first"
+        ends += [delta.request_id for delta in deltas if delta.finish_reason]
+    assert engine.stats.preemptions >= 2
+    assert ends == ["first", "second", "third", "fourth"]
+
+
 @pytest.mark.parametrize("length", [4, 8, 12])
 def test_a_row_whose_prompt_fills_its_blocks_comes_back_after_it_lost_them(length):
     """With prefix reuse its whole prompt is in the cache; one token is computed again all the same."""

@@ -142,10 +142,10 @@ def test_many_bytes_that_are_no_character_do_not_wait_for_the_end():
 def test_words_keep_their_spaces_and_bytes_between_them_their_order():
     tokenizer = byte_fallback()
     emoji = [1 + byte for byte in "😀".encode()]
-    the, cat, s, bos = (tokenizer.token_to_id(word) for word in ("▁the", "▁cat", "s", "<s>"))
-    tokens = [bos, the, cat, s, *emoji, *emoji, the, bos, cat]
+    space, the, cat, s, bos = (tokenizer.token_to_id(word) for word in ("▁", "▁the", "▁cat", "s", "<s>"))
+    tokens = [bos, the, cat, s, *emoji, *emoji, the, bos, cat, space, bos, cat, space, space, s]
     found = pieces(tokenizer, tokens)
-    assert "".join(found) == "the cats😀😀 the cat" == tokenizer.decode(tokens)
+    assert "".join(found) == "the cats😀😀 the cat  cat  s" == tokenizer.decode(tokens)
     assert found[:8] == ["", "the", " cat", "s", "", "", "", "😀"]
 
 

@@ -187,3 +187,17 @@ def test_a_step_holds_new_rows_whole_and_the_others_last_token():
     assert inputs.seq_lens_decoder.tolist() == [2, 0, 4]
     assert inputs.seq_lens_this_time.tolist() == [1, 2, 2]
     assert inputs.block_tables.tolist() == [[4, -1], [0, 3], [1, 2]]
+
+
+def test_a_block_table_that_is_wider_than_needed_changes_nothing(exported):
+    config, programs = exported
+    logits = []
+    for width in (2, 7):
+        cache = KeyValueCache(config, "float32", 8, 4)
+        for start, tokens in ((0, [5, 6, 7, 8, 9]), (5, [10])):
+            inputs = collate([Part(tokens, start, [6, 1]), Part([3], start // 5, [4])])
+            tables = np.full((2, width), -1, np.int32)
+            tables[:, : inputs.block_tables.shape[1]] = inputs.block_tables
+            tables[1, 2:] = 6  # of another row, and not this one's to read
+            logits.append(programs["float32"](dataclasses.replace(inputs, block_tables=tables), cache))
+    np.testing.assert_array_equal(logits[:2], logits[2:])

@@ -119,17 +119,17 @@ def test_greedy_takes_the_first_of_the_highest():
     assert sampling.next_token(np.array([1, 7, 7], np.float32), greedy, [], [], np.random.default_rng(0)) == 1
 
 
-def test_top_p_keeps_the_same_tokens_whether_few_or_all_are_sorted(monkeypatch):
-    random = np.random.default_rng(7)
-    scores = np.round(random.normal(0, 2, 300), 1)  # many equal ones
-    chosen = [SamplingSettings(top_p=top_p) for top_p in (1e-9, 0.3, 0.9, 0.999)]
-    monkeypatch.setattr(sampling, "SORTED_FIRST", 300)
-    want = [sampling.distribution(scores, each) for each in chosen]
-    for count in (1, 17):
-        monkeypatch.setattr(sampling, "SORTED_FIRST", count)
-        for each, expected in zip(chosen, want, strict=True):
-            np.testing.assert_array_equal(sampling.distribution(scores, each), expected)
-    assert np.count_nonzero(want[0]) == 1
+@pytest.mark.parametrize("sorted_first", [1, 17, 1024])
+def test_top_p_keeps_the_first_of_equal_tokens(monkeypatch, sorted_first):
+    monkeypatch.setattr(sampling, "SORTED_FIRST", sorted_first)
+    scores = np.round(np.random.default_rng(7).normal(0, 2, 300), 1)  # many equal ones
+    probabilities = softmax(scores)
+    order = np.argsort(-probabilities, kind="stable")
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    for top_p in (1e-9, 0.3, 0.5, 0.9, 0.999):
+        got = sampling.distribution(scores, SamplingSettings(top_p=top_p))
+        assert set(np.flatnonzero(got)) == set(order[before < top_p])
+    assert np.count_nonzero(sampling.distribution(scores, SamplingSettings(top_p=1e-9))) == 1
 
 
 def test_penalties_of_openai_count_the_answer_alone():

