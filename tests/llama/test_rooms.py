@@ -16,6 +16,7 @@ KNOWS = {
     "data": ("io", "model"),
     "train": ("io", "parallel", "model", "data"),
     "generate": ("io", "model", "data"),
+    "serving": ("io", "model", "data", "generate"),
     "bench": ("io", "parallel", "model", "train"),
 }
 COMMANDS = {
@@ -28,6 +29,7 @@ COMMANDS = {
     "merge": {"io", "model", "data"},
     "export": {"io", "model", "data", "generate"},
     "predict": {"io", "model", "data", "generate"},
+    "serve": {"io", "model", "generate", "serving", "export"},
     "demo": {"io", "data", "train", "generate", "create", "sft", "export", "predict"},
 }
 

@@ -1,0 +1,139 @@
+"""Answers over HTTP, many at once, with OpenAI's interface and a page to chat on.
+
+    python -m examples.llama2_13b.serve --model output/exported
+    python -m examples.llama2_13b.serve --model FOLDER_OF_A_MODEL --dtype bfloat16 --port 8080
+
+SIGTERM or Ctrl-C: new requests are refused, those under way end; a second one ends these too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # python path/to/this/file, from any folder
+    import repository  # noqa: F401
+
+from examples.llama2_13b.export import FILES, ExportFlags, export
+from examples.llama2_13b.generate.engine import Engine, EngineLimits
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.static_program import StaticProgram
+from examples.llama2_13b.io import flags
+from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.io.remarks import say
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.llama import DTYPES
+from examples.llama2_13b.serving.engine_thread import EngineThread
+from examples.llama2_13b.serving.http_server import HttpServer, is_loopback, listen
+from examples.llama2_13b.serving.metrics import Metrics
+from examples.llama2_13b.serving.served_model import ServedModel
+from examples.llama2_13b.serving.server_state import Limits, ServerState
+
+PROGRAM = "examples.llama2_13b.serve"
+DEFAULT_DTYPE = "float32"
+CACHE_TOKENS = 65_536
+
+
+@dataclass(frozen=True)
+class ServeFlags:
+    """A secret is safer in a file of flags than on the command line, which every user of the machine can read."""
+
+    model: str = flag("folder that export wrote, or what export takes, which is exported first")
+    dtype: str | None = flag(f"of a model's folder: {' | '.join(DTYPES)}; {DEFAULT_DTYPE} if not given", None)
+    served_model_name: str | None = flag("how clients call it; the folder's name if not given", None)
+    host: str = flag("address to listen at; other machines reach 0.0.0.0", "127.0.0.1")
+    port: int = flag("0 is any that is free", 8000)
+    api_key: str | None = flag("what clients must send; nothing if not given", None)
+    max_rows: int = flag("requests in the batch at most; others wait", 16)
+    max_queue: int = flag("requests that wait at most; more are refused with status 429", 64)
+    max_tokens_per_step: int = flag("tokens of prompts and answers in a step at most", 512)
+    max_prompt_tokens: int | None = flag("of a prompt; up to the model's positions if not given", None)
+    max_body_bytes: int = flag("of a request", 4 * 2**20)
+    request_seconds: float = flag("from a request's arrival to the end of its answer at most", 600.0)
+    drain_seconds: float = flag("that requests under way may go on after SIGTERM", 60.0)
+    cache_tokens: int | None = flag(
+        f"that the cache holds; as many as all rows can need if not given, at most {CACHE_TOKENS}", None
+    )
+    block_size: int = flag("positions in a block of the cache", 64)
+
+    def __post_init__(self) -> None:
+        self.require(self.dtype in (None, *DTYPES), "dtype", " or ".join(DTYPES))
+        self.require(0 <= self.port < 2**16, "port", "from 0 to 65535")
+        self.require(self.api_key is None or bool(self.api_key.strip()), "api_key", "a text that is not empty")
+        for name in ("max_rows", "max_body_bytes", "block_size"):
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        self.require(self.max_queue >= 0, "max_queue", "at least 0")
+        self.require(self.max_tokens_per_step >= self.max_rows, "max_tokens_per_step", "at least max_rows")
+        for name in ("max_prompt_tokens", "cache_tokens"):
+            value = getattr(self, name)
+            self.require(value is None or value >= 1, name, "at least 1")
+        self.require(self.request_seconds > 0, "request_seconds", "above 0")
+        self.require(self.drain_seconds >= 0, "drain_seconds", "at least 0")
+
+    def require(self, condition: bool, name: str, rule: str) -> None:
+        if not condition:
+            got = "an empty one" if name == "api_key" else getattr(self, name)
+            raise ValueError(f"serve: --{name} must be {rule}, got {got}")
+
+
+def serve(flags: ServeFlags) -> int:
+    """Serve until a signal.
+
+    Raises:
+        ValueError, OSError: something in flags, folder or address is wrong; nothing is served.
+    """
+    listener = listen(flags.host, flags.port)
+    if not is_loopback(flags.host) and flags.api_key is None:
+        say(f"serve: other machines may reach {flags.host}, and no --api_key is asked for", sys.stderr)
+    state = load(flags)
+    return HttpServer(state, listener).run_until_stopped()
+
+
+def load(flags: ServeFlags) -> ServerState:
+    """The model, ready to answer."""
+    source = Path(flags.model)
+    name = flags.served_model_name or name_of(source)
+    with exported(source, flags) as program:
+        model = ServedModel.from_folder(program, name, flags.max_prompt_tokens)
+        engine = make_engine(program, model, flags)
+    metrics = Metrics()
+    thread = EngineThread(engine, metrics, flags.max_rows + flags.max_queue)
+    metrics.watch(lambda: thread.stats)
+    limits = Limits(flags.max_body_bytes, flags.request_seconds, flags.drain_seconds)
+    return ServerState(model, thread, metrics, limits, flags.api_key, is_loopback(flags.host))
+
+
+def name_of(source: Path) -> str:
+    """Of a folder its own, of a file without what follows the last dot."""
+    path = source.resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+@contextlib.contextmanager
+def exported(source: Path, flags: ServeFlags) -> Iterator[Path]:
+    """The folder, or an export of it that is removed when the program has been read: one way to run a model."""
+    if all((source / name).exists() for name in FILES):
+        flags.require(flags.dtype is None, "dtype", "left out with an exported folder, which has its own")
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="serve-") as temporary:
+        folder = Path(temporary) / name_of(source)
+        export(ExportFlags(str(source), str(folder), flags.dtype or DEFAULT_DTYPE))
+        yield folder
+
+
+def make_engine(folder: Path, model: ServedModel, flags: ServeFlags) -> Engine:
+    config = LlamaConfig.from_json(folder / "config.json")
+    limits = EngineLimits(model.positions, model.vocab_size, flags.max_rows, flags.max_tokens_per_step)
+    program = StaticProgram(folder, config)
+    tokens = flags.cache_tokens or min(CACHE_TOKENS, flags.max_rows * model.positions)
+    cache = KeyValueCache(config, program.dtype, -(-tokens // flags.block_size), flags.block_size)
+    return Engine(program, cache, model.tokenizer.decode, limits)
+
+
+if __name__ == "__main__":
+    flags.main(ServeFlags, serve, PROGRAM)

@@ -1,0 +1,1 @@
+"""Answers over HTTP: OpenAI's interface before the engine of `generate`."""
