@@ -12,7 +12,7 @@ PORT ?= 8000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo chat wheel test test-full test-op test-layouts test-slices test-kills test-paddlenlp sanitize bench lint build native clean
+.PHONY: help demo chat wheel test test-full test-op test-layouts test-slices test-kills test-paddlenlp test-smollm2 sanitize bench lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-slices  compare the memory of two layers of Llama 2 13B's widths on eight emulated devices with what is predicted (18 GB)"
 	@echo "make test-kills  kill a run of the Llama example twenty times, and resume it in other layouts"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
+	@echo "make test-smollm2  run a real model, SmolLM2-135M-Instruct, beside transformers (93 MB to download, 4 GB of memory)"
 	@echo "make sanitize  run the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make bench  measure each op beside the machine's ceiling and its peers"
 	@echo "make lint   ruff, mypy, clang-format"
@@ -75,6 +76,10 @@ test-kills: build $(STAMPS)/examples $(STAMPS)/test
 test-paddlenlp: build $(STAMPS)/test .venv-paddlenlp/stamp
 	@echo "== PaddleNLP's Llama on the emulated npu"
 	@$(PYTEST) tests/paddlenlp/llama.py
+
+test-smollm2: build $(STAMPS)/examples $(STAMPS)/peers $(STAMPS)/test $(STAMPS)/chat
+	@echo "== SmolLM2-135M-Instruct beside transformers"
+	@$(PYTEST) -s -v tests/smollm2/model.py $(SELECTION)
 
 .venv-paddlenlp/stamp: requirements/paddlenlp.txt | $(STAMPS)/venv
 	@echo "== install $<: $$(paste -sd ' ' $<)"

@@ -21,8 +21,8 @@ from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.io.reservation import LOCK, reserved
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import DTYPES, Llama
+from examples.llama2_13b.model.model_folder import config_of
 from fusionkit import passes
 from fusionkit.nn import LanguageModelHead, Linear
 
@@ -32,7 +32,7 @@ FILES = ("model.json", "model.pdiparams")
 
 @dataclass(frozen=True)
 class ExportFlags:
-    model_name_or_path: str = flag("folder of the model")
+    model_name_or_path: str = flag("folder of the model, or a GGUF file")
     output_path: str = flag("the folder to write; an older export there is replaced as a whole")
     dtype: str = flag(f"of arithmetic, matrices and cache: {' | '.join(DTYPES)}", "float32")
 
@@ -58,7 +58,7 @@ def export(flags: ExportFlags) -> int:
 
 def _write(source: Path, output: Path, dtype: str) -> None:
     tokenizer = Tokenizer.from_pretrained(source)
-    settings = GenerationSettings.from_pretrained(source, LlamaConfig.from_json(source / "config.json"))
+    settings = GenerationSettings.from_pretrained(source, config_of(source))
     model = Llama.from_pretrained(source, dtype)
     narrow_matrices(model)
     with atomic.new_folder(output) as folder:

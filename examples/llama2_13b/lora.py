@@ -19,7 +19,7 @@ if not __package__:  # python path/to/this/file, from any folder
 from examples.llama2_13b.io.flags import flag, main
 from examples.llama2_13b.model.adapter_config import TARGETS, AdapterConfig
 from examples.llama2_13b.model.lora import LoraLlama
-from examples.llama2_13b.model.safetensors_folder import Reader
+from examples.llama2_13b.model.model_folder import weights_of
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.sft import SftFlags, fine_tune
 from examples.llama2_13b.train import run
@@ -84,7 +84,7 @@ class LoraFlags(SftFlags):
     @cached_property
     def _base_digest(self) -> str:
         """Checkpoints hold the adapter alone: over other weights it would be another run."""
-        return Reader(self.model_name_or_path, "model").digest()
+        return weights_of(self.model_name_or_path).digest()
 
 
 def _in_order(names: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ python -m examples.llama2_13b.merge --model_name_or_path output/new --lora_path 
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ if not __package__:  # python path/to/this/file, from any folder
 from tqdm import tqdm
 
 from examples.llama2_13b.data.chat_template import TEMPLATE
-from examples.llama2_13b.data.tokenizer_folder import FILES, GENERATION
+from examples.llama2_13b.data.tokenizer_folder import FILES, GENERATION, TokenizerFolder
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.io.remarks import Screen
@@ -23,8 +24,9 @@ from examples.llama2_13b.io.reservation import LOCK, reserved
 from examples.llama2_13b.model import adapter_folder, checkpoint, safetensors_folder
 from examples.llama2_13b.model.adapter_config import AdapterConfig
 from examples.llama2_13b.model.adapter_folder import FACTORS, adapter_rows, targeted, tensor_name
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.gguf_file import gguf_of
 from examples.llama2_13b.model.layout import Array, elements, layout
+from examples.llama2_13b.model.model_folder import config_of, fields_of
 from examples.llama2_13b.model.stored_dtypes import NUMPY, rounded
 
 PROGRAM = "examples.llama2_13b.merge"
@@ -64,7 +66,7 @@ class Merged:
 
     def __init__(self, base: Path, source: Path) -> None:
         self._base, self._source = base, source
-        self._table = layout(LlamaConfig.from_json(base / "config.json"))
+        self._table = layout(config_of(base))
         self._adapter = AdapterConfig.from_pretrained(source)
         self._factors = adapter_folder.reader(source, adapter_rows(self._table, self._adapter))
         self._weights = checkpoint.Reader(base, self._table)
@@ -81,16 +83,22 @@ class Merged:
 
             weight_map = safetensors_folder.write_shards(folder, "model", sizes, values)
         safetensors_folder.write_index(folder, "model", weight_map)
-        (folder / "config.json").write_bytes((self._base / "config.json").read_bytes())
-        for file in self._text_files():
-            (folder / file.name).write_bytes(file.read_bytes())
+        if gguf_of(self._base):
+            content = json.dumps(fields_of(self._base), indent=2) + "\n"
+            (folder / "config.json").write_text(content, encoding="utf-8")
+        else:
+            (folder / "config.json").write_bytes((self._base / "config.json").read_bytes())
+        for name, text in self._text_files().items():
+            (folder / name).write_bytes(text)
 
-    def _text_files(self) -> list[Path]:
+    def _text_files(self) -> dict[str, bytes]:
         """Tokenizer and chat template that the adapter was trained with: `lora` writes them beside it."""
-        own = self._source if (self._source / "tokenizer.json").exists() else self._base
-        generation = next((folder for folder in (own, self._base) if (folder / GENERATION).exists()), own)
-        files = [own / name for name in (*FILES, TEMPLATE) if name != GENERATION] + [generation / GENERATION]
-        return [file for file in files if file.is_file()]
+        base, source = TokenizerFolder(self._base).files, self._source
+        own = {name: (source / name).read_bytes() for name in (*FILES, TEMPLATE) if (source / name).is_file()}
+        if "tokenizer.json" in own:
+            return own if GENERATION not in base else {GENERATION: base[GENERATION], **own}
+        template = self._base / TEMPLATE
+        return {**base, TEMPLATE: template.read_bytes()} if template.is_file() else base
 
     def _stored(self, name: str) -> Array:
         return rounded(self.tensor(name), self._dtypes[name])

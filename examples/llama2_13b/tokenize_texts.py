@@ -21,7 +21,7 @@ from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.io.flags import flag, main
 from examples.llama2_13b.io.remarks import Screen
 from examples.llama2_13b.io.reservation import reserved
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.model_folder import config_of
 
 PROGRAM = "examples.llama2_13b.tokenize_texts"
 
@@ -56,7 +56,7 @@ def _tokenize(flags: TokenizeFlags, prefix: Path) -> int:
         raise ValueError(f"tokenize_texts: --output_prefix must be new, got {found}. Remove the files, or name another")
     files = files_of(Path(flags.input_path))
     tokenizer = Tokenizer.from_pretrained(flags.model_name_or_path)
-    vocab_size = LlamaConfig.from_json(Path(flags.model_name_or_path) / "config.json").vocab_size
+    vocab_size = config_of(flags.model_name_or_path).vocab_size
     with token_files.writer(prefix, vocab_size, tokenizer.files["tokenizer.json"]) as written, _progress(files) as bar:
         for file in files:
             for _, text in read_documents(file, flags.json_key, flags.doc_spliter, bar.update):

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from examples.llama2_13b.data.tokenizer_folder import TokenizerFolder
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.model_folder import config_of
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")  # ids 0, 1 and 2, as the configurations say
 Part = tuple[str, bool]  # a text, and whether the control tokens that it names are meant
@@ -84,7 +85,7 @@ class Tokenizer:
         described = TokenizerFolder(folder)
         backend = described.backend()
         described.require_rows(backend)
-        config = LlamaConfig.from_json(described.folder / "config.json")
+        config = config_of(described.folder)
         described.require_ids(config, backend)
         return cls(backend, config, described.files, described.control_tokens(), described.ends())
 

@@ -9,34 +9,51 @@ from typing import Any
 
 import tokenizers
 
+from examples.llama2_13b.data import gguf_tokenizer
+from examples.llama2_13b.data.sentencepiece_model import read_model
 from examples.llama2_13b.io.text import ENCODING, parse_object
-from examples.llama2_13b.model.config import LlamaConfig, read_fields
+from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.model.gguf_file import gguf_of, opened
+from examples.llama2_13b.model.model_folder import fields_of
 
 NAMING = ("tokenizer_config.json", "special_tokens_map.json")  # the first wins, as in transformers
 GENERATION = "generation_config.json"
 HUGGING_FACE_TEMPLATE = "chat_template.jinja"  # older folders have it as a field of tokenizer_config.json
+SENTENCEPIECE = "tokenizer.model"
 # Carried along when a model is saved, so that other programs find what they found in the original folder.
-FILES = ("tokenizer.json", *NAMING, "tokenizer.model", GENERATION, HUGGING_FACE_TEMPLATE)
+FILES = ("tokenizer.json", *NAMING, SENTENCEPIECE, GENERATION, HUGGING_FACE_TEMPLATE)
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 TEMPLATE_ROLES = (*ROLES, "sep_token", "cls_token", "mask_token")  # transformers gives these to a chat template
 
 
 class TokenizerFolder:
-    """The files of a folder, read once.
+    """The files of a folder, read once; of a GGUF file, what they would say.
+
+    A `tokenizer.model` without `tokenizer.json` is turned into the latter.
 
     Raises:
         FileNotFoundError: no config.json.
-        ValueError: a file is not JSON; it is named.
+        ValueError: a file is not JSON, or no tokenizer that is covered; it is named.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._config = read_fields(self.folder / "config.json")
-        self.files = {name: (self.folder / name).read_bytes() for name in FILES if (self.folder / name).is_file()}
+        self._config = fields_of(self.folder)
+        file = gguf_of(self.folder)
+        self.files = gguf_tokenizer.files(opened(file)) if file else self._read_files()
         described = ("tokenizer.json", *NAMING)
         self._fields = {
             name: parse_object(self.files[name], self.folder / name) if name in self.files else {} for name in described
         }
+
+    def _read_files(self) -> dict[str, bytes]:
+        files = {name: (self.folder / name).read_bytes() for name in FILES if (self.folder / name).is_file()}
+        if SENTENCEPIECE in files and "tokenizer.json" not in files:
+            path = self.folder / NAMING[0]
+            legacy = parse_object(files.get(path.name, b"{}"), path).get("legacy", False)
+            pieces = read_model(files[SENTENCEPIECE], self.folder / SENTENCEPIECE, legacy is True)
+            files["tokenizer.json"] = pieces.backend().to_str(pretty=True).encode()
+        return files
 
     def backend(self) -> tokenizers.Tokenizer:
         """The tokenizer of the library.
@@ -48,7 +65,7 @@ class TokenizerFolder:
         path = self.folder / "tokenizer.json"
         if path.name not in self.files:
             advice = "transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes it"
-            raise FileNotFoundError(f"{path}: not found; tokenizer.model alone is not read. {advice}")
+            raise FileNotFoundError(f"{path}: not found, nor {SENTENCEPIECE}. {advice}")
         try:
             return tokenizers.Tokenizer.from_str(self.files[path.name].decode(ENCODING))
         except Exception as error:  # the library raises nothing narrower

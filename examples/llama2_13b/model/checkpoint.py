@@ -16,6 +16,7 @@ from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.model import safetensors_folder, stored_dtypes
 from examples.llama2_13b.model.layout import Array, Parameter, Part, Table, elements, layer_of
+from examples.llama2_13b.model.model_folder import weights_of
 from examples.llama2_13b.model.safetensors_layout import Layout, Stored
 from examples.llama2_13b.model.safetensors_writer import Files, Piece
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
@@ -39,18 +40,18 @@ class Reader:
     """One array for each parameter, checked against the table before any memory is taken for a model.
 
     Args:
-        folder: with safetensors of that prefix.
+        folder: with safetensors of that prefix, or a GGUF file.
         table: of the parameters.
         prefix: "model", or another set of tensors with its names and shapes.
         shards: whose part of each parameter is read; no more of it is held.
 
     Raises:
-        FileNotFoundError, ValueError: see `safetensors_folder.Reader`.
+        FileNotFoundError, ValueError: see `model_folder.weights_of`.
     """
 
     def __init__(self, folder: str | Path, table: Table, prefix: str = "model", shards: TensorParallel = ALONE) -> None:
         self._shards = shards
-        self._files = safetensors_folder.Reader(folder, prefix)
+        self._files = weights_of(folder, prefix)
         unread = [*self._files.unread(), *other_weights(Path(folder))]
         if unread and prefix == "model" and shards.rank == 0:  # they may be of a later save
             say(f"{folder}: read is {self._files.index.name}, not {', '.join(unread)}", sys.stderr)

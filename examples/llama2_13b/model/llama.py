@@ -26,6 +26,7 @@ import fusionkit as fk
 from examples.llama2_13b.model import checkpoint
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import Table, elements, layout
+from examples.llama2_13b.model.model_folder import config_of
 from examples.llama2_13b.model.safetensors_folder import MAX_SHARD_BYTES
 from examples.llama2_13b.model.safetensors_writer import Files
 from examples.llama2_13b.model.stored_dtypes import word
@@ -333,12 +334,12 @@ class Llama(nn.Layer):
         pipeline: PipelineParallel = ONE_STAGE,
         sharding: Sharding = UNSHARDED,
     ) -> Llama:
-        """The model in a Hugging Face folder: `config.json` and safetensors of any floating dtype.
+        """The model in a Hugging Face folder: `config.json` and safetensors of any floating dtype. Or a GGUF file.
 
         Raises:
             FileNotFoundError, ValueError: a file or tensor is missing, truncated or of the wrong shape; it is named.
         """
-        config = LlamaConfig.from_json(Path(folder) / "config.json")
+        config = config_of(folder)
         weights = checkpoint.Reader(folder, layout(config), shards=shards)
         with paddle.LazyGuard():  # random first values would take 17 ns each
             model = cls(config, dtype, recompute, shards, pipeline, sharding)

@@ -25,9 +25,9 @@ import fusionkit as fk
 from examples.llama2_13b.model import adapter_folder, checkpoint
 from examples.llama2_13b.model.adapter_config import AdapterConfig
 from examples.llama2_13b.model.adapter_folder import FACTORS, adapter_rows, factor_name, module_of, targeted
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import Array, Part, Table, adapted, layout, own, trainable
 from examples.llama2_13b.model.llama import Llama
+from examples.llama2_13b.model.model_folder import config_of
 from examples.llama2_13b.model.safetensors_writer import Files
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.parallel.writers import Writers
@@ -134,7 +134,7 @@ class LoraLlama(Llama):
             FileNotFoundError, ValueError: something is missing, of another shape, or not covered; it is named.
         """
         adapter = adapter or AdapterConfig.from_pretrained(folder)
-        rows = adapter_rows(layout(LlamaConfig.from_json(Path(base) / "config.json")), adapter)
+        rows = adapter_rows(layout(config_of(base)), adapter)
         weights = adapter_folder.reader(folder, rows, how.get("shards", ALONE))  # before memory is taken for the model
         model = cls.from_pretrained(base, **how)
         model._attach(str(base), adapter, rows, weights.read)

@@ -18,6 +18,7 @@ from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import own_counts
+from examples.llama2_13b.model.model_folder import config_of
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.train import memory, metrics, training_state
@@ -53,7 +54,7 @@ def model_config(flags: TrainingFlags, mesh: Mesh) -> LlamaConfig:
     Raises:
         ValueError: they do not divide over the processes; the nearest layout that does is named.
     """
-    config = LlamaConfig.from_json(Path(flags.model_name_or_path) / "config.json")
+    config = config_of(flags.model_name_or_path)
     own_counts(config, mesh.tensor)
     mesh.pipeline.layers(config.num_hidden_layers)
     return config

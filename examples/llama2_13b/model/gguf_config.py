@@ -1,0 +1,143 @@
+"""What a GGUF file says of its model, as the fields of `config.json`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from examples.llama2_13b.model.gguf_file import ROPE_FACTORS, GGUFFile
+
+ARCHITECTURES = ("llama", "qwen2")  # Mistral's models are stored as llama
+SIZES = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "attention.sliding_window": "sliding_window",
+}
+REQUIRED = ("context_length", "block_count", "embedding_length", "feed_forward_length", "attention.head_count",
+            "attention.layer_norm_rms_epsilon")  # fmt: skip
+TOKENS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+# Keys that change nothing here, whatever they say, or with these values.
+SILENT = ("vocab_size", "rope.dimension_count", "attention.key_length", "attention.value_length", "tensor_data_layout")
+NEUTRAL = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "use_parallel_residual": False,
+           "rope.scale_linear": 1.0, "attention.scale": 0.0, "logit_scale": 1.0}  # fmt: skip
+SCALING = "rope.scaling."
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of 3.1 to 3.3
+
+
+def fields(file: GGUFFile) -> dict[str, Any]:
+    """The file's description of its model, by the names of `config.json`.
+
+    Raises:
+        ValueError: the architecture or a key is not covered, or a size is missing. It is named.
+    """
+    arch = file.architecture
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"{file.index}: general.architecture must be {' or '.join(ARCHITECTURES)}, got {arch!r}")
+    for key in REQUIRED:
+        if file.get(f"{arch}.{key}") is None:
+            raise ValueError(f"{file.index}: {arch}.{key} must be there, got none")
+    _require_covered(file)
+    sizes = {ours: _one(file, f"{arch}.{key}") for key, ours in SIZES.items() if f"{arch}.{key}" in file.keys}
+    embedding = "model.embed_tokens.weight"
+    if not file.has(embedding):
+        raise ValueError(f"{file.index}: token_embd.weight must be there, got none")
+    return {
+        "architectures": ["Qwen2ForCausalLM" if arch == "qwen2" else "LlamaForCausalLM"],
+        "model_type": arch,
+        "hidden_act": "silu",
+        "vocab_size": file.shape(embedding)[0],
+        "head_dim": _head_dim(file),
+        "tie_word_embeddings": not file.has("lm_head.weight"),
+        **sizes,
+        **_token_ids(file),
+        **_scaling(file),
+    }
+
+
+def _one(file: GGUFFile, key: str) -> Any:
+    """A number; where the file has one for each layer, they must be equal."""
+    value = file.get(key)
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise ValueError(f"{file.index}: {key} must be equal in all layers, got {value[:8]}")
+    return value[0]
+
+
+def _head_dim(file: GGUFFile) -> int:
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        given = file.get(f"{file.architecture}.{key}", file.head_dim)
+        if given != file.head_dim:
+            rule = f"{file.head_dim}, as the keys' length: whole heads are rotated"
+            raise ValueError(f"{file.index}: {file.architecture}.{key} must be {rule}, got {given}")
+    return file.head_dim
+
+
+def _token_ids(file: GGUFFile) -> dict[str, int]:
+    ids = {ours: file.get(f"tokenizer.ggml.{role}_token_id") for role, ours in TOKENS.items()}
+    if ids["eos_token_id"] is None and file.get("tokenizer.ggml.model") != "llama":  # which is 2 there
+        raise ValueError(f"{file.index}: tokenizer.ggml.eos_token_id must be there, got none")
+    if ids["bos_token_id"] is None and ids["eos_token_id"] is not None:
+        ids["bos_token_id"] = ids["eos_token_id"]  # one token parts texts from each other, as in GPT-2
+    return {name: number for name, number in ids.items() if number is not None}
+
+
+def _require_covered(file: GGUFFile) -> None:
+    prefix = f"{file.architecture}."
+    for key in file.keys:
+        name = key.removeprefix(prefix)
+        if name == key or name in (*SIZES, *SILENT) or name.startswith(SCALING):
+            continue
+        if name not in NEUTRAL or file.get(key) != NEUTRAL[name]:
+            raise ValueError(f"{file.index}: {key} must not be there, got {file.get(key)}; it is not covered")
+
+
+def _scaling(file: GGUFFile) -> dict[str, Any]:
+    prefix = f"{file.architecture}.{SCALING}"
+    said = {key.removeprefix(prefix): file.get(key) for key in file.keys if key.startswith(prefix)}
+    kind, factors = said.get("type", "none"), file.rope_factors()
+    if factors is not None and not (factors == 1).all():
+        return {"rope_scaling": _llama3(file, factors)}
+    if kind == "none" or said.get("factor", 1.0) == 1.0:
+        return {}
+    if kind not in ("linear", "yarn"):
+        raise ValueError(f"{file.index}: {prefix}type must be none, linear or yarn, got {kind!r}")
+    scaling = {"rope_type": kind, "factor": said["factor"]}
+    if "original_context_length" in said:
+        scaling["original_max_position_embeddings"] = said["original_context_length"]
+    if other := sorted(set(said) - {"type", "factor", "original_context_length", "finetuned"}):
+        raise ValueError(f"{file.index}: {prefix}{other[0]} must not be there, got {said[other[0]]}")
+    return {"rope_scaling": scaling}
+
+
+def _llama3(file: GGUFFile, factors: Any) -> dict[str, Any]:
+    """The scaling of Llama 3 whose factors these are: the file has them without what they were computed from."""
+    scaling = {"rope_type": "llama3", "factor": float(factors[-1]), **LLAMA3}
+    expected = llama3_factors(scaling, file.get(f"{file.architecture}.rope.freq_base", 10000.0), 2 * len(factors))
+    if not np.allclose(factors, expected, rtol=1e-5):
+        rule = f"those of Llama 3 with {LLAMA3}"
+        raise ValueError(f"{file.index}: {ROPE_FACTORS} must hold factors of 1 or {rule}, got others")
+    return scaling
+
+
+def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> Any:
+    """By which each frequency is divided, [head_dim / 2].
+
+        1 / ((1 - s) / factor + s)
+        s = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor), held within 0 and 1
+
+    Source: transformers 5.23.0, `rope_type` llama3.
+    """
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    share = (scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low)
+    share = np.clip(share, 0.0, 1.0)
+    return 1 / ((1 - share) / scaling["factor"] + share)
