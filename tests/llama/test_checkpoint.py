@@ -433,9 +433,8 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tiny_folder, tmp_path
         Tokenizer.from_pretrained(tmp_path)
 
 
-def test_a_sentencepiece_file_alone_is_refused_with_a_way_out(tiny_folder, tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused_with_a_way_out(tiny_folder, tmp_path):
     shutil.copy(tiny_folder / "config.json", tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"tokenizer.json: not found.*save_pretrained"):
         Tokenizer.from_pretrained(tmp_path)
 

@@ -81,7 +81,7 @@ def _byte_level(file: GGUFFile, names: list[str], types: list[int]) -> tokenizer
     merges = [tuple(merge.split(" ", 1)) for merge in _required(file, "merges")]
     vocab = {name: number for number, name in enumerate(names)}
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=ignores_merges))
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if cuts_digits else []
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cuts_digits else []
     steps += [pre_tokenizers.Split(Regex(regex), "isolated")] if regex else []
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex is None)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from examples.llama2_13b.model import gguf_config, safetensors_folder
+from examples.llama2_13b.model import gguf_config, pickles, safetensors_folder
 from examples.llama2_13b.model.config import LlamaConfig, read_fields
 from examples.llama2_13b.model.gguf_file import GGUFFile, gguf_of, opened
 
@@ -16,8 +16,12 @@ def fields_of(source: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: neither is there, or the file is not covered.
     """
-    file = gguf_of(source)
-    return gguf_config.fields(opened(file)) if file else read_fields(Path(source) / "config.json")
+    if file := gguf_of(source):
+        return gguf_config.fields(opened(file))
+    if Path(source).is_file():
+        pickles.refuse(Path(source))
+        raise ValueError(f"{source}: must be a model folder or a .gguf file, got another file")
+    return read_fields(Path(source) / "config.json")
 
 
 def config_of(source: str | Path) -> LlamaConfig:

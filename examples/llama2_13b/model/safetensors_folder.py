@@ -19,11 +19,11 @@ from safetensors.numpy import save_file
 
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.text import ENCODING
-from examples.llama2_13b.model import stored_dtypes
+from examples.llama2_13b.model import pickles, stored_dtypes
 from examples.llama2_13b.model.safetensors_layout import read_layout
 
 Array = NDArray[Any]
-FLOATING = ("F64", "F32", "F16", "BF16")
+FLOATING = tuple(stored_dtypes.NUMPY)
 MAX_SHARD_BYTES = 5_000_000_000  # what transformers writes
 # The program that a file's metadata names decides the layout of a linear weight: PaddleNLP, PaddleMIX and PaddleFormers
 # write [in_features, out_features] under these names. Files without a name come from tools around transformers.
@@ -35,13 +35,16 @@ class Reader:
 
     Raises:
         FileNotFoundError: neither is there, or a file that the index names is missing.
-        ValueError: a file is truncated or not what its name says, or the files are of two saves.
+        ValueError: the model is in pickles, a file is truncated or not what its name says, or the files are of two
+            saves.
     """
 
     def __init__(self, folder: str | Path, prefix: str) -> None:
         self.folder, self._prefix = Path(folder), prefix
         index, single = self.folder / f"{prefix}.safetensors.index.json", self.folder / f"{prefix}.safetensors"
         if not index.exists() and not single.exists():
+            if prefix == "model":
+                pickles.refuse(self.folder)
             advice = "transformers' from_pretrained(folder).save_pretrained(folder) writes them"
             raise FileNotFoundError(f"{self.folder}: neither {index.name} nor {single.name} is there; {advice}")
         weight_map = _weight_map(index) if index.exists() else {}
@@ -108,8 +111,8 @@ class Reader:
         return " and format in the file's metadata, which stands for [in, out] weights" if self.is_in_out(name) else ""
 
     def dtype(self, name: str) -> str:
-        """One of FLOATING."""
-        return str(self._opened[self._file_of[name]].get_slice(name).get_dtype())
+        """That a saved model has."""
+        return stored_dtypes.saved_as(str(self._opened[self._file_of[name]].get_slice(name).get_dtype()))
 
     def read(self, name: str, part: tuple[slice, ...]) -> NDArray[np.float32]:
         """A part of the tensor, a slice for each axis: nothing else of it is read, and nothing mapped into memory."""

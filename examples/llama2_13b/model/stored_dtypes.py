@@ -11,12 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUMPY = {name: np.dtype(kind) for name, kind in
-         (("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", ml_dtypes.bfloat16))}  # fmt: skip
+         (("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", ml_dtypes.bfloat16),
+          ("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2))}  # fmt: skip
 
 
 def word(dtype: str) -> str:
     """Of a name such as "bfloat16"."""
     return next(word for word, kind in NUMPY.items() if kind.name == dtype)
+
+
+def saved_as(dtype: str) -> str:
+    """Of a tensor read in a dtype: that dtype, or BF16, which holds every value of the 8-bit ones."""
+    return "BF16" if dtype.startswith("F8") else dtype
 
 
 def rounded(value: NDArray[Any], dtype: str) -> NDArray[Any]:
