@@ -124,7 +124,7 @@ def test_a_wrong_shape_is_named(folder):
 
 def test_an_integer_tensor_is_named(folder):
     rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": np.ones((97, 48), np.int8)}))
-    with pytest.raises(ValueError, match="lm_head.weight must be F64, F32, F16, BF16, got I8"):
+    with pytest.raises(ValueError, match="lm_head.weight must be F64, F32, F16, BF16, F8_E4M3, F8_E5M2, got I8"):
         Llama.from_pretrained(folder)
 
 
