@@ -26,7 +26,7 @@ help:
 	@echo "make test-slices  compare the memory of two layers of Llama 2 13B's widths on eight emulated devices with what is predicted (18 GB)"
 	@echo "make test-kills  kill a run of the Llama example twenty times, and resume it in other layouts"
 	@echo "make test-paddlenlp  run PaddleNLP's own Llama on the emulated npu, in an environment of its own (1.8 GB)"
-	@echo "make test-smollm2  run a real model, SmolLM2-135M-Instruct, beside transformers (93 MB to download, 4 GB of memory)"
+	@echo "make test-smollm2  compare a real model, SmolLM2-135M-Instruct, with transformers (93 MB, 4 GB of memory)"
 	@echo "make sanitize  run the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make bench  measure each op beside the machine's ceiling and its peers"
 	@echo "make lint   ruff, mypy, clang-format"
