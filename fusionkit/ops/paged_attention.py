@@ -39,10 +39,13 @@ def paged_attention(
     seq_lens_decoder: Any,
     seq_lens_this_time: Any,
     scale: float | None = None,
+    window: int | None = None,
 ) -> Any:
     """Causal attention of this step's tokens over a key-value cache held in blocks. Inference only.
 
         cache[position] = k, v;  out = softmax(scale * q K^T) V  over positions 0..the token's own
+
+    With a window these are the token's own position and the window - 1 before it.
 
     Rows in prefill and rows in decode are served by one call. Position p of row b lies in block
     block_tables[b, p // block_size] at p % block_size.
@@ -55,12 +58,15 @@ def paged_attention(
         key_cache: [num_blocks, num_key_value_heads, block_size, head_dim], dtype of q; updated in place. Slots without
             a token are never read. block_size = the longest sequence gives the plain cache.
         value_cache: as key_cache, and another tensor.
-        block_tables: [batch_size, max_blocks] int32. Entries beyond a row's length are not read (-1 by custom).
+        block_tables: [batch_size, max_blocks] int32. Entries beyond a row's length are not read (-1 by custom), nor
+            those of blocks that lie before the window of all of the row's tokens.
         seq_lens_encoder: [batch_size] int32. Above 0: the row is in prefill, its tokens are at positions 0, 1, ...
         seq_lens_decoder: [batch_size] int32: tokens in the cache before this step. A row that is not in prefill puts
             its tokens there: one in plain decoding, more in speculative.
         seq_lens_this_time: [batch_size] int32: the row's tokens in q, seq_lens_encoder in prefill; 0 leaves it out.
         scale: factor of the scores; default 1 / sqrt(head_dim).
+        window: positions that a token attends to at most, at least 1; None: all up to its own. Keys and values before
+            the window of all of a row's tokens are not read.
 
     Returns:
         [num_tokens, num_heads, head_dim], dtype of q. Softmax and sums in float32; one rounding, at the output.
@@ -69,8 +75,14 @@ def paged_attention(
         ValueError: a shape or dtype does not fit. seq_lens_this_time does not sum to num_tokens, or splits a prefill. A
             row does not fit into its blocks. A block does not exist.
 
-    Source: Kwon et al. 2023, arXiv:2309.06180; the three lengths as in Paddle's block_multihead_attention.
+    Source: Kwon et al. 2023, arXiv:2309.06180; the three lengths as in Paddle's block_multihead_attention; the window:
+    Jiang et al. 2023, arXiv:2310.06825, section 2.
     """
+
+
+def first_key(start: int, window: int | None) -> int:
+    """The first position that a token at `start` attends to."""
+    return 0 if window is None else max(0, start + 1 - window)
 
 
 def row_spans(
@@ -81,6 +93,7 @@ def row_spans(
     encoder: Sequence[int],
     decoder: Sequence[int],
     this_time: Sequence[int],
+    window: int | None = None,
 ) -> list[tuple[int, int, int, list[int]]]:
     """(first token, first position, tokens, blocks) of each row that takes part; raises for values that do not fit."""
     spans = []
@@ -96,7 +109,8 @@ def row_spans(
         require(start >= 0, "seq_lens_decoder", "at least 0", start, f"row {row}")
         needed = -(-(start + count) // block_size)
         blocks = list(block_tables[row][:needed])
-        exist = len(blocks) == needed and all(0 <= block < num_blocks for block in blocks)
+        read = blocks[first_key(start, window) // block_size :]
+        exist = len(blocks) == needed and all(0 <= block < num_blocks for block in read)
         rule = f"{needed} blocks in [0, {num_blocks}) for the {start + count} tokens of row {row}"
         require(exist, "block_tables", rule, blocks, f"block_size is {block_size}")
         spans.append((token, start, count, blocks))
@@ -122,12 +136,13 @@ def reference(
     seq_lens_decoder: Array,
     seq_lens_this_time: Array,
     scale: float | None = None,
+    window: int | None = None,
     rounding: Rounding = exact,
 ) -> Array:
     """Writes key_cache and value_cache, as the op does."""
     num_blocks, _, block_size, _ = key_cache.shape
     lengths = (lens.tolist() for lens in (seq_lens_encoder, seq_lens_decoder, seq_lens_this_time))
-    spans = row_spans(len(q), num_blocks, block_size, block_tables.tolist(), *lengths)
+    spans = row_spans(len(q), num_blocks, block_size, block_tables.tolist(), *lengths, window)
     for token, start, count, blocks in spans:
         positions = np.arange(start, start + count)
         slots = np.array(blocks)[positions // block_size], slice(None), positions % block_size
@@ -136,13 +151,21 @@ def reference(
     out = np.zeros(q.shape)
     for token, start, count, blocks in spans:
         queries = q[None, token : token + count]
-        keys, values = (
-            cache[blocks].swapaxes(1, 2).reshape(1, -1, *k.shape[1:])[:, : start + count]
-            for cache in (key_cache, value_cache)
-        )
-        attended = flash_attention.reference(queries, keys, values, causal=True, scale=scale, rounding=rounding)
-        out[token : token + count] = attended[0]
+        positions = np.arange(first_key(start, window), start + count)
+        slots = np.array(blocks)[positions // block_size], slice(None), positions % block_size
+        keys, values = (cache[slots][None] for cache in (key_cache, value_cache))
+        mask = within(window, start, count, positions)
+        out[token : token + count] = flash_attention.reference(
+            queries, keys, values, causal=True, attn_mask=mask, scale=scale, rounding=rounding
+        )[0]
     return out
+
+
+def within(window: int | None, start: int, count: int, positions: Array) -> Array | None:
+    """[1, 1, count, keys], True where a key is in the window of a token; None without a window."""
+    if window is None:
+        return None
+    return np.asarray(positions > np.arange(start, start + count)[:, None] - window)[None, None]
 
 
 def case(
@@ -210,6 +233,11 @@ CASES = (
     case("plain-cache", [21, 0], [0, 40], block_size=48),
     *(case(f"D{dim}", [5, 0], [0, 18], head_dim=dim) for dim in (1, 15, 17, 33, 64, 128)),
     case("scale-0.5", [5, 0], [0, 9], scale=0.5),
+    *(case(f"window-{size}", [21, 0, 0, 3], [0, 40, 2, 0], window=size) for size in (1, 4, 17, 64)),
+    case("window-8-tokens-5", [0, 0], [30, 3], [5, 5], num_heads=4, window=8),
+    case("window-9-chunk-of-40", [0, 0, 0], [30, 0, 3], [40, 40, 1], window=9),
+    case("window-100-blocks-64", [300, 0, 0], [0, 700, 99], [300, 70, 1], block_size=64, window=100),
+    case("window-5-unused-slots-nan", [9, 0], [0, 22], window=5, unused=float("nan")),
     case("unused-slots-nan", [5, 0], [0, 9], unused=float("nan")),
     case("unused-slots-inf", [21, 0, 0], [0, 40, 62], [21, 1, 3], block_size=64, num_heads=8, unused=float("inf")),
     case("nothing-to-do", [0, 0], [4, 6], [0, 0]),
@@ -283,18 +311,24 @@ INVALID_CASES = (
     invalid("block-missing", "block_tables must be", block_tables=np.array([[2, -1], [0, -1]], dtype=np.int32)),
     invalid("table-short", "block_tables must be", seq_lens_decoder=int32(0, 8)),
     invalid("scale-inf", "scale must be finite", scale=math.inf),
+    *(invalid(f"window-{got}", "window must be at least 1, or None", window=got) for got in (0, -1)),
+    invalid("window-2.0", "window must be an int or None", TypeError, window=2.0),
 )
 
 
 def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
     """As flash_attention, for rows of equal length whose blocks are full after the step; the timed cases are such.
 
-    The cache is read once and the step's tokens are written to it.
+    The cache is read once, as far as a window reaches, and the step's tokens are written to it.
     """
     batch_size, num_tokens, head_dim = dims["batch_size"], dims["num_tokens"], dims["head_dim"]
     kv_len = dims["max_blocks"] * dims["block_size"]
     row_tokens = num_tokens // max(batch_size, 1)
     pairs = batch_size * flash_attention.causal_pairs(row_tokens, kv_len)
+    if (window := dims.get("window")) is not None:
+        starts = range(kv_len - row_tokens, kv_len)
+        pairs = batch_size * sum(min(window, start + 1) for start in starts)
+        kv_len -= first_key(starts.start, window)
     new_keys = 2 * num_tokens * dims["num_key_value_heads"] * head_dim
     old_keys = 2 * batch_size * (kv_len - row_tokens) * dims["num_key_value_heads"] * head_dim
     queries = num_tokens * dims["num_heads"] * head_dim
@@ -308,6 +342,8 @@ def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
 def check(call: Any) -> None:
     flash_attention.check_heads(call)
     call.require(call.value("block_size") != 0, "key_cache", "of block_size at least 1", 0)
+    window = call.value("window")
+    call.require(window is None or window >= 1, "window", "at least 1, or None for all positions", window)
 
 
 def timed(batch_size: int, num_key_value_heads: int) -> Benchmark:

@@ -49,16 +49,16 @@ int64_t require_row_lengths(int64_t row, int64_t encoder, int64_t decoder, int64
   return encoder > 0 ? encoder : decoder + this_time;
 }
 
-// The blocks of a row's first `length` positions.
-std::vector<int32_t> read_blocks(const Tensor& block_tables, int64_t row, int64_t length, int64_t block_size,
-                                 int64_t num_blocks) {
+// The blocks of a row's positions [first_key, length); 0 for those before.
+std::vector<int32_t> read_blocks(const Tensor& block_tables, int64_t row, int64_t first_key, int64_t length,
+                                 int64_t block_size, int64_t num_blocks) {
   const int64_t needed = (length + block_size - 1) / block_size;
   if (needed > block_tables.shape[1])
     fail(kOp, "block_tables", "of at least " + std::to_string(needed) + " blocks a row",
          describe(block_tables) + "; row " + std::to_string(row) + " reaches " + std::to_string(length) +
              " positions in blocks of " + std::to_string(block_size));
   std::vector<int32_t> blocks(needed);
-  for (int64_t i = 0; i < needed; ++i) {
+  for (int64_t i = first_key / block_size; i < needed; ++i) {
     blocks[i] = value_at(block_tables, row, i);
     if (blocks[i] < 0 || blocks[i] >= num_blocks)
       fail(kOp, "block_tables", "between 0 and " + std::to_string(num_blocks - 1) + " (the cache's blocks)",
@@ -69,7 +69,7 @@ std::vector<int32_t> read_blocks(const Tensor& block_tables, int64_t row, int64_
 
 // The rows that have tokens in this step.
 std::vector<StepRow> read_rows(int64_t num_tokens, const Tensor& key_cache, const Tensor& block_tables,
-                               const Tensor& encoder, const Tensor& decoder, const Tensor& this_time) {
+                               const Tensor& encoder, const Tensor& decoder, const Tensor& this_time, int64_t window) {
   require_dtype(kOp, "block_tables", block_tables, {DType::kInt32});
   require_num_dims(kOp, "block_tables", block_tables, 2);
   const int64_t batch_size = block_tables.shape[0];
@@ -82,8 +82,10 @@ std::vector<StepRow> read_rows(int64_t num_tokens, const Tensor& key_cache, cons
     const int64_t count = value_at(this_time, row);
     const int64_t length = require_row_lengths(row, value_at(encoder, row), value_at(decoder, row), count);
     if (count == 0) continue;
-    rows.push_back(
-        {total, count, length - count, read_blocks(block_tables, row, length, key_cache.shape[2], key_cache.shape[0])});
+    const int64_t first_position = length - count;
+    const int64_t first_key = window > 0 && first_position >= window ? first_position - window + 1 : 0;
+    rows.push_back({total, count, first_position, first_key,
+                    read_blocks(block_tables, row, first_key, length, key_cache.shape[2], key_cache.shape[0])});
     total += count;
   }
   if (total != num_tokens)
@@ -96,13 +98,16 @@ std::vector<StepRow> read_rows(int64_t num_tokens, const Tensor& key_cache, cons
 
 void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
                      const Tensor& value_cache, const Tensor& block_tables, const Tensor& seq_lens_encoder,
-                     const Tensor& seq_lens_decoder, const Tensor& seq_lens_this_time, float scale, const Tensor& out) {
+                     const Tensor& seq_lens_decoder, const Tensor& seq_lens_this_time, float scale, int64_t window,
+                     const Tensor& out) {
   require_tokens_and_caches(q, k, v, key_cache, value_cache);
+  if (window < 0) fail(kOp, "window", "at least 1, or 0 for none", std::to_string(window));
+  if (window > INT32_MAX) window = 0;  // positions are int32
   const std::vector<StepRow> rows =
-      read_rows(q.shape[0], key_cache, block_tables, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time);
+      read_rows(q.shape[0], key_cache, block_tables, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time, window);
   if (!std::isfinite(scale)) fail(kOp, "scale", "finite", std::to_string(scale));
   require_output_like(kOp, "out", out, "q", q);
-  FUSIONKIT_DISPATCH(paged_attention, q, k, v, key_cache, value_cache, rows, scale, out);
+  FUSIONKIT_DISPATCH(paged_attention, q, k, v, key_cache, value_cache, rows, scale, window, out);
 }
 
 }  // namespace fusionkit_cpu

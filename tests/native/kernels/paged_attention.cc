@@ -16,7 +16,7 @@ constexpr Row kRows[] = {{9, 0, 9}, {0, 21, 1}, {0, 0, 0}, {0, 5, 3}, {0, 300, 1
 constexpr int64_t kBatch = 5, kMaxPositions = 301;
 
 struct Sizes {
-  int64_t heads, key_heads, size, block_size;
+  int64_t heads, key_heads, size, block_size, window;
   int64_t max_blocks() const { return (kMaxPositions + block_size - 1) / block_size; }  // of a row
 };
 
@@ -63,14 +63,16 @@ Doubles attend(const Doubles& q, const Doubles& keys, const Doubles& values, con
     for (int64_t i = 0; i < kRows[row].this_time; ++i)
       for (int64_t h = 0; h < s.heads; ++h, from += s.size) {
         const int64_t head = h / (s.heads / s.key_heads);
-        Doubles scores(kRows[row].decoder + i + 1);
+        const int64_t seen = kRows[row].decoder + i + 1,
+                      first = s.window > 0 ? std::max<int64_t>(0, seen - s.window) : 0;
+        Doubles scores(seen - first);
         for (size_t j = 0; j < scores.size(); ++j) {
-          const int64_t key = at.place(row, head, j);
+          const int64_t key = at.place(row, head, first + j);
           for (int64_t d = 0; d < s.size; ++d) scores[j] += scale * q[from + d] * keys[key + d];
         }
         const Doubles p = softmax(scores).of_key;
         for (size_t j = 0; j < p.size(); ++j) {
-          const int64_t value = at.place(row, head, j);
+          const int64_t value = at.place(row, head, first + j);
           for (int64_t d = 0; d < s.size; ++d) out[from + d] += p[j] * values[value + d];
         }
       }
@@ -79,7 +81,7 @@ Doubles attend(const Doubles& q, const Doubles& keys, const Doubles& values, con
 
 void check(DType dtype, const Sizes& s) {
   begin_case(std::string("paged_attention ") + dtype_name(dtype) + " " +
-             text({s.heads, s.key_heads, s.size, s.block_size}));
+             text({s.heads, s.key_heads, s.size, s.block_size, s.window}));
   const double scale = 0.25 / std::sqrt(static_cast<double>(s.size));
   int64_t tokens = 0;
   for (const Row& row : kRows) tokens += row.this_time;
@@ -92,7 +94,8 @@ void check(DType dtype, const Sizes& s) {
   const Doubles keys = appended(key_cache, k, at), cached_values = appended(value_cache, v, at);
   Guarded out(dtype, {tokens, s.heads, s.size});
   fusionkit_cpu::paged_attention(q, k, v, key_cache, value_cache, tables, lengths(&Row::encoder),
-                                 lengths(&Row::decoder), lengths(&Row::this_time), static_cast<float>(scale), out);
+                                 lengths(&Row::decoder), lengths(&Row::this_time), static_cast<float>(scale), s.window,
+                                 out);
   expect_equal("key_cache", key_cache, keys);
   expect_equal("value_cache", value_cache, cached_values);
   expect_close("out", out, attend(values(q), keys, cached_values, at, scale), {32, 1.5});
@@ -101,7 +104,8 @@ void check(DType dtype, const Sizes& s) {
 }  // namespace
 
 void check_paged_attention(DType dtype) {
-  for (const Sizes& sizes : {Sizes{1, 1, 16, 7}, Sizes{4, 2, 17, 8}, Sizes{6, 2, 33, 16}, Sizes{4, 4, 64, 32}})
+  for (const Sizes& sizes : {Sizes{1, 1, 16, 7, 0}, Sizes{4, 2, 17, 8, 0}, Sizes{6, 2, 33, 16, 0},
+                             Sizes{4, 4, 64, 32, 0}, Sizes{4, 2, 17, 8, 5}, Sizes{6, 2, 33, 16, 100}})
     check(dtype, sizes);
 }
 

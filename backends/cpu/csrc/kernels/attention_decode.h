@@ -18,7 +18,8 @@ struct DecodeQuery {
   const T* query;
   T* out;
   float* lse;        // may be null
-  int64_t num_keys;  // visible to it: the first ones
+  int64_t num_keys;  // it sees the keys [first_key, num_keys)
+  int64_t first_key = 0;
 };
 
 // The queries of one head group.
@@ -173,7 +174,9 @@ void soften_keys(const DecodeRows<T>& rows, int64_t first_key, const DecodeQueri
   for (int64_t row = 0; row < queries.count; ++row) {
     float* scores = scratch.scores + row * kDecodeBlock;
     for (int64_t i = 0; i < width; i += kLanes) store(scores + i, load(scores + i) * broadcast(factor));
-    for (int64_t i = clamp(queries.at[row].num_keys - first_key, 0, rows.count); i < width; ++i) scores[i] = -kInfinity;
+    const DecodeQuery<T>& query = queries.at[row];
+    for (int64_t i = 0; i < clamp(query.first_key - first_key, 0, rows.count); ++i) scores[i] = -kInfinity;
+    for (int64_t i = clamp(query.num_keys - first_key, 0, rows.count); i < width; ++i) scores[i] = -kInfinity;
     const float rescale =
         soften_row<Operand>(scores, width, Operand::kUnit, row_maximum(scores, width), state.maximum[row],
                             state.sum[row], scratch.probabilities + row * kDecodeBlock);
@@ -254,9 +257,10 @@ class DecodeParts {
         buffer_(units * count_ * size()) {}
 
   int64_t count() const { return count_; }
-  KeyRange keys_of(int64_t part, int64_t num_keys) const {
-    const int64_t size = round_up((num_keys + count_ - 1) / count_, kLanes);
-    return {clamp(part * size, 0, num_keys), clamp((part + 1) * size, 0, num_keys)};
+  KeyRange keys_of(int64_t part, KeyRange all) const {
+    const int64_t size = round_up((all.end - all.begin + count_ - 1) / count_, kLanes);
+    const auto bound = [&](int64_t place) { return clamp(all.begin + place * size, all.begin, all.end); };
+    return {bound(part), bound(part + 1)};
   }
   DecodeState state(int64_t unit, int64_t part) const {
     Layout layout(buffer_.as<char>() + (unit * count_ + part) * size());

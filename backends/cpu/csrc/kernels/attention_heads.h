@@ -39,22 +39,25 @@ inline float* row_statistics(const Tensor& tensor, int64_t batch, int64_t head) 
   return tensor ? static_cast<float*>(tensor.data) + (batch * tensor.shape[1] + head) * tensor.shape[2] : nullptr;
 }
 
-inline KeyIntervals lay_out_intervals(Layout& layout, const AttentionMask& mask, int64_t num_keys) {
+inline KeyIntervals lay_out_intervals(Layout& layout, int count, int64_t num_keys) {
   KeyIntervals intervals;
-  if (!mask.startend_row_indices) return intervals;
-  intervals.count = mask.causal ? 1 : 2;
+  intervals.count = count;
   const auto bounds = [&](int64_t chunk) {
     const int64_t chunks = round_up(num_keys, chunk) / chunk;
     const auto take = [&] { return layout.take<int32_t>(chunks); };
     return IntervalBounds{take(), take(), take(), take()};
   };
-  for (int i = 0; i < intervals.count; ++i) {
+  for (int i = 0; i < count; ++i) {
     intervals.begin[i] = layout.take<int32_t>(num_keys);
     intervals.end[i] = layout.take<int32_t>(num_keys);
     intervals.panels[i] = bounds(kPanel);
     intervals.vectors[i] = bounds(kLanes);
   }
   return intervals;
+}
+
+inline KeyIntervals lay_out_intervals(Layout& layout, const AttentionMask& mask, int64_t num_keys) {
+  return lay_out_intervals(layout, !mask.startend_row_indices ? 0 : mask.causal ? 1 : 2, num_keys);
 }
 
 inline void read_intervals(const AttentionMask& mask, int64_t batch, int64_t kv_head, int64_t num_keys,

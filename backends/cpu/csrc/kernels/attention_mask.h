@@ -80,6 +80,18 @@ inline void fill_bounds(const int32_t* small, const int32_t* large, int64_t num_
   }
 }
 
+// The bounds of every vector and panel of keys, once begin and end are known.
+inline void bound_intervals(int64_t num_keys, KeyIntervals& intervals) {
+  const int64_t num_vectors = round_up(num_keys, kLanes) / kLanes;
+  for (int i = 0; i < intervals.count; ++i) {
+    const IntervalBounds &vectors = intervals.vectors[i], &panels = intervals.panels[i];
+    fill_bounds(intervals.begin[i], intervals.begin[i], num_keys, kLanes, vectors.min_begin, vectors.max_begin);
+    fill_bounds(intervals.end[i], intervals.end[i], num_keys, kLanes, vectors.min_end, vectors.max_end);
+    fill_bounds(vectors.min_begin, vectors.max_begin, num_vectors, kTileVectors, panels.min_begin, panels.max_begin);
+    fill_bounds(vectors.min_end, vectors.max_end, num_vectors, kTileVectors, panels.min_end, panels.max_end);
+  }
+}
+
 // columns is [num_keys, 1 | 2 | 4] with the given strides; the arrays were laid out by the caller.
 inline void fill_intervals(const int32_t* columns, int64_t num_columns, int64_t key_stride, int64_t column_stride,
                            bool causal, int64_t num_keys, KeyIntervals& intervals) {
@@ -92,14 +104,16 @@ inline void fill_intervals(const int32_t* columns, int64_t num_columns, int64_t 
     intervals.begin[1][key] = has_end ? at[2 * column_stride] : INT32_MIN;
     intervals.end[1][key] = has_end ? at[3 * column_stride] : at[column_stride];
   }
-  const int64_t num_vectors = round_up(num_keys, kLanes) / kLanes;
-  for (int i = 0; i < intervals.count; ++i) {
-    const IntervalBounds &vectors = intervals.vectors[i], &panels = intervals.panels[i];
-    fill_bounds(intervals.begin[i], intervals.begin[i], num_keys, kLanes, vectors.min_begin, vectors.max_begin);
-    fill_bounds(intervals.end[i], intervals.end[i], num_keys, kLanes, vectors.min_end, vectors.max_end);
-    fill_bounds(vectors.min_begin, vectors.max_begin, num_vectors, kTileVectors, panels.min_begin, panels.max_begin);
-    fill_bounds(vectors.min_end, vectors.max_end, num_vectors, kTileVectors, panels.min_end, panels.max_end);
+  bound_intervals(num_keys, intervals);
+}
+
+// A query sees its own key and the window - 1 before it. The first query's own key is `offset`.
+inline void fill_window(int64_t window, int64_t offset, int64_t num_keys, KeyIntervals& intervals) {
+  for (int64_t key = 0; key < num_keys; ++key) {
+    intervals.begin[0][key] = static_cast<int32_t>(clamp(key - offset + window, INT32_MIN, INT32_MAX));
+    intervals.end[0][key] = INT32_MAX;
   }
+  bound_intervals(num_keys, intervals);
 }
 
 struct HeadMask {

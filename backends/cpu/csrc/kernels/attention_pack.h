@@ -21,10 +21,12 @@ struct PagedRows {
   const T* data;
   const int32_t* block_table;
   int64_t block_stride, block_size, row_stride, column_stride;
+  int64_t first = 0;  // the position of row 0
   const T* operator[](int64_t row) const {
-    return data + block_table[row / block_size] * block_stride + row % block_size * row_stride;
+    const int64_t at = first + row;
+    return data + block_table[at / block_size] * block_stride + at % block_size * row_stride;
   }
-  int64_t left_in_block(int64_t row) const { return block_size - row % block_size; }
+  int64_t left_in_block(int64_t row) const { return block_size - (first + row) % block_size; }
 };
 
 // Sizes that follow from head_dim. Staged rows are padded with zeros to whole vectors of groups.

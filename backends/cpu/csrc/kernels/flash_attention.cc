@@ -104,7 +104,7 @@ void attend_few(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, 
     const int64_t unit = item / parts.count(), part = item % parts.count();
     const int64_t batch = unit / shape.kv_heads, kv_head = unit % shape.kv_heads;
     decode(queries_of(unit), q.strides[3], head_rows<T>(k, batch, kv_head), head_rows<T>(v, batch, kv_head),
-           parts.keys_of(part, shape.num_keys), depth, scale, scratch, parts.state(unit, part));
+           parts.keys_of(part, {0, shape.num_keys}), depth, scale, scratch, parts.state(unit, part));
   });
   for_each_item(shape.units(),
                 [&](int64_t unit, int) { finish_decode<T, Operand>(queries_of(unit), parts, unit, depth.size); });

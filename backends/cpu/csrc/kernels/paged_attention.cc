@@ -2,6 +2,7 @@
 
 #include "buffer.h"
 #include "kernels/attention_decode.h"
+#include "kernels/attention_heads.h"
 
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
@@ -19,13 +20,17 @@ class PagedAttention {
     PackedHead<Operand> packed;
     ForwardScratch<Operand> block;
     DecodeScratch<Operand> decode;
-    ThreadScratch(Layout& layout, int64_t num_keys, const Depth<Operand>& depth)
-        : packed(layout, num_keys, depth), block(layout, depth), decode(layout, depth) {}
+    KeyIntervals hidden;  // from a query that is a window further on
+    ThreadScratch(Layout& layout, int64_t num_keys, int64_t window, const Depth<Operand>& depth)
+        : packed(layout, num_keys, depth),
+          block(layout, depth),
+          decode(layout, depth),
+          hidden(lay_out_intervals(layout, window > 0 ? 1 : 0, num_keys)) {}
   };
 
  public:
-  PagedAttention(const PagedTensors& tensors, const std::vector<StepRow>& rows, float scale)
-      : tensors_(tensors), rows_(rows), scale_(scale), depth_(tensors.q.shape[2]) {}
+  PagedAttention(const PagedTensors& tensors, const std::vector<StepRow>& rows, float scale, int64_t window)
+      : tensors_(tensors), rows_(rows), scale_(scale), window_(window), depth_(tensors.q.shape[2]) {}
 
   void run() const {
     const int64_t kv_heads = tensors_.k.shape[1], units = static_cast<int64_t>(rows_.size()) * kv_heads;
@@ -36,25 +41,26 @@ class PagedAttention {
     });
     int64_t longest = 0, longest_packed = 0;
     for (const StepRow& row : rows_) {
-      if (row.num_keys() > longest) longest = row.num_keys();
-      if (!decodes(row) && row.num_keys() > longest_packed) longest_packed = row.num_keys();
+      if (row.num_attended() > longest) longest = row.num_attended();
+      if (!decodes(row) && row.num_attended() > longest_packed) longest_packed = row.num_attended();
     }
     const DecodeParts parts(units, longest, depth_.columns);
     Layout counted(nullptr);
-    ThreadScratch(counted, longest_packed, depth_);
+    ThreadScratch(counted, longest_packed, window_, depth_);
     const Buffer buffer(counted.size() * num_shares(units * parts.count(), 1));
     for_each_item(units * parts.count(), [&](int64_t item, int share) {
       Layout layout(buffer.as<char>() + share * counted.size());
-      const ThreadScratch scratch(layout, longest_packed, depth_);
+      ThreadScratch scratch(layout, longest_packed, window_, depth_);
       const int64_t unit = item / parts.count(), part = item % parts.count();
       const StepRow& row = rows_[unit / kv_heads];
-      const auto keys = cached_rows(tensors_.key_cache, row, unit % kv_heads);
-      const auto values = cached_rows(tensors_.value_cache, row, unit % kv_heads);
       if (decodes(row)) {
+        const auto keys = cached_rows(tensors_.key_cache, row, unit % kv_heads);
+        const auto values = cached_rows(tensors_.value_cache, row, unit % kv_heads);
         decode(queries_of(row, unit % kv_heads), tensors_.q.strides[2], keys, values,
-               parts.keys_of(part, row.num_keys()), depth_, scale_, scratch.decode, parts.state(unit, part));
+               parts.keys_of(part, {row.first_key, row.num_keys()}), depth_, scale_, scratch.decode,
+               parts.state(unit, part));
       } else if (part == 0) {
-        prefill(row, unit % kv_heads, keys, values, scratch);
+        prefill(row, unit % kv_heads, scratch);
       }
     });
     for_each_item(units, [&](int64_t unit, int) {
@@ -64,13 +70,14 @@ class PagedAttention {
   }
 
  private:
-  PagedRows<T> cached_rows(const Tensor& cache, const StepRow& row, int64_t kv_head) const {
+  PagedRows<T> cached_rows(const Tensor& cache, const StepRow& row, int64_t kv_head, int64_t first = 0) const {
     return {static_cast<T*>(cache.data) + kv_head * cache.strides[1],
             row.blocks.data(),
             cache.strides[0],
             cache.shape[2],
             cache.strides[2],
-            cache.strides[3]};
+            cache.strides[3],
+            first};
   }
 
   // The step's keys or values of one head go to their positions in the cache.
@@ -100,25 +107,28 @@ class PagedAttention {
     DecodeQueries<T> queries;
     for (int64_t i = 0; i < row.num_tokens; ++i) {
       for (int64_t head = kv_head * group_size(); head < (kv_head + 1) * group_size(); ++head) {
-        const int64_t token = row.first_token + i;
-        queries.add({query_at(token, head), out_at(token, head), nullptr, row.first_position + i + 1});
+        const int64_t token = row.first_token + i, seen = row.first_position + i + 1;
+        const int64_t first_key = window_ > 0 && seen > window_ ? seen - window_ : 0;
+        queries.add({query_at(token, head), out_at(token, head), nullptr, seen, first_key});
       }
     }
     return queries;
   }
 
-  void prefill(const StepRow& row, int64_t kv_head, const PagedRows<T>& keys, const PagedRows<T>& values,
-               const ThreadScratch& scratch) const {
+  void prefill(const StepRow& row, int64_t kv_head, ThreadScratch& scratch) const {
+    const int64_t count = row.num_attended();
+    const auto keys = cached_rows(tensors_.key_cache, row, kv_head, row.first_key);
+    const auto values = cached_rows(tensors_.value_cache, row, kv_head, row.first_key);
     typename Operand::Group* none = nullptr;
-    pack_rows(keys, row.num_keys(), depth_, scratch.block.staged, scratch.packed.keys, none, 0);
-    pack_rows(values, row.num_keys(), depth_, scratch.block.staged, none, scratch.packed.values,
+    pack_rows(keys, count, depth_, scratch.block.staged, scratch.packed.keys, none, 0);
+    pack_rows(values, count, depth_, scratch.block.staged, none, scratch.packed.values,
               scratch.packed.values_panel_stride);
+    if (window_ > 0) fill_window(window_, row.first_position - row.first_key, count, scratch.hidden);
     attend(row, kv_head, values, scratch);
   }
 
   void attend(const StepRow& row, int64_t kv_head, const PagedRows<T>& values, const ThreadScratch& scratch) const {
-    const KeyIntervals no_intervals;
-    const HeadMask mask = {row.num_tokens, row.num_keys(), true, {}, &no_intervals};
+    const HeadMask mask = {row.num_tokens, row.num_attended(), true, {}, &scratch.hidden};
     for (int64_t head = kv_head * group_size(); head < (kv_head + 1) * group_size(); ++head) {
       const Tensor& q = tensors_.q;
       const StridedRows<T> queries = {query_at(row.first_token, head), q.strides[0], q.strides[2]};
@@ -133,16 +143,19 @@ class PagedAttention {
   const PagedTensors& tensors_;
   const std::vector<StepRow>& rows_;
   const float scale_;
+  const int64_t window_;  // 0: none
   const Depth<Operand> depth_;
 };
 
 }  // namespace
 
 void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
-                     const Tensor& value_cache, const std::vector<StepRow>& rows, float scale, const Tensor& out) {
+                     const Tensor& value_cache, const std::vector<StepRow>& rows, float scale, int64_t window,
+                     const Tensor& out) {
   const PagedTensors tensors = {q, k, v, key_cache, value_cache, out};
-  visit_floating(
-      q.dtype, [&](auto* type) { PagedAttention<std::remove_pointer_t<decltype(type)>>(tensors, rows, scale).run(); });
+  visit_floating(q.dtype, [&](auto* type) {
+    PagedAttention<std::remove_pointer_t<decltype(type)>>(tensors, rows, scale, window).run();
+  });
 }
 
 }  // namespace FUSIONKIT_ISA
