@@ -222,13 +222,15 @@ def read_configuration(tmp_path, **fields):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("model_type", "mistral"),
+        ("model_type", "gemma"),
+        ("model_type", ["llama"]),
         ("hidden_act", "gelu"),
-        ("attention_bias", True),
+        ("attention_bias", "yes"),
+        ("attention_bias", 1),
         ("mlp_bias", True),
         ("attention_dropout", 0.1),
         ("tie_word_embeddings", 1),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("rope_scaling", {"type": "longrope", "factor": 2.0}),
         ("rope_parameters", {"rope_type": "llama3", "factor": 8.0}),
         ("rope_parameters", "linear"),
         ("rope_theta", float("inf")),
@@ -257,7 +259,8 @@ def read_configuration(tmp_path, **fields):
         ("num_hidden_layers", 0),
         ("rms_norm_eps", None),
         ("eos_token_id", 97),
-        ("eos_token_id", [1, 2]),
+        ("eos_token_id", [1, 97]),
+        ("eos_token_id", []),
     ],
 )
 def test_a_configuration_that_is_not_covered_is_refused_by_name(tmp_path, field, value):
@@ -313,8 +316,11 @@ def test_theta_that_no_field_says_is_that_of_transformers(tmp_path, fields):
             "rope_theta and rope_parameters.full_attention.rope_theta",
         ),
         ({"rope_parameters": {"sliding_attention": {}}}, "rope_parameters.sliding_attention must not be there"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention.rope_type must be default"),
-        ({"rope_scaling": {"rope_type": "default", "type": "dynamic"}}, "rope_scaling.type must be default"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "ntk"}}}, "full_attention.rope_type must be default, l"),
+        (
+            {"rope_scaling": {"rope_type": "default", "type": "dynamic"}},
+            'rope_scaling.rope_type and rope_scaling.type must be equal, got "default" and "dynamic"',
+        ),
         ({"rope_parameters": {"rope_type": "default", "factor": 2}}, "rope_parameters.factor must be 1 or left out"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor must be 1"),
         ({"rope_parameters": {"rope_theta": "500000"}}, "rope_theta must be a number"),

@@ -16,7 +16,7 @@ from examples.llama2_13b.model import Llama
 
 
 class DecodeStep(nn.Layer):
-    """Llama's layers, with attention through the cache and scores of each row's last token only."""
+    """The model's layers, with attention through the cache and scores of each row's last token only."""
 
     def __init__(self, model: Llama) -> None:
         super().__init__()
@@ -58,6 +58,7 @@ class DecodeStep(nn.Layer):
                 seq_lens_encoder=seq_lens_encoder_R,
                 seq_lens_decoder=seq_lens_decoder_R,
                 seq_lens_this_time=seq_lens_this_time_R,
+                window=self.model.config.window_of(index),
             )
             return out_TND.reshape(q_1TND.shape)
 

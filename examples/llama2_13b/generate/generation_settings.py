@@ -111,7 +111,7 @@ class GenerationSettings:
         """
         path = Path(folder) / FILE
         if not path.exists():
-            return cls((config.eos_token_id,))
+            return cls(config.eos_token_ids)
         try:
             fields = json.loads(path.read_text(encoding=ENCODING))
             return cls(**_arguments(fields, config))
@@ -134,7 +134,7 @@ def _is_neutral(name: str, value: Any) -> bool:
 
 
 def _arguments(fields: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    eos = fields.get("eos_token_id", config.eos_token_id)
+    eos = fields.get("eos_token_id", list(config.eos_token_ids))
     eos = tuple(eos) if isinstance(eos, list) else (eos,)
     if unknown := [token for token in eos if type(token) is int and not 0 <= token < config.vocab_size]:
         raise ValueError(f"eos_token_id must be at least 0 and below vocab_size {config.vocab_size}, got {unknown[0]}")

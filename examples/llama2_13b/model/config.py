@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from examples.llama2_13b.io.text import parse_object
-from examples.llama2_13b.model import rope
+from examples.llama2_13b.model import family, rope
+from examples.llama2_13b.model.family import FULL, MEMBERS, SLIDING
+from examples.llama2_13b.model.rope_scaling import Frequencies, RopeScaling
 
 # Values with which a field means what this model does; null and absence mean the same. Any other is another model.
-SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
+# family.py says what is different for one member of the family.
+SUPPORTED: dict[str, tuple[Any, ...] | None] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     # the MLP
@@ -84,11 +88,19 @@ class LlamaConfig:
     """Sizes and constants, by Hugging Face's names.
 
     Args:
+        max_position_embeddings: positions of a sequence at most, however they are scaled.
         head_dim: default hidden_size / num_attention_heads.
         num_key_value_heads: default num_attention_heads; fewer are shared by groups of query heads.
         initializer_range: standard deviation of new weights.
         tie_word_embeddings: embedding and head are one parameter.
+        eos_token_id: the end that training teaches, the first of those that a file lists.
+        other_eos_token_ids: at which an answer ends, too.
         pad_token_id: None without a padding token; files say so with null, -1 or nothing. No result depends on it.
+        model_type: which member of the family, see `family.MEMBERS`.
+        rope_scaling: of the rotary frequencies.
+        attention_bias: of a llama: all four projections of its attention have a bias.
+        sliding_window: tokens that a token attends to at most, its own among them; None: all before it.
+        sliding_layers: whether each layer has the window; empty: all of them.
     """
 
     vocab_size: int
@@ -106,8 +118,15 @@ class LlamaConfig:
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int | None = None
+    other_eos_token_ids: tuple[int, ...] = ()
+    model_type: str = "llama"
+    rope_scaling: RopeScaling | None = None
+    attention_bias: bool = False
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        self._require(self.model_type in MEMBERS, "model_type", " or ".join(MEMBERS))
         if not self.num_key_value_heads:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         self._require_positive()
@@ -122,20 +141,33 @@ class LlamaConfig:
         self._require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "even, for rotary pairs")
         self._require(heads % self.num_key_value_heads == 0, "num_key_value_heads", f"a divisor of {heads} heads")
         self._require_token_ids()
+        self._require_windows()
+        biased = self.model_type == "llama" or not self.attention_bias
+        self._require(biased, "attention_bias", f"false for {self.model_type}, whose biases are always the same")
 
     def _require_token_ids(self) -> None:
         rule = f"at least 0 and below vocab_size {self.vocab_size}"
-        for name in ("bos_token_id", "eos_token_id"):
-            self._require(0 <= getattr(self, name) < self.vocab_size, name, rule)
+        for name, ids in (("bos_token_id", [self.bos_token_id]), ("eos_token_id", self.eos_token_ids)):
+            right = all(type(token) is int and 0 <= token < self.vocab_size for token in ids)
+            if not right:
+                raise ValueError(f"config: {name} must be {rule}, got {', '.join(map(repr, ids))}")
         if self.pad_token_id == -1:
             object.__setattr__(self, "pad_token_id", None)
         padded = self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size
         self._require(padded, "pad_token_id", f"{rule}, or null: this model needs no padding token")
 
+    def _require_windows(self) -> None:
+        window, layers = self.sliding_window, self.num_hidden_layers
+        has_none = window is None and not self.sliding_layers
+        self._require(has_none or self.model_type != "llama", "sliding_window", "null for llama")
+        some = self.model_type == "qwen2" and window is not None and len(self.sliding_layers) == layers
+        rule = f"empty, or {layers} values for a qwen2 with a sliding window"
+        self._require(some or not self.sliding_layers, "sliding_layers", rule)
+
     def _require_positive(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name == "pad_token_id":
+            if field.type not in ("int", "float", "bool", "int | None") or (value is None and "None" in field.type):
                 continue
             if field.type == "bool":
                 self._require(isinstance(value, bool), field.name, "true or false")
@@ -158,13 +190,12 @@ class LlamaConfig:
         Raises:
             ValueError: a field has a value that this model does not cover, is missing or impossible.
         """
-        for name, values in SUPPORTED.items():
-            if not _is_supported(fields.get(name), values):
-                rule = " or ".join(map(json.dumps, values)) or "null"
-                raise ValueError(
-                    f"{source}: {name} must be {rule}, got {json.dumps(fields[name])}; this model does not cover others"
-                )
-        fields = {**fields, "rope_theta": rope.theta(fields, source)}
+        fields = {**fields, "model_type": fields.get("model_type") or "llama"}
+        member = family.member(fields["model_type"], source)
+        _require_supported(fields, {**SUPPORTED, **member.supported}, source)
+        fields = {**member.defaults, **fields}
+        fields |= {"rope_theta": rope.theta(fields, source), "rope_scaling": rope.scaling(fields, source)}
+        fields |= _windows(fields, source) | _ends(fields, source) | _biases(fields)
         known = {field.name for field in dataclasses.fields(cls)}
         for name in ("bos_token_id", "eos_token_id"):
             if name in fields and fields[name] is None:
@@ -183,9 +214,47 @@ class LlamaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """`config.json` as other programs read it."""
-        fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-        plain = {"attention_bias": False, "mlp_bias": False, "rope_scaling": None}
-        return {**fixed, **dataclasses.asdict(self), **plain, "torch_dtype": "float32"}
+        fields = {"architectures": [MEMBERS[self.model_type].architecture], "hidden_act": "silu", **vars(self)}
+        for name in ("other_eos_token_ids", "sliding_layers", "sliding_window", "attention_bias"):
+            del fields[name]
+        fields["rope_scaling"] = self.rope_scaling.to_dict() if self.rope_scaling else None
+        fields["eos_token_id"] = list(self.eos_token_ids) if self.other_eos_token_ids else self.eos_token_id
+        return {**fields, **self._own_fields(), "torch_dtype": "float32"}
+
+    def _own_fields(self) -> dict[str, Any]:
+        """Those that one member of the family has."""
+        if self.model_type == "llama":
+            return {"attention_bias": self.attention_bias, "mlp_bias": False}
+        if self.model_type == "mistral":
+            return {"sliding_window": self.sliding_window}
+        types = [FULL if self.window_of(layer) is None else SLIDING for layer in range(self.num_hidden_layers)]
+        first = types.index(SLIDING) if SLIDING in types else self.num_hidden_layers  # older transformers read this
+        window = {"use_sliding_window": SLIDING in types, "sliding_window": self.sliding_window}
+        return {**window, "max_window_layers": first, "layer_types": types}
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return (self.eos_token_id, *self.other_eos_token_ids)
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.attention_bias or self.model_type == "qwen2"
+
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether attention's output projection has one."""
+        return self.attention_bias
+
+    def window_of(self, layer: int) -> int | None:
+        """The layer's sliding window."""
+        is_sliding = self.sliding_layers[layer] if self.sliding_layers else True
+        return self.sliding_window if is_sliding else None
+
+    def rotary_frequencies(self) -> Frequencies:
+        """[head_dim / 2]: by how much each pair of a head's elements turns from one position to the next."""
+        unscaled = self.rope_theta ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
+        return unscaled if self.rope_scaling is None else self.rope_scaling.frequencies(unscaled, self.rope_theta)
 
 
 def read_fields(path: str | Path) -> dict[str, Any]:
@@ -197,6 +266,34 @@ def read_fields(path: str | Path) -> dict[str, Any]:
         if (Path(path).parent / "adapter_config.json").exists():
             advice = "The folder holds an adapter. merge makes a model of it; lora takes it as --lora_path"
         raise FileNotFoundError(f"{path}: not found. {advice}") from None
+
+
+def _require_supported(fields: dict[str, Any], supported: dict[str, tuple[Any, ...] | None], source: str) -> None:
+    for name, values in supported.items():
+        if values is not None and not _is_supported(fields.get(name), values):
+            rule = " or ".join(map(json.dumps, values)) or "null"
+            got = f"got {json.dumps(fields[name])}"
+            raise ValueError(f"{source}: {name} must be {rule}, {got}; this model does not cover others")
+
+
+def _windows(fields: dict[str, Any], source: str) -> dict[str, Any]:
+    window, sliding = family.windows(fields, source)
+    return {"sliding_window": window, "sliding_layers": () if all(sliding) else sliding}
+
+
+def _ends(fields: dict[str, Any], source: str) -> dict[str, Any]:
+    """eos_token_id may be a list."""
+    ends = fields.get("eos_token_id")
+    if not isinstance(ends, list):
+        return {"other_eos_token_ids": ()}
+    if not ends:
+        raise ValueError(f"{source}: eos_token_id must be an integer or a list of some, got []")
+    return {"eos_token_id": ends[0], "other_eos_token_ids": tuple(ends[1:])}
+
+
+def _biases(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of the other members follow from their type."""
+    return {} if fields["model_type"] == "llama" else {"attention_bias": False}
 
 
 def _is_supported(value: Any, values: tuple[Any, ...]) -> bool:

@@ -69,7 +69,8 @@ class Parameter:
 
     Args:
         parts: the tensors on disk, in the order of the columns.
-        is_linear: [in_features, out_features] in memory, the transpose of what is on disk.
+        is_linear: [in_features, out_features] in memory, the transpose of what is on disk. Other parts are joined along
+            their first axis.
         is_decayed: weight decay applies.
         is_looked_up: tokens take rows of it, which costs no FLOPs.
         is_trainable: it gets gradients, and the optimizer has state for it.
@@ -88,8 +89,10 @@ class Parameter:
 
     def join(self, tensors: list[Array]) -> Array:
         """The parameter from its parts."""
-        if not self.is_linear:
+        if len(tensors) == 1 and not self.is_linear:
             return tensors[0]
+        if not self.is_linear:
+            return np.concatenate(tensors)
         return np.concatenate([tensor.T for tensor in tensors], axis=1)
 
     def split(self, value: Array, rank: int = 0, size: int = 1) -> list[Array]:
@@ -97,10 +100,10 @@ class Parameter:
 
         The shard may be anything of the parameter's shape, such as a moment of the optimizer.
         """
-        if not self.is_linear:
-            return [value]
         widths = [part.shard(rank, size).shape[0] for part in self.parts]
-        columns = np.split(value, np.cumsum(widths)[:-1], axis=1)
+        columns = np.split(value, np.cumsum(widths)[:-1], axis=1 if self.is_linear else 0)
+        if not self.is_linear:
+            return columns
         return [np.ascontiguousarray(column.T) for column in columns]
 
 
@@ -140,14 +143,21 @@ def layout(config: LlamaConfig) -> Table:
         table = {"embed_tokens.weight": Parameter((embedding,), is_linear=False, is_looked_up=True)}
     for index in range(config.num_hidden_layers):
         table |= _decoder_layer(config, index)
-    table["norm.weight"] = _norm((Part("model.norm.weight", (hidden,)),))
+    table["norm.weight"] = _vector(Part("model.norm.weight", (hidden,)))
     if not config.tie_word_embeddings:
         table["lm_head.weight"] = Parameter((Part("lm_head.weight", (vocab, hidden), axis=0),))
     return table
 
 
-def _norm(parts: tuple[Part, ...]) -> Parameter:
+def _vector(*parts: Part) -> Parameter:
+    """Of a norm, or biases."""
     return Parameter(parts, is_linear=False, is_decayed=False)
+
+
+def _biased(config: LlamaConfig) -> set[str]:
+    """Linear layers with a bias."""
+    flags = {"self_attn.qkv_proj": config.has_qkv_bias, "self_attn.o_proj": config.has_output_bias}
+    return {name for name, is_there in flags.items() if is_there}
 
 
 def _decoder_layer(config: LlamaConfig, index: int) -> Table:
@@ -165,11 +175,15 @@ def _decoder_layer(config: LlamaConfig, index: int) -> Table:
         "mlp.gate_up_proj": {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden)},
         "mlp.down_proj": {"mlp.down_proj": (hidden, inner)},
     }
-    table = {}
+    table, biased = {}, _biased(config)
     for ours, theirs in shapes.items():
-        names = {f"model.layers.{index}.{name}.weight": shape for name, shape in theirs.items()}
-        parts = tuple(Part(name, shape, DIVIDED.get(ours)) for name, shape in names.items())
-        table[f"layers.{index}.{ours}.weight"] = Parameter(parts) if ours in DIVIDED else _norm(parts)
+        axis, begin = DIVIDED.get(ours), f"model.layers.{index}"
+        parts = tuple(Part(f"{begin}.{name}.weight", shape, axis) for name, shape in theirs.items())
+        table[f"layers.{index}.{ours}.weight"] = _vector(*parts) if axis is None else Parameter(parts)
+        if ours in biased:  # of columns it is divided as they are, of rows it is not
+            whose = axis if axis == 0 else None
+            biases = (Part(f"{begin}.{name}.bias", shape[:1], whose) for name, shape in theirs.items())
+            table[f"layers.{index}.{ours}.bias"] = _vector(*biases)
     return table
 
 

@@ -1,4 +1,4 @@
-"""Llama 2, top to bottom.
+"""The Llama, Mistral or Qwen2, top to bottom: they differ in biases and in which keys a token sees.
 
 Shapes in names:
     B  batch size                       N  query heads (num_attention_heads)
@@ -64,9 +64,10 @@ class Attention(nn.Layer):
         self.heads = [heads, key_value_heads, key_value_heads]
         self.head_dim = config.head_dim
         features = shards.size * sum(self.heads) * config.head_dim
-        self.qkv_proj = shards.column(config.hidden_size, features, config.initializer_range)
+        deviation = config.initializer_range
+        self.qkv_proj = shards.column(config.hidden_size, features, deviation, config.has_qkv_bias)
         attended = config.num_attention_heads * config.head_dim
-        self.o_proj = shards.row(attended, config.hidden_size, config.initializer_range)
+        self.o_proj = shards.row(attended, config.hidden_size, deviation, config.has_output_bias)
 
     def forward(
         self, x_TH: Tensor, batch_size: int, rotate: RotaryEmbedding, position_ids_BS: Tensor | None, attend: Attend
@@ -136,7 +137,7 @@ def again_if(is_wanted: bool, function: Callable[..., Any]) -> Callable[..., Any
 
 
 class Llama(nn.Layer):
-    """Llama 2 with its language model head.
+    """A member of the family with its language model head.
 
     Args:
         config: sizes and constants.
@@ -184,7 +185,7 @@ class Llama(nn.Layer):
             self.norm = shards.norm(hidden_size, config.rms_norm_eps)
             if not config.tie_word_embeddings:
                 self.lm_head = shards.head(hidden_size, vocab_size, deviation)
-        self.rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
+        self.rotary = rotary_embedding(config)
         divides = sharding.divides_parameters
         self._divided = DividedLayers(sharding, self.parameters(), self._turns()) if divides else None
 
@@ -204,7 +205,7 @@ class Llama(nn.Layer):
         Returns:
             logits, [B, S, V] float32.
         """
-        x_TH = self.decode(input_ids, position_ids, attend_causally(startend_row_indices))
+        x_TH = self.decode(input_ids, position_ids, self._attend(startend_row_indices))
         return self.lm_head(x_TH).reshape([*input_ids.shape, -1])
 
     def loss(
@@ -219,7 +220,7 @@ class Llama(nn.Layer):
 
         received_TH: where the last chunk of layers goes on from, if it is not the first.
         """
-        x_TH = self.decode(input_ids, position_ids, attend_causally(startend_row_indices), received_TH)
+        x_TH = self.decode(input_ids, position_ids, self._attend(startend_row_indices), received_TH)
         return self.lm_head.loss(x_TH, labels.flatten())
 
     def decode(
@@ -249,10 +250,13 @@ class Llama(nn.Layer):
 
         The first norm of the next reads this sum, which it would have computed: rounded to the activations' dtype once.
         """
-        attend = attend_causally(startend_row_indices)
+        attend = self._attend(startend_row_indices)
         x_TH, residual_TH = self._run(self.chunks[chunk], input_ids, position_ids, attend, received_TH)
         total_TH = x_TH.cast("float32") + residual_TH.cast("float32")  # Paddle 3.3.1 adds no bfloat16 on the CPU
         return total_TH.cast(self.activation_dtype)
+
+    def _attend(self, startend_row_indices: Tensor | None) -> Attend:
+        return attend_causally(startend_row_indices, self.config.window_of)
 
     def _run(
         self,
@@ -363,10 +367,32 @@ class Llama(nn.Layer):
         checkpoint.save(self, folder, dtypes=given or self.stored_dtypes)
 
 
-def attend_causally(startend_row_indices: Tensor | None) -> Attend:
-    """Attention over the sequence itself: a token sees those before it, in its own document."""
+def rotary_embedding(config: LlamaConfig) -> RotaryEmbedding:
+    scaling, positions = config.rope_scaling, config.max_position_embeddings
+    amplitude = 1.0 if scaling is None else scaling.amplitude
+    frequencies = config.rotary_frequencies()
+    return RotaryEmbedding(config.head_dim, positions, frequencies=frequencies, amplitude=amplitude)
+
+
+def attend_causally(
+    startend_row_indices: Tensor | None, window_of: Callable[[int], int | None] = lambda index: None
+) -> Attend:
+    """Attention over the sequence itself: a token sees those before it, in its own document and its layer's window."""
+    ends: dict[int, Tensor] = {}  # by window: layers share theirs
 
     def attend(index: int, q_BSND: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> Tensor:
-        return fk.flash_attention(q_BSND, k_BSKD, v_BSKD, causal=True, startend_row_indices=startend_row_indices)
+        rows, window = startend_row_indices, window_of(index)
+        if window is not None and window < k_BSKD.shape[1]:
+            if window not in ends:
+                ends[window] = within_window(startend_row_indices, window, k_BSKD.shape[:2])
+            rows = ends[window]
+        return fk.flash_attention(q_BSND, k_BSKD, v_BSKD, causal=True, startend_row_indices=rows)
 
     return attend
+
+
+def within_window(startend_row_indices: Tensor | None, window: int, shape: list[int]) -> Tensor:
+    """The row from which each token is out of sight, [B, 1, S, 1] int32: its document's end, or a window further on."""
+    batch_size, length = shape
+    rows = (paddle.arange(length, dtype="int32") + window).reshape([1, 1, length, 1]).expand([batch_size, 1, length, 1])
+    return rows if startend_row_indices is None else paddle.minimum(rows, startend_row_indices)

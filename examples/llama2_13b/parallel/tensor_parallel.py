@@ -1,7 +1,8 @@
 """Tensor parallelism: the ranks of a group divide the heads, the MLP's columns and, between the products, the tokens.
 
 Each rank holds its own columns of qkv_proj and gate_up_proj, its own rows of o_proj and down_proj, and its own part of
-the vocabulary in embedding and head; the norms are whole on every rank.
+the vocabulary in embedding and head. A bias of qkv_proj is divided as its columns are; norms and a bias of o_proj are
+whole on every rank.
 """
 
 from __future__ import annotations
@@ -53,23 +54,26 @@ class TensorParallel(Ranks):
                 )
         return [count // self.size for count in counts.values()]
 
-    def column(self, in_features: int, out_features: int, initializer_range: float) -> nn.Layer:
+    def column(self, in_features: int, out_features: int, initializer_range: float, bias: bool = False) -> nn.Layer:
         """A linear layer of this rank's columns: [tokens, in_features] -> [all tokens, out_features / size]."""
         if self.size == 1:
-            return Linear(in_features, out_features, initializer_range=initializer_range)
+            return Linear(in_features, out_features, bias, initializer_range)
         kind = layers.ColumnSequenceParallelLinear if self.sequence_parallel else layers.ColumnParallelLinear
-        return self._layer(partial(kind, gather_output=False), in_features, out_features, initializer_range)
+        return self._layer(partial(kind, gather_output=False), in_features, out_features, initializer_range, bias)
 
-    def row(self, in_features: int, out_features: int, initializer_range: float) -> nn.Layer:
-        """A linear layer of this rank's rows: [all tokens, in_features / size] -> [tokens, out_features]."""
+    def row(self, in_features: int, out_features: int, initializer_range: float, bias: bool = False) -> nn.Layer:
+        """A linear layer of this rank's rows: [all tokens, in_features / size] -> [tokens, out_features].
+
+        A bias is whole on every rank, and added after the sum.
+        """
         if self.size == 1:
-            return Linear(in_features, out_features, initializer_range=initializer_range)
+            return Linear(in_features, out_features, bias, initializer_range)
         kind = layers.RowSequenceParallelLinear if self.sequence_parallel else layers.RowParallelLinear
-        return self._layer(partial(kind, input_is_parallel=True), in_features, out_features, initializer_range)
+        return self._layer(partial(kind, input_is_parallel=True), in_features, out_features, initializer_range, bias)
 
-    def _layer(self, kind: Any, in_features: int, out_features: int, initializer_range: float) -> nn.Layer:
+    def _layer(self, kind: Any, in_features: int, out_features: int, initializer_range: float, bias: bool) -> nn.Layer:
         normal = paddle.ParamAttr(initializer=nn.initializer.Normal(std=initializer_range))
-        layer: nn.Layer = kind(in_features, out_features, normal, has_bias=False, mp_group=self.group)
+        layer: nn.Layer = kind(in_features, out_features, normal, has_bias=bias, mp_group=self.group)
         return layer
 
     def norm(self, hidden_size: int, epsilon: float) -> RMSNorm:
