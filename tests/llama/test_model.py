@@ -374,12 +374,13 @@ def test_ids_of_the_wrong_shape_are_refused():
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["two", "tied"])
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_the_table_of_parameters_is_that_of_the_model(ranks, tied):
+def test_the_table_of_parameters_is_that_of_the_model(ranks, biased, tied):
     """Every parameter has its row, in order, of its size: on one rank, and divided over two, one entry more on the
     first."""
     config = LlamaConfig.from_json(EXAMPLE / "configs" / "tiny.json")
-    config = dataclasses.replace(config, vocab_size=511, tie_word_embeddings=tied)
+    config = dataclasses.replace(config, vocab_size=511, tie_word_embeddings=tied, attention_bias=biased)
     all_ranks = [TensorParallel(SimpleNamespace(rank=rank, world_size=ranks)) for rank in range(ranks)]
     with paddle.LazyGuard():
         models = [Llama(config, shards=shards if ranks > 1 else ALONE) for shards in all_ranks]
@@ -387,7 +388,7 @@ def test_the_table_of_parameters_is_that_of_the_model(ranks, tied):
     for model in models:
         assert [name for name, _ in model.named_parameters()] == list(table)
     for (name, parameter), *others in zip(*(model.named_parameters() for model in models), strict=True):
-        is_divided = "norm" not in name
+        is_divided = "norm" not in name and not name.endswith("o_proj.bias")
         assert is_shard(parameter) == (is_divided and ranks > 1)
         shards = [parameter, *(other for _, other in others)] if is_divided else [parameter]
         assert sum(int(np.prod(shard.shape)) for shard in shards) == table[name].size, name
