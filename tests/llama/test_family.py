@@ -20,6 +20,7 @@ from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.rope_scaling import Dynamic, Linear, Llama3, Yarn
+from examples.llama2_13b.train.metrics import attention_flops
 from fusionkit import passes
 
 SIZES = LlamaConfig(
@@ -164,6 +165,14 @@ def test_packed_documents_have_windows_of_their_own(changes):
     logits = model(*map(paddle.to_tensor, (packed, positions, ends))).numpy()
     alone = [model(paddle.to_tensor(ids)).numpy() for ids in (first, second)]
     np.testing.assert_allclose(logits, np.concatenate(alone, axis=1), rtol=0, atol=1e-5 * np.abs(logits).max())
+
+
+def test_flops_of_attention_count_the_pairs_in_the_window():
+    config = config_of({**MEMBERS["qwen2-window"], "sliding_window": 50, "max_position_embeddings": 1000})
+    lengths = [700, 30]
+    pairs = sum(min(window, row + 1) for window in (1000, 50) for length in lengths for row in range(length))
+    a_pair = 3 * 4 * config.num_attention_heads * config.head_dim  # two products, and twice as much backward
+    assert attention_flops(config, lengths) == pytest.approx(a_pair * pairs, rel=2e-3)  # without half the diagonal
 
 
 def read(tmp_path, member="llama", **fields):

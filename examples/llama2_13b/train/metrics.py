@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def model_flops(config: LlamaConfig, table: Table, document_lengths: list[int]) 
     N are the trainable parameters without the input embedding (a tied one is the head), each used in a multiplication
     and an addition forward and twice that backward: for the gradients of its input and its own. F are the frozen ones,
     which have none of their own. Attention's two products cost 4 heads head_dim per visible pair forward, three times
-    that with the backward pass, for the length^2 / 2 pairs under the causal diagonal in each of L layers.
+    that with the backward pass, for the length^2 / 2 pairs under the causal diagonal in each of L layers. In a layer
+    with a shorter sliding window these are length window - window^2 / 2.
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B, with half the pairs.
     """
@@ -38,8 +40,14 @@ def model_flops(config: LlamaConfig, table: Table, document_lengths: list[int]) 
 
 def attention_flops(config: LlamaConfig, document_lengths: list[int]) -> float:
     """The second term of `model_flops`."""
-    pairs = sum(length * length for length in document_lengths)
-    return 6.0 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
+    windows = Counter(config.window_of(layer) for layer in range(config.num_hidden_layers))
+    pairs = sum(count * _twice_pairs(document_lengths, window) for window, count in windows.items())
+    return 6.0 * config.num_attention_heads * config.head_dim * pairs
+
+
+def _twice_pairs(document_lengths: list[int], window: int | None) -> int:
+    reaches = [length if window is None else min(length, window) for length in document_lengths]
+    return sum(reach * (2 * length - reach) for length, reach in zip(document_lengths, reaches, strict=True))
 
 
 def measure_peak_flops(dtype: str, size: int = 1024, seconds: float = 0.5) -> float:
