@@ -217,6 +217,15 @@ def test_begin_and_end_of_config_and_tokenizer_must_be_one(folder):
         Tokenizer.from_pretrained(folder)
 
 
+def test_of_several_ends_the_tokenizers_is_learned(folder):
+    change(folder / "config.json", eos_token_id=[3, 2, 5])
+    tokenizer = Tokenizer.from_pretrained(folder)
+    assert tokenizer.eos_token_id == 2 and tokenizer.end_token_ids == {2, 3, 5}
+    change(folder / "config.json", eos_token_id=[3, 5])
+    with pytest.raises(ValueError, match=r"eos_token_id must be 2, the id of '</s>' \(.*\), got 3, 5"):
+        Tokenizer.from_pretrained(folder)
+
+
 def test_an_end_that_the_tokenizer_does_not_have_is_named(folder):
     change(folder / "tokenizer_config.json", eos_token="<|end|>")
     with pytest.raises(ValueError, match=r"eos_token of tokenizer_config.json must be a token .*got '<\|end\|>'"):

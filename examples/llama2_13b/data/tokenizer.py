@@ -47,7 +47,7 @@ class Tokenizer:
         self._encoder, self.files = backend, files
         self.bos_token_id, self.eos_token_id = config.bos_token_id, config.eos_token_id
         self.pad_token_id = config.pad_token_id
-        self.end_token_ids = {config.eos_token_id, *ends}
+        self.end_token_ids = {*config.eos_token_ids, *ends}
         self.vocab_size = backend.get_vocab_size()
         backend.no_truncation()
         backend.no_padding()
@@ -85,8 +85,7 @@ class Tokenizer:
         described = TokenizerFolder(folder)
         backend = described.backend()
         described.require_rows(backend)
-        config = config_of(described.folder)
-        described.require_ids(config, backend)
+        config = described.require_ids(config_of(described.folder), backend)
         return cls(backend, config, described.files, described.control_tokens(), described.ends())
 
     @classmethod

@@ -95,8 +95,11 @@ class TokenizerFolder:
         added = self._fields["tokenizer.json"].get("added_tokens") or []
         return (name, "its name in tokenizer.json") if any(token["content"] == name for token in added) else None
 
-    def require_ids(self, config: LlamaConfig, backend: tokenizers.Tokenizer) -> None:
+    def require_ids(self, config: LlamaConfig, backend: tokenizers.Tokenizer) -> LlamaConfig:
         """Begin and end must be the same tokens in config.json and in the tokenizer.
+
+        Returns:
+            The configuration, of whose ends the tokenizer's comes first.
 
         Raises:
             ValueError: they differ; files and ids are named.
@@ -106,14 +109,19 @@ class TokenizerFolder:
             token, source = self.token_of(role) or ("", "")
             if not token:
                 continue
-            right, found = backend.token_to_id(token), getattr(config, f"{role}_id")
+            right = backend.token_to_id(token)
+            named = config.eos_token_ids if role == "eos_token" else (config.bos_token_id,)
             if right is None:
                 raise ValueError(f"{self.folder}: {source} must be a token of tokenizer.json, got {token!r}")
-            if right != found:
+            if right not in named:
+                found = ", ".join(map(str, named))
                 wrong.append(f"{role}_id must be {right}, the id of {token!r} ({source}), got {found}")
+            elif role == "eos_token":
+                config = config.ending_with(right)
         if wrong:
             advice = "Correct config.json, or put the tokenizer there that belongs to the model"
             raise ValueError(f"{self.folder / 'config.json'}: {'; '.join(wrong)}. {advice}")
+        return config
 
     def require_rows(self, backend: tokenizers.Tokenizer) -> None:
         """Every token needs a row of the embedding. More rows than tokens are fine.

@@ -236,6 +236,11 @@ class LlamaConfig:
     def eos_token_ids(self) -> tuple[int, ...]:
         return (self.eos_token_id, *self.other_eos_token_ids)
 
+    def ending_with(self, token: int) -> LlamaConfig:
+        """The same with this one of its end tokens first."""
+        others = tuple(each for each in self.eos_token_ids if each != token)
+        return dataclasses.replace(self, eos_token_id=token, other_eos_token_ids=others)
+
     @property
     def has_qkv_bias(self) -> bool:
         """Whether queries, keys and values have biases."""
