@@ -14,9 +14,7 @@ import transformers
 import fusionkit as fk
 from examples.llama2_13b.export import narrow_matrices
 from examples.llama2_13b.generate.decode_step import DecodeStep
-from examples.llama2_13b.generate.generation import Generation
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
-from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
@@ -24,6 +22,7 @@ from examples.llama2_13b.model.layout import elements
 from examples.llama2_13b.model.rope_scaling import Dynamic, Linear, Llama3, Yarn
 from examples.llama2_13b.train.metrics import attention_flops
 from fusionkit import passes
+from tests.llama.test_generation import MAX_LENGTH, Answering
 
 SIZES = LlamaConfig(
     vocab_size=61,
@@ -146,15 +145,13 @@ def test_greedy_answers_of_the_exported_program_are_those_of_transformers(tmp_pa
     step = DecodeStep(model)
     passes.export(step, tmp_path / "model", step.input_spec())
     prompts = [token_ids(length, seed=length).tolist() for length in (1, 4, 17)]
-    cache = KeyValueCache(model.config, "float32", num_blocks=16, block_size=4)
-    settings = GenerationSettings((), decode_strategy="greedy_search")
-    program = StaticProgram(tmp_path, model.config)
-    answers = dict(Generation(program, cache, settings, 12, 2, 0).run(prompts))
+    programs = {"float32": StaticProgram(tmp_path, model.config)}
+    answers = dict(Answering((model.config, programs), eos=(), num_blocks=16, block_size=4).run(prompts))
     assert stored_elements(tmp_path, model) == pytest.approx(sum(elements(model.table).values()), rel=0.02)
     theirs = theirs_of(tmp_path)
     theirs.generation_config.eos_token_id = None
     for number, prompt in enumerate(prompts):
-        whole = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, pad_token_id=0)
+        whole = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=MAX_LENGTH, pad_token_id=0)
         assert answers[number] == whole[0, len(prompt) :].tolist()
 
 
@@ -172,19 +169,14 @@ def test_a_tied_embedding_is_one_exported_parameter_in_16_bits(tmp_path, dtype):
     narrow_matrices(model)
     step = DecodeStep(model)
     passes.export(step, tmp_path / "model", step.input_spec())
-    cache = KeyValueCache(model.config, dtype, num_blocks=3, block_size=4)
-    scores = []
-    settings, program = GenerationSettings((), decode_strategy="greedy_search"), StaticProgram(tmp_path, model.config)
-
-    def recorded(inputs, cache):
-        scores.append(program(inputs, cache))
-        return scores[-1]
-
+    answering = Answering((model.config, {dtype: StaticProgram(tmp_path, model.config)}), dtype, eos=())
     prompt = token_ids(7).tolist()
-    list(Generation(recorded, cache, settings, 1, 1, 0).run([prompt]))
+    list(answering.run([prompt]))
     expected = exact(paddle.to_tensor([prompt])).numpy()[0, -1]
     rounding = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
-    np.testing.assert_allclose(scores[0][0], expected, rtol=0, atol=8 * rounding * np.abs(expected).max())
+    np.testing.assert_allclose(
+        answering.step.logits[0][0], expected, rtol=0, atol=8 * rounding * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("changes", [MEMBERS["mistral-window"], MEMBERS["qwen2-window"]], ids=["mistral", "qwen2"])

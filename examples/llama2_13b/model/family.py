@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of a layer's attention
+MAX_WINDOW_LAYERS = 28  # transformers' default for Qwen2
 Fields = dict[str, Any]
 
 
@@ -44,7 +45,8 @@ def _windows_of_qwen2(fields: Fields, layers: int) -> tuple[Any, list[bool]]:
     types = fields.get("layer_types")
     if types is not None:
         return window, [each == SLIDING for each in types]
-    first = fields["max_window_layers"]
+    first = fields.get("max_window_layers")
+    first = MAX_WINDOW_LAYERS if first is None else first
     return window, [window is not None and layer >= first for layer in range(layers)]
 
 
@@ -65,7 +67,7 @@ MEMBERS = {
             "use_sliding_window": (False, True),
             "layer_types": None,
         },
-        {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+        {"num_key_value_heads": 32, "sliding_window": 4096},
         _windows_of_qwen2,
     ),
 }
