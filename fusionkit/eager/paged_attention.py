@@ -28,7 +28,7 @@ def paged_attention(
 ) -> Any:
     num_blocks, _, block_size, _ = key_cache.shape
     lengths = (lens.tolist() for lens in (seq_lens_encoder, seq_lens_decoder, seq_lens_this_time))
-    spans = row_spans(q.shape[0], num_blocks, block_size, block_tables.tolist(), *lengths, window)
+    spans = row_spans(q.shape[0], num_blocks, block_size, block_tables.tolist(), *lengths, window=window)
     for token, start, count, blocks in spans:
         _write(key_cache, k[token : token + count], start, blocks)
         _write(value_cache, v[token : token + count], start, blocks)

@@ -142,7 +142,7 @@ def reference(
     """Writes key_cache and value_cache, as the op does."""
     num_blocks, _, block_size, _ = key_cache.shape
     lengths = (lens.tolist() for lens in (seq_lens_encoder, seq_lens_decoder, seq_lens_this_time))
-    spans = row_spans(len(q), num_blocks, block_size, block_tables.tolist(), *lengths, window)
+    spans = row_spans(len(q), num_blocks, block_size, block_tables.tolist(), *lengths, window=window)
     for token, start, count, blocks in spans:
         positions = np.arange(start, start + count)
         slots = np.array(blocks)[positions // block_size], slice(None), positions % block_size

@@ -117,9 +117,11 @@ def test_an_adapter_over_frozen_biases_trains_on_two_ranks_and_merges(folder_of,
 
 @pytest.mark.parametrize("stage", [1, 3], ids=["stage1", "stage3"])
 def test_each_rank_has_the_parameters_and_the_state_that_are_predicted(folder_of, stage):
+    folder = folder_of("biases")
+
     def measured(mesh):
         with making_a_model(mesh.world):
-            model = Llama.from_pretrained(folder_of("biases"), shards=mesh.tensor, sharding=mesh.sharding)
+            model = Llama.from_pretrained(folder, shards=mesh.tensor, sharding=mesh.sharding)
         own = AdamW(model, mesh, 0.9, 0.99, 1e-8, weight_decay=0.1, max_grad_norm=1.0).own()
         kept = sum(parameter.size for parameter in model.parameters() if parameter._is_initialized())
         predicted = memory.predict(model, mesh, memory.Step(1, 16, 1))[mesh.rank]
