@@ -93,6 +93,7 @@ def row_spans(
     encoder: Sequence[int],
     decoder: Sequence[int],
     this_time: Sequence[int],
+    *,
     window: int | None = None,
 ) -> list[tuple[int, int, int, list[int]]]:
     """(first token, first position, tokens, blocks) of each row that takes part; raises for values that do not fit."""
