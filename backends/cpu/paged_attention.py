@@ -22,7 +22,7 @@ def through_paddle(
     seq_lens_decoder: Any,
     seq_lens_this_time: Any,
     scale: float | None = None,
-    window: int | None = None,
+    window: int = 0,
 ) -> Any:
     from paddle import in_dynamic_mode
 
@@ -35,7 +35,7 @@ def through_paddle(
         q, k, v, key_cache, value_cache, block_tables, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time
     )
     factor = default_scale(q) if scale is None else float(scale)
-    return paddle_ops.run("fusionkit_paged_attention", *tensors, factor, window or 0)[0]
+    return paddle_ops.run("fusionkit_paged_attention", *tensors, factor, window)[0]
 
 
 def through_numpy(
@@ -50,9 +50,9 @@ def through_numpy(
     seq_lens_decoder: Any,
     seq_lens_this_time: Any,
     scale: float | None = None,
-    window: int | None = None,
+    window: int = 0,
 ) -> Any:
     caches = key_cache, value_cache
     lengths = seq_lens_encoder, seq_lens_decoder, seq_lens_this_time
     factor = default_scale(q) if scale is None else scale
-    return runtime.native().paged_attention(q, k, v, *caches, block_tables, *lengths, factor, window or 0)
+    return runtime.native().paged_attention(q, k, v, *caches, block_tables, *lengths, factor, window)

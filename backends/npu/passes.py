@@ -258,7 +258,9 @@ def _has_wide_heads(program: Program, operation: Operation) -> bool:
 
 
 def _has_more(program: Program, operation: Operation) -> bool:
-    return operation.name == _ATTENTION and not operation.attributes.keys() <= {"scale"}
+    """Whether an argument asks for more; 0 and False are how a program says that none does."""
+    asked = {name for name, value in operation.attributes.items() if value}
+    return operation.name == _ATTENTION and not asked <= {"scale"}
 
 
 passes = Passes(

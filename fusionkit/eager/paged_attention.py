@@ -24,7 +24,7 @@ def paged_attention(
     seq_lens_decoder: Any,
     seq_lens_this_time: Any,
     scale: float | None = None,
-    window: int | None = None,
+    window: int = 0,
 ) -> Any:
     num_blocks, _, block_size, _ = key_cache.shape
     lengths = (lens.tolist() for lens in (seq_lens_encoder, seq_lens_decoder, seq_lens_this_time))
@@ -36,7 +36,7 @@ def paged_attention(
     for token, start, count, blocks in spans:
         first = first_key(start, window)
         keys, values = (_read(cache, first, start + count, blocks) for cache in (key_cache, value_cache))
-        mask = None if window is None else _within(window, start, count, first)
+        mask = _within(window, start, count, first) if window else None
         queries = q[token : token + count].unsqueeze(0)
         rows.append(flash_attention(queries, keys, values, causal=True, attn_mask=mask, scale=scale)[0])
     return paddle.concat(rows) if rows else paddle.zeros_like(q)

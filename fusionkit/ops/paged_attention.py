@@ -39,7 +39,7 @@ def paged_attention(
     seq_lens_decoder: Any,
     seq_lens_this_time: Any,
     scale: float | None = None,
-    window: int | None = None,
+    window: int = 0,
 ) -> Any:
     """Causal attention of this step's tokens over a key-value cache held in blocks. Inference only.
 
@@ -65,8 +65,8 @@ def paged_attention(
             its tokens there: one in plain decoding, more in speculative.
         seq_lens_this_time: [batch_size] int32: the row's tokens in q, seq_lens_encoder in prefill; 0 leaves it out.
         scale: factor of the scores; default 1 / sqrt(head_dim).
-        window: positions that a token attends to at most, at least 1; None: all up to its own. Keys and values before
-            the window of all of a row's tokens are not read.
+        window: positions that a token attends to at most; 0: all up to its own. Keys and values before the window of
+            all of a row's tokens are not read.
 
     Returns:
         [num_tokens, num_heads, head_dim], dtype of q. Softmax and sums in float32; one rounding, at the output.
@@ -80,9 +80,9 @@ def paged_attention(
     """
 
 
-def first_key(start: int, window: int | None) -> int:
+def first_key(start: int, window: int) -> int:
     """The first position that a token at `start` attends to."""
-    return 0 if window is None else max(0, start + 1 - window)
+    return max(0, start + 1 - window) if window else 0
 
 
 def row_spans(
@@ -94,7 +94,7 @@ def row_spans(
     decoder: Sequence[int],
     this_time: Sequence[int],
     *,
-    window: int | None = None,
+    window: int = 0,
 ) -> list[tuple[int, int, int, list[int]]]:
     """(first token, first position, tokens, blocks) of each row that takes part; raises for values that do not fit."""
     spans = []
@@ -137,7 +137,7 @@ def reference(
     seq_lens_decoder: Array,
     seq_lens_this_time: Array,
     scale: float | None = None,
-    window: int | None = None,
+    window: int = 0,
     rounding: Rounding = exact,
 ) -> Array:
     """Writes key_cache and value_cache, as the op does."""
@@ -162,9 +162,9 @@ def reference(
     return out
 
 
-def within(window: int | None, start: int, count: int, positions: Array) -> Array | None:
+def within(window: int, start: int, count: int, positions: Array) -> Array | None:
     """[1, 1, count, keys], True where a key is in the window of a token; None without a window."""
-    if window is None:
+    if not window:
         return None
     return np.asarray(positions > np.arange(start, start + count)[:, None] - window)[None, None]
 
@@ -312,8 +312,8 @@ INVALID_CASES = (
     invalid("block-missing", "block_tables must be", block_tables=np.array([[2, -1], [0, -1]], dtype=np.int32)),
     invalid("table-short", "block_tables must be", seq_lens_decoder=int32(0, 8)),
     invalid("scale-inf", "scale must be finite", scale=math.inf),
-    *(invalid(f"window-{got}", "window must be at least 1, or None", window=got) for got in (0, -1)),
-    invalid("window-2.0", "window must be an int or None", TypeError, window=2.0),
+    invalid("window-negative", "window must be at least 0", window=-1),
+    invalid("window-2.0", "window must be an int", TypeError, window=2.0),
 )
 
 
@@ -326,7 +326,7 @@ def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
     kv_len = dims["max_blocks"] * dims["block_size"]
     row_tokens = num_tokens // max(batch_size, 1)
     pairs = batch_size * flash_attention.causal_pairs(row_tokens, kv_len)
-    if (window := dims.get("window")) is not None:
+    if window := dims.get("window"):
         starts = range(kv_len - row_tokens, kv_len)
         pairs = batch_size * sum(min(window, start + 1) for start in starts)
         kv_len -= first_key(starts.start, window)
@@ -344,7 +344,7 @@ def check(call: Any) -> None:
     flash_attention.check_heads(call)
     call.require(call.value("block_size") != 0, "key_cache", "of block_size at least 1", 0)
     window = call.value("window")
-    call.require(window is None or window >= 1, "window", "at least 1, or None for all positions", window)
+    call.require(window >= 0, "window", "at least 0, which is for all positions", window)
 
 
 def timed(batch_size: int, num_key_value_heads: int) -> Benchmark:

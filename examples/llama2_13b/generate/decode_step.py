@@ -58,7 +58,7 @@ class DecodeStep(nn.Layer):
                 seq_lens_encoder=seq_lens_encoder_R,
                 seq_lens_decoder=seq_lens_decoder_R,
                 seq_lens_this_time=seq_lens_this_time_R,
-                window=self.model.config.window_of(index),
+                window=self.model.config.window_of(index) or 0,
             )
             return out_TND.reshape(q_1TND.shape)
 
