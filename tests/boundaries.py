@@ -113,7 +113,9 @@ def _other(spec: OpSpec, predicate: LeftOut) -> Any:
         return PRESENT
     if predicate.argument == "group":
         return GroupSpec(SIZES["world_size"])
-    return not predicate.default if isinstance(predicate.default, bool) else (predicate.default or 0) + 0.5
+    if isinstance(predicate.default, bool):
+        return not predicate.default
+    return predicate.default + 1 if isinstance(predicate.default, int) else (predicate.default or 0) + 0.5
 
 
 def _values(spec: OpSpec, predicate: OnValue) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
