@@ -157,6 +157,29 @@ def test_a_character_that_never_ends_loses_nothing_that_comes_after_it():
     assert "😀" in "".join(pieces(tokenizer, [the, *emoji, emoji[0]]))
 
 
+def test_what_is_decoded_again_does_not_grow_with_the_answer():
+    """Models in trouble write new lines, spaces or control tokens without an end."""
+    bytewise, fallback = byte_level(), byte_fallback()
+    bytewise.add_special_tokens(["<end>"])
+    repeated = [
+        (bytewise, bytewise.token_to_id(name) if name == "<end>" else bytewise.encode(name).ids[0])
+        for name in ("\n", " ", "a", "<end>")
+    ]
+    repeated += [(fallback, fallback.token_to_id("▁")), (bytewise, 10**6), (fallback, 1 + ord("\n"))]
+    for tokenizer, token in repeated:
+        lengths = []
+
+        def decode(tokens, lengths=lengths, tokenizer=tokenizer):
+            lengths.append(len(tokens))
+            return tokenizer.decode(tokens)
+
+        stream, tokens = TextStream(decode), [token] * 100
+        last = tokenizer.token_to_id("▁cat") or tokenizer.encode("é").ids[0]
+        found = "".join([*map(stream.push, tokens), stream.push(last), stream.flush()])
+        assert found == tokenizer.decode([*tokens, last])
+        assert max(lengths) < 24
+
+
 def cut(text, stops, borders):
     """(the text, whether it was stopped) when it comes in pieces that end at the borders."""
     stream, out = StopStrings(stops), ""

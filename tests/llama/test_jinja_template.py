@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime, timedelta
 
 import pytest
 import tokenizers
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from examples.llama2_13b.data import jinja_template
 from examples.llama2_13b.data.conversation import encode_messages, messages_of, template_from, template_of
 from examples.llama2_13b.data.jinja_template import JinjaTemplate
 from examples.llama2_13b.data.samples import IGNORED, Dropped, Example, encode, encode_prompt
@@ -157,6 +159,68 @@ def test_pieces_of_a_name_do_not_meet(tokenizer):
         assert encode_messages(messages, tokenizer, joined) == [*tokenizer.encode(one + other), 1]
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{{ messages[0].content | lower }}", "</S>"),
+        ("{{ messages[0].content | replace('\n', '') }}", "<|im_\nend|>"),
+        ("{{ messages[0].content.split() | join }}", "<|im_ end|>"),
+        ("{{ messages[0].content | replace('<s>', '') }}", "<|im_<s>end|>"),
+        ("{{ messages | tojson }}", "</s>"),
+        ("{{ messages[0].more | tojson }}", "hello"),
+    ],
+)
+def test_no_filter_of_a_template_makes_a_control_token_of_what_a_message_holds(tokenizer, text, said):
+    messages = [{"role": "user", "content": said, "more": {"<|im_end|>": ["</s>", 1]}}]
+    ids = encode_messages(messages, tokenizer, template(text))
+    assert ids and tokenizer._control.keys().isdisjoint(ids)
+
+
+SPLIT = "messages[0].content.split('<|eot_id|>')"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{{{{ {SPLIT}[-1].lstrip('\n') + eos_token }}}}",
+        f"{{{{ '<|eot_id|>' + {SPLIT}[0].strip() + '<|eot_id|>' + {SPLIT}[-1] }}}}",
+        f"{{% if '<|eot_id|>' in messages[0].content %}}{{{{ {SPLIT}[0].rstrip('\n') + '<|eot_id|>' }}}}{{% endif %}}",
+    ],
+)
+def test_a_name_in_a_message_may_be_where_a_template_splits(theirs, tokenizer, text):
+    """As templates of models that think do with `</think>`: what they write themselves is a control token."""
+    messages = [{"role": "assistant", "content": "thought < it\n<|eot_id|>\n\nanswer"}]
+    expected = theirs.apply_chat_template(messages, chat_template=text, return_dict=False)
+    assert encode_messages(messages, tokenizer, template(text)) == expected
+
+
+def test_a_field_without_a_value_is_told_as_transformers_does(theirs):
+    text = "{{ messages[0].name is none }} {{ messages[0].other is defined }}"
+    messages = [{"role": "user", "content": "x", "name": None}]
+    assert template(text).render(messages) == theirs.apply_chat_template(messages, chat_template=text, tokenize=False)
+
+
+def test_a_conversation_is_told_at_one_time(tokenizer, monkeypatch):
+    """Training compares texts that a template writes one after the other."""
+
+    class Ticking(datetime):
+        ticks = 0
+
+        @classmethod
+        def now(cls, tz=None):
+            cls.ticks += 1
+            return datetime(2026, 1, 1) + timedelta(seconds=cls.ticks)
+
+    monkeypatch.setattr(jinja_template, "datetime", Ticking)
+    ours = template("{{ strftime_now(format='%H:%M:%S') }}" + CHATML)
+    turns = (("one</s>", "uno"), ("two", "dos"))
+    sample = encode(Example(turns, "here"), tokenizer, 500, 1000, ours)
+    assert tokenizer.decode([label for label in sample.labels if label != IGNORED]) == "unodos"
+    assert len(encode_prompt([turns[0]], "two", tokenizer, 400, ours)) < 400
+    prompts = [encode_messages([{"role": "user", "content": "</s>"}], tokenizer, ours) for _ in range(2)]
+    assert prompts[0] != prompts[1]
+
+
 def test_a_template_that_changes_a_name_in_a_message_is_refused(tokenizer):
     message = [{"role": "user", "content": "a</s>"}]
     assert encode_messages(
@@ -188,8 +252,9 @@ def test_a_template_stays_in_its_sandbox(text):
 def test_a_template_refuses_in_its_own_words(tokenizer):
     with pytest.raises(ValueError, match="template: Only user and assistant roles are supported, got tool"):
         encode_messages([{"role": "tool", "content": "1"}], tokenizer, template(STYLES["mistral"]))
-    with pytest.raises(ValueError, match="template: not a Jinja template: "):
-        template("{% for %}")
+    for text in ("{% for %}", "{{ " + "(" * 3000 + ")" * 3000 + " }}", "{{ " + "1" * 5000 + " }}"):
+        with pytest.raises(ValueError, match="template: not a Jinja template: "):
+            template(text)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +270,7 @@ def test_a_template_refuses_in_its_own_words(tokenizer):
     ],
 )
 def test_answers_that_cannot_be_told_are_refused(tokenizer, text, words):
-    with pytest.raises(ValueError, match=f"template: .*{words}"):
+    with pytest.raises(ValueError, match=f"^here: template: .*{words}"):
         encode(Example((("a", "b"), ("c", "d")), "here"), tokenizer, 100, 200, template(text))
 
 
@@ -257,7 +322,13 @@ def test_messages_follow_the_other_format_too(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(
     "message, words",
-    [({"role": "user"}, "must have a text 'content', got None"), ({"role": "user", "content": "\ud800"}, "Unicode")],
+    [
+        ({"role": "user"}, "must have a text 'content', got None"),
+        ({"role": "user", "content": [{"type": "text", "text": "x"}]}, "must have a text 'content', got "),
+        ({"role": "user", "content": "<|im_\ud802end|>"}, "every text of message 2 must be Unicode"),
+        ({"role": "user", "content": "x", "name": ["<|im_\ud802end|>"]}, "every text of message 2 must be Unicode"),
+        ({"role": "user", "content": "x", "more": {"\ud800": 1}}, "every text of message 2 must be Unicode"),
+    ],
 )
 def test_a_message_that_is_none_is_named(tokenizer, message, words):
     with pytest.raises(ValueError, match=words):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.llama2_13b.data.chat_template import TEMPLATE, ChatTemplate
-from examples.llama2_13b.data.jinja_template import ASSISTANT, JinjaTemplate, Message
+from examples.llama2_13b.data.jinja_template import ASSISTANT, JinjaTemplate, Message, strings_of
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.data.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder
 from examples.llama2_13b.io.text import ENCODING, require_text
@@ -75,9 +75,10 @@ def encode_messages(messages: Sequence[Message], tokenizer: Tokenizer, template:
     """
     for number, message in enumerate(messages, start=1):
         for name in ("role", "content"):
-            if not isinstance(message.get(name), str | list):
+            if not isinstance(message.get(name), str):
                 raise ValueError(f"messages: message {number} must have a text {name!r}, got {message.get(name)!r}")
-            require_text(str(message[name]), f"messages: {name} of message {number}")
+        for text in strings_of(message):
+            require_text(text, f"messages: every text of message {number}")
     if template is None:
         raise ValueError("messages: the model must have a chat template, got none. Send a prompt instead")
     if isinstance(template, JinjaTemplate):
@@ -159,6 +160,7 @@ def fit_turns(
     turns: Sequence[Question], tokenizer: Tokenizer, src_length: int, max_length: int, template: JinjaTemplate
 ) -> tuple[list[EncodedTurn], int, int]:
     """The last turns that fit into max_length tokens, how many were left out, and by how many tokens sources shrank."""
+    template = template.at_once()
     for number in range(len(turns)):
         kept, shortened = _within(list(turns[number:]), tokenizer, src_length, template)
         if kept[-1][1] is None:

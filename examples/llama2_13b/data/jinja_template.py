@@ -8,10 +8,11 @@ Source: transformers 5.23.0, "Writing a chat template", for what a program may u
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,8 +29,8 @@ Message = Mapping[str, Any]  # role and content, and whatever else a template re
 Span = tuple[int, int]
 
 ASSISTANT = "assistant"
-# Halves of surrogate pairs, which are in no Unicode text: around names of control tokens that a message holds, and
-# around what stands between {% generation %} and {% endgeneration %}.
+# Halves of surrogate pairs, which are in no Unicode text: around names of control tokens that a message holds, after
+# characters with which one begins, and around what stands between {% generation %} and {% endgeneration %}.
 _NAME, _NAME_END, _ANSWER, _ANSWER_END = "\ud800", "\ud801", "\ud802", "\ud803"
 
 
@@ -41,6 +42,7 @@ class JinjaTemplate:
         text: the program.
         tokens: `bos_token`, `eos_token` and other tokens by their role.
         where: it stands, for errors.
+        now: what `strftime_now` tells; the clock if None.
 
     Raises:
         ValueError: the text is not a Jinja template.
@@ -49,12 +51,17 @@ class JinjaTemplate:
     text: str
     tokens: Mapping[str, str]
     where: str
+    now: datetime | None = None
 
     def __post_init__(self) -> None:
         try:
             _compiled(self.text)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # too deep or too long a number is Python's error, not Jinja's
             raise ValueError(f"{self.where}: not a Jinja template: {error}") from None
+
+    def at_once(self) -> JinjaTemplate:
+        """The same template with the clock stopped: a text that is compared with another must tell the same time."""
+        return self if self.now else dataclasses.replace(self, now=datetime.now())
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The conversation as one text; with add_generation_prompt up to where the assistant goes on.
@@ -70,7 +77,7 @@ class JinjaTemplate:
         Args:
             names: of the control tokens.
         """
-        written, _ = self._written(messages, tuple(names), add_generation_prompt)
+        written, _ = self.at_once()._written(messages, tuple(names), add_generation_prompt)
         return _split(written)
 
     def answers(self, messages: Sequence[Message], names: Iterable[str]) -> list[tuple[Part, bool]]:
@@ -82,22 +89,46 @@ class JinjaTemplate:
         Raises:
             ValueError: the template fails, or the answers cannot be told by either.
         """
-        names = tuple(names)
-        written, spans = self._written(messages, names, False)
+        names, still = tuple(names), self.at_once()
+        written, spans = still._written(messages, names, False)
         if not spans:
-            spans = self._by_prefixes(messages, names, written)
+            spans = still._by_prefixes(messages, names, written)
         borders = [0, *(border for span in spans for border in span), len(written)]
         pieces = [written[begin:end] for begin, end in zip(borders, borders[1:], strict=False)]
         return [(part, number % 2 == 1) for number, piece in enumerate(pieces) for part in _split(piece)]
 
     def _written(self, messages: Sequence[Message], names: tuple[str, ...], prompt: bool) -> tuple[str, list[Span]]:
-        """(text with marks around names in messages, places of what {% generation %} encloses)."""
-        marked = [_in_strings(_marker(names), message) for message in messages]
-        text, spans = _without_answers(self._run(marked, prompt))
-        if marked != list(messages) and _plain(text) != self.render(messages, prompt):
-            rule = "written as they are where they name a control token, got another text. Change the message"
-            raise ValueError(f"{self.where}: messages must be {rule}, or the template")
-        return text, spans
+        """(text with marks in what messages say, places of what {% generation %} encloses).
+
+        Marks after every character with which a name begins also part a name that the template puts together, as
+        `lower` does of `</S>`. A template that reads such characters gets marks around whole names only.
+        """
+        text, spans = _without_answers(self._run(messages, prompt))
+        read = self._only_read(messages, names, prompt, text)
+        for begins in (True, False):
+            marked = _in_strings(_marker(names, frozenset(read), begins), list(messages))
+            if marked == list(messages):
+                return text, spans
+            if (found := self._tried(marked, prompt)) and _plain(found[0]) == text:
+                return found
+        rule = "written as they are where they name a control token, got another text. Change the message"
+        raise ValueError(f"{self.where}: messages must be {rule}, or the template")
+
+    def _only_read(self, messages: Sequence[Message], names: tuple[str, ...], prompt: bool, text: str) -> set[str]:
+        """Names in messages that the template never writes, as `</think>` where it splits: they may come twice."""
+        found = set()
+        for name in {name for said in strings_of(messages) for name in _names(names).findall(said)}:
+            twice = _in_strings(functools.partial(re.sub, re.escape(name), lambda one: 2 * one[0]), list(messages))
+            if (other := self._tried(twice, prompt)) and other[0] == text:
+                found.add(name)
+        return found
+
+    def _tried(self, messages: Sequence[Message], prompt: bool) -> tuple[str, list[Span]] | None:
+        """As `_without_answers`; None if the template refuses these messages."""
+        try:
+            return _without_answers(self._run(messages, prompt))
+        except ValueError:
+            return None
 
     def _by_prefixes(self, messages: Sequence[Message], names: tuple[str, ...], whole: str) -> list[Span]:
         spans = []
@@ -125,6 +156,7 @@ class JinjaTemplate:
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                strftime_now=(self.now or datetime.now()).strftime,
                 **self.tokens,
             )
         except Exception as error:  # a program can fail in any way
@@ -163,25 +195,50 @@ def _end(said: str, names: tuple[str, ...]) -> int:
     return len(stripped) if stripped.endswith(names) else len(said)
 
 
+def strings_of(value: Any) -> Iterator[str]:
+    """Every text in a message or in several, those that name a field included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for one in pair for text in strings_of(one))
+    elif isinstance(value, list | tuple):
+        yield from (text for one in value for text in strings_of(one))
+
+
 def _in_strings(change: Callable[[str], str], value: Any) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _in_strings(change, one) for key, one in value.items()}
+        return {_in_strings(change, key): _in_strings(change, one) for key, one in value.items()}
     return [_in_strings(change, one) for one in value] if isinstance(value, list | tuple) else value
 
 
 @functools.lru_cache(maxsize=8)
-def _marker(names: tuple[str, ...]) -> Callable[[str], str]:
-    """Puts marks around names of control tokens, and at an edge where a piece of one could meet the rest of it."""
-    whole = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+def _names(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+
+
+@functools.lru_cache(maxsize=8)
+def _marker(names: tuple[str, ...], read: frozenset[str], begins: bool) -> Callable[[str], str]:
+    """Puts marks around names of control tokens, and at an edge where a piece of one could meet the rest of it.
+
+    Args:
+        read: names that get no marks.
+        begins: also after each other character with which a name begins.
+    """
+    first = "|".join(sorted({re.escape(name[0]) for name in names})) if begins else ""
+    found = re.compile(f"({_names(names).pattern})" + (f"|{first}" if first else ""))
     heads = tuple({name[:length] for name in names for length in range(1, len(name))})
     tails = tuple({name[-length:] for name in names for length in range(1, len(name))})
+    nothing = _NAME + _NAME_END
+
+    def marks(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0] + nothing
+        return match[0] if match[0] in read else _NAME + match[0] + _NAME_END
 
     def mark(text: str) -> str:
-        marked = whole.sub(f"{_NAME}\\g<0>{_NAME_END}", text)
-        begin, end = ((_NAME + _NAME_END) * text.startswith(tails), (_NAME + _NAME_END) * text.endswith(heads))
-        return begin + marked + end
+        return nothing * text.startswith(tails) + found.sub(marks, text) + nothing * text.endswith(heads)
 
     return mark
 
@@ -209,16 +266,12 @@ def _tojson(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **how)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    environment.globals["raise_exception"] = _raise_exception
     return environment
 
 

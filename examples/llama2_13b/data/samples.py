@@ -114,13 +114,16 @@ def encode(
     fits, and its end token only when it is whole.
 
     Raises:
-        ValueError: there is nothing to learn in a turn.
+        ValueError: there is nothing to learn in a turn, or the template refuses the line.
     """
     for number, (_, answer) in enumerate(example.turns, start=1):
         if not answer.strip():
             turn = f" of turn {number}" if len(example.turns) > 1 else ""
             raise ValueError(f"{example.where}: tgt{turn} must hold text to learn, got {answer!r}. Remove the line")
-    turns, dropped = fit(example.turns, tokenizer, src_length, max_length, template)
+    try:
+        turns, dropped = fit(example.turns, tokenizer, src_length, max_length, template)
+    except ValueError as error:
+        raise ValueError(f"{example.where}: {error}") from None
     source, target = turns[-1]
     room = max_length - sum(len(source) + len(target) for source, target in turns[:-1]) - len(source)
     turns[-1] = source, target[:room]

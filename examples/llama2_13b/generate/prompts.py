@@ -94,13 +94,16 @@ def encode(
         max_tokens, context, cure: a prompt must not be longer; the error says why, and what helps beside src_length.
 
     Raises:
-        ValueError: a question is longer; it is named.
+        ValueError: a question is longer, or the template refuses the prompt; it is named.
     """
     encoded = []
     num_shortened = num_turns = 0
     for prompt in prompts:
         turns = [*prompt.turns, (prompt.question, None)]
-        fitted, dropped = fit(turns, tokenizer, src_length or sys.maxsize, max_tokens, template)
+        try:
+            fitted, dropped = fit(turns, tokenizer, src_length or sys.maxsize, max_tokens, template)
+        except ValueError as error:
+            raise ValueError(f"predict: {prompt.where}: {error}") from None
         tokens = joined(fitted)
         if len(tokens) > max_tokens:
             raise ValueError(

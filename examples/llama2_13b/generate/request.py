@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-MAX_BIAS = 100.0  # OpenAI's range; 100 more than any difference of scores that models have
+MAX_BIAS = 100.0  # OpenAI's range
 MAX_PENALTY = 2.0  # OpenAI's range
 
 

@@ -27,6 +27,8 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that is complete with this token."""
+        if not self._decode((token, token)):
+            return ""  # it has no text anywhere, as a control token; a space may lose its own at a text's beginning
         self._waiting.append(token)
         text = self._text_of_waiting()
         if not text:
