@@ -28,6 +28,15 @@ def draws(count=20000, seen=(), logits=LOGITS, **changes):
     return np.bincount(tokens, minlength=len(logits)) / count
 
 
+def distribution(scores, chosen):
+    """Of the whole vocabulary: 0 for tokens that are left out."""
+    tokens, probabilities = sampling.distribution(scores, chosen)
+    assert (np.diff(tokens) > 0).all()
+    whole = np.zeros(scores.size)
+    whole[tokens] = probabilities
+    return whole
+
+
 def softmax(scores):
     exponentials = np.exp(np.array(scores, np.float64))
     return exponentials / exponentials.sum()
@@ -80,7 +89,7 @@ REFERENCES = {
 def test_the_distribution_is_that_of_transformers(changes):
     random = np.random.default_rng(5)
     for scores in (LOGITS.astype(np.float64), random.normal(0, 3, 37), np.array([1.0, 2.0, 2.0, 2.0, 0.0])):
-        got = sampling.distribution(scores, SamplingSettings(**changes))
+        got = distribution(scores, SamplingSettings(**changes))
         row = torch.from_numpy(scores)[None]
         for name, warper in WARPERS.items():
             if name in changes:
@@ -127,9 +136,9 @@ def test_top_p_keeps_the_first_of_equal_tokens(monkeypatch, sorted_first):
     order = np.argsort(-probabilities, kind="stable")
     before = np.cumsum(probabilities[order]) - probabilities[order]
     for top_p in (1e-9, 0.3, 0.5, 0.9, 0.999):
-        got = sampling.distribution(scores, SamplingSettings(top_p=top_p))
+        got = distribution(scores, SamplingSettings(top_p=top_p))
         assert set(np.flatnonzero(got)) == set(order[before < top_p])
-    assert np.count_nonzero(sampling.distribution(scores, SamplingSettings(top_p=1e-9))) == 1
+    assert np.count_nonzero(distribution(scores, SamplingSettings(top_p=1e-9))) == 1
 
 
 def test_penalties_of_openai_count_the_answer_alone():
