@@ -127,7 +127,8 @@ def _likeliest(probabilities: Floats, share: float) -> Tokens:
     least = descending[count - 1]
     is_kept = values > least
     is_kept[np.flatnonzero(values == least)[: count - np.count_nonzero(is_kept)]] = True
-    return first[is_kept]
+    kept: Tokens = first[is_kept]
+    return kept
 
 
 def _first(values: Floats, count: int) -> Tokens:
