@@ -6,10 +6,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
 from numpy.typing import NDArray
+from paddle.base.framework import _current_expected_place
 
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.step_inputs import StepInputs
@@ -40,6 +42,8 @@ class StaticProgram:
         self.passes_log = self._program.log
         self.steps_op_by_op = self._program.singly  # reason -> number of steps that the fused layers could not take
         self._names = self._program.input_names
+        self._inputs: dict[str, paddle.Tensor] = {}  # filled anew for each step
+        self._place = _current_expected_place()
         if different := sorted(set(self._names) ^ set(input_names(config.num_hidden_layers))):
             raise ValueError(
                 f"{folder}/model.json: must have the inputs of the {config.num_hidden_layers} layers in config.json, "
@@ -48,12 +52,19 @@ class StaticProgram:
 
     def __call__(self, inputs: StepInputs, cache: KeyValueCache) -> NDArray[np.float32]:
         """Scores of each row's next token, [rows, vocab_size]; the cache is written in place."""
-        tensors = {name: paddle.to_tensor(array) for name, array in vars(inputs).items()}
+        tensors = {name: self._filled(name, array) for name, array in vars(inputs).items()}
         tensors |= {f"key_cache_{layer}": keys for layer, keys in enumerate(cache.keys)}
         tensors |= {f"value_cache_{layer}": values for layer, values in enumerate(cache.values)}
         (logits,) = self._program([tensors[name] for name in self._names])
         result: NDArray[np.float32] = logits.numpy()
         return result
+
+    def _filled(self, name: str, array: NDArray[Any]) -> paddle.Tensor:
+        """The input of this name. Paddle 3.3.1 leaks 0.1 kB for each tensor that is made: 4 MB in 6,000 steps."""
+        if name not in self._inputs:
+            self._inputs[name] = paddle.to_tensor(array)
+        self._inputs[name].get_tensor().set(array, self._place)
+        return self._inputs[name]
 
 
 def input_names(num_layers: int) -> list[str]:
