@@ -35,7 +35,8 @@ from examples.llama2_13b.serving.server_state import Limits, ServerState
 
 PROGRAM = "examples.llama2_13b.serve"
 DEFAULT_DTYPE = "float32"
-CACHE_TOKENS = 65_536
+CACHE_BYTES = 2**30  # of keys and values, unless one row needs more
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ServeFlags:
     request_seconds: float = flag("from a request's arrival to the end of its answer at most", 600.0)
     drain_seconds: float = flag("that requests under way may go on after SIGTERM", 60.0)
     cache_tokens: int | None = flag(
-        f"that the cache holds; as many as all rows can need if not given, at most {CACHE_TOKENS}", None
+        "that the cache holds; if not given as many as 1 GiB holds, at least one row's", None
     )
     block_size: int = flag("positions in a block of the cache", 64)
 
@@ -130,9 +131,15 @@ def make_engine(folder: Path, model: ServedModel, flags: ServeFlags) -> Engine:
     config = LlamaConfig.from_json(folder / "config.json")
     limits = EngineLimits(model.positions, model.vocab_size, flags.max_rows, flags.max_tokens_per_step)
     program = StaticProgram(folder, config)
-    tokens = flags.cache_tokens or min(CACHE_TOKENS, flags.max_rows * model.positions)
+    tokens = flags.cache_tokens or cache_tokens(config, program.dtype, flags.max_rows, model.positions)
     cache = KeyValueCache(config, program.dtype, -(-tokens // flags.block_size), flags.block_size)
     return Engine(program, cache, model.tokenizer.decode, limits)
+
+
+def cache_tokens(config: LlamaConfig, dtype: str, max_rows: int, positions: int) -> int:
+    """As many as CACHE_BYTES hold: at least one row's, at most all rows'."""
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * ELEMENT_BYTES[dtype]
+    return min(max(CACHE_BYTES // per_token, positions), max_rows * positions)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.generate.prompts import from_texts
 from examples.llama2_13b.io import flags
+from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.predict import PROGRAM as PREDICT
 from examples.llama2_13b.predict import PredictFlags, Predictor
-from examples.llama2_13b.serve import PROGRAM, ServeFlags, load, make_engine
+from examples.llama2_13b.serve import PROGRAM, ServeFlags, cache_tokens, load, make_engine
 from examples.llama2_13b.serving.fields import ABOUT_THE_ASKER
 from examples.llama2_13b.serving.forms import NOT_IN_COMPLETIONS, NOT_IN_CONVERSATIONS
 from examples.llama2_13b.serving.served_model import ServedModel
@@ -358,6 +359,14 @@ def test_the_figures_are_prometheus_and_count(client, address):
 def test_bad_flags_are_refused(words, text):
     with pytest.raises(ValueError, match=text):
         flags.parse(ServeFlags, ["--model", "m", *map(str, words)], PROGRAM)
+
+
+def test_the_cache_holds_a_gibibyte_or_a_row():
+    config = LlamaConfig.from_json(EXAMPLE / "configs/llama2_13b.json")
+    assert cache_tokens(config, "bfloat16", 16, 1024) * 2 * 40 * 5120 * 2 == 1310 * 819_200  # 0.8 MB a token
+    assert cache_tokens(config, "float32", 16, 4096) == 4096  # 6.7 GB
+    tiny = LlamaConfig.from_json(EXAMPLE / "configs/tiny.json")
+    assert cache_tokens(tiny, "float32", 4, 256) == 4 * 256
 
 
 def test_an_exported_folder_has_its_own_dtype(exported):
