@@ -12,7 +12,9 @@ import torch
 import transformers
 
 import fusionkit as fk
-from examples.llama2_13b.export import narrow_matrices
+from examples.llama2_13b.create import CreateFlags, create
+from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.export import ExportFlags, export, narrow_matrices
 from examples.llama2_13b.generate.decode_step import DecodeStep
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.generate.static_program import StaticProgram
@@ -20,8 +22,11 @@ from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import elements
 from examples.llama2_13b.model.rope_scaling import Dynamic, Linear, Llama3, Yarn
+from examples.llama2_13b.predict import PredictFlags, predict
+from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train.metrics import attention_flops
 from fusionkit import passes
+from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_generation import MAX_LENGTH, Answering
 
 SIZES = LlamaConfig(
@@ -189,6 +194,32 @@ def test_packed_documents_have_windows_of_their_own(changes):
     logits = model(*map(paddle.to_tensor, (packed, positions, ends))).numpy()
     alone = [model(paddle.to_tensor(ids)).numpy() for ids in (first, second)]
     np.testing.assert_allclose(logits, np.concatenate(alone, axis=1), rtol=0, atol=1e-5 * np.abs(logits).max())
+
+
+def test_every_command_takes_a_qwen2(sft_flags, tmp_path, capsys, no_measuring, no_drawing):
+    """Biases, a window in one layer of two, one embedding, several ends."""
+    tiny = json.loads((EXAMPLE / "configs" / "tiny.json").read_text())
+    window = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    fields = {"model_type": "qwen2", "attention_bias": None, "tie_word_embeddings": True, "eos_token_id": [3, 2]}
+    (tmp_path / "config.json").write_text(json.dumps({**tiny, **window, **fields}))
+    new, output, exported = (str(tmp_path / name) for name in ("new", "run", "exported"))
+    with pytest.raises(ValueError, match="pad, bos and eos_token_id must be 0, 1 and 2"):
+        create(CreateFlags(str(tmp_path / "config.json"), str(DATA), new))
+    (tmp_path / "config.json").write_text(json.dumps({**tiny, **window, **fields, "eos_token_id": [2, 3]}))
+    create(CreateFlags(str(tmp_path / "config.json"), str(DATA), new))
+    assert sft(sft_flags(model_name_or_path=new, max_steps=2, output_dir=output)) == 0
+    export(ExportFlags(output, exported))
+    config = LlamaConfig.from_json(tmp_path / "exported" / "config.json")
+    assert [config.window_of(layer) for layer in range(2)] == [None, 16] and config.eos_token_ids == (2, 3)
+    capsys.readouterr()
+    question = "a question of more tokens than the window has, so that some of them are out of its sight"
+    greedy = {"decode_strategy": "greedy_search", "max_length": 8}
+    assert predict(PredictFlags(exported, prompts=(question,), **greedy)) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])["output"]
+    tokenizer, theirs = Tokenizer.from_pretrained(exported), theirs_of(output)
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(question)]])
+    whole = theirs.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=[2, 3], pad_token_id=0)
+    assert ids.shape[1] > 16 and tokenizer.decode(whole[0, ids.shape[1] :].tolist()) == answer
 
 
 def test_flops_of_attention_count_the_pairs_in_the_window():
