@@ -19,7 +19,7 @@ from fusionkit.memory import keep_freed_memory
 from fusionkit.op import Explanation, Op
 from fusionkit.ops import OP_NAMES
 from fusionkit.packed_weight import PackedWeight, pack_weight
-from fusionkit.policy import use_backend
+from fusionkit.policy import use_backend, use_batch_invariant
 from fusionkit.registry import backends
 from fusionkit.spec import GroupSpec, TensorSpec
 
@@ -54,4 +54,5 @@ __all__ = [
     "ledger",
     "pack_weight",
     "use_backend",
+    "use_batch_invariant",
 ]

@@ -33,6 +33,7 @@ class Policy:
     wishes: tuple[tuple[str, Names], ...]
     source: str
     outer: Policy | None
+    batch_invariant: bool = False
 
     def wanted(self, op: str) -> tuple[Names, str] | None:
         """(backend names in order, where the wish comes from), or None for the platform's order."""
@@ -44,8 +45,10 @@ class Policy:
 
 
 @lru_cache(maxsize=1024)
-def _policy(wishes: tuple[tuple[str, Names], ...], source: str, outer: Policy | None) -> Policy:
-    return Policy(wishes, source, outer)
+def _policy(
+    wishes: tuple[tuple[str, Names], ...], source: str, outer: Policy | None, batch_invariant: bool = False
+) -> Policy:
+    return Policy(wishes, source, outer, batch_invariant)
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +88,7 @@ class use_backend(contextlib.ContextDecorator):
 
     def __enter__(self) -> None:
         _entered.set((*_entered.get(), current()))
-        _context.set(_policy(self._wishes, "use_backend", current()))
+        _context.set(_policy(self._wishes, "use_backend", current(), batch_invariant()))
 
     def __exit__(self, *exception: object) -> None:
         *outer, before = _entered.get()
@@ -103,6 +106,27 @@ class use_backend(contextlib.ContextDecorator):
                 "use_backend: the function must run when it is called. Write `with use_backend(...)` inside"
             )
         return super().__call__(function)
+
+
+@contextlib.contextmanager
+def use_batch_invariant(enabled: bool = True) -> Iterator[None]:
+    """Inside, an op's result for one row has the same bits whatever else the call holds.
+
+    It depends neither on the number of rows in the call, nor on a row's place among them, nor on the threads, nor, for
+    `paged_attention`, on how a row's tokens are divided over calls. A kernel runs only if it declares this
+    (`Kernel.batch_invariant`); `explain` names those that do not. A program that is traced inside keeps the promise.
+    """
+    token = _context.set(_policy((), "use_batch_invariant", current(), enabled))
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def batch_invariant() -> bool:
+    """Whether `use_batch_invariant` holds. A kernel that has two ways asks this at each call."""
+    context = current()
+    return context is not None and context.batch_invariant
 
 
 class captured:

@@ -97,10 +97,8 @@ def _missing(backend: Backend, kernel: Kernel) -> str | None:
 
 def judge_kernel(kernel: Kernel, call: Call) -> Verdict:
     """The kernel's declaration against the call."""
-    declared = conditions(kernel, call.spec.name)
-    return all_of(
-        [_judge_framework(kernel, call), _judge_packing(call), *(predicate.judge(call) for predicate in declared)]
-    )
+    declared = (predicate.judge(call) for predicate in conditions(kernel, call.spec.name))
+    return all_of([_judge_framework(kernel, call), _judge_packing(call), _judge_batch(kernel), *declared])
 
 
 def notes(candidate: Candidate, call: Call) -> tuple[str, ...]:
@@ -115,6 +113,7 @@ def notes(candidate: Candidate, call: Call) -> tuple[str, ...]:
         *_order(candidate, call),
         *said,
         *((f"{call.framework} arrays are carried to paddle and back",) if carried else ()),
+        *(("batch invariant",) if policy.batch_invariant() else ()),
     )
 
 
@@ -145,6 +144,13 @@ def _judge_framework(kernel: Kernel, call: Call) -> Verdict:
     if served or (call.framework == "numpy" and "paddle" in kernel.functions):
         return Verdict("yes")
     return Verdict("no", (f"takes {' and '.join(kernel.functions)} tensors, got {call.framework}",))
+
+
+def _judge_batch(kernel: Kernel) -> Verdict:
+    """Decisions are remembered for each policy, of which the wish is a part."""
+    if policy.batch_invariant() and not kernel.batch_invariant:
+        return Verdict("no", ("use_batch_invariant: it does not promise that a row's bits are the same in every batch",))
+    return Verdict("yes")
 
 
 def _judge_packing(call: Call) -> Verdict:

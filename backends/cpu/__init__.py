@@ -29,6 +29,16 @@ _SERIAL: dict[str, tuple[Predicate, str]] = {
 
 _CONDITIONS: dict[str, tuple[Predicate, ...]] = {"fused_linear_cross_entropy": (UNTRACED_GROUP,)}
 
+# Rows of their own, or an order of summation that no other row changes: see the kernels, and tests/test_batch_invariance.
+_BATCH_INVARIANT = (
+    "fused_linear",
+    "fusion_add_rms_norm",
+    "fusion_rms_norm",
+    "fusion_rope",
+    "paged_attention",
+    "swiglu",
+)
+
 _DEFINED = re.compile(r"^def (\w+)\(", re.MULTILINE)
 
 
@@ -47,6 +57,7 @@ def _kernel(op: str, source: Path) -> Kernel:
         when=(*(OneOf(f"{name}.packed_by", (None, "cpu")) for name in packable), *_CONDITIONS.get(op, ())),
         pack=f"{module}:pack" if "pack" in defined else None,
         checks_sizes=not spec.collective,
+        batch_invariant=op in _BATCH_INVARIANT,
         notes=(*notes, *((_SERIAL[op],) if op in _SERIAL else ())),
     )
 

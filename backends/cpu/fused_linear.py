@@ -7,6 +7,7 @@ from typing import Any
 
 from fusionkit_backends.cpu import paddle_ops, runtime
 
+from fusionkit import policy
 from fusionkit.errors import argument_error
 from fusionkit.packed_weight import PackedWeight
 from fusionkit.spec import Array
@@ -26,18 +27,18 @@ class PackedBytes:
 
 
 def pack(array: Array, dtype: str, device: str) -> PackedBytes:
-    return PackedBytes(runtime.native().pack_weight(array, dtype))
+    return PackedBytes(runtime.native().pack_weight(array, dtype, policy.batch_invariant()))
 
 
 def through_paddle(x: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(weight, PackedWeight):
         return _packed_through_paddle(x, weight, bias)
     x, weight, bias = paddle_ops.inputs(x, weight, bias)
-    wanted = not x.stop_gradient, not weight.stop_gradient
+    choices = not x.stop_gradient, not weight.stop_gradient, policy.batch_invariant()
     if bias is None:
-        (y,) = paddle_ops.run("fusionkit_fused_linear", x, weight, *wanted)
+        (y,) = paddle_ops.run("fusionkit_fused_linear", x, weight, *choices)
     else:
-        (y,) = paddle_ops.run("fusionkit_fused_linear_bias", x, weight, bias, *wanted)
+        (y,) = paddle_ops.run("fusionkit_fused_linear_bias", x, weight, bias, *choices)
     return y
 
 
@@ -49,14 +50,16 @@ def _packed_through_paddle(x: Any, weight: PackedWeight, bias: Any) -> Any:
         raise argument_error("fused_linear", "weight", "a tensor while a program is traced", "a PackedWeight", context)
     x, bias = paddle_ops.inputs(x, bias)
     packed = weight.payload_for("cpu").tensor
-    (y,) = paddle_ops.run("fusionkit_fused_linear_packed", x, packed, bias, *weight.shape)
+    (y,) = paddle_ops.run("fusionkit_fused_linear_packed", x, packed, bias, *weight.shape, policy.batch_invariant())
     return y
 
 
 def through_numpy(x: Any, weight: Any, bias: Any = None) -> Any:
+    native, invariant = runtime.native(), policy.batch_invariant()
     if isinstance(weight, PackedWeight):
-        return runtime.native().linear_packed(x, weight.payload_for("cpu").array, *weight.shape, bias)
-    return runtime.native().linear(x, weight, bias)
+        packed = weight.payload_for("cpu").array
+        return native.linear_packed(x, packed, *weight.shape, bias, batch_invariant=invariant)
+    return native.linear(x, weight, bias, invariant)
 
 
 def vjp(grad_outputs: Any, x: Any, weight: Any, bias: Any = None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ void sum_rows(const Matrix& dy, const Tensor& dbias) {
 
 }  // namespace
 
-void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
+void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y, bool batch_invariant) {
   constexpr const char* kOp = "fused_linear";
   require_activations(kOp, "x", x);
   require_weight(kOp, x, weight);
@@ -40,7 +40,7 @@ void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Ten
   const RowMatrix rows(x);
   const FloatBias float_bias(bias);
   product(rows.matrix(), matrix_of(weight), x.dtype, contiguous(y.data, y.dtype, rows.matrix().rows, out_features),
-          {float_bias.data()});
+          {float_bias.data(), false, batch_invariant});
 }
 
 void linear_grad(const Tensor& x, const Tensor& weight, const Tensor& dy, const Tensor& dx, const Tensor& dweight,

@@ -4,6 +4,9 @@
 // bfloat16 where the processor lacks AVX512-BF16. oneDNN serves the processor's best instruction set only; a lower one
 // that was forced runs the own loop, which is compiled for it. Up to eight rows run in a loop of ours in any case,
 // which reads B once as it is stored: 3 ms against 15 for 1 x 5120 x 5120 in bfloat16 on two Zen 5 cores.
+//
+// The own loops add each sum in the order of k, one step after another, whatever the rows: see kernels/product_step.h.
+// oneDNN splits k, by sizes and threads. So a product that is to be batch invariant runs the own loops.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +19,7 @@ namespace fusionkit_cpu {
 struct ProductOptions {
   const float* bias = nullptr;  // c.cols elements
   bool accumulate = false;      // c += a b; c is float32
+  bool batch_invariant = false;  // a row of c has the same bits whatever the other rows are, and how many
 };
 
 bool uses_onednn();

@@ -1,81 +1,98 @@
 // The matrix product without a library: B in panels, A repacked block by block, a micro-kernel of
-// kPanelRows x 2 vectors in registers. Sums are float32; k is walked in blocks, in one order.
+// kPanelRows x 2 vectors in registers. Sums are float32; k is walked in blocks, and every sum goes on where the block
+// before left it.
 #include "kernels/panels.h"
+#include "kernels/product_step.h"
 #include "kernels/products.h"
-
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace fusionkit_cpu::FUSIONKIT_ISA {
 namespace {
 
 constexpr int kTileRows = 8 * kPanelRows;
-// A panel of B's block (k x columns) takes 32 KB with AVX-512: the first-level cache.
-constexpr int kDepthBlock = 256;
-constexpr int kDepthBlockPairs = 512;
+// A panel's block of steps takes 32 KB with AVX-512: the first-level cache.
+constexpr int64_t kBlockEntries = 512 * kLanes;
 
-// One step of the sums: a float32 value, or a pair of bfloat16, of A against two vectors of B.
-struct FloatStep {
-  using Element = float;
-  static Vec load_b(const Element* b) { return load(b); }
-  static Vec multiply(const Element* a, Vec b, Vec sum) { return fma(broadcast(*a), b, sum); }
-};
+// What a micro-kernel does with the sums that are in c.
+enum class Sums { kStart, kContinue, kAddAtTheEnd };
 
-#ifdef __AVX512BF16__
-struct PairStep {
-  using Element = uint32_t;
-  static Vec load_b(const Element* b) { return reinterpret_cast<Vec>(_mm512_loadu_si512(b)); }
-  static Vec multiply(const Element* a, Vec b, Vec sum) {
-    const __m512i pair = _mm512_set1_epi32(static_cast<int>(*a));
-    return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(pair),
-                                                  reinterpret_cast<__m512bh>(b)));
-  }
-};
-#endif
+inline Vec load_sum(const float* c, int64_t n) {
+  if (n <= 0) return Vec{};
+  return n >= kLanes ? load(c) : load_partial(c, n);
+}
 
-void finish(Vec sum, float* c, int64_t n, bool add) {
+inline void store_sum(float* c, int64_t n, Vec sum) {
   if (n <= 0) return;
   if (n >= kLanes)
-    store(c, add ? sum + load(c) : sum);
+    store(c, sum);
   else
-    store_partial(c, add ? sum + load_partial(c, static_cast<int>(n)) : sum, static_cast<int>(n));
+    store_partial(c, sum, n);
 }
 
-// c[Rows x cols] (+)= A panel * B panel over `steps` steps.
-template <class Step, int Rows>
-void micro(const void* a_panel, const void* b_panel, int64_t steps, float* c, int64_t c_stride, int64_t cols,
-           bool add) {
+// Of C, `cols` columns from c on. A step of B's panel takes `width` entries.
+struct Output {
+  float* c;
+  int64_t stride, cols;
+  Sums sums;
+};
+
+// c[Rows x Vectors] (+)= A panel * B panel over `steps` steps.
+template <class Step, int Rows, int Vectors>
+void micro(const typename Step::Element* a, const typename Step::Element* b, int64_t width, int64_t steps,
+           const Output& out) {
+  Vec sums[Rows][Vectors] = {};
+  if (out.sums == Sums::kContinue)
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n)
+        sums[i][n] = load_sum(out.c + i * out.stride + n * kLanes, out.cols - n * kLanes);
+  for (int64_t k = 0; k < steps; ++k, a += kPanelRows, b += width) {
+    Vec b_k[Vectors];
+#pragma GCC unroll 4
+    for (int n = 0; n < Vectors; ++n) b_k[n] = Step::load_b(b + n * kLanes);
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n) sums[i][n] = Step::multiply(a + i, b_k[n], sums[i][n]);
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int n = 0; n < Vectors; ++n) {
+      float* c = out.c + i * out.stride + n * kLanes;
+      const int64_t left = out.cols - n * kLanes;
+      if (out.sums == Sums::kAddAtTheEnd) sums[i][n] += load_sum(c, left);
+      store_sum(c, left, sums[i][n]);
+    }
+}
+
+// All columns of a panel, Vectors at a time.
+template <class Step, int Rows, int Vectors>
+void micro_panel(const typename Step::Element* a, const typename Step::Element* b, int64_t width, int64_t steps,
+                 Output out) {
+  for (int64_t col = 0; col < width && out.cols > 0; col += Vectors * kLanes) {
+    micro<Step, Rows, Vectors>(a, b + col, width, steps, out);
+    out.c += Vectors * kLanes;
+    out.cols -= Vectors * kLanes;
+  }
+}
+
+// Rows that are left over run in kernels of 4 and 1 rows, which have the registers for a wide panel's columns at once;
+// the panel's padding is zeros.
+template <class Step>
+void micro_rows(const void* a_panel, const void* b_panel, int64_t width, int64_t steps, int64_t rows, Output out) {
   const auto* a = static_cast<const typename Step::Element*>(a_panel);
   const auto* b = static_cast<const typename Step::Element*>(b_panel);
-  Vec sums[Rows][2] = {};
-  for (int64_t k = 0; k < steps; ++k, a += kPanelRows, b += kPanelCols) {
-    const Vec b0 = Step::load_b(b), b1 = Step::load_b(b + kLanes);
-#pragma GCC unroll 12
-    for (int i = 0; i < Rows; ++i) {
-      sums[i][0] = Step::multiply(a + i, b0, sums[i][0]);
-      sums[i][1] = Step::multiply(a + i, b1, sums[i][1]);
-    }
-  }
-  for (int i = 0; i < Rows; ++i, c += c_stride) {
-    finish(sums[i][0], c, cols, add);
-    finish(sums[i][1], c + kLanes, cols - kLanes, add);
-  }
-}
-
-// Rows that are left over run in kernels of 1, 4 and kPanelRows rows; the panel's padding is zeros.
-template <class Step>
-void micro_rows(const void* a, const void* b, int64_t steps, int64_t rows, float* c, int64_t c_stride, int64_t cols,
-                bool add) {
-  const auto* a_element = static_cast<const typename Step::Element*>(a);
-  if (rows == kPanelRows) return micro<Step, kPanelRows>(a, b, steps, c, c_stride, cols, add);
+  if (rows == kPanelRows) return micro_panel<Step, kPanelRows, 2>(a, b, width, steps, out);
+  const bool wide = kLanes == 16 && width % (4 * kLanes) == 0;
+  const auto four = wide ? micro_panel<Step, 4, kLanes == 16 ? 4 : 2> : micro_panel<Step, 4, 2>;
+  const auto one = wide ? micro_panel<Step, 1, kLanes == 16 ? 4 : 2> : micro_panel<Step, 1, 2>;
   int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) micro<Step, 4>(a_element + row, b, steps, c + row * c_stride, c_stride, cols, add);
-  for (; row < rows; ++row) micro<Step, 1>(a_element + row, b, steps, c + row * c_stride, c_stride, cols, add);
+  for (; row + 4 <= rows; row += 4, out.c += 4 * out.stride) four(a + row, b, width, steps, out);
+  for (; row < rows; ++row, out.c += out.stride) one(a + row, b, width, steps, out);
 }
 
-using MicroKernel = void (*)(const void* a, const void* b, int64_t steps, int64_t rows, float* c, int64_t c_stride,
-                             int64_t cols, bool add);
+using MicroKernel = void (*)(const void* a, const void* b, int64_t width, int64_t steps, int64_t rows, Output out);
 
 MicroKernel micro_kernel(DType compute) {
 #ifdef __AVX512BF16__
@@ -87,13 +104,12 @@ MicroKernel micro_kernel(DType compute) {
 
 // out = A block (already in panels) * the same depth of every panel of B.
 void multiply_block(MicroKernel kernel, const char* a_panels, int64_t a_panel_bytes, const char* b_panels,
-                    int64_t b_panel_bytes, int64_t steps, float* out, int64_t out_stride, int64_t rows, int64_t cols,
-                    bool add) {
-  for (int64_t col = 0; col < cols; col += kPanelCols)
+                    const PanelFormat& format, int64_t steps, int64_t rows, const Output& out) {
+  for (int64_t col = 0; col < out.cols; col += format.cols, b_panels += format.panel_bytes())
     for (int64_t row = 0; row < rows; row += kPanelRows)
-      kernel(a_panels + row / kPanelRows * a_panel_bytes, b_panels + col / kPanelCols * b_panel_bytes, steps,
-             rows - row < kPanelRows ? rows - row : kPanelRows, out + row * out_stride + col, out_stride, cols - col,
-             add);
+      kernel(a_panels + row / kPanelRows * a_panel_bytes, b_panels, format.cols, steps,
+             rows - row < kPanelRows ? rows - row : kPanelRows,
+             {out.c + row * out.stride + col, out.stride, out.cols - col, out.sums});
 }
 
 // Rows of A in panels of kPanelRows.
@@ -108,7 +124,8 @@ void pack_rows(const Matrix& a, DType compute, uint32_t* panels) {
   });
 }
 
-constexpr int64_t kBlockBytes = int64_t{kTileRows} * kDepthBlock * sizeof(float);
+// Of A, in panels: the deepest block is that of the narrowest panel of B.
+constexpr int64_t kBlockBytes = int64_t{kTileRows} * (kBlockEntries / kPanelCols) * sizeof(uint32_t);
 
 }  // namespace
 
@@ -124,26 +141,26 @@ int64_t tile_rows() { return kTileRows; }
 
 int64_t tile_scratch_bytes(int64_t cols) { return kBlockBytes + kTileRows * cols * int64_t{sizeof(float)}; }
 
-void multiply_tile(const Matrix& a, DType compute, const void* panels, const Matrix& c, const float* bias,
+void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panels, const Matrix& c, const float* bias,
                    bool accumulate, void* scratch) {
-  const MicroKernel kernel = micro_kernel(compute);
-  const int64_t depth_block = in_pairs(compute) ? kDepthBlockPairs : kDepthBlock;
-  const int64_t step = in_pairs(compute) ? 2 : 1;
-  const int64_t b_bytes = own_panels(compute, a.cols).panel_bytes();
+  const MicroKernel kernel = micro_kernel(format.compute);
+  const int64_t step = in_pairs(format.compute) ? 2 : 1;
+  const int64_t depth_block = kBlockEntries / format.cols * step;
   const bool direct = c.dtype == DType::kFloat32 && bias == nullptr;
-  float* out =
-      direct ? static_cast<float*>(c.data) : reinterpret_cast<float*>(static_cast<char*>(scratch) + kBlockBytes);
-  const int64_t out_stride = direct ? c.row_stride : c.cols;
+  Output out = {direct ? static_cast<float*>(c.data)
+                       : reinterpret_cast<float*>(static_cast<char*>(scratch) + kBlockBytes),
+                direct ? c.row_stride : c.cols, c.cols, accumulate ? Sums::kAddAtTheEnd : Sums::kStart};
   for (int64_t k = 0; k < a.cols; k += depth_block) {
     const int64_t depth = a.cols - k < depth_block ? a.cols - k : depth_block;
-    const int64_t a_bytes = padded_depth(compute, depth) * kPanelRows * element_size(compute);
-    pack_rows(slice_cols(a, k, k + depth), compute, static_cast<uint32_t*>(scratch));
+    const int64_t a_bytes = padded_depth(format.compute, depth) * kPanelRows * element_size(format.compute);
+    pack_rows(slice_cols(a, k, k + depth), format.compute, static_cast<uint32_t*>(scratch));
     multiply_block(kernel, static_cast<const char*>(scratch), a_bytes,
-                   static_cast<const char*>(panels) + k * kPanelCols * element_size(compute), b_bytes,
-                   (depth + step - 1) / step, out, out_stride, a.rows, c.cols, accumulate || k > 0);
+                   static_cast<const char*>(panels) + k * format.cols * element_size(format.compute), format,
+                   (depth + step - 1) / step, a.rows, out);
+    if (!accumulate) out.sums = Sums::kContinue;
   }
   if (direct) return;
-  convert_rows(contiguous(out, DType::kFloat32, c.rows, c.cols), DType::kFloat32, bias, c);
+  convert_rows(contiguous(out.c, DType::kFloat32, c.rows, c.cols), DType::kFloat32, bias, c);
 }
 
 }  // namespace fusionkit_cpu::FUSIONKIT_ISA

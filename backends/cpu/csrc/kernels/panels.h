@@ -45,9 +45,11 @@ struct PairEntries {
   DType round_to;  // bfloat16, or what a shorter storage has been rounded to already
 
   UintVec across(const T* row, int64_t row_stride, int64_t cols) const {
-    const Vec low = load_lanes(row, 1, cols), high = load_lanes(row + row_stride, 1, cols);
-    const auto widen = [](Vec a) { return (UintVec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)); };
-    return widen(low) | widen(high) << 16;
+    return low(row, cols) | low(row + row_stride, cols) << 16;
+  }
+  // The pair of a k and nothing.
+  UintVec low(const T* row, int64_t cols) const {
+    return (UintVec)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load_lanes(row, 1, cols)));
   }
   UintVec along(const T* column) const {
     return (UintVec)(__m512i)_mm512_cvtne2ps_pbh(load(column + kLanes), load(column));
@@ -55,9 +57,12 @@ struct PairEntries {
 };
 
 template <>
+inline UintVec PairEntries<BFloat16>::low(const BFloat16* row, int64_t cols) const {
+  return (UintVec)load_lanes(row, 1, cols) >> 16;
+}
+template <>
 inline UintVec PairEntries<BFloat16>::across(const BFloat16* row, int64_t row_stride, int64_t cols) const {
-  const UintVec low = (UintVec)load_lanes(row, 1, cols), high = (UintVec)load_lanes(row + row_stride, 1, cols);
-  return low >> 16 | high;
+  return low(row, cols) | (UintVec)load_lanes(row + row_stride, 1, cols);
 }
 template <>
 inline UintVec PairEntries<BFloat16>::along(const BFloat16* column) const {

@@ -37,16 +37,18 @@ FUSIONKIT_FOR_EACH_ISA(
     void transpose_rows(const Matrix& from, const Matrix& to, int64_t begin, int64_t end);
 
     int64_t tile_rows(); int64_t tile_scratch_bytes(int64_t cols);
-    // c = a B + bias, or c += a B, for a tile of at most tile_rows() rows. c.col_stride is 1. bias may be null.
-    // `scratch` has tile_scratch_bytes(c.cols) bytes. The sum over k has one order, whatever the tile.
-    void multiply_tile(const Matrix& a, DType compute, const void* panels, const Matrix& c, const float* bias,
+    // c = a B + bias, or c += a B, for a tile of at most tile_rows() rows, from panels that pack_strips writes.
+    // c.col_stride is 1. bias may be null. `scratch` has tile_scratch_bytes(c.cols) bytes. The sum over k has one order,
+    // whatever the tile, unless it accumulates.
+    void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panels, const Matrix& c, const float* bias,
                        bool accumulate, void* scratch);
 
-    // Whether multiply_few_rows takes this product.
-    bool few_rows(const Matrix& a, const Matrix& b); int64_t few_rows_scratch_bytes(int64_t rows, int64_t cols);
-    // As multiply_tile, from b as it is stored; a holds c.rows rows of b.rows elements.
-    void multiply_few_rows(const float* a, const Matrix& b, DType round_to, const Matrix& c, const float* bias,
+    // c = a b + bias, or c += a b, from b as it is stored, row by row: b.col_stride is 1. a has the dtype that `compute`
+    // names, its rows are b.rows elements, zeros up to a whole number of steps. `scratch` has
+    // unpacked_scratch_bytes(c.rows, c.cols) bytes. The sum over k has multiply_tile's order.
+    void multiply_unpacked(const Matrix& a, const Matrix& b, DType round_to, const Matrix& c, const float* bias,
                            bool accumulate, void* scratch);
+    int64_t unpacked_scratch_bytes(int64_t rows, int64_t cols);
 
     // to = from, rounded to `round_to` and then to to's dtype, plus bias[col] unless null. to.col_stride is 1.
     void convert_rows(const Matrix& from, DType round_to, const float* bias, const Matrix& to);

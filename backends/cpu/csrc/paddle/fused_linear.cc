@@ -1,6 +1,7 @@
 // fusionkit_fused_linear: x, weight -> y; fusionkit_fused_linear_bias: x, weight, bias -> y.
 // Two ops, because Paddle 3.3's static executor cannot leave out the gradient of an optional input that is None.
 // x_grad, weight_grad: whether a gradient is wanted; a frozen weight costs no product.
+// batch_invariant: a row of y does not depend on the others.
 #include "fused_linear.h"
 
 #include "host_view.h"
@@ -15,13 +16,14 @@ Shape output_shape(Shape x, const Shape& weight) {
   return x;
 }
 
-paddle::Tensor product(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor* bias) {
+paddle::Tensor product(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor* bias,
+                       bool batch_invariant) {
   const HostView view(kOp);
   const auto x_view = view("x", x);
   const auto weight_view = view("weight", weight);
   const auto bias_view = bias ? view("bias", *bias) : fusionkit_cpu::Tensor();
   paddle::Tensor y = empty(output_shape(x.shape(), weight.shape()), x.dtype());
-  fusionkit_cpu::linear(x_view, weight_view, bias_view, view("y", y));
+  fusionkit_cpu::linear(x_view, weight_view, bias_view, view("y", y), batch_invariant);
   return y;
 }
 
@@ -37,12 +39,13 @@ Tensors gradients(const paddle::Tensor& x, const paddle::Tensor& weight, const p
   return result;
 }
 
-Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, bool, bool) {
-  return {product(x, weight, nullptr)};
+Tensors forward(const paddle::Tensor& x, const paddle::Tensor& weight, bool, bool, bool batch_invariant) {
+  return {product(x, weight, nullptr, batch_invariant)};
 }
 
-Tensors forward_bias(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& bias, bool, bool) {
-  return {product(x, weight, &bias)};
+Tensors forward_bias(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& bias, bool, bool,
+                     bool batch_invariant) {
+  return {product(x, weight, &bias, batch_invariant)};
 }
 
 Tensors backward(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor& dy, bool x_grad,
@@ -55,9 +58,11 @@ Tensors backward_bias(const paddle::Tensor& x, const paddle::Tensor& weight, con
   return gradients(x, weight, &bias, dy, x_grad, weight_grad);
 }
 
-std::vector<Shape> infer_shape(const Shape& x, const Shape& weight, bool, bool) { return {output_shape(x, weight)}; }
+std::vector<Shape> infer_shape(const Shape& x, const Shape& weight, bool, bool, bool) {
+  return {output_shape(x, weight)};
+}
 
-std::vector<Shape> infer_shape_bias(const Shape& x, const Shape& weight, const Shape&, bool, bool) {
+std::vector<Shape> infer_shape_bias(const Shape& x, const Shape& weight, const Shape&, bool, bool, bool) {
   return {output_shape(x, weight)};
 }
 
@@ -74,7 +79,7 @@ std::vector<paddle::DataType> infer_dtype_bias(const paddle::DataType& x, const 
 PD_BUILD_OP(fusionkit_fused_linear)
     .Inputs({"x", "weight"})
     .Outputs({"y"})
-    .Attrs({"x_grad: bool", "weight_grad: bool"})
+    .Attrs({"x_grad: bool", "weight_grad: bool", "batch_invariant: bool"})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::forward))
     .SetInferShapeFn(PD_INFER_SHAPE(fusionkit_paddle::infer_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_dtype));
@@ -90,7 +95,7 @@ FUSIONKIT_DIFFERENTIABLE_ONCE(fusionkit_fused_linear, "x", "y");
 PD_BUILD_OP(fusionkit_fused_linear_bias)
     .Inputs({"x", "weight", "bias"})
     .Outputs({"y"})
-    .Attrs({"x_grad: bool", "weight_grad: bool"})
+    .Attrs({"x_grad: bool", "weight_grad: bool", "batch_invariant: bool"})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::forward_bias))
     .SetInferShapeFn(PD_INFER_SHAPE(fusionkit_paddle::infer_shape_bias))
     .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_dtype_bias));

@@ -20,17 +20,17 @@ DType dtype_named(const std::string& name) {
   throw std::invalid_argument("pack_weight: dtype must be float32, bfloat16 or float16, got \"" + name + "\"");
 }
 
-Array pack_weight_array(const Array& weight, const std::string& dtype) {
+Array pack_weight_array(const Array& weight, const std::string& dtype, bool batch_invariant) {
   const Tensor source = view("pack_weight", "weight", weight);
   const DType packed_dtype = dtype_named(dtype);
-  const auto num_bytes = static_cast<int64_t>(packed_weight_size(source, packed_dtype));
+  const auto num_bytes = static_cast<int64_t>(packed_weight_size(source, packed_dtype, batch_invariant));
   const Array packed = empty({num_bytes}, py::dtype::of<uint8_t>());
-  Call{pack_weight, source, packed_dtype, const_cast<void*>(packed.data())};
+  Call{pack_weight, source, packed_dtype, batch_invariant, const_cast<void*>(packed.data())};
   return packed;
 }
 
 Array linear_packed_array(const Array& x, const Bytes& packed, int64_t in_features, int64_t out_features,
-                          const OptionalArray& bias, const OptionalArray& out) {
+                          const OptionalArray& bias, const OptionalArray& out, bool batch_invariant) {
   const char* op = "fused_linear_packed";
   if (packed.ndim() != 1 || !(packed.flags() & py::array::c_style))
     throw std::invalid_argument(
@@ -43,17 +43,19 @@ Array linear_packed_array(const Array& x, const Bytes& packed, int64_t in_featur
        in_features,
        out_features,
        view(op, "bias", bias),
-       out ? writable_view(op, "out", y) : result(y)};
+       out ? writable_view(op, "out", y) : result(y),
+       batch_invariant};
   return y;
 }
 
 }  // namespace
 
 FUSIONKIT_BIND(fused_linear_packed) {
-  module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a, "-> uint8 array");
+  module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a,
+             "batch_invariant"_a = false, "-> uint8 array");
   module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
              "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(),
-             "-> y, which is out if given");
+             "batch_invariant"_a = false, "-> y, which is out if given");
 }
 
 }  // namespace fusionkit_cpu

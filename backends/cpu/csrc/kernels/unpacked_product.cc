@@ -1,0 +1,137 @@
+// A product with few rows of A reads B row by row, as it lies: packing it would cost more than multiplying it.
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/panels.h"
+#include "kernels/product_step.h"
+#include "kernels/products.h"
+
+namespace fusionkit_cpu::FUSIONKIT_ISA {
+namespace {
+
+// Steps taken together: the sums are then read and written once for eight.
+constexpr int kStepsTogether = 8;
+
+int64_t padded(int64_t cols) { return (cols + kLanes - 1) / kLanes * kLanes; }
+
+// The last k of an odd number, whose pair is zero.
+template <class Entries>
+struct LastOfPairs {
+  using Element = typename Entries::Element;
+  static constexpr int kStep = Entries::kStep;
+  Entries entries;
+  UintVec across(const Element* row, int64_t, int64_t cols) const { return entries.low(row, cols); }
+};
+
+// Of A's rows from `row` on, at most Rows; `at` is the first step.
+struct Sums {
+  float* at;
+  int64_t stride;
+};
+
+// sums += a[:, 0:Steps] b[0:Steps]; `cols` columns, a whole number of Vectors unless that is 1.
+template <int Rows, int Vectors, int Steps, bool kAhead, class Entries, class A>
+void add_columns(const A* a, int64_t a_stride, const Entries& entries, const typename Entries::Element* b,
+                 int64_t b_stride, int64_t cols, const Sums& sums) {
+  using Step = typename StepOf<Entries::kStep>::Type;
+  for (int64_t col = 0; col < cols; col += Vectors * kLanes) {
+    Vec sum[Rows][Vectors];
+#pragma GCC unroll 12
+    for (int row = 0; row < Rows; ++row)
+#pragma GCC unroll 2
+      for (int n = 0; n < Vectors; ++n) sum[row][n] = load(sums.at + row * sums.stride + col + n * kLanes);
+#pragma GCC unroll 8
+    for (int step = 0; step < Steps; ++step) {
+      const auto* from = b + step * Entries::kStep * b_stride + col;
+      Vec b_k[Vectors];
+#pragma GCC unroll 2
+      for (int n = 0; n < Vectors; ++n) {
+        // A stream for each k, whose columns here are short: more than the hardware's prefetchers follow.
+        for (int k = 0; kAhead && k < Entries::kStep; ++k)
+          __builtin_prefetch(from + (Steps * Entries::kStep + k) * b_stride + n * kLanes);
+        b_k[n] = (Vec)entries.across(from + n * kLanes, b_stride, cols - col - n * kLanes);
+      }
+#pragma GCC unroll 12
+      for (int row = 0; row < Rows; ++row)
+#pragma GCC unroll 2
+        for (int n = 0; n < Vectors; ++n)
+          sum[row][n] = Step::multiply(a + row * a_stride + step, b_k[n], sum[row][n]);
+    }
+#pragma GCC unroll 12
+    for (int row = 0; row < Rows; ++row)
+#pragma GCC unroll 2
+      for (int n = 0; n < Vectors; ++n) store(sums.at + row * sums.stride + col + n * kLanes, sum[row][n]);
+  }
+}
+
+// A product whose B is at hand, some steps at a time.
+template <class Entries>
+struct Product {
+  using A = typename StepOf<Entries::kStep>::Type::Element;
+  const A* a;
+  int64_t a_stride, rows;
+  Sums sums;
+
+  template <int Rows, int Steps, bool kAhead, class E>
+  void add(int64_t row, int64_t step, const E& entries, const typename E::Element* b, const Matrix& m) const {
+    const A* from = a + row * a_stride + step;
+    const Sums to = {sums.at + row * sums.stride, sums.stride};
+    const int64_t pairs = m.cols / (2 * kLanes) * (2 * kLanes);
+    add_columns<Rows, 2, Steps, kAhead>(from, a_stride, entries, b, m.row_stride, pairs, to);
+    add_columns<Rows, 1, Steps, kAhead>(from, a_stride, entries, b + pairs, m.row_stride, m.cols - pairs,
+                                        {to.at + pairs, to.stride});
+  }
+
+  // The rows in groups whose sums fit the registers. The first group waits for memory; the others find B in the cache.
+  template <int Steps, bool kAhead, class E>
+  void add_rows(int64_t step, const E& entries, const Matrix& m) const {
+    const auto* b = static_cast<const typename E::Element*>(element(m, step * Entries::kStep, 0));
+    int64_t row = 0;
+    const auto group = [&](auto size, auto ahead) {
+      add<decltype(size)::value, Steps, decltype(ahead)::value>(row, step, entries, b, m);
+      row += decltype(size)::value;
+    };
+    const auto all = [&](auto size) {
+      if (row == 0 && row + decltype(size)::value <= rows) group(size, std::bool_constant<kAhead>());
+      while (row + decltype(size)::value <= rows) group(size, std::false_type());
+    };
+    all(std::integral_constant<int, kPanelRows>());
+    if constexpr (kPanelRows > 8) all(std::integral_constant<int, 8>());
+    all(std::integral_constant<int, 4>());
+    all(std::integral_constant<int, 2>());
+    all(std::integral_constant<int, 1>());
+  }
+
+  void run(const Entries& entries, const Matrix& b) const {
+    const int64_t steps = b.rows / Entries::kStep;
+    int64_t step = 0;
+    for (; step + kStepsTogether <= steps; step += kStepsTogether) add_rows<kStepsTogether, true>(step, entries, b);
+    for (; step < steps; ++step) add_rows<1, false>(step, entries, b);
+    if constexpr (Entries::kStep > 1)
+      if (b.rows % Entries::kStep != 0) add_rows<1, false>(step, LastOfPairs<Entries>{entries}, b);
+  }
+};
+
+}  // namespace
+
+int64_t unpacked_scratch_bytes(int64_t rows, int64_t cols) { return rows * padded(cols) * int64_t{sizeof(float)}; }
+
+void multiply_unpacked(const Matrix& a, const Matrix& b, DType round_to, const Matrix& c, const float* bias,
+                       bool accumulate, void* scratch) {
+  const Sums sums = {static_cast<float*>(scratch), padded(c.cols)};
+  std::memset(scratch, 0, unpacked_scratch_bytes(c.rows, c.cols));
+  visit_entries(b.dtype, round_to, a.dtype, [&](auto entries) {
+    using Entries = decltype(entries);
+    using A = typename Product<Entries>::A;
+    const Product<Entries> product = {static_cast<const A*>(a.data), a.row_stride / Entries::kStep, c.rows, sums};
+    product.run(entries, b);
+  });
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const Matrix to = slice_rows(c, row, row + 1);
+    // What is accumulated onto enters as a bias would.
+    convert_rows(contiguous(sums.at + row * sums.stride, DType::kFloat32, 1, c.cols), DType::kFloat32,
+                 accumulate ? static_cast<const float*>(to.data) : bias, to);
+  }
+}
+
+}  // namespace fusionkit_cpu::FUSIONKIT_ISA
