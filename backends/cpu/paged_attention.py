@@ -7,6 +7,7 @@ from typing import Any
 from fusionkit_backends.cpu import paddle_ops, runtime
 from fusionkit_backends.cpu.flash_attention import default_scale
 
+from fusionkit import policy
 from fusionkit.errors import argument_error
 
 
@@ -35,7 +36,7 @@ def through_paddle(
         q, k, v, key_cache, value_cache, block_tables, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time
     )
     factor = default_scale(q) if scale is None else float(scale)
-    return paddle_ops.run("fusionkit_paged_attention", *tensors, factor, window)[0]
+    return paddle_ops.run("fusionkit_paged_attention", *tensors, factor, window, policy.batch_invariant())[0]
 
 
 def through_numpy(
@@ -55,4 +56,5 @@ def through_numpy(
     caches = key_cache, value_cache
     lengths = seq_lens_encoder, seq_lens_decoder, seq_lens_this_time
     factor = default_scale(q) if scale is None else scale
-    return runtime.native().paged_attention(q, k, v, *caches, block_tables, *lengths, factor, window)
+    choices = factor, window, policy.batch_invariant()
+    return runtime.native().paged_attention(q, k, v, *caches, block_tables, *lengths, *choices)

@@ -93,8 +93,7 @@ PanelFormat blocked_panels(DType arithmetic, int64_t depth) {
 void blocked_matmul(const Matrix& a, const Matrix& b, DType arithmetic, const Matrix& c,
                     const ProductOptions& options) {
   const PanelFormat panels = blocked_panels(arithmetic, b.rows);
-  if (a.rows <= kMostRowsAsStored && b.col_stride == 1)
-    return multiply_as_stored(a, b, arithmetic, panels, c, options);
+  if (a.rows <= kMostRowsAsStored && b.col_stride == 1) return multiply_as_stored(a, b, arithmetic, panels, c, options);
   if (a.rows <= FUSIONKIT_DISPATCH(tile_rows)) return multiply_panel_by_panel(a, b, arithmetic, panels, c, options);
   const int64_t step = std::max<int64_t>(1, kPanelsBytes / panels.panel_bytes()) * panels.cols;
   const Buffer packed(std::min(panels.count(b.cols), step / panels.cols) * panels.panel_bytes());

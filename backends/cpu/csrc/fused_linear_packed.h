@@ -12,4 +12,5 @@ FUSIONKIT_ENTRY_POINTS(size_t packed_weight_size(const Tensor& weight, DType dty
                        // `packed` is 64-byte aligned.
                        void pack_weight(const Tensor& weight, DType dtype, bool batch_invariant, void* packed);
                        void linear_packed(const Tensor& x, const void* packed, size_t packed_size, int64_t in_features,
-                                          int64_t out_features, const Tensor& bias, const Tensor& y, bool batch_invariant = false);)
+                                          int64_t out_features, const Tensor& bias, const Tensor& y,
+                                          bool batch_invariant = false);)

@@ -99,7 +99,7 @@ std::vector<StepRow> read_rows(int64_t num_tokens, const Tensor& key_cache, cons
 void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
                      const Tensor& value_cache, const Tensor& block_tables, const Tensor& seq_lens_encoder,
                      const Tensor& seq_lens_decoder, const Tensor& seq_lens_this_time, float scale, int64_t window,
-                     const Tensor& out) {
+                     const Tensor& out, bool batch_invariant) {
   require_tokens_and_caches(q, k, v, key_cache, value_cache);
   if (window < 0) fail(kOp, "window", "at least 1, or 0 for none", std::to_string(window));
   if (window > INT32_MAX) window = 0;  // positions are int32
@@ -107,7 +107,7 @@ void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Te
       read_rows(q.shape[0], key_cache, block_tables, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time, window);
   if (!std::isfinite(scale)) fail(kOp, "scale", "finite", std::to_string(scale));
   require_output_like(kOp, "out", out, "q", q);
-  FUSIONKIT_DISPATCH(paged_attention, q, k, v, key_cache, value_cache, rows, scale, window, out);
+  FUSIONKIT_DISPATCH(paged_attention, q, k, v, key_cache, value_cache, rows, scale, window, batch_invariant, out);
 }
 
 }  // namespace fusionkit_cpu

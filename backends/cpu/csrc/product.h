@@ -17,8 +17,8 @@
 namespace fusionkit_cpu {
 
 struct ProductOptions {
-  const float* bias = nullptr;  // c.cols elements
-  bool accumulate = false;      // c += a b; c is float32
+  const float* bias = nullptr;   // c.cols elements
+  bool accumulate = false;       // c += a b; c is float32
   bool batch_invariant = false;  // a row of c has the same bits whatever the other rows are, and how many
 };
 

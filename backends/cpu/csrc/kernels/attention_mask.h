@@ -121,6 +121,9 @@ struct HeadMask {
   bool causal;
   DenseMask dense;
   const KeyIntervals* intervals;
+  // Blocks of keys begin at multiples of kKeyBlock, and their scores are masked alike, whatever the queries: a query's
+  // sums then have one order.
+  bool aligned = false;
 
   // Causal, aligned bottom-right, lets this query see the keys [0, visible).
   int64_t visible(int64_t query) const {
@@ -130,6 +133,11 @@ struct HeadMask {
   // Moves to the next block of keys that some query of the range may see, from panel to panel; false at the end.
   bool next_block(int64_t query_begin, int64_t query_end, KeyRange& block) const {
     const int64_t limit = visible(query_end - 1);
+    if (aligned) {
+      const int64_t begin = round_up(block.end, kKeyBlock);
+      block = {begin, clamp(begin + kKeyBlock, begin, limit)};
+      return begin < limit;
+    }
     const auto hidden = [&](int64_t key) { return intervals->hide_panel(key / kPanel, query_begin, query_end); };
     int64_t begin = round_up(block.end, kPanel);
     while (begin < limit && hidden(begin)) begin += kPanel;

@@ -68,17 +68,18 @@ void prefetch_row(const Rows& rows, int64_t row, int64_t size) {
   for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + i * rows.column_stride);
 }
 
-// Rows from `begin` on as a left operand, row i at staged + i * staged_groups: padded_rows of them, zero from `end` on.
+// Rows from `begin` on as a left operand, row i at staged + i * staged_groups: padded_rows of them, zero before `first`
+// and from `end` on.
 template <class Operand, class Rows>
 void stage_rows(const Rows& rows, int64_t begin, int64_t end, int64_t padded_rows, const Depth<Operand>& depth,
-                typename Operand::Group* staged) {
+                typename Operand::Group* staged, int64_t first = 0) {
   using Element = typename Operand::Element;
   const int64_t width = depth.staged_groups * Operand::kGroup;
   for (int64_t row = begin; row < begin + padded_rows; ++row) {
     Element* to = reinterpret_cast<Element*>(staged + (row - begin) * depth.staged_groups);
     int64_t filled = 0;
     if (row + kPrefetchRows < end) prefetch_row(rows, row + kPrefetchRows, depth.size);
-    if (row < end) {
+    if (row >= first && row < end) {
       const auto* from = rows[row];
       filled = depth.size;
       if (rows.column_stride == 1) {
@@ -152,12 +153,13 @@ void pack_straight(const typename Operand::Group* staged, int64_t row, const Dep
   }
 }
 
-// Both layouts of the rows [0, count), each optional (null). staged holds kLanes rows.
+// Both layouts of the rows [0, count), each optional (null), those before `first` as zeros. staged holds kLanes rows.
 template <class Operand, class Rows>
 void pack_rows(const Rows& rows, int64_t count, const Depth<Operand>& depth, typename Operand::Group* staged,
-               typename Operand::Group* transposed, typename Operand::Group* straight, int64_t straight_panel_stride) {
+               typename Operand::Group* transposed, typename Operand::Group* straight, int64_t straight_panel_stride,
+               int64_t first = 0) {
   for (int64_t row = 0; row < count; row += kLanes) {
-    stage_rows(rows, row, count, kLanes, depth, staged);
+    stage_rows(rows, row, count, kLanes, depth, staged, first);
     if (transposed != nullptr) pack_transposed(staged, row, depth, transposed);
     if (straight != nullptr) pack_straight(staged, row, depth, straight, straight_panel_stride);
   }

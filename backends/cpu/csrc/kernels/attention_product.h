@@ -183,8 +183,9 @@ void multiply(const Left<Operand>& left, int64_t rows, const Right<Operand>& rig
       if (width <= 0) continue;
       bool add = accumulate;
       for (int64_t begin = work.groups.begin; begin < work.groups.end; add = true) {
-        const int64_t left_over = work.groups.end - begin;
-        const int64_t end = begin + (left_over < Operand::kLongestChain ? left_over : Operand::kLongestChain);
+        // Chains begin at multiples of their length, wherever the work begins.
+        const int64_t chain_end = begin - begin % Operand::kLongestChain + Operand::kLongestChain;
+        const int64_t end = work.groups.end < chain_end ? work.groups.end : chain_end;
         multiply_columns<Operand>(width, tile_rows, tile_left, panel + (first - column), {begin, end},
                                   c + row * c_stride + first, c_stride, add);
         begin = end;

@@ -117,6 +117,7 @@ struct BlockView {
       KeySpan span = {0, seen_by(tile.size() + row - 1), false};
       if (mask.dense.data != nullptr) span = narrow_dense(span, mask.dense, tile, keys.begin);
       if (mask.intervals->count > 0) span = narrow_intervals(span, *mask.intervals, tile, keys.begin);
+      if (mask.intervals->count > 0 && mask.aligned) span.masked = true;
       spans[row / kTileRows] = span;
     }
   }

@@ -85,8 +85,8 @@ void micro_rows(const void* a_panel, const void* b_panel, int64_t width, int64_t
   const auto* b = static_cast<const typename Step::Element*>(b_panel);
   if (rows == kPanelRows) return micro_panel<Step, kPanelRows, 2>(a, b, width, steps, out);
   const bool wide = kLanes == 16 && width % (4 * kLanes) == 0;
-  const auto four = wide ? micro_panel<Step, 4, kLanes == 16 ? 4 : 2> : micro_panel<Step, 4, 2>;
-  const auto one = wide ? micro_panel<Step, 1, kLanes == 16 ? 4 : 2> : micro_panel<Step, 1, 2>;
+  const auto four = wide ? micro_panel < Step, 4, kLanes == 16 ? 4 : 2 > : micro_panel<Step, 4, 2>;
+  const auto one = wide ? micro_panel < Step, 1, kLanes == 16 ? 4 : 2 > : micro_panel<Step, 1, 2>;
   int64_t row = 0;
   for (; row + 4 <= rows; row += 4, out.c += 4 * out.stride) four(a + row, b, width, steps, out);
   for (; row < rows; ++row, out.c += out.stride) one(a + row, b, width, steps, out);
@@ -147,9 +147,9 @@ void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panel
   const int64_t step = in_pairs(format.compute) ? 2 : 1;
   const int64_t depth_block = kBlockEntries / format.cols * step;
   const bool direct = c.dtype == DType::kFloat32 && bias == nullptr;
-  Output out = {direct ? static_cast<float*>(c.data)
-                       : reinterpret_cast<float*>(static_cast<char*>(scratch) + kBlockBytes),
-                direct ? c.row_stride : c.cols, c.cols, accumulate ? Sums::kAddAtTheEnd : Sums::kStart};
+  Output out = {
+      direct ? static_cast<float*>(c.data) : reinterpret_cast<float*>(static_cast<char*>(scratch) + kBlockBytes),
+      direct ? c.row_stride : c.cols, c.cols, accumulate ? Sums::kAddAtTheEnd : Sums::kStart};
   for (int64_t k = 0; k < a.cols; k += depth_block) {
     const int64_t depth = a.cols - k < depth_block ? a.cols - k : depth_block;
     const int64_t a_bytes = padded_depth(format.compute, depth) * kPanelRows * element_size(format.compute);

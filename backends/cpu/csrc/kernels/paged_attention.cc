@@ -29,8 +29,14 @@ class PagedAttention {
   };
 
  public:
-  PagedAttention(const PagedTensors& tensors, const std::vector<StepRow>& rows, float scale, int64_t window)
-      : tensors_(tensors), rows_(rows), scale_(scale), window_(window), depth_(tensors.q.shape[2]) {}
+  PagedAttention(const PagedTensors& tensors, const std::vector<StepRow>& rows, float scale, int64_t window,
+                 bool batch_invariant)
+      : tensors_(tensors),
+        rows_(rows),
+        scale_(scale),
+        window_(window),
+        batch_invariant_(batch_invariant),
+        depth_(tensors.q.shape[2]) {}
 
   void run() const {
     const int64_t kv_heads = tensors_.k.shape[1], units = static_cast<int64_t>(rows_.size()) * kv_heads;
@@ -41,8 +47,8 @@ class PagedAttention {
     });
     int64_t longest = 0, longest_packed = 0;
     for (const StepRow& row : rows_) {
-      if (row.num_attended() > longest) longest = row.num_attended();
-      if (!decodes(row) && row.num_attended() > longest_packed) longest_packed = row.num_attended();
+      int64_t& most = decodes(row) ? longest : longest_packed;
+      if (num_packed(row) > most) most = num_packed(row);
     }
     const DecodeParts parts(units, longest, depth_.columns);
     Layout counted(nullptr);
@@ -99,8 +105,8 @@ class PagedAttention {
   }
 
   bool decodes(const StepRow& row) const {
-    return row.num_tokens * group_size() <= kMostDecodeQueries && tensors_.key_cache.strides[3] == 1 &&
-           tensors_.value_cache.strides[3] == 1;
+    return !batch_invariant_ && row.num_tokens * group_size() <= kMostDecodeQueries &&
+           tensors_.key_cache.strides[3] == 1 && tensors_.value_cache.strides[3] == 1;
   }
 
   DecodeQueries<T> queries_of(const StepRow& row, int64_t kv_head) const {
@@ -115,28 +121,55 @@ class PagedAttention {
     return queries;
   }
 
+  // The position of the first key of a row that is packed. Batch invariant sums begin at the same positions whichever
+  // tokens the step has.
+  int64_t origin_of(const StepRow& row) const {
+    return batch_invariant_ ? row.first_key - row.first_key % kKeyBlock : row.first_key;
+  }
+  int64_t num_packed(const StepRow& row) const { return row.num_keys() - origin_of(row); }
+
   void prefill(const StepRow& row, int64_t kv_head, ThreadScratch& scratch) const {
-    const int64_t count = row.num_attended();
-    const auto keys = cached_rows(tensors_.key_cache, row, kv_head, row.first_key);
-    const auto values = cached_rows(tensors_.value_cache, row, kv_head, row.first_key);
+    const int64_t origin = origin_of(row), count = num_packed(row), first = row.first_key - origin;
+    const auto keys = cached_rows(tensors_.key_cache, row, kv_head, origin);
+    const auto values = cached_rows(tensors_.value_cache, row, kv_head, origin);
     typename Operand::Group* none = nullptr;
-    pack_rows(keys, count, depth_, scratch.block.staged, scratch.packed.keys, none, 0);
+    pack_rows(keys, count, depth_, scratch.block.staged, scratch.packed.keys, none, 0, first);
     pack_rows(values, count, depth_, scratch.block.staged, none, scratch.packed.values,
-              scratch.packed.values_panel_stride);
-    if (window_ > 0) fill_window(window_, row.first_position - row.first_key, count, scratch.hidden);
-    attend(row, kv_head, values, scratch);
+              scratch.packed.values_panel_stride, first);
+    if (window_ > 0) fill_window(window_, row.first_position - origin, count, scratch.hidden);
+    if (row.num_tokens == 1 && window_ == 0)
+      attend_heads(row, kv_head, values, scratch);
+    else
+      attend_tokens(row, kv_head, values, scratch);
   }
 
-  void attend(const StepRow& row, int64_t kv_head, const PagedRows<T>& values, const ThreadScratch& scratch) const {
-    const HeadMask mask = {row.num_tokens, row.num_attended(), true, {}, &scratch.hidden};
+  void attend_tokens(const StepRow& row, int64_t kv_head, const PagedRows<T>& values,
+                     const ThreadScratch& scratch) const {
+    const HeadMask mask = {row.num_tokens, num_packed(row), true, {}, &scratch.hidden, batch_invariant_};
     for (int64_t head = kv_head * group_size(); head < (kv_head + 1) * group_size(); ++head) {
       const Tensor& q = tensors_.q;
       const StridedRows<T> queries = {query_at(row.first_token, head), q.strides[0], q.strides[2]};
-      const HeadRows<T> rows = {queries, out_at(row.first_token, head), tensors_.out.strides[0], nullptr};
-      for (int64_t begin = 0; begin < row.num_tokens; begin += kQueryBlock) {
-        const QueryRange range = {begin, clamp(begin + kQueryBlock, 0, row.num_tokens)};
-        attend_block(rows, range, mask, scale_, scratch.packed, values, depth_, scratch.block);
-      }
+      attend(row.num_tokens, {queries, out_at(row.first_token, head), tensors_.out.strides[0], nullptr}, mask, values,
+             scratch);
+    }
+  }
+
+  // One token sees all keys: its heads are rows of one product.
+  void attend_heads(const StepRow& row, int64_t kv_head, const PagedRows<T>& values,
+                    const ThreadScratch& scratch) const {
+    const HeadMask mask = {group_size(), num_packed(row), false, {}, &scratch.hidden, batch_invariant_};
+    const Tensor& q = tensors_.q;
+    const int64_t head = kv_head * group_size();
+    const StridedRows<T> queries = {query_at(row.first_token, head), q.strides[1], q.strides[2]};
+    attend(group_size(), {queries, out_at(row.first_token, head), tensors_.out.strides[1], nullptr}, mask, values,
+           scratch);
+  }
+
+  void attend(int64_t num_queries, const HeadRows<T>& rows, const HeadMask& mask, const PagedRows<T>& values,
+              const ThreadScratch& scratch) const {
+    for (int64_t begin = 0; begin < num_queries; begin += kQueryBlock) {
+      const QueryRange range = {begin, clamp(begin + kQueryBlock, 0, num_queries)};
+      attend_block(rows, range, mask, scale_, scratch.packed, values, depth_, scratch.block);
     }
   }
 
@@ -144,6 +177,8 @@ class PagedAttention {
   const std::vector<StepRow>& rows_;
   const float scale_;
   const int64_t window_;  // 0: none
+  // Every query then takes the tiles' order, for decode has another, and its parts depend on rows and threads.
+  const bool batch_invariant_;
   const Depth<Operand> depth_;
 };
 
@@ -151,10 +186,10 @@ class PagedAttention {
 
 void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
                      const Tensor& value_cache, const std::vector<StepRow>& rows, float scale, int64_t window,
-                     const Tensor& out) {
+                     bool batch_invariant, const Tensor& out) {
   const PagedTensors tensors = {q, k, v, key_cache, value_cache, out};
   visit_floating(q.dtype, [&](auto* type) {
-    PagedAttention<std::remove_pointer_t<decltype(type)>>(tensors, rows, scale, window).run();
+    PagedAttention<std::remove_pointer_t<decltype(type)>>(tensors, rows, scale, window, batch_invariant).run();
   });
 }
 

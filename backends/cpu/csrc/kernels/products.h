@@ -38,13 +38,13 @@ FUSIONKIT_FOR_EACH_ISA(
 
     int64_t tile_rows(); int64_t tile_scratch_bytes(int64_t cols);
     // c = a B + bias, or c += a B, for a tile of at most tile_rows() rows, from panels that pack_strips writes.
-    // c.col_stride is 1. bias may be null. `scratch` has tile_scratch_bytes(c.cols) bytes. The sum over k has one order,
-    // whatever the tile, unless it accumulates.
-    void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panels, const Matrix& c, const float* bias,
-                       bool accumulate, void* scratch);
+    // c.col_stride is 1. bias may be null. `scratch` has tile_scratch_bytes(c.cols) bytes. The sum over k has one
+    // order, whatever the tile, unless it accumulates.
+    void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panels, const Matrix& c,
+                       const float* bias, bool accumulate, void* scratch);
 
-    // c = a b + bias, or c += a b, from b as it is stored, row by row: b.col_stride is 1. a has the dtype that `compute`
-    // names, its rows are b.rows elements, zeros up to a whole number of steps. `scratch` has
+    // c = a b + bias, or c += a b, from b as it is stored, row by row: b.col_stride is 1. a has the dtype that
+    // `compute` names, its rows are b.rows elements, zeros up to a whole number of steps. `scratch` has
     // unpacked_scratch_bytes(c.rows, c.cols) bytes. The sum over k has multiply_tile's order.
     void multiply_unpacked(const Matrix& a, const Matrix& b, DType round_to, const Matrix& c, const float* bias,
                            bool accumulate, void* scratch);

@@ -54,8 +54,7 @@ void add_columns(const A* a, int64_t a_stride, const Entries& entries, const typ
 #pragma GCC unroll 12
       for (int row = 0; row < Rows; ++row)
 #pragma GCC unroll 2
-        for (int n = 0; n < Vectors; ++n)
-          sum[row][n] = Step::multiply(a + row * a_stride + step, b_k[n], sum[row][n]);
+        for (int n = 0; n < Vectors; ++n) sum[row][n] = Step::multiply(a + row * a_stride + step, b_k[n], sum[row][n]);
     }
 #pragma GCC unroll 12
     for (int row = 0; row < Rows; ++row)

@@ -12,8 +12,12 @@ namespace {
 
 Array linear_array(const Array& x, const Array& weight, const OptionalArray& bias, bool batch_invariant) {
   const Array y = empty_with_last(x, axis_size(weight, 1));
-  Call{linear, view("fused_linear", "x", x), view("fused_linear", "weight", weight), view("fused_linear", "bias", bias),
-       result(y), batch_invariant};
+  Call{linear,
+       view("fused_linear", "x", x),
+       view("fused_linear", "weight", weight),
+       view("fused_linear", "bias", bias),
+       result(y),
+       batch_invariant};
   return y;
 }
 
@@ -29,8 +33,7 @@ auto linear_grad_arrays(const Array& x, const Array& weight, const Array& dy, co
 }  // namespace
 
 FUSIONKIT_BIND(fused_linear) {
-  module.def("linear", &linear_array, "x"_a, "weight"_a, "bias"_a = py::none(),
-             "batch_invariant"_a = false, "-> y");
+  module.def("linear", &linear_array, "x"_a, "weight"_a, "bias"_a = py::none(), "batch_invariant"_a = false, "-> y");
   module.def("linear_grad", &linear_grad_arrays, "x"_a, "weight"_a, "dy"_a, "bias"_a = py::none(),
              "-> (dx, dweight, dbias or None); of bias only shape and dtype are read");
 }

@@ -51,8 +51,7 @@ Array linear_packed_array(const Array& x, const Bytes& packed, int64_t in_featur
 }  // namespace
 
 FUSIONKIT_BIND(fused_linear_packed) {
-  module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a,
-             "batch_invariant"_a = false, "-> uint8 array");
+  module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a, "batch_invariant"_a = false, "-> uint8 array");
   module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
              "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(),
              "batch_invariant"_a = false, "-> y, which is out if given");

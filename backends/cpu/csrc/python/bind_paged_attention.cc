@@ -10,8 +10,8 @@ namespace {
 
 Array paged_attention_array(const Array& q, const Array& k, const Array& v, const Array& key_cache,
                             const Array& value_cache, const Array& block_tables, const Array& seq_lens_encoder,
-                            const Array& seq_lens_decoder, const Array& seq_lens_this_time, float scale,
-                            int64_t window) {
+                            const Array& seq_lens_decoder, const Array& seq_lens_this_time, float scale, int64_t window,
+                            bool batch_invariant) {
   const char* op = "paged_attention";
   const Array out = empty_like(q);
   Call{paged_attention,
@@ -26,7 +26,8 @@ Array paged_attention_array(const Array& q, const Array& k, const Array& v, cons
        view(op, "seq_lens_this_time", seq_lens_this_time),
        scale,
        window,
-       result(out)};
+       result(out),
+       batch_invariant};
   return out;
 }
 
@@ -35,7 +36,7 @@ Array paged_attention_array(const Array& q, const Array& k, const Array& v, cons
 FUSIONKIT_BIND(paged_attention) {
   module.def("paged_attention", &paged_attention_array, "q"_a, "k"_a, "v"_a, "key_cache"_a, "value_cache"_a,
              "block_tables"_a, "seq_lens_encoder"_a, "seq_lens_decoder"_a, "seq_lens_this_time"_a, "scale"_a,
-             "window"_a, "-> out; the caches are updated in place");
+             "window"_a, "batch_invariant"_a = false, "-> out; the caches are updated in place");
 }
 
 }  // namespace fusionkit_cpu
