@@ -17,6 +17,7 @@ the spread is shown.
     table.py, chart.py, record.py  for people, at a glance, for pytest-benchmark
     markdown.py     tables
     dispatch.py     what choosing a backend costs
+    batch_invariance.py  what `fk.use_batch_invariant` costs
     mc2/            how much communication the fused products hide
     collectives/    the communicator beside gloo and OpenMPI
 """

@@ -149,7 +149,9 @@ def _judge_framework(kernel: Kernel, call: Call) -> Verdict:
 def _judge_batch(kernel: Kernel) -> Verdict:
     """Decisions are remembered for each policy, of which the wish is a part."""
     if policy.batch_invariant() and not kernel.batch_invariant:
-        return Verdict("no", ("use_batch_invariant: it does not promise that a row's bits are the same in every batch",))
+        return Verdict(
+            "no", ("use_batch_invariant: it does not promise that a row's bits are the same in every batch",)
+        )
     return Verdict("yes")
 
 

@@ -47,7 +47,7 @@ def test_mistakes_are_caught(program, mistake):
     assert emulate(program, "--plant", mistake).returncode == 1
 
 
-@pytest.mark.parametrize("kernel", ["blocked_product", "flash_attention", "norm", "swiglu", "few_rows"])
+@pytest.mark.parametrize("kernel", ["blocked_product", "flash_attention", "norm", "swiglu", "unpacked_product"])
 def test_vectors_are_multiplied_and_added_by_one_instruction(program, kernel):
     """fmla on four floats: GCC turns the portable vector type into Advanced SIMD."""
     (made,) = program.parent.rglob(f"kernels/portable/{kernel}.o")

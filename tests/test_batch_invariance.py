@@ -51,7 +51,9 @@ def rope(rng, dtype):
     positions = rng.integers(0, 64, (1, NUM_ROWS))
 
     def call(rows):
-        rotated = fk.fusion_rope(q[:, rows], k[:, rows], np.cos(angles), np.sin(angles), position_ids=positions[:, rows])
+        rotated = fk.fusion_rope(
+            q[:, rows], k[:, rows], np.cos(angles), np.sin(angles), position_ids=positions[:, rows]
+        )
         return [each[0] for each in rotated]
 
     return call
@@ -123,15 +125,12 @@ def test_a_packed_weight_gives_the_bits_of_the_weight(native, dtype, isa):
                 np.testing.assert_array_equal(bits(fk.fused_linear(x[:count], packed)), expected[:count])
 
 
-def test_a_pack_that_onednn_alone_reads_is_refused():
-    weight = np.ones((576, 40), np.float32)  # oneDNN lays out 48 columns side by side
-    packed = fk.pack_weight(weight)
-    if runtime.native().matmul_library() != "onednn":
-        pytest.skip("oneDNN is not in use")
-    with fk.use_batch_invariant():
-        with pytest.raises(ValueError, match=r"Pack the weight inside fusionkit.use_batch_invariant\(\)"):
-            fk.fused_linear(np.ones((2, 576), np.float32), packed)
-        fk.fused_linear(np.ones((2, 576), np.float32), fk.pack_weight(weight))
+def test_a_pack_in_a_layout_that_onednn_alone_reads_is_refused():
+    """As its header tells: 0 columns a panel. oneDNN 3.6 on AVX-512 chooses panels that the own loop reads."""
+    packed = fk.pack_weight(np.ones((576, 40), np.float32))
+    packed.payload.array[80:96] = 0
+    with fk.use_batch_invariant(), pytest.raises(ValueError, match=r"weight inside fusionkit.use_batch_invariant\(\)"):
+        fk.fused_linear(np.ones((2, 576), np.float32), packed)
 
 
 class Conversation:
@@ -195,7 +194,7 @@ def test_attention_has_the_same_bits_in_any_calls(native, heads, kv_heads, head_
     with fk.use_backend(BACKEND), fk.use_batch_invariant():
         native.set_num_threads(1)
         whole = bits(row.attend([length]))
-        for (ends, others), threads in zip(itertools.product(schedules, (0, 2)), itertools.cycle(THREADS)):
+        for (ends, others), threads in zip(itertools.product(schedules, (0, 2)), THREADS * 2, strict=True):
             native.set_num_threads(threads)
             np.testing.assert_array_equal(bits(row.attend(ends, others)), whole, f"{ends=} {others=} {threads=}")
 
@@ -215,7 +214,7 @@ def test_a_kernel_that_does_not_promise_it_is_not_chosen():
     with fk.use_batch_invariant():
         explained = fk.fused_linear.explain(x, weight)
         assert explained.chosen == BACKEND and "batch invariant" in str(explained)
-        assert "use_batch_invariant: it does not promise" in dict((name, why) for name, _, (why, *_) in explained.candidates)["eager"]
+        assert "use_batch_invariant: it does not promise" in str(explained)
         with fk.use_backend("eager"), pytest.raises(fk.NoBackendError, match="eager: use_batch_invariant: it does not"):
             fk.fused_linear(x, weight)
         with fk.use_batch_invariant(False), fk.use_backend("eager"):
@@ -251,6 +250,7 @@ def test_an_exported_program_keeps_the_promise(tmp_path, dtype):
     predictor = passes.create_predictor(tmp_path / "layer")
     x = random(np.random.default_rng(4), (33, 1030), dtype)
     together, *alone = (
-        to_numpy(predictor.run([from_numpy(rows, "cpu")])[0]) for rows in (x, *(x[row : row + 1] for row in range(len(x))))
+        to_numpy(predictor.run([from_numpy(rows, "cpu")])[0])
+        for rows in (x, *(x[row : row + 1] for row in range(len(x))))
     )
     np.testing.assert_array_equal(bits(together), bits(np.concatenate(alone)))

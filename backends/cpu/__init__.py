@@ -29,7 +29,7 @@ _SERIAL: dict[str, tuple[Predicate, str]] = {
 
 _CONDITIONS: dict[str, tuple[Predicate, ...]] = {"fused_linear_cross_entropy": (UNTRACED_GROUP,)}
 
-# Rows of their own, or an order of summation that no other row changes: see the kernels, and tests/test_batch_invariance.
+# Each row is computed by itself, or its sums have an order that other rows do not change.
 _BATCH_INVARIANT = (
     "fused_linear",
     "fusion_add_rms_norm",

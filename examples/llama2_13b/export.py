@@ -14,6 +14,7 @@ if not __package__:  # python path/to/this/file, from any folder
 
 from paddle import nn
 
+import fusionkit as fk
 from examples.llama2_13b.data.chat_template import TEMPLATE
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.generate.decode_step import DecodeStep
@@ -35,6 +36,7 @@ class ExportFlags:
     model_name_or_path: str = flag("folder of the model, or a GGUF file")
     output_path: str = flag("the folder to write; an older export there is replaced as a whole")
     dtype: str = flag(f"of arithmetic, matrices and cache: {' | '.join(DTYPES)}", "float32")
+    batch_invariant: bool = flag("an answer's bits do not depend on the batch; False is faster and lets them", True)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -50,20 +52,21 @@ def export(flags: ExportFlags) -> int:
     output = Path(flags.output_path)
     with reserved(output, "export: --output_path"):
         require_free(output)
-        _write(Path(flags.model_name_or_path), output, flags.dtype)
+        _write(Path(flags.model_name_or_path), output, flags.dtype, flags.batch_invariant)
     size = sum((output / name).stat().st_size for name in FILES)
     print(f"{output}: {', '.join(FILES)}, {size / 1e6:.1f} MB in {flags.dtype}, with config and tokenizer")
     return 0
 
 
-def _write(source: Path, output: Path, dtype: str) -> None:
+def _write(source: Path, output: Path, dtype: str, batch_invariant: bool) -> None:
     tokenizer = Tokenizer.from_pretrained(source)
     settings = GenerationSettings.from_pretrained(source, config_of(source))
     model = Llama.from_pretrained(source, dtype)
     narrow_matrices(model)
     with atomic.new_folder(output) as folder:
         step = DecodeStep(model)
-        passes.export(step, folder / "model", step.input_spec())
+        with fk.use_batch_invariant(batch_invariant):
+            passes.export(step, folder / "model", step.input_spec())
         config = {**model.config.to_dict(), "torch_dtype": dtype}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(folder)

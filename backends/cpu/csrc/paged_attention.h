@@ -25,7 +25,6 @@ struct StepRow {
   int64_t first_token, num_tokens, first_position, first_key;
   std::vector<int32_t> blocks;
   int64_t num_keys() const { return first_position + num_tokens; }
-  int64_t num_attended() const { return num_keys() - first_key; }
 };
 
 }  // namespace fusionkit_cpu

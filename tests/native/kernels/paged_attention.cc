@@ -92,13 +92,16 @@ void check(DType dtype, const Sizes& s) {
   const Guarded tables = shuffled_tables(s.max_blocks());
   const Cache at{tables, s};
   const Doubles keys = appended(key_cache, k, at), cached_values = appended(value_cache, v, at);
-  Guarded out(dtype, {tokens, s.heads, s.size});
-  fusionkit_cpu::paged_attention(q, k, v, key_cache, value_cache, tables, lengths(&Row::encoder),
-                                 lengths(&Row::decoder), lengths(&Row::this_time), static_cast<float>(scale), s.window,
-                                 out);
-  expect_equal("key_cache", key_cache, keys);
-  expect_equal("value_cache", value_cache, cached_values);
-  expect_close("out", out, attend(values(q), keys, cached_values, at, scale), {32, 1.5});
+  const Doubles want = attend(values(q), keys, cached_values, at, scale);
+  for (bool batch_invariant : {false, true}) {
+    Guarded out(dtype, {tokens, s.heads, s.size});
+    fusionkit_cpu::paged_attention(q, k, v, key_cache, value_cache, tables, lengths(&Row::encoder),
+                                   lengths(&Row::decoder), lengths(&Row::this_time), static_cast<float>(scale),
+                                   s.window, out, batch_invariant);
+    expect_equal("key_cache", key_cache, keys);
+    expect_equal("value_cache", value_cache, cached_values);
+    expect_close(batch_invariant ? "out, batch invariant" : "out", out, want, {32, 1.5});
+  }
 }
 
 }  // namespace

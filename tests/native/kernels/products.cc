@@ -48,9 +48,14 @@ void check_linear(DType dtype, DType weight_dtype, const Sizes& s, bool with_bia
 
   const int64_t packed_size = static_cast<int64_t>(fusionkit_cpu::packed_weight_size(weight, dtype));
   Guarded packed(DType::kBool, {packed_size}, 64), y_packed(dtype, {s.rows, s.out});
-  fusionkit_cpu::pack_weight(weight, dtype, packed.data());
+  fusionkit_cpu::pack_weight(weight, dtype, false, packed.data());
   fusionkit_cpu::linear_packed(x, packed.data(), packed_size, s.in, s.out, used_bias, y_packed);
   expect_close("y of the packed weight", y_packed, want, {128, 0.52});
+
+  const bool batch_invariant = true;
+  Guarded y_alike(dtype, {s.rows, s.out});
+  fusionkit_cpu::linear(x, weight, used_bias, y_alike, batch_invariant);
+  expect_close("y, batch invariant", y_alike, want, {128, 0.52});
 }
 
 struct Loss {

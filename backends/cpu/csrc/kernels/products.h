@@ -44,7 +44,7 @@ FUSIONKIT_FOR_EACH_ISA(
                        const float* bias, bool accumulate, void* scratch);
 
     // c = a b + bias, or c += a b, from b as it is stored, row by row: b.col_stride is 1. a has the dtype that
-    // `compute` names, its rows are b.rows elements, zeros up to a whole number of steps. `scratch` has
+    // compute_dtype() gives; its rows are b.rows elements, and zeros up to a whole number of steps. `scratch` has
     // unpacked_scratch_bytes(c.rows, c.cols) bytes. The sum over k has multiply_tile's order.
     void multiply_unpacked(const Matrix& a, const Matrix& b, DType round_to, const Matrix& c, const float* bias,
                            bool accumulate, void* scratch);

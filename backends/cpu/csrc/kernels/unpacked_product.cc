@@ -1,6 +1,5 @@
 // A product with few rows of A reads B row by row, as it lies: packing it would cost more than multiplying it.
 #include <cstring>
-#include <type_traits>
 
 #include "kernels/panels.h"
 #include "kernels/product_step.h"
@@ -23,16 +22,16 @@ struct LastOfPairs {
   UintVec across(const Element* row, int64_t, int64_t cols) const { return entries.low(row, cols); }
 };
 
-// Of A's rows from `row` on, at most Rows; `at` is the first step.
 struct Sums {
   float* at;
   int64_t stride;
 };
 
-// sums += a[:, 0:Steps] b[0:Steps]; `cols` columns, a whole number of Vectors unless that is 1.
-template <int Rows, int Vectors, int Steps, bool kAhead, class Entries, class A>
+// sums += a[:, 0:Steps] b[0:Steps]; `cols` columns, a whole number of Vectors unless that is 1. is_ahead: asks for the
+// next rows of B meanwhile.
+template <int Rows, int Vectors, int Steps, class Entries, class A>
 void add_columns(const A* a, int64_t a_stride, const Entries& entries, const typename Entries::Element* b,
-                 int64_t b_stride, int64_t cols, const Sums& sums) {
+                 int64_t b_stride, int64_t cols, bool is_ahead, const Sums& sums) {
   using Step = typename StepOf<Entries::kStep>::Type;
   for (int64_t col = 0; col < cols; col += Vectors * kLanes) {
     Vec sum[Rows][Vectors];
@@ -40,17 +39,16 @@ void add_columns(const A* a, int64_t a_stride, const Entries& entries, const typ
     for (int row = 0; row < Rows; ++row)
 #pragma GCC unroll 2
       for (int n = 0; n < Vectors; ++n) sum[row][n] = load(sums.at + row * sums.stride + col + n * kLanes);
-#pragma GCC unroll 8
     for (int step = 0; step < Steps; ++step) {
       const auto* from = b + step * Entries::kStep * b_stride + col;
+      // A stream for each k, whose columns here are short: more than the hardware's prefetchers follow.
+      for (int k = 0; is_ahead && k < Entries::kStep; ++k)
+        for (int n = 0; n < Vectors; ++n)
+          __builtin_prefetch(from + (Steps * Entries::kStep + k) * b_stride + n * kLanes);
       Vec b_k[Vectors];
 #pragma GCC unroll 2
-      for (int n = 0; n < Vectors; ++n) {
-        // A stream for each k, whose columns here are short: more than the hardware's prefetchers follow.
-        for (int k = 0; kAhead && k < Entries::kStep; ++k)
-          __builtin_prefetch(from + (Steps * Entries::kStep + k) * b_stride + n * kLanes);
+      for (int n = 0; n < Vectors; ++n)
         b_k[n] = (Vec)entries.across(from + n * kLanes, b_stride, cols - col - n * kLanes);
-      }
 #pragma GCC unroll 12
       for (int row = 0; row < Rows; ++row)
 #pragma GCC unroll 2
@@ -71,43 +69,41 @@ struct Product {
   int64_t a_stride, rows;
   Sums sums;
 
-  template <int Rows, int Steps, bool kAhead, class E>
-  void add(int64_t row, int64_t step, const E& entries, const typename E::Element* b, const Matrix& m) const {
+  template <int Rows>
+  void add_group(int64_t row, int64_t step, const Entries& entries, const Matrix& m) const {
+    const auto* b = static_cast<const typename Entries::Element*>(element(m, step * Entries::kStep, 0));
     const A* from = a + row * a_stride + step;
     const Sums to = {sums.at + row * sums.stride, sums.stride};
     const int64_t pairs = m.cols / (2 * kLanes) * (2 * kLanes);
-    add_columns<Rows, 2, Steps, kAhead>(from, a_stride, entries, b, m.row_stride, pairs, to);
-    add_columns<Rows, 1, Steps, kAhead>(from, a_stride, entries, b + pairs, m.row_stride, m.cols - pairs,
-                                        {to.at + pairs, to.stride});
+    // The first rows wait for memory; the others find B in the cache.
+    add_columns<Rows, 2, kStepsTogether>(from, a_stride, entries, b, m.row_stride, pairs, row == 0, to);
+    add_columns<Rows, 1, kStepsTogether>(from, a_stride, entries, b + pairs, m.row_stride, m.cols - pairs, row == 0,
+                                         {to.at + pairs, to.stride});
   }
 
-  // The rows in groups whose sums fit the registers. The first group waits for memory; the others find B in the cache.
-  template <int Steps, bool kAhead, class E>
-  void add_rows(int64_t step, const E& entries, const Matrix& m) const {
-    const auto* b = static_cast<const typename E::Element*>(element(m, step * Entries::kStep, 0));
+  // The rows in groups whose sums fit the registers.
+  void add_together(int64_t step, const Entries& entries, const Matrix& m) const {
     int64_t row = 0;
-    const auto group = [&](auto size, auto ahead) {
-      add<decltype(size)::value, Steps, decltype(ahead)::value>(row, step, entries, b, m);
-      row += decltype(size)::value;
-    };
-    const auto all = [&](auto size) {
-      if (row == 0 && row + decltype(size)::value <= rows) group(size, std::bool_constant<kAhead>());
-      while (row + decltype(size)::value <= rows) group(size, std::false_type());
-    };
-    all(std::integral_constant<int, kPanelRows>());
-    if constexpr (kPanelRows > 8) all(std::integral_constant<int, 8>());
-    all(std::integral_constant<int, 4>());
-    all(std::integral_constant<int, 2>());
-    all(std::integral_constant<int, 1>());
+    for (; row + kPanelRows <= rows; row += kPanelRows) add_group<kPanelRows>(row, step, entries, m);
+    for (; row + 4 <= rows; row += 4) add_group<4>(row, step, entries, m);
+    for (; row < rows; ++row) add_group<1>(row, step, entries, m);
+  }
+
+  template <class E>
+  void add_one(int64_t step, const E& entries, const Matrix& m) const {
+    const auto* b = static_cast<const typename E::Element*>(element(m, step * Entries::kStep, 0));
+    for (int64_t row = 0; row < rows; ++row)
+      add_columns<1, 1, 1>(a + row * a_stride + step, a_stride, entries, b, m.row_stride, m.cols, false,
+                           {sums.at + row * sums.stride, sums.stride});
   }
 
   void run(const Entries& entries, const Matrix& b) const {
     const int64_t steps = b.rows / Entries::kStep;
     int64_t step = 0;
-    for (; step + kStepsTogether <= steps; step += kStepsTogether) add_rows<kStepsTogether, true>(step, entries, b);
-    for (; step < steps; ++step) add_rows<1, false>(step, entries, b);
+    for (; step + kStepsTogether <= steps; step += kStepsTogether) add_together(step, entries, b);
+    for (; step < steps; ++step) add_one(step, entries, b);
     if constexpr (Entries::kStep > 1)
-      if (b.rows % Entries::kStep != 0) add_rows<1, false>(step, LastOfPairs<Entries>{entries}, b);
+      if (b.rows % Entries::kStep != 0) add_one(step, LastOfPairs<Entries>{entries}, b);
   }
 };
 
