@@ -1,6 +1,7 @@
 """What `fk.use_batch_invariant` costs: the same calls inside and outside, in turn.
 
     python -m fusionkit_bench.batch_invariance [--dtype float32] [--rounds 15]
+    OMP_NUM_THREADS=1 python -m fusionkit_bench.batch_invariance --processor_time    # on a busy machine
 
 The sizes are those of SmolLM2-135M. Each figure is the median of the rounds.
 """
@@ -32,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--processor_time", action="store_true", help="instead of the time that passed")
     flags = parser.parse_args()
+    clock = time.process_time if flags.processor_time else time.perf_counter
     rng = np.random.default_rng(0)
 
     def random(*shape: int) -> Array:
@@ -40,7 +43,7 @@ def main() -> None:
 
     print(f"{flags.dtype}, microseconds a call outside and inside, median of {flags.rounds} rounds")
     for name, call in calls(random):
-        outside, inside = interleaved(call, flags.rounds)
+        outside, inside = interleaved(call, flags.rounds, clock)
         print(f"{name:<44} {outside:10.0f} {inside:10.0f} {inside / outside:6.2f}", flush=True)
 
 
@@ -83,15 +86,15 @@ def attention(random: Callable[..., Array], encoder: list[int], decoder: list[in
     return lambda: fk.paged_attention(*arrays, **lengths)
 
 
-def interleaved(call: Call, rounds: int) -> tuple[float, float]:
+def interleaved(call: Call, rounds: int, clock: Callable[[], float]) -> tuple[float, float]:
     """Median microseconds outside and inside."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 1):
         for inside, seen in zip((False, True), times, strict=True):
             with fk.use_batch_invariant(inside):
-                begin = time.perf_counter()
+                begin = clock()
                 call()
-                seen.append((time.perf_counter() - begin) * 1e6)
+                seen.append((clock() - begin) * 1e6)
     first, second = (statistics.median(seen[1:]) for seen in times)  # the first round warms up
     return first, second
 

@@ -54,9 +54,7 @@ class Kernel:
         directions: ("forward",) marks a kernel without gradient.
         checks_sizes: the kernel refuses every size that its op's spec refuses, with a ValueError. Then a remembered
             decision runs it at once; else the core holds each call against the spec first, about 50 us.
-        batch_invariant: inside `fusionkit.use_batch_invariant()` the bits of one row's result do not depend on the rest
-            of the call, nor on threads; for `paged_attention`, nor on how a row's tokens are divided over calls. A test
-            holds every such kernel to it.
+        batch_invariant: it keeps the promise of `fusionkit.use_batch_invariant()`. A test must hold it to that.
         notes: (predicate, text): what a caller should know when the predicate holds, such as a copy.
         available: None, or the reason why this kernel alone cannot run here, such as an op that an older plugin lacks.
         for_framework: framework -> the kernel that serves its tensors instead of this one, with conditions of its own.

@@ -112,9 +112,10 @@ class use_backend(contextlib.ContextDecorator):
 def use_batch_invariant(enabled: bool = True) -> Iterator[None]:
     """Inside, an op's result for one row has the same bits whatever else the call holds.
 
-    It depends neither on the number of rows in the call, nor on a row's place among them, nor on the threads, nor, for
-    `paged_attention`, on how a row's tokens are divided over calls. A kernel runs only if it declares this
-    (`Kernel.batch_invariant`); `explain` names those that do not. A program that is traced inside keeps the promise.
+    The number of rows does not matter, nor a row's place among them, nor the number of threads. For `paged_attention`
+    it does not matter how a row's tokens are divided over calls, as long as keys and values are finite. Gradients are
+    not promised. A kernel runs only if it declares the promise (`Kernel.batch_invariant`); `explain` names those that
+    do not. A program that is traced inside keeps the promise.
     """
     token = _context.set(_policy((), "use_batch_invariant", current(), enabled))
     try:
