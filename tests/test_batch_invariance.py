@@ -179,7 +179,7 @@ class Conversation:
         return out[before : before + end - begin]
 
 
-SHAPES = ((9, 3, 64, None), (2, 2, 17, None), (4, 1, 32, 40))  # heads, kv_heads, head_dim, window
+SHAPES = ((9, 3, 64, 0), (2, 2, 17, 0), (4, 1, 32, 40))  # heads, kv_heads, head_dim, window
 
 
 @pytest.mark.parametrize("isa", ISAS)

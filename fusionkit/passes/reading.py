@@ -11,7 +11,8 @@ from fusionkit.ops import OP_NAMES
 from fusionkit.passes import files, neutral
 from fusionkit.passes.program import NEUTRAL, Operation, Program, Type
 
-_NO_MEANING = ("stop_gradient", "struct_name", "op_callstack", "weight_grad", "x_grad", "place")
+# The last is a promise of whoever runs the neutral ops; a device for which programs are rewritten makes none.
+_NO_MEANING = ("stop_gradient", "struct_name", "op_callstack", "weight_grad", "x_grad", "place", "batch_invariant")
 _CONSTANTS = ("full", "full_int_array")
 
 
