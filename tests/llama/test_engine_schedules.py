@@ -6,10 +6,22 @@ backend, bit by bit: that shows which op's result for a row depends on the other
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import paddle
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.generate.engine import Engine, EngineLimits
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.request import Request, SamplingSettings
+from examples.llama2_13b.generate.static_program import StaticProgram
+from examples.llama2_13b.model.config import LlamaConfig
 from tests.llama.prefix_model import answer_alone, finish, letters, make_engine, step
 
 CHOSEN = (
@@ -89,3 +101,80 @@ def test_no_schedule_changes_a_token(schedule):
             ended = alone[-1] in request.eos_token_ids
             assert (tokens, reason) == (alone, "stop" if ended else "length")
             assert text == letters(alone[: len(alone) - ended])
+
+
+LENGTHS = {"one": 1, "few": 4, "five": 5, "part": 17, "block": 32, "long": 70, "longer": 290}
+
+
+@pytest.fixture(scope="module")
+def program(tiny_folder, tmp_path_factory):
+    """The tiny model with room for prompts that the kernels would split over threads."""
+    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("positions") / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"max_position_embeddings": 512}))
+    export(ExportFlags(str(folder), str(folder / "exported")))
+    config = LlamaConfig.from_json(folder / "config.json")
+    return config, StaticProgram(folder / "exported", config)
+
+
+class Watched(Engine):
+    """Keeps the bits of the scores that each token was chosen from."""
+
+    def _advance(self, row, scores):
+        self.bits[row.request.id, len(row.tokens)] = hashlib.sha256(scores.tobytes()).hexdigest()[:16]
+        return super()._advance(row, scores)
+
+
+def watched(program, block_size, num_blocks, **limits):
+    config, step = program
+    cache = KeyValueCache(config, "float32", num_blocks, block_size)
+    never_written = np.full(cache.keys[0].shape, np.nan, np.float32)
+    cache.keys, cache.values = ([paddle.to_tensor(never_written) for _ in each] for each in (cache.keys, cache.values))
+    chosen = EngineLimits(config.max_position_embeddings, config.vocab_size, **limits)
+    engine = Watched(step, cache, str, chosen)
+    engine.bits = {}
+    return engine
+
+
+@pytest.fixture(scope="module")
+def alone(program):
+    """request -> (its tokens, the bits of its scores), each computed in an engine of its own."""
+    random = np.random.default_rng(8)
+    common = random.integers(3, 512, max(LENGTHS.values())).tolist()
+    found = {}
+    for number, (name, length) in enumerate(LENGTHS.items()):
+        prompt = tuple(common[: length - 1]) + (3 + number,)
+        request = Request(name, prompt, CHOSEN[number % len(CHOSEN)], 5)
+        engine = watched(program, 16, 20, max_rows=1)
+        engine.add(request)
+        ((tokens, _, _),) = finish(engine).values()
+        found[request] = tokens, engine.bits
+    return found
+
+
+@st.composite
+def real_schedules(draw):
+    names = draw(st.lists(st.sampled_from(sorted(LENGTHS)), min_size=1, max_size=5, unique=True))
+    block_size = draw(st.sampled_from([4, 16]))
+    least = -(-(max(LENGTHS[name] for name in names) + 5) // block_size)
+    limits = {
+        "block_size": block_size,
+        "num_blocks": least + draw(st.integers(0, least)),
+        "max_rows": draw(st.integers(1, 5)),
+        "max_tokens_per_step": draw(st.sampled_from([5, 23, 64, 512])),
+        "reuse_prefixes": draw(st.booleans()),
+    }
+    return names, [draw(st.integers(0, 6)) for _ in names], limits
+
+
+@given(schedule=real_schedules())
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_no_schedule_changes_a_bit_of_the_scores(program, alone, schedule):
+    names, arrivals, limits = schedule
+    asked = {request.id: request for request in alone}
+    engine = watched(program, **limits)
+    answers = run_schedule(engine, [asked[name] for name in names], arrivals, {})
+    for name in names:
+        tokens, bits = alone[asked[name]]
+        assert answers[name][0] == tokens
+        assert {key: value for key, value in engine.bits.items() if key[0] == name} == bits
