@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -280,7 +281,15 @@ def test_positions_and_last_tokens_that_the_device_would_not_look_at_run_op_by_o
     np.testing.assert_array_equal(got, want)
 
 
-def test_two_models_take_turns_in_one_process(grouped, tmp_path):
+@pytest.fixture
+def threads_change_often():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_two_models_take_turns_in_one_process(grouped, tmp_path, threads_change_often):
     """Step by step between each other, then from two threads: each gives what it gives alone."""
     other_config = replace(GROUPED, num_hidden_layers=3, num_key_value_heads=4)
     other = exported(other_config, tmp_path, seed=11)
@@ -298,7 +307,7 @@ def test_two_models_take_turns_in_one_process(grouped, tmp_path):
 
     def tell(number):
         paddle.set_device("npu:0")
-        together[number] = [story(*models[number]) for _ in range(3)]
+        together[number] = [story(*models[number]) for _ in range(5)]
 
     threads = [threading.Thread(target=tell, args=(number,)) for number in range(2)]
     for thread in threads:
