@@ -11,8 +11,8 @@ import pytest
 from fusionkit_backends.npu.passes import passes as npu
 
 import fusionkit as fk
-from examples.llama2_13b.export import narrow_matrices
-from examples.llama2_13b.generate.decode_step import DecodeStep
+from examples.llama2_13b.bench import step_ops
+from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.step_inputs import Part, collate
 from examples.llama2_13b.model.config import LlamaConfig
@@ -305,3 +305,11 @@ def test_an_operation_that_nothing_runs_is_named(program):
 def test_a_device_without_passes_is_no_error(half):
     loaded = passes.load(half, "cpu", without=["whatever"])
     assert loaded.log == [] and "input_ids" in loaded.input_names
+
+
+def test_the_bound_of_each_fusion_is_told(capsys):
+    sizes = {**step_ops.SIZES, "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rounds": 1, "cached": 70}
+    step_ops.main([f"--{name}={value}" for name, value in sizes.items()])
+    told = capsys.readouterr().out
+    assert told.count("at most, ") == 6 and told.count("fk.paged_attention") == 2

@@ -12,12 +12,10 @@ from pathlib import Path
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
-from paddle import nn
-
 import fusionkit as fk
 from examples.llama2_13b.data.chat_template import TEMPLATE
 from examples.llama2_13b.data.tokenizer import Tokenizer
-from examples.llama2_13b.generate.decode_step import DecodeStep
+from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
@@ -25,7 +23,6 @@ from examples.llama2_13b.io.reservation import LOCK, reserved
 from examples.llama2_13b.model.llama import DTYPES, Llama
 from examples.llama2_13b.model.model_folder import config_of
 from fusionkit import passes
-from fusionkit.nn import LanguageModelHead, Linear
 
 PROGRAM = "examples.llama2_13b.export"
 FILES = ("model.json", "model.pdiparams")
@@ -82,13 +79,6 @@ def require_free(output: Path) -> None:
     held = {path.name for path in output.iterdir()} - {LOCK}
     if held and not held >= set(FILES):
         raise ValueError(f"export: --output_path must be empty or an older export, got {output}. Name another folder")
-
-
-def narrow_matrices(model: Llama) -> None:
-    """Every op would round the float32 matrices to the activations' dtype at each call: do it once. Norms stay."""
-    for layer in model.sublayers():
-        if isinstance(layer, nn.Embedding | Linear | LanguageModelHead):
-            layer.to(dtype=model.activation_dtype)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import fusionkit as fk
-from examples.llama2_13b.export import narrow_matrices
-from examples.llama2_13b.generate.decode_step import DecodeStep
+from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.generate.step_inputs import Part, collate

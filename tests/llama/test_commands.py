@@ -13,7 +13,7 @@ from tests.llama.conftest import EXAMPLE
 ROOT = EXAMPLE.parents[1]
 COMMANDS = (
     *("create", "tokenize_texts", "pretrain", "sft", "lora", "supervise", "merge", "export", "predict", "demo"),
-    *("data.adverts", "bench.step", "bench.tensor_parallel", "bench.load_memory"),
+    *("data.adverts", "bench.step", "bench.tensor_parallel", "bench.load_memory", "bench.step_ops"),
 )
 
 

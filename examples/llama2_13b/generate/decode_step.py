@@ -13,6 +13,7 @@ from paddle.static import InputSpec
 
 import fusionkit as fk
 from examples.llama2_13b.model import Llama
+from fusionkit.nn import LanguageModelHead, Linear
 
 
 class DecodeStep(nn.Layer):
@@ -83,3 +84,10 @@ class DecodeStep(nn.Layer):
             [InputSpec(cache, dtype, f"key_cache_{layer}") for layer in layers],
             [InputSpec(cache, dtype, f"value_cache_{layer}") for layer in layers],
         ]
+
+
+def narrow_matrices(model: Llama) -> None:
+    """Every op would round the float32 matrices to the activations' dtype at each call: do it once. Norms stay."""
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Embedding | Linear | LanguageModelHead):
+            layer.to(dtype=model.activation_dtype)
