@@ -1,8 +1,9 @@
 """Each op's share of a decoding step on the host: `python -m examples.llama2_13b.bench.step_ops`.
 
 A fused op saves at most what it takes in: norm + product the norm, product + rotary the rotation, gate-up + swiglu the
-activation. So an op's share of the step bounds what fusing it away can give. The shares are of the least of all rounds,
-op by op and for Paddle's predictor, which predict uses. The weights are random.
+activation. So an op's share of the step bounds what fusing it away can give. Each time is the least of all rounds, and
+a share is of the sum of these. Beside them stands the least time of Paddle's predictor, which predict uses. The weights
+are random.
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ def measure(path: Path, config: LlamaConfig, options: argparse.Namespace, rows: 
     for name, least in zip(singly.operations, best, strict=True):
         by_op[name] += least
     for name, total in sorted(by_op.items(), key=lambda item: -item[1])[:10]:
-        print(f"  {name:<26} {1e3 * total:8.3f} ms {100 * total / best_step:5.1f}%")
+        print(f"  {name:<26} {1e3 * total:8.3f} ms {100 * total / sum(best):5.1f}%")
     for what, names in SAVED.items():
-        share = sum(by_op[name] for name in names) / best_step
+        share = sum(by_op[name] for name in names) / sum(best)
         print(f"  at most, {what:<26} {100 * share:5.1f}%")
 
 
