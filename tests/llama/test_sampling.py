@@ -182,6 +182,8 @@ def test_logprobs_are_those_of_the_scores_as_they_are():
     [
         ({"temperature": -0.1}, "request: temperature must be at least 0, got -0.1"),
         ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
+        ({"temperature": 10**400}, "temperature must be at least 0, got 1000"),
+        ({"logit_bias": {3: -(10**400)}}, "logit_bias must be of tokens"),
         ({"top_p": 0}, r"top_p must be in \(0, 1\]"),
         ({"top_k": 1.5}, "top_k must be an integer"),
         ({"min_p": 2}, "min_p must be in"),
@@ -215,6 +217,7 @@ def test_impossible_settings_of_a_request_are_refused(changes, text):
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"max_length": -1}, "max_length must be at least 1, got -1"),
         ({"temperature": "hot"}, "temperature must be a number, got hot"),
+        ({"temperature": 10**400}, "temperature must be finite, got 1000"),
         ({"decode_strategy": "beam_search"}, "decode_strategy must be sampling or greedy_search, got beam_search"),
     ],
 )

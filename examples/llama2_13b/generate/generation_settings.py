@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from examples.llama2_13b.generate.request import SamplingSettings
+from examples.llama2_13b.generate.request import SamplingSettings, is_number
 from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model.config import LlamaConfig
 
@@ -79,7 +78,7 @@ class GenerationSettings:
             is_count = name == "top_k" or name.startswith("max_")
             right = type(value) is int or (type(value) is float and not is_count) or (value is None and "max_" in name)
             self._require(right, name, "an integer" if is_count else "a number")
-            self._require(value is None or math.isfinite(value), name, "finite")
+            self._require(value is None or is_number(value), name, "finite")
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,8 +16,9 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """Whether it is finite as a float64; an integer of JSON may be too large for one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,18 @@ class SamplingSettings:
     num_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        self._require(_is_number(self.temperature) and self.temperature >= 0, "temperature", "at least 0")
-        self._require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]; 1 keeps every token")
+        self._require(is_number(self.temperature) and self.temperature >= 0, "temperature", "at least 0")
+        self._require(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]; 1 keeps every token")
         self._require(_is_count(self.top_k), "top_k", "an integer of at least 0; 0 keeps every token")
-        self._require(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "in [0, 1]; 0 keeps every token")
+        self._require(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "in [0, 1]; 0 keeps every token")
         penalty = self.repetition_penalty
-        self._require(_is_number(penalty) and penalty > 0, "repetition_penalty", "above 0; 1 changes nothing")
+        self._require(is_number(penalty) and penalty > 0, "repetition_penalty", "above 0; 1 changes nothing")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            in_range = _is_number(value) and abs(value) <= MAX_PENALTY
+            in_range = is_number(value) and abs(value) <= MAX_PENALTY
             self._require(in_range, name, f"in [-{MAX_PENALTY:g}, {MAX_PENALTY:g}]; 0 changes nothing")
         self._require(_is_count(self.seed), "seed", "an integer of at least 0")
-        right = all(_is_count(token) and _is_number(bias) for token, bias in self.logit_bias.items())
+        right = all(_is_count(token) and is_number(bias) for token, bias in self.logit_bias.items())
         right = right and all(abs(bias) <= MAX_BIAS for bias in self.logit_bias.values())
         self._require(right, "logit_bias", f"of tokens to numbers in [-{MAX_BIAS:g}, {MAX_BIAS:g}]")
         wanted = self.num_logprobs
