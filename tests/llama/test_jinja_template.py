@@ -194,6 +194,16 @@ def test_a_name_in_a_message_may_be_where_a_template_splits(theirs, tokenizer, t
     assert encode_messages(messages, tokenizer, template(text)) == expected
 
 
+def test_a_message_full_of_names_costs_few_runs_of_the_template(tokenizer, monkeypatch):
+    runs, run = [], JinjaTemplate._run
+    monkeypatch.setattr(JinjaTemplate, "_run", lambda self, *given: runs.append(given) or run(self, *given))
+    names = [*tokenizer.control_names, *(f"<|reserved_{number}|>" for number in range(300))]
+    parts = template(CHATML).parts([{"role": "user", "content": "".join(names)}], names, True)
+    assert [name for name, is_control in parts if not is_control] == names
+    assert len(runs) < 8
+    assert encode_messages([{"role": "user", "content": "".join(names)}], tokenizer, template(CHATML))
+
+
 def test_a_field_without_a_value_is_told_as_transformers_does(theirs):
     text = "{{ messages[0].name is none }} {{ messages[0].other is defined }}"
     messages = [{"role": "user", "content": "x", "name": None}]
