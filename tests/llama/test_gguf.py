@@ -13,7 +13,8 @@ import pytest
 import tokenizers
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data.conversation import encode_messages, template_of
@@ -239,9 +240,44 @@ def test_factors_of_frequencies_are_those_of_llama_3_or_refused(folder, tmp_path
     ones, others = np.ones(8, np.float32), np.linspace(1, 3, 8, dtype=np.float32)
     path = write(tmp_path / "ones.gguf", folder, tensors={"rope_freqs.weight": ones})
     assert config_of(path) == config_of(folder)
+    changes = {"llama.rope.freq_base": 500000.0}
+    theirs = LlamaConfig(hidden_size=64, num_attention_heads=4, head_dim=16, rope_parameters={
+        "rope_type": "llama3", "factor": 32.0, "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192})  # fmt: skip
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")
+    factors = (500000.0 ** (-torch.arange(0, 16, 2) / 16) / scaled).numpy()
+    path = write(tmp_path / "llama3.gguf", folder, changes=changes, tensors={"rope_freqs.weight": factors})
+    np.testing.assert_allclose(config_of(path).rotary_frequencies(), scaled, rtol=1e-6)
     path = write(tmp_path / "others.gguf", folder, tensors={"rope_freqs.weight": others})
     with pytest.raises(ValueError, match=r"others.gguf: rope_freqs.weight must hold factors of 1 or those of Llama 3"):
         config_of(path)
+
+
+def test_the_family_is_read_from_metadata(folder, tmp_path):
+    """A sliding window makes a Mistral of a llama; yarn and linear scaling; a second end."""
+    scaling = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+               "llama.rope.scaling.original_context_length": 64}  # fmt: skip
+    changes = {**scaling, "llama.attention.sliding_window": 32, "tokenizer.ggml.eot_token_id": 7}
+    config = config_of(write(tmp_path / "model.gguf", folder, changes=changes))
+    assert (config.model_type, config.sliding_window, config.eos_token_ids) == ("mistral", 32, (2, 7))
+    assert config.rope_scaling.to_dict()["rope_type"] == "yarn" and config.rope_scaling.factor == 4.0
+
+
+def test_logits_of_qwen2_are_those_of_transformers(folder, tmp_path):
+    """Its rows stand as in Hugging Face's folders, and queries, keys and values have biases."""
+    random = np.random.default_rng(2)
+    biases = {
+        f"blk.{layer}.attn_{name}.bias": random.normal(0, 0.3, size).astype(np.float32)
+        for layer in range(2)
+        for name, size in (("q", 64), ("k", 32), ("v", 32))
+    }
+    path = write(tmp_path / "model.gguf", folder, arch="qwen2", tensors=biases,
+                 changes={"qwen2.rope.dimension_count": None, "tokenizer.ggml.pre": "qwen2"})  # fmt: skip
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
+    ids = random.integers(0, 512, (2, 20))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(Llama.from_pretrained(path)(paddle.to_tensor(ids)).numpy(), expected, atol=2e-6)
 
 
 def test_a_damaged_file_is_named(mixed, tmp_path):

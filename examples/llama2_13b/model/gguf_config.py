@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from examples.llama2_13b.model.gguf_file import ROPE_FACTORS, GGUFFile
+from examples.llama2_13b.model.rope import DEFAULT_THETA
+from examples.llama2_13b.model.rope_scaling import Llama3
 
 ARCHITECTURES = ("llama", "qwen2")  # Mistral's models are stored as llama
 SIZES = {
@@ -29,7 +30,11 @@ SILENT = ("vocab_size", "rope.dimension_count", "attention.key_length", "attenti
 NEUTRAL = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "use_parallel_residual": False,
            "rope.scale_linear": 1.0, "attention.scale": 0.0, "logit_scale": 1.0}  # fmt: skip
 SCALING = "rope.scaling."
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of 3.1 to 3.3
+LLAMA3: dict[str, Any] = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # of 3.1 to 3.3
 
 
 def fields(file: GGUFFile) -> dict[str, Any]:
@@ -50,8 +55,7 @@ def fields(file: GGUFFile) -> dict[str, Any]:
     if not file.has(embedding):
         raise ValueError(f"{file.index}: token_embd.weight must be there, got none")
     return {
-        "architectures": ["Qwen2ForCausalLM" if arch == "qwen2" else "LlamaForCausalLM"],
-        "model_type": arch,
+        "model_type": "mistral" if arch == "llama" and "sliding_window" in sizes else arch,
         "hidden_act": "silu",
         "vocab_size": file.shape(embedding)[0],
         "head_dim": _head_dim(file),
@@ -81,13 +85,16 @@ def _head_dim(file: GGUFFile) -> int:
     return file.head_dim
 
 
-def _token_ids(file: GGUFFile) -> dict[str, int]:
+def _token_ids(file: GGUFFile) -> dict[str, Any]:
+    """An answer ends at the end of a text, and at the end of a turn where that is another token."""
     ids = {ours: file.get(f"tokenizer.ggml.{role}_token_id") for role, ours in TOKENS.items()}
     if ids["eos_token_id"] is None and file.get("tokenizer.ggml.model") != "llama":  # which is 2 there
         raise ValueError(f"{file.index}: tokenizer.ggml.eos_token_id must be there, got none")
     if ids["bos_token_id"] is None and ids["eos_token_id"] is not None:
         ids["bos_token_id"] = ids["eos_token_id"]  # one token parts texts from each other, as in GPT-2
-    return {name: number for name, number in ids.items() if number is not None}
+    turn = file.get("tokenizer.ggml.eot_token_id")
+    ends = ids["eos_token_id"] if turn in (None, ids["eos_token_id"]) else [ids["eos_token_id"], turn]
+    return {name: number for name, number in {**ids, "eos_token_id": ends}.items() if number is not None}
 
 
 def _require_covered(file: GGUFFile) -> None:
@@ -121,23 +128,11 @@ def _scaling(file: GGUFFile) -> dict[str, Any]:
 def _llama3(file: GGUFFile, factors: Any) -> dict[str, Any]:
     """The scaling of Llama 3 whose factors these are: the file has them without what they were computed from."""
     scaling = {"rope_type": "llama3", "factor": float(factors[-1]), **LLAMA3}
-    expected = llama3_factors(scaling, file.get(f"{file.architecture}.rope.freq_base", 10000.0), 2 * len(factors))
-    if not np.allclose(factors, expected, rtol=1e-5):
+    theta = file.get(f"{file.architecture}.rope.freq_base", DEFAULT_THETA)
+    unscaled = theta ** (-np.arange(len(factors)) / len(factors))
+    if not np.allclose(
+        unscaled / factors, Llama3(float(factors[-1]), **LLAMA3).frequencies(unscaled, theta), rtol=1e-5
+    ):
         rule = f"those of Llama 3 with {LLAMA3}"
         raise ValueError(f"{file.index}: {ROPE_FACTORS} must hold factors of 1 or {rule}, got others")
     return scaling
-
-
-def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> Any:
-    """By which each frequency is divided, [head_dim / 2].
-
-        1 / ((1 - s) / factor + s)
-        s = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor), held within 0 and 1
-
-    Source: transformers 5.23.0, `rope_type` llama3.
-    """
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    share = (scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low)
-    share = np.clip(share, 0.0, 1.0)
-    return 1 / ((1 - share) / scaling["factor"] + share)
