@@ -20,11 +20,10 @@ from pathlib import Path
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
-import paddle
-
 from examples.llama2_13b.data.conversation import template_of
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.generate import prompts
+from examples.llama2_13b.generate.device import DEVICE, WITHOUT_PASSES, left_out, use_device
 from examples.llama2_13b.generate.engine import Engine, EngineLimits, EngineStats
 from examples.llama2_13b.generate.generation_settings import FILE, STRATEGIES, GenerationSettings
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
@@ -63,8 +62,8 @@ class PredictFlags:
     top_k: int | None = flag("sample from so many likeliest tokens, all if 0 or if the model does not say", None)
     min_p: float | None = flag("sample from tokens with this part of the highest probability", None)
     seed: int = flag("of sampling", 42)
-    device: str | None = flag("as paddle.set_device takes it; Paddle's choice if not given", None)
-    without_passes: str | None = flag("the device's passes to leave out, with commas between; all for every one", None)
+    device: str | None = flag(DEVICE, None)
+    without_passes: str | None = flag(WITHOUT_PASSES, None)
 
     def __post_init__(self) -> None:
         for name in ("src_length", "max_length", "batch_size", "block_size", "step_tokens"):
@@ -149,7 +148,7 @@ class Predictor:
         self._tokens = prompts.encode(
             asked, self._tokenizer, template, flags.src_length, max_tokens - room, context, cure
         )
-        program = StaticProgram(folder, config, [name for name in (flags.without_passes or "").split(",") if name])
+        program = StaticProgram(folder, config, left_out(flags.without_passes))
         self.passes_log, self.steps_op_by_op = program.passes_log, program.steps_op_by_op
         longest = min(max(map(len, self._tokens)) + max_length, max_tokens)
         num_blocks = min(flags.batch_size, len(asked)) * -(-longest // flags.block_size)
@@ -206,7 +205,7 @@ def predict(flags: PredictFlags) -> int:
         asked = prompts.from_file(Path(flags.data_file))
     else:
         asked = prompts.from_texts(flags.prompts or [prompts.DEFAULT])
-    _set_device(flags)
+    use_device(flags.device, "predict")
     predictor = Predictor(flags, asked)
     for line in predictor.passes_log:
         say(line, sys.stderr)
@@ -233,16 +232,6 @@ def summary(stats: EngineStats, num_prompts: int, seconds: float) -> str:
     rate = f"{tokens} in {seconds:.1f} s, {tokens / seconds:.0f} a second"
     reused = f"{stats.prefix_hit_tokens} of {stats.prompt_tokens} prompt tokens found in the cache"
     return f"prompts: {num_prompts}; tokens: {rate}; steps: {stats.steps}; {reused}"
-
-
-def _set_device(flags: PredictFlags) -> None:
-    if flags.device is None:
-        return
-    try:
-        paddle.set_device(flags.device)
-    except ValueError as error:
-        rule = "one that Paddle has here"
-        raise ValueError(f"predict: --device must be {rule}, got {flags.device!r}; {error}") from None
 
 
 def _print(prediction: Prediction) -> None:

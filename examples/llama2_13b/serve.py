@@ -19,6 +19,7 @@ if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
 from examples.llama2_13b.export import FILES, ExportFlags, export
+from examples.llama2_13b.generate.device import DEVICE, WITHOUT_PASSES, left_out, use_device
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.static_program import StaticProgram
@@ -60,6 +61,8 @@ class ServeFlags:
         "that the cache holds; if not given as many as 1 GiB holds, at least one row's", None
     )
     block_size: int = flag("positions in a block of the cache", 64)
+    device: str | None = flag(DEVICE, None)
+    without_passes: str | None = flag(WITHOUT_PASSES, None)
 
     def __post_init__(self) -> None:
         self.require(self.dtype in (None, *DTYPES), "dtype", " or ".join(DTYPES))
@@ -95,7 +98,8 @@ def serve(flags: ServeFlags) -> int:
 
 
 def load(flags: ServeFlags) -> ServerState:
-    """The model, ready to answer."""
+    """The model, ready to answer on its device."""
+    use_device(flags.device, "serve")
     source = Path(flags.model)
     name = flags.served_model_name or name_of(source)
     with exported(source, flags) as program:
@@ -130,7 +134,9 @@ def exported(source: Path, flags: ServeFlags) -> Iterator[Path]:
 def make_engine(folder: Path, model: ServedModel, flags: ServeFlags) -> Engine:
     config = LlamaConfig.from_json(folder / "config.json")
     limits = EngineLimits(model.positions, model.vocab_size, flags.max_rows, flags.max_tokens_per_step)
-    program = StaticProgram(folder, config)
+    program = StaticProgram(folder, config, left_out(flags.without_passes))
+    for line in program.passes_log:
+        say(line, sys.stderr)
     tokens = flags.cache_tokens or cache_tokens(config, program.dtype, flags.max_rows, model.positions)
     cache = KeyValueCache(config, program.dtype, -(-tokens // flags.block_size), flags.block_size)
     return Engine(program, cache, model.tokenizer.decode, limits)
