@@ -29,7 +29,8 @@ from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import DTYPES
 from examples.llama2_13b.serving.engine_thread import EngineThread
-from examples.llama2_13b.serving.http_server import HttpServer, is_loopback, listen
+from examples.llama2_13b.serving.http_server import HttpServer, listen
+from examples.llama2_13b.serving.limits import is_loopback
 from examples.llama2_13b.serving.metrics import Metrics
 from examples.llama2_13b.serving.served_model import ServedModel
 from examples.llama2_13b.serving.server_state import Limits, ServerState

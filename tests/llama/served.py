@@ -12,7 +12,8 @@ from collections import deque
 from examples.llama2_13b.generate.engine import EngineStats
 from examples.llama2_13b.generate.request import Delta
 from examples.llama2_13b.serving.engine_thread import EngineThread
-from examples.llama2_13b.serving.http_server import HttpServer, is_loopback, listen
+from examples.llama2_13b.serving.http_server import HttpServer, listen
+from examples.llama2_13b.serving.limits import is_loopback
 from examples.llama2_13b.serving.metrics import Metrics
 from examples.llama2_13b.serving.server_state import Limits, ServerState
 from tests.hanging import HANGING

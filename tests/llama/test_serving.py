@@ -230,6 +230,7 @@ WRONG = [
     ({"model": "other"}, 404, "model", "model 'other' is not served here; 'tiny' is"),
     ({"model": None}, 400, "model", "model must be the name of a model, such as tiny"),
     ({"modle": "tiny"}, 400, "modle", "modle is no field of this request"),
+    ({"\ud800": 1}, 400, "?", "? is no field of this request"),
     ({"n": 0}, 400, "n", "n must be an integer from 1 to 128, got 0"),
     ({"n": 9}, 400, "n", "at most 8 answers, got 9"),
     ({"n": True}, 400, "n", "got True"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
-import time
+import threading
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from examples.llama2_13b.serving import limits
-from examples.llama2_13b.serving.http_server import is_loopback, listen
+from examples.llama2_13b.serving.http_server import listen
+from examples.llama2_13b.serving.limits import is_loopback
 from examples.llama2_13b.serving.served_model import ServedModel
 from tests.llama.served import SOON, ScriptedEngine, raw, served, until
 
@@ -101,6 +103,43 @@ def test_what_the_engine_refuses_is_the_client_s_error(engine, model):
             assert refused.status_code == 400 and error_of(refused)["message"] == "prompt must be lucky, got 13"
 
 
+@pytest.mark.parametrize("when", ["add", "cancel"])
+def test_an_engine_that_fails_between_steps_ends_the_server_too(engine, model, monkeypatch, capsys, when):
+    def fail(_):
+        raise KeyError("the engine is wrong")
+
+    engine.gate.clear()
+    with served(engine, model) as (state, address):
+        waiting, leaving = start(address), start(address)
+        until(lambda: engine.stats.running == 2)
+        monkeypatch.setattr(engine, when, fail)
+        leaving.close()
+        if when == "add":
+            assert post(address).status_code == 500
+        assert waiting.recv(1000).startswith(b"HTTP/1.1 500 ")
+        until(lambda: is_refused(address))
+        assert isinstance(state.engine.failure, KeyError)
+    assert "the engine is wrong" in capsys.readouterr().err
+
+
+def test_a_full_queue_is_told_before_the_prompt_is_read(engine, model, monkeypatch):
+    engine.gate.clear()
+    with served(engine, model, capacity=1) as (state, address):
+        connection = start(address)
+        until(lambda: state.engine.num_under_way == 1)
+        monkeypatch.setattr(model.tokenizer, "encode", None)
+        assert post(address).status_code == 429
+        engine.gate.set()
+        assert b"200 OK" in connection.recv(1000)
+
+
+@pytest.mark.parametrize("prompt, n", [([""] * 2049, None), ([""] * 1025, 2), ([[5]] * 17, 128)])
+def test_more_answers_than_any_queue_holds_are_refused_before_they_are_made(engine, model, prompt, n):
+    with served(engine, model) as (_, address):
+        refused = post(address, prompt=prompt, n=n)
+        assert refused.status_code == 400 and "at most 2048 answers" in error_of(refused)["message"]
+
+
 def test_a_slow_reader_costs_its_own_answer_alone(engine, model):
     """The word fills what sockets hold. Each piece that nobody reads stays with the server, up to its limit."""
     engine.word = "x" * 100_000
@@ -124,7 +163,13 @@ def test_a_client_that_takes_nothing_is_left(engine, model, monkeypatch):
         connection = start(address, stream=True, max_tokens=250)
         until(lambda: b'outcome="left"' in state.metrics.page())
         until(lambda: state.engine.num_under_way == 0)
+        until(lambda: connection.getsockname() not in peers())  # the socket and what it holds are gone, too
         connection.close()
+
+
+def peers():
+    """Where this process' connections go."""
+    return [tuple(each.raddr) for each in psutil.Process().net_connections("tcp") if each.raddr]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -211,7 +256,16 @@ def test_a_page_of_another_site_is_refused(engine, model, headers, status):
 def test_other_machines_may_call_the_server_by_any_name(engine, model):
     with served(engine, model, host="0.0.0.0") as (_, address):
         assert httpx.get(address + "/v1/models", headers={"host": "this.example"}).status_code == 200
-    assert is_loopback("127.0.0.1") and is_loopback("::1") and not is_loopback("0.0.0.0")
+    assert not is_loopback("0.0.0.0") and not is_loopback("this.example")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_every_address_of_this_machine_alone_may_stand_in_host(engine, model, host):
+    """A name that begins like such an address is anybody's."""
+    written = f"[{host}]:80" if ":" in host else f"{host}:80"
+    with served(engine, model, host=host) as (_, address):
+        for given, status in ((written, 200), ("127.elsewhere.example", 403)):
+            assert httpx.get(address + "/health", headers={"host": given}).status_code == status
 
 
 def test_a_server_that_drains_ends_what_is_under_way_and_takes_nothing_new(engine, model):
@@ -294,10 +348,16 @@ def test_a_taken_address_is_named():
 
 def test_reading_a_long_prompt_holds_nobody_up(engine, model, monkeypatch):
     """Another client is answered while a body is being made into tokens."""
-    slow = model.tokenizer.encode
-    monkeypatch.setattr(model.tokenizer, "encode", lambda text, special=False: [time.sleep(0.5), slow(text)][1])
+    began, answered, encode = threading.Event(), threading.Event(), model.tokenizer.encode
+
+    def slow(text, special=False):
+        began.set()
+        assert answered.wait(SOON)
+        return encode(text)
+
+    monkeypatch.setattr(model.tokenizer, "encode", slow)
     with served(engine, model) as (_, address):
         connection = start(address, prompt="slow")
-        began = time.monotonic()
-        assert post(address, prompt=[5]).status_code == 200 and time.monotonic() - began < 0.5
+        assert began.wait(SOON) and post(address, prompt=[5]).status_code == 200
+        answered.set()
         assert b"200 OK" in connection.recv(1000)

@@ -47,6 +47,7 @@ class Answering:
 
     async def _answer(self, headers: Headers, receive: Receive, send: Send) -> None:
         self._state.require_open()
+        self._state.engine.require_room()  # a client that is refused anyway costs no reading
         body = await read_body(headers, receive, self._state.limits.max_body_bytes)
         # A long prompt takes a second to read, in which other clients get their tokens.
         asked = await asyncio.to_thread(self._form.read, body, self._state.model)
@@ -150,4 +151,5 @@ async def _send_event(content: Any, send: Send) -> None:
 
 
 def _json(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    """An error may name a field whose name is no Unicode: a question mark stands there."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")

@@ -15,6 +15,7 @@ from examples.llama2_13b.serving.fields import Fields
 from examples.llama2_13b.serving.served_model import ServedModel
 
 MAX_CHOICES = 128  # OpenAI's
+MAX_ANSWERS = 2048  # prompts times choices, of which 4 MiB could name 100 million. The queue's own limit comes later
 MAX_STOPS = 4  # OpenAI's
 MAX_LOGPROBS = 20  # OpenAI's of conversations
 SAMPLING = (
@@ -118,9 +119,10 @@ def make_requests(
         param: the field that the prompts come from.
         limit: tokens of an answer at most; None is up to the last position.
     """
+    num_choices = fields.integer("n", 1, MAX_CHOICES) or 1
+    require_few(len(prompts) * num_choices, "n")
     for prompt in prompts:
         _require_room(prompt, param, limit, model)
-    num_choices = fields.integer("n", 1, MAX_CHOICES) or 1
     stop = fields.texts("stop", MAX_STOPS)
     ignore_eos = fields.boolean("ignore_eos")
     settings = read_settings(fields, model, num_logprobs)
@@ -139,6 +141,13 @@ def make_requests(
         for choice in range(num_choices)
     ]
     return name, tuple(requests)
+
+
+def require_few(num_answers: int, param: str) -> None:
+    """Raises: RequestError, if a request asks for more answers than are worth making."""
+    if num_answers > MAX_ANSWERS:
+        message = f"a request must ask for at most {MAX_ANSWERS} answers, got {num_answers}"
+        raise RequestError(400, message, param, "invalid_value")
 
 
 def _require_room(prompt: Sequence[int], param: str, limit: int | None, model: ServedModel) -> None:

@@ -58,20 +58,24 @@ class EngineThread:
             self._wake.notify()
         self._thread.join()
 
+    def require_room(self, num_requests: int = 1) -> None:
+        """Raises: RequestError, if too many are under way, or would ever be; or the engine failed."""
+        if self.failure is not None:
+            raise RequestError(503, "the engine has failed; the server must be started again", code="engine_failed")
+        if num_requests > self.capacity:
+            message = f"a request must ask for at most {self.capacity} answers, got {num_requests}"
+            raise RequestError(400, message, "n", "invalid_value")
+        if len(self._news) + num_requests > self.capacity:
+            message = f"{len(self._news)} answers of {self.capacity} at most are under way. Try again later"
+            raise RequestError(429, message, code="queue_full", headers={"retry-after": str(self._retry_seconds())})
+
     def submit(self, requests: Sequence[Request]) -> News:
         """Let a client's requests in, all or none.
 
         Raises:
-            RequestError: too many are under way, or would ever be; or the engine failed.
+            RequestError: there is no room for them.
         """
-        if self.failure is not None:
-            raise RequestError(503, "the engine has failed; the server must be started again", code="engine_failed")
-        if len(requests) > self.capacity:
-            message = f"a request must ask for at most {self.capacity} answers, got {len(requests)}"
-            raise RequestError(400, message, "n", "invalid_value")
-        if len(self._news) + len(requests) > self.capacity:
-            message = f"{len(self._news)} answers of {self.capacity} at most are under way. Try again later"
-            raise RequestError(429, message, code="queue_full", headers={"retry-after": str(self._retry_seconds())})
+        self.require_room(len(requests))
         news = News(requests)
         self._news |= dict.fromkeys(news.places, news)
         for request in requests:
@@ -109,16 +113,15 @@ class EngineThread:
     # In the engine's thread.
 
     def _run(self) -> None:
-        while self._take_commands():
-            if self._engine.has_work:
-                try:
+        try:
+            while self._take_commands():
+                if self._engine.has_work:
                     deltas = self._engine.step()
-                except Exception as error:  # whatever a model's step can raise: all clients are told
-                    traceback.print_exc(file=sys.stderr)
-                    self._in_loop(self._fail, error)
-                    return
-                self.stats = self._engine.stats
-                self._in_loop(self._deliver, deltas)
+                    self.stats = self._engine.stats
+                    self._in_loop(self._deliver, deltas)
+        except Exception as error:  # whatever a model's step can raise: all clients are told
+            traceback.print_exc(file=sys.stderr)
+            self._in_loop(self._fail, error)
 
     def _take_commands(self) -> bool:
         """Wait for work, and let requests in and out. False at the end."""

@@ -13,6 +13,7 @@ from examples.llama2_13b.serving.asked import (
     Asked,
     make_requests,
     read_stream,
+    require_few,
     require_model,
 )
 from examples.llama2_13b.serving.conversation import encode_messages
@@ -133,6 +134,7 @@ def _prompts(value: Any, texts_meant: bool, model: ServedModel) -> tuple[list[li
     values = [value] if isinstance(value, str) or (isinstance(value, list) and _are_tokens(value)) else value
     if not isinstance(values, list) or not values:
         raise wrong("prompt", "a text, a list of texts, token ids, or a list of lists of token ids", value)
+    require_few(len(values), "prompt")
     encoded, texts = [], []
     for each in values:
         if isinstance(each, str):

@@ -11,9 +11,9 @@ from types import FrameType
 import uvicorn
 
 from examples.llama2_13b.io.remarks import say
+from examples.llama2_13b.serving import limits
 from examples.llama2_13b.serving.app import make_app
 from examples.llama2_13b.serving.errors import RequestError
-from examples.llama2_13b.serving.limits import LOOPBACK
 from examples.llama2_13b.serving.server_state import ServerState
 
 READERS = 2  # requests that are made into tokens at a time: each takes memory, and the cores have other work
@@ -85,6 +85,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: what was written and is not taken does not stay for ever
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(limits.SEND_SECONDS * 1000))
         listener.bind(address)
     except OSError as error:
         cure = "Name another --port, or --port 0 for one that is free"
@@ -97,7 +99,3 @@ def listen(host: str, port: int) -> socket.socket:
 def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    return host in LOOPBACK or host.startswith("127.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 from collections.abc import Coroutine
 from typing import Any
 
@@ -15,7 +16,6 @@ from examples.llama2_13b.serving.errors import NOT_AGAIN, RequestError
 
 BODY_SECONDS = 30  # for a body to arrive
 SEND_SECONDS = 30  # in which a client must take something of what it is sent
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # What is still read of a body that is too long, and dropped. A client that still writes would not see the answer else.
 DROPPED_BYTES, DROPPED_SECONDS = 64 * 2**20, 10
 
@@ -34,7 +34,7 @@ def require_key(headers: Headers, key: str | None) -> None:
         raise RequestError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
-def require_own_page(headers: Headers, is_loopback: bool) -> None:
+def require_own_page(headers: Headers, only_here: bool) -> None:
     """A page of another site that a browser on this machine shows must not use the server.
 
     Browsers name a page's site in `Origin`. A name that its owner points at 127.0.0.1 stands in `Host`.
@@ -44,11 +44,19 @@ def require_own_page(headers: Headers, is_loopback: bool) -> None:
     """
     host = headers.get("host", "")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if is_loopback and name.strip("[]").lower() not in LOOPBACK:
-        raise RequestError(403, f"Host must be {' or '.join(LOOPBACK)} here, got {host!r}", code="wrong_host")
+    if only_here and not is_loopback(name.strip("[]").lower()):
+        raise RequestError(403, f"Host must be localhost or 127.0.0.1 or ::1 here, got {host!r}", code="wrong_host")
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2].lower() != host.lower():
         raise RequestError(403, f"pages of {origin!r} may not use this server", code="wrong_origin")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether no other machine reaches it: localhost, 127.0.0.0/8 or ::1. A name that only begins so is another's."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
