@@ -9,11 +9,13 @@ SIGTERM or Ctrl-C: new requests are refused, those under way end; a second one e
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
@@ -91,11 +93,17 @@ def serve(flags: ServeFlags) -> int:
     Raises:
         ValueError, OSError: something in flags, folder or address is wrong; nothing is served.
     """
+    signal.signal(signal.SIGTERM, _end)
     listener = listen(flags.host, flags.port)
     if not is_loopback(flags.host) and flags.api_key is None:
         say(f"serve: other machines may reach {flags.host}, and no --api_key is asked for", sys.stderr)
     state = load(flags)
     return HttpServer(state, listener).run_until_stopped()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Before the server takes over signals: an export that has begun is removed again."""
+    sys.exit(128 + number)  # as a shell says of signals
 
 
 def load(flags: ServeFlags) -> ServerState:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import tempfile
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionFields
 from prometheus_client.parser import text_string_to_metric_families
 
+from examples.llama2_13b import serve
 from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.generate.prompts import from_texts
 from examples.llama2_13b.io import flags
@@ -373,6 +375,18 @@ def test_the_cache_holds_a_gibibyte_or_a_row():
 def test_an_exported_folder_has_its_own_dtype(exported):
     with pytest.raises(ValueError, match="--dtype must be left out with an exported folder"):
         load(ServeFlags(str(exported), dtype="bfloat16"))
+
+
+def test_a_signal_during_the_export_leaves_no_folder_behind(tiny_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(serve, "export", lambda _: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            serve.serve(ServeFlags(str(tiny_folder), port=0))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_s_folder_is_exported_and_the_export_is_gone_again(tiny_folder, monkeypatch, tmp_path):
