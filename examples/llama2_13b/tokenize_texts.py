@@ -40,7 +40,7 @@ class TokenizeFlags:
 def tokenize_texts(flags: TokenizeFlags) -> int:
     """Write the files.
 
-    Each document is a begin token, as prompts have it too, its text, and an end token.
+    Each document is what prompts begin with too, its text, and an end token.
 
     Raises:
         ValueError, OSError: something in flags, tokenizer or texts is wrong; no file is left.
@@ -60,7 +60,7 @@ def _tokenize(flags: TokenizeFlags, prefix: Path) -> int:
     with token_files.writer(prefix, vocab_size, tokenizer.files["tokenizer.json"]) as written, _progress(files) as bar:
         for file in files:
             for _, text in read_documents(file, flags.json_key, flags.doc_spliter, bar.update):
-                written.add([tokenizer.bos_token_id, *tokenizer.encode(text), tokenizer.eos_token_id])
+                written.add([*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_token_id])
         if not written.documents:
             rule = f"text, or a folder of {', '.join(SUFFIXES)} files with text"
             raise ValueError(f"tokenize_texts: --input_path must be {rule}, got {flags.input_path}; nothing is in it")

@@ -217,7 +217,7 @@ def test_every_command_takes_a_qwen2(sft_flags, tmp_path, capsys, no_measuring, 
     assert predict(PredictFlags(exported, prompts=(question,), **greedy)) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])["output"]
     tokenizer, theirs = Tokenizer.from_pretrained(exported), theirs_of(output)
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(question)]])
+    ids = torch.tensor([[*tokenizer.begin, *tokenizer.encode(question)]])
     whole = theirs.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=[2, 3], pad_token_id=0)
     assert ids.shape[1] > 16 and tokenizer.decode(whole[0, ids.shape[1] :].tolist()) == answer
 

@@ -123,7 +123,7 @@ def test_a_stream_ends_with_done(address):
 
 def test_a_prompt_may_have_four_forms(client, exported):
     tokenizer = ServedModel.from_folder(exported, "tiny", None).tokenizer
-    tokens = [[tokenizer.bos_token_id, *tokenizer.encode(text)] for text in ("hello", "type#boots")]
+    tokens = [[*tokenizer.begin, *tokenizer.encode(text)] for text in ("hello", "type#boots")]
     one = client.completions.create(model="tiny", prompt="hello", **GREEDY)
     assert client.completions.create(model="tiny", prompt=tokens[0], **GREEDY).choices == one.choices
     two = client.completions.create(model="tiny", prompt=["hello", "type#boots"], **GREEDY)

@@ -102,8 +102,9 @@ def _by_turns(messages: Sequence[Message], tokenizer: Tokenizer, template: ChatT
 
 
 def begun(source: list[int], tokenizer: Tokenizer) -> list[int]:
-    """A conversation begins with the begin token."""
-    return source if source[:1] == [tokenizer.bos_token_id] else [tokenizer.bos_token_id, *source]
+    """A conversation begins as the tokenizer begins texts, once."""
+    begin = list(tokenizer.begin)
+    return source if source[: len(begin)] == begin else [*begin, *source]
 
 
 def ended(target: list[int], tokenizer: Tokenizer) -> list[int]:

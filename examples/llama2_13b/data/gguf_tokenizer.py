@@ -11,7 +11,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
+from examples.llama2_13b.data.begin_token import begin_with
 from examples.llama2_13b.data.sentencepiece_model import CONTROL, USER_DEFINED, Pieces
+from examples.llama2_13b.model.gguf_config import token_id
 from examples.llama2_13b.model.gguf_file import GGUFFile
 
 KEY = "tokenizer.ggml."
@@ -44,9 +46,11 @@ def files(file: GGUFFile) -> dict[str, bytes]:
     backend = _backend(file, names, types)
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for role, theirs in ROLES.items():
-        number = file.get(f"{KEY}{theirs}_token_id")
+        number = token_id(file, theirs)
         if number is not None and 0 <= number < len(names):
             about[role] = names[number]
+    if "bos_token" in about and _begins(file):
+        begin_with(backend, about["bos_token"])
     written = {
         "tokenizer.json": backend.to_str(pretty=True).encode(),
         "tokenizer_config.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode(),
@@ -54,6 +58,12 @@ def files(file: GGUFFile) -> dict[str, bytes]:
     if template := file.get("tokenizer.chat_template"):
         written["chat_template.jinja"] = template.encode()
     return written
+
+
+def _begins(file: GGUFFile) -> bool:
+    """Whether texts begin with the begin token. Files that do not say so mean what llama.cpp takes them for."""
+    begins = file.get(f"{KEY}model") == "llama" or file.get(f"{KEY}pre") == "llama-bpe"
+    return bool(file.get(f"{KEY}add_bos_token", begins))
 
 
 def _required(file: GGUFFile, name: str) -> Any:

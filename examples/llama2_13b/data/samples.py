@@ -185,9 +185,9 @@ def _encode_turn(
 
 
 def _encode_source(question: str, first: bool, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """Begins with the begin token: each turn without a template, else the conversation; more are the template's."""
+    """With the tokenizer's begin, before each turn without a template, else before the conversation."""
     if template is None:
-        return [tokenizer.bos_token_id, *tokenizer.encode(question)]
+        return [*tokenizer.begin, *tokenizer.encode(question)]
     source = tokenizer.encode_parts(template.render((question, ""), first)[0])
     return begun(source, tokenizer) if first else source
 

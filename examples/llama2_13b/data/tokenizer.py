@@ -12,6 +12,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from examples.llama2_13b.data.begin_token import begin_with
 from examples.llama2_13b.data.tokenizer_folder import TokenizerFolder
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.model.config import LlamaConfig
@@ -22,7 +23,7 @@ Part = tuple[str, bool]  # a text, and whether the control tokens that it names 
 
 
 class Tokenizer:
-    """A tokenizer with the ids of its begin, end and padding tokens.
+    """A tokenizer with the ids of its end and padding tokens, and of what it begins texts with.
 
     What a user wrote is text: `</s>` in it is encoded as characters. Lengths are the caller's to decide: truncation and
     padding that tokenizer.json holds are switched off.
@@ -33,6 +34,7 @@ class Tokenizer:
         files: file name -> content, to write again with the model.
         control: names of control tokens beside those that the backend calls special.
         ends: tokens at which generation stops, beside the configuration's.
+        begin: the begin token, if texts are to begin with it.
     """
 
     def __init__(
@@ -42,11 +44,12 @@ class Tokenizer:
         files: dict[str, bytes],
         control: Iterable[str] = (),
         ends: Iterable[int] = (),
+        begin: Iterable[int] = (),
     ) -> None:
         self._decoder = tokenizers.Tokenizer.from_str(backend.to_str())
         self._encoder, self.files = backend, files
-        self.bos_token_id, self.eos_token_id = config.bos_token_id, config.eos_token_id
-        self.pad_token_id = config.pad_token_id
+        self.begin = tuple(begin)
+        self.eos_token_id, self.pad_token_id = config.eos_token_id, config.pad_token_id
         self.end_token_ids = {*config.eos_token_ids, *ends}
         self.vocab_size = backend.get_vocab_size()
         backend.no_truncation()
@@ -86,11 +89,12 @@ class Tokenizer:
         backend = described.backend()
         described.require_rows(backend)
         config = described.require_ids(config_of(described.folder), backend)
-        return cls(backend, config, described.files, described.control_tokens(), described.ends())
+        ends, begin = described.ends(), described.begin(backend)
+        return cls(backend, config, described.files, described.control_tokens(), ends, begin)
 
     @classmethod
     def train(cls, texts: Iterable[str], config: LlamaConfig) -> Tokenizer:
-        """Byte-level BPE of at most vocab_size tokens: every text has an encoding, in any script.
+        """Byte-level BPE of at most vocab_size tokens: every text has an encoding, in any script, and a begin token.
 
         Raises:
             ValueError: the vocabulary has no room for every byte, or the special tokens have other ids.
@@ -114,6 +118,7 @@ class Tokenizer:
         )
         backend.train_from_iterator(texts, trainer)
         pad, bos, eos = SPECIAL_TOKENS
+        begin_with(backend, bos)
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": bos,
@@ -125,7 +130,7 @@ class Tokenizer:
             "tokenizer.json": backend.to_str(pretty=True).encode(),
             "tokenizer_config.json": (json.dumps(about, indent=2) + "\n").encode(),
         }
-        return cls(backend, config, files)
+        return cls(backend, config, files, begin=[ids[1]])
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids, without begin or end. `special`: read `</s>` and its like in the text as the tokens they name."""

@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from examples.llama2_13b.data import gguf_tokenizer
+from examples.llama2_13b.data.begin_token import begin_with, written_by
 from examples.llama2_13b.data.sentencepiece_model import read_model
 from examples.llama2_13b.io.text import ENCODING, parse_object
 from examples.llama2_13b.model.config import LlamaConfig
@@ -50,9 +51,13 @@ class TokenizerFolder:
         files = {name: (self.folder / name).read_bytes() for name in FILES if (self.folder / name).is_file()}
         if SENTENCEPIECE in files and "tokenizer.json" not in files:
             path = self.folder / NAMING[0]
-            legacy = parse_object(files.get(path.name, b"{}"), path).get("legacy", False)
-            pieces = read_model(files[SENTENCEPIECE], self.folder / SENTENCEPIECE, legacy is True)
-            files["tokenizer.json"] = pieces.backend().to_str(pretty=True).encode()
+            about = parse_object(files.get(path.name, b"{}"), path)
+            legacy = about.get("legacy", False) is True
+            backend = read_model(files[SENTENCEPIECE], self.folder / SENTENCEPIECE, legacy).backend()
+            begin = _content(about.get("bos_token")) or "<s>"
+            if about.get("add_bos_token") is not False and backend.token_to_id(begin) is not None:
+                begin_with(backend, begin)
+            files["tokenizer.json"] = backend.to_str(pretty=True).encode()
         return files
 
     def backend(self) -> tokenizers.Tokenizer:
@@ -88,15 +93,33 @@ class TokenizerFolder:
         for file in NAMING:
             if content := _content(self._fields[file].get(role)):
                 return content, f"{role} of {file}"
-        written = _written_by(self._fields["tokenizer.json"].get("post_processor"))
+        written = self._written()
         if role in written:
             return written[role], "the post_processor of tokenizer.json"
         name = {"bos_token": "<s>", "eos_token": "</s>"}[role]
         added = self._fields["tokenizer.json"].get("added_tokens") or []
         return (name, "its name in tokenizer.json") if any(token["content"] == name for token in added) else None
 
+    def _written(self) -> dict[str, str]:
+        return written_by(self._fields["tokenizer.json"].get("post_processor"))
+
+    def begin(self, backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+        """What a text begins with: the begin token, or nothing.
+
+        Raises:
+            ValueError: the post-processor writes what is no token.
+        """
+        token = self._written().get("bos_token")
+        number = None if token is None else backend.token_to_id(token)
+        if token is not None and number is None:
+            rule = f"a token of its vocabulary, got {token!r}"
+            raise ValueError(f"{self.folder / 'tokenizer.json'}: what post_processor writes first must be {rule}")
+        return () if number is None else (number,)
+
     def require_ids(self, config: LlamaConfig, backend: tokenizers.Tokenizer) -> LlamaConfig:
         """Begin and end must be the same tokens in config.json and in the tokenizer.
+
+        A begin token that no text gets need not stand in config.json.
 
         Returns:
             The configuration, of whose ends the tokenizer's comes first.
@@ -107,14 +130,15 @@ class TokenizerFolder:
         wrong = []
         for role in ("bos_token", "eos_token"):
             token, source = self.token_of(role) or ("", "")
-            if not token:
+            has_begin = config.bos_token_id is not None or "bos_token" in self._written()
+            if not token or (role == "bos_token" and not has_begin):
                 continue
             right = backend.token_to_id(token)
             named = config.eos_token_ids if role == "eos_token" else (config.bos_token_id,)
             if right is None:
                 raise ValueError(f"{self.folder}: {source} must be a token of tokenizer.json, got {token!r}")
             if right not in named:
-                found = ", ".join(map(str, named))
+                found = ", ".join(map(json.dumps, named))
                 wrong.append(f"{role}_id must be {right}, the id of {token!r} ({source}), got {found}")
             elif role == "eos_token":
                 config = config.ending_with(right)
@@ -214,14 +238,3 @@ def _content(token: Any) -> str | None:
     """Tokens are written as texts, or as objects with their flags."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
-
-
-def _written_by(processor: dict[str, Any] | None) -> dict[str, str]:
-    """The tokens that a post-processor writes before and after a text."""
-    if not processor:
-        return {}
-    if processor.get("type") == "Sequence":
-        return {role: token for each in processor["processors"] for role, token in _written_by(each).items()}
-    pieces = processor.get("single") or [{}]
-    ends = {"bos_token": pieces[0], "eos_token": pieces[-1]}
-    return {role: piece["SpecialToken"]["id"] for role, piece in ends.items() if "SpecialToken" in piece}

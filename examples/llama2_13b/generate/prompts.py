@@ -94,7 +94,7 @@ def encode(
         max_tokens, context, cure: a prompt must not be longer; the error says why, and what helps beside src_length.
 
     Raises:
-        ValueError: a question is longer, or the template refuses the prompt; it is named.
+        ValueError: a question is longer, a prompt has no token, or the template refuses the prompt; it is named.
     """
     encoded = []
     num_shortened = num_turns = 0
@@ -105,6 +105,8 @@ def encode(
         except ValueError as error:
             raise ValueError(f"predict: {prompt.where}: {error}") from None
         tokens = joined(fitted)
+        if not tokens:
+            raise ValueError(f"predict: {prompt.where} must be at least one token long, got none. Write a text")
         if len(tokens) > max_tokens:
             raise ValueError(
                 f"predict: {prompt.where} must be at most {max_tokens} tokens long, got {len(tokens)}; {context}. "

@@ -93,6 +93,7 @@ class LlamaConfig:
         num_key_value_heads: default num_attention_heads; fewer are shared by groups of query heads.
         initializer_range: standard deviation of new weights.
         tie_word_embeddings: embedding and head are one parameter.
+        bos_token_id: None, null in files, where no text begins with a token of its own.
         eos_token_id: the end that training teaches, the first of those that a file lists.
         other_eos_token_ids: at which an answer ends, too.
         pad_token_id: None without a padding token; files say so with null, -1 or nothing. No result depends on it.
@@ -115,7 +116,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
-    bos_token_id: int = 1
+    bos_token_id: int | None = 1
     eos_token_id: int = 2
     pad_token_id: int | None = None
     other_eos_token_ids: tuple[int, ...] = ()
@@ -147,7 +148,8 @@ class LlamaConfig:
 
     def _require_token_ids(self) -> None:
         rule = f"at least 0 and below vocab_size {self.vocab_size}"
-        for name, ids in (("bos_token_id", [self.bos_token_id]), ("eos_token_id", self.eos_token_ids)):
+        begin = () if self.bos_token_id is None else (self.bos_token_id,)
+        for name, ids in (("bos_token_id", begin), ("eos_token_id", self.eos_token_ids)):
             right = all(type(token) is int and 0 <= token < self.vocab_size for token in ids)
             if not right:
                 raise ValueError(f"config: {name} must be {rule}, got {', '.join(map(repr, ids))}")
@@ -197,14 +199,14 @@ class LlamaConfig:
         fields |= {"rope_theta": rope.theta(fields, source), "rope_scaling": rope.scaling(fields, source)}
         fields |= _windows(fields, source) | _ends(fields, source) | _biases(fields)
         known = {field.name for field in dataclasses.fields(cls)}
-        for name in ("bos_token_id", "eos_token_id"):
-            if name in fields and fields[name] is None:
-                raise ValueError(f"{source}: {name} must be an integer, got null. Write the tokenizer's")
+        if "eos_token_id" in fields and fields["eos_token_id"] is None:
+            raise ValueError(f"{source}: eos_token_id must be an integer, got null. Write the tokenizer's")
         required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         if missing := sorted(required - {name for name, value in fields.items() if value is not None}):
             raise ValueError(f"{source}: {', '.join(missing)} must be there, got none. Add what is missing")
         try:
-            return cls(**{name: value for name, value in fields.items() if name in known and value is not None})
+            said = {name: value for name, value in fields.items() if value is not None or name == "bos_token_id"}
+            return cls(**{name: value for name, value in said.items() if name in known})
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
 

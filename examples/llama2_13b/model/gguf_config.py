@@ -24,7 +24,8 @@ SIZES = {
 }
 REQUIRED = ("context_length", "block_count", "embedding_length", "feed_forward_length", "attention.head_count",
             "attention.layer_norm_rms_epsilon")  # fmt: skip
-TOKENS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+SENTENCEPIECE_IDS = {"bos": 1, "eos": 2}  # where a file with such a vocabulary does not say
+MORE_ENDS = ("eot", "eom")  # of a turn and of a message; answers end there in llama.cpp
 # Keys that change nothing here, whatever they say, or with these values.
 SILENT = ("vocab_size", "rope.dimension_count", "attention.key_length", "attention.value_length", "tensor_data_layout")
 NEUTRAL = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "use_parallel_residual": False,
@@ -61,7 +62,7 @@ def fields(file: GGUFFile) -> dict[str, Any]:
         "head_dim": _head_dim(file),
         "tie_word_embeddings": not file.has("lm_head.weight"),
         **sizes,
-        **_token_ids(file),
+        **_token_ids(file, file.shape(embedding)[0]),
         **_scaling(file),
     }
 
@@ -85,16 +86,24 @@ def _head_dim(file: GGUFFile) -> int:
     return file.head_dim
 
 
-def _token_ids(file: GGUFFile) -> dict[str, Any]:
-    """An answer ends at the end of a text, and at the end of a turn where that is another token."""
-    ids = {ours: file.get(f"tokenizer.ggml.{role}_token_id") for role, ours in TOKENS.items()}
-    if ids["eos_token_id"] is None and file.get("tokenizer.ggml.model") != "llama":  # which is 2 there
+def _token_ids(file: GGUFFile, vocab_size: int) -> dict[str, Any]:
+    """An answer ends at the end of a text, of a turn and of a message, where these are other tokens."""
+    end = token_id(file, "eos")
+    if end is None:
         raise ValueError(f"{file.index}: tokenizer.ggml.eos_token_id must be there, got none")
-    if ids["bos_token_id"] is None and ids["eos_token_id"] is not None:
-        ids["bos_token_id"] = ids["eos_token_id"]  # one token parts texts from each other, as in GPT-2
-    turn = file.get("tokenizer.ggml.eot_token_id")
-    ends = ids["eos_token_id"] if turn in (None, ids["eos_token_id"]) else [ids["eos_token_id"], turn]
-    return {name: number for name, number in {**ids, "eos_token_id": ends}.items() if number is not None}
+    more = [token for role in MORE_ENDS if (token := token_id(file, role)) is not None and 0 <= token < vocab_size]
+    return {
+        "bos_token_id": token_id(file, "bos"),
+        "eos_token_id": list(dict.fromkeys([end, *more])),
+        "pad_token_id": token_id(file, "padding"),
+    }
+
+
+def token_id(file: GGUFFile, role: str) -> int | None:
+    """Of `bos`, `eos` and so on. Source: llama.cpp's src/llama-vocab.cpp."""
+    defaults = SENTENCEPIECE_IDS if file.get("tokenizer.ggml.model") == "llama" else {}
+    number: int | None = file.get(f"tokenizer.ggml.{role}_token_id", defaults.get(role))
+    return number
 
 
 def _require_covered(file: GGUFFile) -> None:

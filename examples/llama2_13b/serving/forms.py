@@ -140,7 +140,10 @@ def _prompts(value: Any, texts_meant: bool, model: ServedModel) -> tuple[list[li
         if isinstance(each, str):
             text = unicode(each, "prompt")
             model.require_short([text], "prompt")
-            encoded.append([model.tokenizer.bos_token_id, *model.tokenizer.encode(text, special=texts_meant)])
+            tokens = [*model.tokenizer.begin, *model.tokenizer.encode(text, special=texts_meant)]
+            if not tokens:
+                raise wrong("prompt", "of at least one token: this model's tokenizer adds none to a text", text)
+            encoded.append(tokens)
             texts.append(text)
         elif isinstance(each, list) and each and _are_tokens(each):
             if beyond := [token for token in each if not 0 <= token < model.vocab_size]:
