@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import fusionkit as fk
-from fusionkit import registry
+from fusionkit import kernel_function, parity, registry
 
 GPU = next(backend for backend in registry.loaded() if backend.name == "gpu")
 TORCH = {op: kernel.serving("torch") for op, kernel in GPU.kernels.items()}
@@ -17,6 +18,14 @@ def runs(op, case, dtype):
     return not case.llama or dtype == "bfloat16"
 
 
+def is_taken(op, kernel, case, dtype):
+    """Whether the case leaves at their defaults the arguments that the kernel leaves out."""
+    spec, absent = getattr(fk, op).spec, kernel_function.left_out(kernel, op)
+    made = parity.arguments_of(spec, case, dtype) if absent else {}
+    defaults = {name: spec.parameters.parameters[name].default for name in absent}
+    return all(np.array_equal(made.get(name, default), default) for name, default in defaults.items())
+
+
 def in_sample(number, case, dtype):
     """float16's programs are bfloat16's but for the name of an instruction: every third case, and what is about it."""
     return dtype != "float16" or number % 3 == 0 or "float16" in case.name
@@ -26,7 +35,7 @@ def cases():
     for op, kernel in KERNELS.items():
         for dtype in kernel.dtypes:
             for number, case in enumerate(getattr(fk, op).spec.cases):
-                if runs(op, case, dtype):
+                if runs(op, case, dtype) and is_taken(op, kernel, case, dtype):
                     marks = () if in_sample(number, case, dtype) else pytest.mark.full
                     name = f"{op}-gpu-{dtype}-{case.name}-interpreted"
                     yield pytest.param(op, case.name, dtype, id=name, marks=marks)
