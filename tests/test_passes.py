@@ -18,7 +18,8 @@ from examples.llama2_13b.generate.step_inputs import Part, collate
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import Llama
 from fusionkit import passes
-from fusionkit.passes import reading, running
+from fusionkit.errors import FusionkitError
+from fusionkit.passes import elementary, reading, running
 from fusionkit.passes.pattern import Failure, matches
 from fusionkit.passes.program import Operation, Program, Type
 from fusionkit.passes.steps import Passes, Rule, Step, rewritten
@@ -313,3 +314,9 @@ def test_the_bound_of_each_fusion_is_told(capsys):
     step_ops.main([f"--{name}={value}" for name, value in sizes.items()])
     told = capsys.readouterr().out
     assert told.count("at most, ") == 6 and told.count("fk.paged_attention") == 2
+
+
+def test_a_slice_of_a_tensor_is_refused_by_name():
+    with pytest.raises(FusionkitError, match="a slice must be of a shape, to one of its sizes, got one of a tensor"):
+        elementary.slice(paddle.ones([3]), [0], [1], decrease_axis=[0])
+    assert elementary.slice([4, 5], [1], [2], decrease_axis=[0]) == 5

@@ -8,6 +8,8 @@ from typing import Any
 import paddle
 from paddle.nn import functional as F
 
+from fusionkit.errors import FusionkitError
+
 
 def add(x: Any, y: Any) -> Any:
     return x + y
@@ -48,7 +50,8 @@ def shape64(x: Any) -> list[int]:
 def slice(sizes: list[int], starts: list[int], ends: list[int], **attributes: Any) -> Any:
     """One of the sizes, which is what exported programs ask for."""
     if not isinstance(sizes, list) or attributes["decrease_axis"] != [0]:
-        raise NotImplementedError("passes: slice of a tensor")
+        rule = "of a shape, to one of its sizes"
+        raise FusionkitError(f"passes: a slice must be {rule}, got one of a tensor. Use the tensor's own op instead")
     return sizes[starts[0]]
 
 

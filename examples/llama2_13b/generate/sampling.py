@@ -63,7 +63,7 @@ def penalized(scores: Floats, penalty: float, seen: Sequence[int]) -> Floats:
 
     Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1, with the usual reading of negative scores.
     """
-    if penalty == 1 or not len(seen):
+    if not len(seen):
         return scores
     tokens = np.unique(np.asarray(seen, np.int64))
     result = scores.copy()
