@@ -66,7 +66,7 @@ test-layouts: build $(STAMPS)/examples $(STAMPS)/test
 	@LAYOUT_STEPS=$(STEPS) LAYOUT_DTYPE=$(DTYPE) LAYOUT_CHART=$(CHART) $(PYTEST) -s -v tests/emulator/layouts.py $(SELECTION)
 
 test-slices: build $(STAMPS)/examples $(STAMPS)/test
-	@echo "== two layers of Llama 2 13B's widths on eight emulated devices: some 30 minutes, 18 GB of memory"
+	@echo "== two layers of Llama 2 13B's widths on eight emulated devices: some 12 minutes, 18 GB of memory"
 	@$(PYTEST) -s -v tests/emulator/slices.py
 
 test-kills: build $(STAMPS)/examples $(STAMPS)/test
