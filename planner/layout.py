@@ -39,8 +39,8 @@ class Layout:
     sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
-        degrees = ("tensor", "pipeline", "data", "sharding", "context", "virtual_stages", "micro_batch", "micro_batches")
-        for name in degrees:
+        counts = "tensor pipeline data sharding context virtual_stages micro_batch micro_batches"
+        for name in counts.split():
             if getattr(self, name) < 1:
                 raise argument_error("Layout", name, "at least 1", getattr(self, name))
         if self.stage not in STAGES:

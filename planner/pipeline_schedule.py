@@ -100,7 +100,8 @@ def replay(stages: Sequence[Durations], micro_batches: int, send_seconds: float 
             following = _follower(one, stage, count, chunks)
             if following is not None:
                 to, message = following
-                arrived[to, message.is_forward, message.micro_batch, message.chunk] = end + (send_seconds * (to != stage))
+                on_its_way = send_seconds if to != stage else 0.0
+                arrived[to, message.is_forward, message.micro_batch, message.chunk] = end + on_its_way
                 waiting.append(to)
     return spans
 

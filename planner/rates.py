@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fusionkit.backend import DeviceModel
 from fusionkit.errors import argument_error
 
 PROBE = "Run `fusionkit plan probe` on the machine, and give its file"
+NODE = 8  # devices that a data sheet's links join
 NEAREST = 3  # measured shapes that a shape's efficiency is taken from
 
 
@@ -48,13 +50,14 @@ class Level:
     latency: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rates:
     """One machine.
 
     Args:
         dtype: of the products.
         peak_flops: FLOP/s that no product exceeds.
+        attention_flops: FLOP/s of the fused attention, only of the scores that it computes; None if not measured.
         products: measured; empty where only a data sheet is known, and then products take their time at peak.
         memory_bandwidth, memory_bytes: of a device's own memory.
         levels: of the network, the narrowest first; empty where one device is alone.
@@ -67,23 +70,30 @@ class Rates:
     peak_flops: float
     memory_bandwidth: float
     memory_bytes: float
+    attention_flops: float | None = None
     products: tuple[Product, ...] = ()
     levels: tuple[Level, ...] = ()
     launch_seconds: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def product_seconds(self, rows: float, in_features: float, out_features: float) -> float:
-        """A product alone: its FLOPs at the rate of the measured shapes that are nearest, plus its launch."""
-        return self.launch_seconds + 2.0 * rows * in_features * out_features / self._flops(
-            (rows, in_features, out_features)
-        )
+    def product_seconds(self, rows: int, in_features: int, out_features: int) -> float:
+        """A product alone: its FLOPs at the rate of the measured shapes that are nearest."""
+        return 2.0 * rows * in_features * out_features / _flops(self, rows, in_features, out_features)
+
+    def attention_seconds(self, flops: float) -> float:
+        """Of the fused op, where it was measured."""
+        return flops / (self.attention_flops or self.peak_flops)
 
     def memory_seconds(self, num_bytes: float) -> float:
-        """A kernel that reads and writes so many bytes, and computes little."""
-        return self.launch_seconds + num_bytes / self.memory_bandwidth
+        """Kernels that read and write so many bytes, and compute little."""
+        return num_bytes / self.memory_bandwidth
+
+    def launching_seconds(self, kernels: float) -> float:
+        """The host's work for so many kernels; a device with less to do waits for it."""
+        return kernels * self.launch_seconds
 
     def level(self, devices: int) -> Level:
-        """The narrowest that joins so many.
+        """The narrowest that joins so many neighbours.
 
         Raises:
             ValueError: none does: how fast they are joined is unknown.
@@ -92,46 +102,54 @@ class Rates:
             if level.devices >= devices:
                 return level
         most = max((level.devices for level in self.levels), default=1)
-        raise argument_error(
-            "plan", "devices", f"at most {most}, which {self.name}'s rates join", devices, "their link is unknown", PROBE
-        )
+        rule, context = f"at most {most}, which the rates of {self.name} join", "the link between more is unknown"
+        raise argument_error("plan", "--devices", rule, devices, context, PROBE)
 
-    def gather_seconds(self, devices: int, num_bytes: float, span: int | None = None) -> float:
+    def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
         """An all-gather or reduce-scatter by rings: each device sends (devices - 1) parts of num_bytes / devices.
 
         Args:
             devices: that take part.
             num_bytes: of the whole result.
-            span: devices from the first to the last of them, which decides the level; default devices.
+            stride: from one to the next. So many such groups send at the same time.
         """
         if devices == 1:
             return 0.0
-        level = self.level(span or devices)
-        return (devices - 1) * (num_bytes / devices / level.bandwidth + level.latency)
+        level = self.level(devices * stride)
+        return (devices - 1) * (num_bytes / devices / self._ring_bandwidth(level, stride) + level.latency)
 
-    def all_reduce_seconds(self, devices: int, num_bytes: float, span: int | None = None) -> float:
+    def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
         """A reduce-scatter, then a gather."""
-        return 2.0 * self.gather_seconds(devices, num_bytes, span)
+        return 2.0 * self.gather_seconds(devices, num_bytes, stride)
 
-    def send_seconds(self, num_bytes: float, span: int) -> float:
-        """From one device to another."""
-        level = self.level(span)
+    def send_seconds(self, num_bytes: float, distance: int) -> float:
+        """From a device to the one that stands so many further on, while all of a level's devices send."""
+        level = self.level(distance + 1)
         return num_bytes / level.bandwidth + level.latency
+
+    def _ring_bandwidth(self, level: Level, stride: int) -> float:
+        """A ring that leaves a node once has the links of all its devices there, but for the rings beside it."""
+        inside = [one for one in self.levels if one.devices < level.devices]
+        if not inside or level.name == inside[-1].name:
+            return level.bandwidth
+        return min(inside[-1].bandwidth, level.bandwidth * inside[-1].devices / min(stride, inside[-1].devices))
 
     def as_json(self) -> dict[str, Any]:
         """What `read` reads."""
         return {**asdict(self), "sources": dict(self.sources)}
 
-    def _flops(self, shape: tuple[float, float, float]) -> float:
-        """Log-linear mean over the nearest measured shapes, weighted by 1 / distance^2 of their logarithms."""
-        weights, logs = 0.0, 0.0
-        for distance, flops in sorted((_distance(one, shape), one.flops) for one in self.products)[:NEAREST]:
-            weight = 1 / (distance + 1e-6)
-            weights, logs = weights + weight, logs + weight * math.log(flops)
-        return min(self.peak_flops, math.exp(logs / weights)) if weights else self.peak_flops
+
+@lru_cache(maxsize=65536)
+def _flops(rates: Rates, *shape: int) -> float:
+    """Log-linear mean over the nearest measured shapes, weighted by 1 / distance^2 of their logarithms."""
+    weights, logs = 0.0, 0.0
+    for distance, flops in sorted((_distance(one, shape), one.flops) for one in rates.products)[:NEAREST]:
+        weight = 1 / (distance + 1e-6)
+        weights, logs = weights + weight, logs + weight * math.log(flops)
+    return min(rates.peak_flops, math.exp(logs / weights)) if weights else rates.peak_flops
 
 
-def _distance(product: Product, shape: tuple[float, float, float]) -> float:
+def _distance(product: Product, shape: tuple[int, ...]) -> float:
     measured = (product.rows, product.in_features, product.out_features)
     return sum(math.log(max(wanted, 1) / have) ** 2 for have, wanted in zip(measured, shape, strict=True))
 
@@ -145,7 +163,9 @@ def of(model: DeviceModel, dtype: str = "bfloat16") -> Rates:
     if dtype not in model.flops:
         known = " or ".join(model.flops) or "a device with stated rates"
         raise argument_error("plan", "dtype", known, dtype, f"{model.name} states no other rate", PROBE)
-    joined = Level("node", 8, model.link_bandwidth * (7 if model.link_topology == "mesh" else 1), 0.0)
+    mesh = model.link_topology == "mesh"
+    sizes = (2, 4, NODE) if mesh else (NODE,)
+    joined = tuple(Level("node", size, model.link_bandwidth * (size - 1 if mesh else 1), 0.0) for size in sizes)
     stated = "stated peak, nothing measured: "
     names = ("peak_flops", "memory_bandwidth", "memory_bytes", "levels")
     return Rates(
@@ -154,7 +174,7 @@ def of(model: DeviceModel, dtype: str = "bfloat16") -> Rates:
         peak_flops=model.flops[dtype],
         memory_bandwidth=model.memory_bandwidth,
         memory_bytes=model.memory_bytes,
-        levels=(joined,),
+        levels=joined,
         sources={name: stated + model.source for name in names},
     )
 

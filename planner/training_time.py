@@ -1,12 +1,34 @@
-"""The time of a training step, in parts, from a machine's rates. Simulated: nothing here is a measurement."""
+"""The time of a training step, in parts, from a machine's rates. Simulated: nothing here is a measurement.
+
+Source of the overlap of products with collectives: the bounds of docs/mc2.md.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+from fusionkit_planner import passes, pipeline_schedule
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.layout import Layout
+from fusionkit_planner.passes import Matrix, Work
+from fusionkit_planner.pipeline_schedule import Durations
 from fusionkit_planner.rates import Rates
+from fusionkit_planner.system import FUSIONKIT, System
+
+from fusionkit.parallel.chunks import most_chunks
+
+
+class Machine(Protocol):
+    """What a machine takes, in seconds. `Rates` is one."""
+
+    def product_seconds(self, rows: int, in_features: int, out_features: int) -> float: ...
+    def attention_seconds(self, flops: float) -> float: ...
+    def memory_seconds(self, num_bytes: float) -> float: ...
+    def launching_seconds(self, kernels: float) -> float: ...
+    def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
+    def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
+    def send_seconds(self, num_bytes: float, distance: int) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -15,10 +37,10 @@ class StepTime:
 
     Args:
         compute: of the busiest stage's kernels, what it computes again included.
-        exposed_communication: collectives that no product hides.
+        exposed_communication: collectives and messages that nothing hides.
         bubble: the busiest stage waits for others.
-        optimizer: the update, and what is sent for it alone.
-        other: launches and whatever else.
+        optimizer: the update.
+        other: launches that the device waits for.
     """
 
     seconds: float
@@ -38,6 +60,171 @@ class StepTime:
         return flops / rates.peak_flops
 
 
-def step(architecture: Architecture, layout: Layout, sequence: int, rates: Rates) -> StepTime:
+@dataclass(frozen=True)
+class PassTime:
+    """Seconds of a pass on one device; launches count where the device waits for them."""
+
+    compute: float = 0.0
+    exposed: float = 0.0
+    launches: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.exposed + self.launches
+
+    def __add__(self, other: PassTime) -> PassTime:
+        return PassTime(self.compute + other.compute, self.exposed + other.exposed, self.launches + other.launches)
+
+    def __mul__(self, count: float) -> PassTime:
+        return PassTime(count * self.compute, count * self.exposed, count * self.launches)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Of one micro-batch, on one device of any stage; and of the end of a step.
+
+    Args:
+        layer, embedding, head: (forward, backward).
+        send: to the next stage.
+    """
+
+    layer: tuple[PassTime, PassTime]
+    embedding: tuple[PassTime, PassTime]
+    head: tuple[PassTime, PassTime]
+    send: float
+
+
+def step(
+    architecture: Architecture, layout: Layout, sequence: int, rates: Machine, system: System = FUSIONKIT
+) -> StepTime:
     """Price one step."""
-    raise NotImplementedError
+    cut = pieces(architecture, layout, sequence, rates, system)
+    stages = stage_passes(architecture.num_hidden_layers, layout, cut)
+    durations = [
+        Durations(tuple(f.seconds for f, _ in chunks), tuple(b.seconds for _, b in chunks)) for chunks in stages
+    ]
+    seconds = pipeline_schedule.seconds(durations, layout.micro_batches, cut.send)
+    busiest = max(range(len(stages)), key=lambda stage: durations[stage].work)
+    work = sum((f + b for f, b in stages[busiest]), PassTime()) * layout.micro_batches
+    sent, hidden = gradients(architecture, layout, rates, system), 0.0
+    if system.hides_gradients:
+        hidden = min(sent, sum(b.seconds for _, b in stages[busiest]))
+    optimizer = rates.memory_seconds(system.update_bytes * weights(architecture, layout) / owners(layout))
+    exposed = sent - hidden
+    return StepTime(
+        seconds=seconds + exposed + optimizer,
+        compute=work.compute,
+        exposed_communication=work.exposed + exposed,
+        bubble=seconds - work.seconds,
+        optimizer=optimizer,
+        other=work.launches,
+    )
+
+
+def pieces(architecture: Architecture, layout: Layout, sequence: int, rates: Machine, system: System) -> Pieces:
+    """What a layer, the ends of the model and a message take. They do not depend on how stages are filled."""
+    shape = shape_of(layout)
+    given = (architecture, shape, sequence, system)
+
+    def price(work: Work) -> PassTime:
+        return price_of(work, shape, rates, system)
+
+    forward = passes.layer_forward(*given)
+    ahead, back = price(forward), price(passes.layer_backward(*given))
+    if layout.recompute == "full":
+        back = back + ahead
+    elif layout.recompute == "selective":
+        scores = replace(forward, products=(), num_bytes=0.0, kernels=0.2 * forward.kernels)
+        back = back + price(scores)
+    sent = passes.ELEMENT * passes.tokens(layout, sequence) * architecture.hidden_size
+    divides = layout.sequence_parallel or system.divides_sends
+    distance = layout.tensor * layout.context * layout.copies
+    return Pieces(
+        (ahead, back),
+        (price(passes.embedding_forward(*given)), price(passes.embedding_backward(*given))),
+        (price(passes.head_forward(*given)), price(passes.head_backward(*given))),
+        rates.send_seconds(sent / (layout.tensor if divides else 1), distance) if layout.pipeline > 1 else 0.0,
+    )
+
+
+def shape_of(layout: Layout) -> Layout:
+    """What a pass's work depends on, and no more, so that it is computed once for all layouts that share it."""
+    return Layout(
+        tensor=layout.tensor,
+        context=layout.context,
+        micro_batch=layout.micro_batch,
+        sequence_parallel=layout.sequence_parallel,
+    )
+
+
+def stage_passes(layers: int, layout: Layout, cut: Pieces) -> list[list[tuple[PassTime, PassTime]]]:
+    """(forward, backward) of each chunk of each stage; the ends have the embedding and the head."""
+    found = []
+    for stage in range(layout.pipeline):
+        counts = layout.layers_of(stage, layers)
+        found.append([(cut.layer[0] * count, cut.layer[1] * count) for count in counts])
+    for (stage, chunk), ends in (((0, 0), cut.embedding), ((-1, -1), cut.head)):
+        f, b = found[stage][chunk]
+        found[stage][chunk] = (f + ends[0], b + ends[1])
+    return found
+
+
+def price_of(work: Work, layout: Layout, rates: Machine, system: System) -> PassTime:
+    """A pass: kernels one after the other, and what their collectives take beyond them."""
+    compute, exposed = 0.0, 0.0
+    for product in work.products:
+        alone = rates.product_seconds(product.rows, product.in_features, product.out_features)
+        compute += alone
+        exposed += _exposed(product, alone, layout, rates, system)
+    compute += rates.attention_seconds(work.score_flops)
+    compute += rates.memory_seconds(
+        work.num_bytes
+        + system.score_bytes * work.num_scores
+        + system.logit_bytes * work.num_logits
+        + system.gradient_bytes_moved * work.weights
+    )
+    if layout.context > 1 and work.gathered_bytes:
+        gathered = rates.gather_seconds(layout.context, work.gathered_bytes, layout.tensor)
+        exposed += max(0.0, gathered - rates.attention_seconds(work.score_flops) * (1 - 1 / layout.context))
+    launches = max(0.0, rates.launching_seconds(work.kernels) - compute - exposed)
+    return PassTime(compute, exposed, launches)
+
+
+def _exposed(product: Matrix, alone: float, layout: Layout, rates: Machine, system: System) -> float:
+    """By the bounds of docs/mc2.md: one chunk of the product, or of a sum, has nothing to run beside it."""
+    if not product.collective:
+        return 0.0
+    price = rates.all_reduce_seconds if product.collective == "all_reduce" else rates.gather_seconds
+    collective = price(layout.tensor, product.sent_bytes)
+    if not system.hides_tensor:
+        return collective
+    chunks = most_chunks(product.rows // layout.tensor, int(product.sent_bytes / product.rows))
+    if product.collective == "all_reduce":
+        return max(collective / chunks, collective - alone * (1 - 1 / chunks))
+    return max(0.0, collective - alone * (1 - 1 / (layout.tensor * chunks)))
+
+
+def weights(architecture: Architecture, layout: Layout) -> float:
+    """Elements of the largest stage on one device, as far as layers divide evenly."""
+    layers = max(sum(layout.layers_of(stage, architecture.num_hidden_layers)) for stage in range(layout.pipeline))
+    ends = (2 if layout.pipeline == 1 and not architecture.is_tied else 1) * architecture.vocab_size
+    return (layers * architecture.parameters_of_layer + ends * architecture.hidden_size) / layout.tensor
+
+
+def owners(layout: Layout) -> int:
+    """Devices that divide the optimizer's work on the same weights."""
+    return layout.sharding if layout.stage >= 1 else 1
+
+
+def gradients(architecture: Architecture, layout: Layout, rates: Machine, system: System) -> float:
+    """Their sum over the copies, and new values back to those that do not own them; alone."""
+    count, stride = weights(architecture, layout), layout.tensor
+    copies, owning = layout.copies * layout.context, owners(layout)
+    if copies == 1:
+        return 0.0
+    if owning == 1:
+        return rates.all_reduce_seconds(copies, system.sent_gradient_bytes * count, stride)
+    times = layout.micro_batches if layout.stage >= 2 else 1
+    summed = times * rates.gather_seconds(copies, system.sent_gradient_bytes * count, stride)
+    back = rates.gather_seconds(owning, system.sent_parameter_bytes * count, stride)
+    return summed + back * (1 if layout.stage < 3 else 2 * layout.micro_batches)

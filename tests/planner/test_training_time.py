@@ -1,0 +1,106 @@
+"""A step's time: what can be worked out by hand, and how it answers to the rates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+from fusionkit_planner import devices, rates, training_time
+from fusionkit_planner.architecture import Architecture
+from fusionkit_planner.layout import Layout
+from fusionkit_planner.rates import Level, Product, Rates
+
+LLAMA = Architecture("13B", 5120, 40, 40, 40, 128, 13824, 32000)
+SMALL = Architecture("small", 1024, 8, 16, 4, 64, 2816, 32000)
+CARD = Rates(
+    "card", "bfloat16", 100e12, 1e12, 64e9, levels=(Level("node", 8, 100e9, 1e-6), Level("pod", 1024, 10e9, 5e-6))
+)
+LAYOUTS = [
+    Layout(micro_batches=4),
+    Layout(tensor=4, sequence_parallel=True, micro_batches=4),
+    Layout(tensor=4, micro_batches=4, recompute="full"),
+    Layout(pipeline=4, micro_batches=9, recompute="selective"),
+    Layout(pipeline=4, virtual_stages=2, micro_batches=8),
+    Layout(tensor=2, pipeline=2, data=2, micro_batches=3, micro_batch=2),
+    Layout(tensor=2, sharding=16, stage=2, micro_batches=3),
+    Layout(sharding=8, stage=3, micro_batches=2),
+    Layout(context=4, tensor=2, sharding=2, micro_batches=2),
+]
+
+
+def named(layout):
+    """What differs from one device."""
+    given = asdict(layout).items()
+    return "-".join(f"{name}:{value}" for name, value in given if value != getattr(Layout(), name))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=named)
+def test_the_parts_add_up_to_the_step(layout):
+    time = training_time.step(SMALL, layout, 2048, CARD)
+    parts = (time.compute, time.exposed_communication, time.bubble, time.optimizer, time.other)
+    assert sum(parts) == pytest.approx(time.seconds)
+    assert min(parts) >= -1e-12 and time.compute > 0
+
+
+def test_a_product_without_memory_traffic_takes_its_flops():
+    """On memory and links that cost nothing: 6 FLOPs a weight and token, and attention's causal half, 7 products."""
+    free = replace(CARD, memory_bandwidth=1e30)
+    time = training_time.step(LLAMA, Layout(micro_batches=3), 4096, free)
+    attention = 4 * 4096 * LLAMA.queries / 2 * (1 + 2.5) * LLAMA.num_hidden_layers
+    matrices = LLAMA.num_hidden_layers * LLAMA.matrices_of_layer + LLAMA.vocab_size * LLAMA.hidden_size
+    assert time.seconds == pytest.approx(3 * 4096 * (6 * matrices + attention) / 100e12, rel=1e-9)
+    again = training_time.step(LLAMA, Layout(micro_batches=3, recompute="full"), 4096, free)
+    layers = LLAMA.num_hidden_layers * (2 * LLAMA.matrices_of_layer + 4 * 4096 * LLAMA.queries / 2)
+    assert again.seconds - time.seconds == pytest.approx(3 * 4096 * layers / 100e12, rel=1e-9)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=named)
+def test_faster_links_and_memory_never_slow_a_step(layout):
+    time = training_time.step(SMALL, layout, 2048, CARD).seconds
+    links = tuple(replace(level, bandwidth=2 * level.bandwidth) for level in CARD.levels)
+    assert training_time.step(SMALL, layout, 2048, replace(CARD, levels=links)).seconds <= time
+    assert training_time.step(SMALL, layout, 2048, replace(CARD, memory_bandwidth=2e12)).seconds < time
+
+
+def test_a_ring_between_nodes_shares_their_links_with_the_rings_beside_it():
+    """Of 4 devices on 4 nodes each has the node's 8 links alone, or an eighth of them."""
+    one, eight = CARD.gather_seconds(4, 1e9, stride=8), CARD.gather_seconds(32, 1e9, stride=1)
+    assert one == pytest.approx(3 * (1e9 / 4 / 10e9 + 5e-6))
+    assert eight == pytest.approx(31 * (1e9 / 32 / 80e9 + 5e-6))
+    assert CARD.gather_seconds(8, 1e9) == pytest.approx(7 * (1e9 / 8 / 100e9 + 1e-6))
+    assert CARD.all_reduce_seconds(8, 1e9) == 2 * CARD.gather_seconds(8, 1e9)
+
+
+def test_measured_shapes_decide_and_none_beats_the_peak():
+    slow, fast = Product(4096, 1024, 1024, 4e-4), Product(4096, 4096, 4096, 1.6e-3)
+    measured = replace(CARD, products=(slow, fast))
+    assert measured.product_seconds(4096, 1024, 1024) == pytest.approx(4e-4, rel=1e-3)
+    between = 2 * 4096 * 2048 * 2048 / measured.product_seconds(4096, 2048, 2048)
+    assert slow.flops < between < fast.flops
+    assert replace(CARD, products=(Product(8, 8, 8, 1e-12),)).product_seconds(8, 8, 8) == 2 * 512 / 100e12
+
+
+def test_unknown_links_are_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="fusionkit plan probe"):
+        training_time.step(SMALL, Layout(tensor=4, micro_batches=2), 2048, replace(CARD, levels=()))
+    with pytest.raises(ValueError, match="fusionkit plan probe"):
+        rates.of(devices.find("A100"), "float8")
+    with pytest.raises(ValueError, match="fusionkit plan probe"):
+        rates.read(tmp_path / "none.json")
+
+
+def test_a_file_of_the_probe_comes_back(tmp_path):
+    import json
+
+    measured = replace(CARD, products=(Product(8, 8, 8, 1e-6),), sources={"products": "measured here"})
+    file = tmp_path / "probe.json"
+    file.write_text(json.dumps(measured.as_json()))
+    found = rates.read(file)
+    assert found.as_json() == measured.as_json() and found.products == measured.products
+
+
+def test_stated_rates_say_that_nothing_was_measured():
+    card = rates.of(devices.find("910b"))
+    assert card.level(2).bandwidth * 7 == card.level(8).bandwidth  # a mesh: a link to each peer
+    assert all("nothing measured" in source for source in card.sources.values())
+    assert rates.of(devices.find("A100")).level(2).bandwidth == 300e9
