@@ -6,6 +6,7 @@ arrived. Source of the orders: Narayanan et al. 2021, arXiv:2104.04473, section 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from functools import lru_cache
 from fusionkit.errors import argument_error
 
 # A long step repeats itself. So many rounds of micro-batches are replayed, and the rest follow from the last ones.
-ROUNDS = 4
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,78 @@ def order(stage: int, stages: int, micro_batches: int, chunks: int) -> tuple[Pas
     return tuple(one for one in passes if one.micro_batch < micro_batches)
 
 
+@dataclass(frozen=True)
+class Event:
+    """A pass in an order in which all that it waits for comes before it.
+
+    Args:
+        before: the place of the stage's pass before it; -1 if there is none.
+        needs: the place of the pass whose result it takes; -1 if there is none.
+        is_sent: that result comes from another stage.
+    """
+
+    stage: int
+    work: Pass
+    before: int
+    needs: int
+    is_sent: bool
+
+
+@lru_cache(maxsize=256)
+def events(stages: int, micro_batches: int, chunks: int) -> tuple[Event, ...]:
+    """Of a step, on all stages. They do not depend on how long passes take."""
+    plans = [order(stage, stages, micro_batches, chunks) for stage in range(stages)]
+    places, before = [0] * stages, [-1] * stages
+    arrived = {(0, True, number, 0): (-1, False) for number in range(micro_batches)}
+    found: list[Event] = []
+    waiting = list(range(stages))
+    while waiting:
+        stage = waiting.pop()
+        while places[stage] < len(plans[stage]):
+            one = plans[stage][places[stage]]
+            came = arrived.pop((stage, one.is_forward, one.micro_batch, one.chunk), None)
+            if came is None:
+                break
+            found.append(Event(stage, one, before[stage], *came))
+            before[stage] = len(found) - 1
+            places[stage] += 1
+            following = _follower(one, stage, stages, chunks)
+            if following is not None:
+                to, message = following
+                key = (to, message.is_forward, message.micro_batch, message.chunk)
+                arrived[key] = (len(found) - 1, to != stage)
+                waiting.append(to)
+    return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _columns(stages: int, micro_batches: int, chunks: int) -> tuple[tuple[int, int, int, bool], ...]:
+    """(place of the duration, before, needs, is_sent) of each event: what a replay reads."""
+    return tuple(
+        (
+            (each.stage * chunks + each.work.chunk) * 2 + (not each.work.is_forward),
+            each.before,
+            each.needs,
+            each.is_sent,
+        )
+        for each in events(stages, micro_batches, chunks)
+    )
+
+
+def _ends(stages: Sequence[Durations], micro_batches: int, send_seconds: float) -> list[float]:
+    """When each event ends."""
+    chunks = len(stages[0].forward)
+    takes = [time for each in stages for both in zip(each.forward, each.backward, strict=True) for time in both]
+    ends: list[float] = []
+    for place, before, needs, is_sent in _columns(len(stages), micro_batches, chunks):
+        start = ends[before] if before >= 0 else 0.0
+        if needs >= 0:
+            ready = ends[needs] + send_seconds if is_sent else ends[needs]
+            start = ready if ready > start else start
+        ends.append(start + takes[place])
+    return ends
+
+
 def replay(stages: Sequence[Durations], micro_batches: int, send_seconds: float = 0.0) -> list[Span]:
     """Every pass of every stage.
 
@@ -80,29 +153,11 @@ def replay(stages: Sequence[Durations], micro_batches: int, send_seconds: float 
         send_seconds: from the end of a pass to its result's arrival at the next stage.
     """
     _check(stages, micro_batches)
-    count, chunks = len(stages), len(stages[0].forward)
-    plans = [order(stage, count, micro_batches, chunks) for stage in range(count)]
-    places, free = [0] * count, [0.0] * count
-    arrived = {(0, True, number, 0): 0.0 for number in range(micro_batches)}
-    spans: list[Span] = []
-    waiting = list(range(count))
-    while waiting:
-        stage = waiting.pop()
-        while places[stage] < len(plans[stage]):
-            one = plans[stage][places[stage]]
-            ready = arrived.pop((stage, one.is_forward, one.micro_batch, one.chunk), None)
-            if ready is None:
-                break
-            start = max(free[stage], ready)
-            end = free[stage] = start + (stages[stage].forward if one.is_forward else stages[stage].backward)[one.chunk]
-            places[stage] += 1
-            spans.append(Span(stage, one, start, end))
-            following = _follower(one, stage, count, chunks)
-            if following is not None:
-                to, message = following
-                on_its_way = send_seconds if to != stage else 0.0
-                arrived[to, message.is_forward, message.micro_batch, message.chunk] = end + on_its_way
-                waiting.append(to)
+    ends = _ends(stages, micro_batches, send_seconds)
+    spans = []
+    for each, end in zip(events(len(stages), micro_batches, len(stages[0].forward)), ends, strict=True):
+        times = stages[each.stage].forward if each.work.is_forward else stages[each.stage].backward
+        spans.append(Span(each.stage, each.work, end - times[each.work.chunk], end))
     return spans
 
 
@@ -114,10 +169,41 @@ def seconds(stages: Sequence[Durations], micro_batches: int, send_seconds: float
     count, round_ = micro_batches, len(stages)
     skipped = max(0, count // round_ - ROUNDS - 1)
     count -= skipped * round_
-    long = max(span.end for span in replay(stages, count, send_seconds))
+    long = max(_ends(stages, count, send_seconds))
     if not skipped:
         return long
-    return long + skipped * (long - max(span.end for span in replay(stages, count - round_, send_seconds)))
+    return long + skipped * (long - max(_ends(stages, count - round_, send_seconds)))
+
+
+@dataclass(frozen=True)
+class Path:
+    """What the longest chain of a step's passes is made of.
+
+    Args:
+        passes: (stage, chunk, is_forward) -> how many of them.
+        sends: messages between stages.
+    """
+
+    passes: dict[tuple[int, int, bool], int]
+    sends: int
+
+
+def longest_path(stages: Sequence[Durations], micro_batches: int, send_seconds: float = 0.0) -> Path:
+    """Its durations add up to the whole replay's; while it stays the longest, they tell how a step's time answers to
+    each duration."""
+    _check(stages, micro_batches)
+    ends = _ends(stages, micro_batches, send_seconds)
+    found = events(len(stages), micro_batches, len(stages[0].forward))
+    place, passes, sends = max(range(len(ends)), key=ends.__getitem__), Counter[tuple[int, int, bool]](), 0
+    while place >= 0:
+        each = found[place]
+        passes[each.stage, each.work.chunk, each.work.is_forward] += 1
+        ready = ends[each.needs] + (send_seconds if each.is_sent else 0.0) if each.needs >= 0 else -1.0
+        if ready >= (ends[each.before] if each.before >= 0 else 0.0):
+            place, sends = each.needs, sends + each.is_sent
+        else:
+            place = each.before
+    return Path(dict(passes), sends)
 
 
 def _follower(one: Pass, stage: int, stages: int, chunks: int) -> tuple[int, Pass] | None:

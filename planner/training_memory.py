@@ -138,14 +138,24 @@ class Module:
 
 @dataclass(frozen=True)
 class Moment:
-    """Bytes beside weights and moments, by name."""
+    """Of a backward pass.
 
-    name: str
-    beside: dict[str, float]
+    Args:
+        total: bytes beside parameters and the optimizer's moments.
+        counts: micro-batches that each chunk keeps, whole.
+        chunk, module: where the backward pass stands; -1, -1 while the optimizer updates.
+        before, grown: bytes of gradients of earlier passes, and of this one so far.
+        is_over: the module's own values have gone, and its gradients are there.
+    """
 
-    @property
-    def total(self) -> float:
-        return sum(self.beside.values())
+    total: float
+    counts: tuple[int, ...] = ()
+    chunk: int = -1
+    module: int = -1
+    before: float = 0.0
+    grown: float = 0.0
+    is_again: bool = False
+    is_over: bool = False
 
 
 class Stage:
@@ -168,24 +178,26 @@ class Stage:
         parameters = self._bytes(
             one for one, owns in zip(self.weights, self.owns, strict=True) if self._is_here(one, owns)
         )
+        self.chunks = [self._modules(chunk) for chunk in range(self.layout.virtual_stages)]
         worst = max(self._moments(float(owned)), key=lambda moment: moment.total)
-        gradients = min(float(owned), worst.beside.pop("gradients"))
+        name, beside = self._explained(worst, float(owned))
+        gradients = beside.pop("gradients")
         state = {"parameters": parameters, "gradients": gradients, "moments of the optimizer": float(MOMENTS * owned)}
-        logits = worst.beside.get(LOGITS, 0.0)
-        buffers = sum(worst.beside.get(name, 0.0) for name in BUFFERS)
-        every = {**state, **worst.beside}
+        logits = beside.get(LOGITS, 0.0)
+        buffers = sum(beside.get(name, 0.0) for name in BUFFERS)
+        every = {**state, **beside}
         every["margin"] = MARGIN * sum(every.values())
         return StageMemory(
             stage=self.stage,
             parameters=parameters,
             gradients=gradients,
             optimizer=state["moments of the optimizer"],
-            activations=worst.total - logits - buffers,
+            activations=sum(beside.values()) - logits - buffers,
             logits=logits,
             buffers=buffers,
             margin=every["margin"],
             items=tuple(Item(name, size, SHRINKS.get(name, ANY)) for name, size in every.items() if size),
-            moment=worst.name,
+            moment=name,
         )
 
     def _is_here(self, weight: Weight, is_own: bool) -> bool:
@@ -194,29 +206,49 @@ class Stage:
     def _bytes(self, chosen: Iterable[Weight]) -> float:
         return float(FLOAT32 * sum(one.elements for one in chosen))
 
+    @property
+    def _sent(self) -> float:
+        """The last output, which is on its way during a backward pass."""
+        return 0.0 if self.is_last and len(self.chunks) == 1 else self.sizes.stream
+
     def _moments(self, owned: float) -> Iterable[Moment]:
-        yield Moment("the optimizer's update", {"gradients": owned})
-        chunks = [self._modules(chunk) for chunk in range(self.layout.virtual_stages)]
-        kept = [_sum(module.kept for module in chunk) for chunk in chunks]
-        gradients = [sum(module.gradients for module in chunk) for chunk in chunks]
-        ends = self.is_last and len(chunks) == 1
-        sent = 0.0 if ends else self.sizes.stream
-        for counts, chunk, done in backward_passes(
-            self.stage, self.layout.pipeline, self.layout.micro_batches, len(chunks)
-        ):
-            now = _sum(
-                {name: count * size for name, size in one.items()} for one, count in zip(kept, counts, strict=True)
-            )
-            before, grown = sum(gradients[each] for each in done), 0.0
-            for module in reversed(chunks[chunk]):
-                others = {"what a stage hands on": sent, "matrices of other devices": module.borrowed}
-                held = self._gradients(before, grown, chunk in done, owned)
-                passing = {"the worst backward pass": module.passing}
-                yield Moment(f"the backward pass of {module.name}", {**now, **held, **others, **passing})
-                now = {name: size - module.kept.get(name, 0.0) for name, size in now.items()}
+        yield Moment(owned)
+        kept = [sum(sum(module.kept.values()) for module in chunk) for chunk in self.chunks]
+        gradients = [sum(module.gradients for module in chunk) for chunk in self.chunks]
+        layout, sent = self.layout, self._sent
+        for counts, chunk, done in backward_passes(self.stage, layout.pipeline, layout.micro_batches, len(self.chunks)):
+            now = sent + sum(count * size for count, size in zip(counts, kept, strict=True))
+            at = (counts, chunk)
+            before, grown, again = sum(gradients[each] for each in done), 0.0, chunk in done
+            for place, module in reversed(list(enumerate(self.chunks[chunk]))):
+                held = sum(self._gradients(before, grown, again, owned).values())
+                total = now + held + module.borrowed + module.passing
+                yield Moment(total, *at, place, before, grown, again)
+                now -= sum(module.kept.values())
                 grown += module.gradients
-                held = self._gradients(before, grown, chunk in done, owned)
-                yield Moment(f"the end of the backward pass of {module.name}", {**now, **held, **others})
+                held = sum(self._gradients(before, grown, again, owned).values())
+                yield Moment(now + held + module.borrowed, *at, place, before, grown, again, is_over=True)
+
+    def _explained(self, worst: Moment, owned: float) -> tuple[str, dict[str, float]]:
+        """(the moment in words, bytes by name)."""
+        if worst.chunk < 0:
+            return "the optimizer's update", {"gradients": owned}
+        chunk = self.chunks[worst.chunk]
+        whole = [
+            {name: count * size for name, size in module.kept.items()}
+            for modules, count in zip(self.chunks, worst.counts, strict=True)
+            for module in modules
+        ]
+        gone = [
+            {name: -size for name, size in module.kept.items()}
+            for module in chunk[worst.module + (not worst.is_over) :]
+        ]
+        module = chunk[worst.module]
+        beside = _sum([*whole, *gone, self._gradients(worst.before, worst.grown, worst.is_again, owned)])
+        beside |= {"what a stage hands on": self._sent, "matrices of other devices": module.borrowed}
+        if worst.is_over:
+            return f"the end of the backward pass of {module.name}", beside
+        return f"the backward pass of {module.name}", {**beside, "the worst backward pass": module.passing}
 
     def _gradients(self, before: float, grown: float, is_again: bool, owned: float) -> dict[str, float]:
         """Of earlier passes, and of this one so far. From stage 2 of sharding on a device keeps the sums that it owns.
@@ -290,16 +322,18 @@ def _sum(parts: Iterable[Bytes]) -> dict[str, float]:
     return dict(total)
 
 
+Situation = tuple[tuple[int, ...], int, frozenset[int]]
+
+
 @lru_cache(maxsize=4096)
-def backward_passes(
-    stage: int, stages: int, micro_batches: int, chunks: int
-) -> tuple[tuple[tuple[int, ...], int, frozenset[int]], ...]:
+def backward_passes(stage: int, stages: int, micro_batches: int, chunks: int) -> tuple[Situation, ...]:
     """Each different situation in which a backward pass begins. A long step repeats itself after a few rounds.
 
     Returns:
         (micro-batches kept by each chunk, the chunk that goes back, the chunks whose gradients are there).
     """
-    counts, done, found = [0] * chunks, frozenset[int](), {}
+    counts, done = [0] * chunks, frozenset[int]()
+    found: dict[Situation, None] = {}
     for one in pipeline_schedule.order(stage, stages, min(micro_batches, 3 * stages), chunks):
         if one.is_forward:
             counts[one.chunk] += 1
@@ -307,4 +341,10 @@ def backward_passes(
         found[tuple(counts), one.chunk, done] = None
         counts[one.chunk] -= 1
         done |= {one.chunk}
-    return tuple(found)
+    return tuple(one for one in found if not any(_is_within(one, other) for other in found))
+
+
+def _is_within(one: Situation, other: Situation) -> bool:
+    """The same backward pass, with as many micro-batches kept or more, never needs less."""
+    more = all(have <= has for have, has in zip(one[0], other[0], strict=True))
+    return one != other and one[1:] == other[1:] and more
