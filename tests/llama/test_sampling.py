@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -62,6 +63,20 @@ def test_one_number_is_drawn_for_a_token_and_decides_it():
     for seed in range(20):
         token = sampling.next_token(LOGITS, SamplingSettings(), (), (), np.random.default_rng(seed))
         assert token == np.searchsorted(np.cumsum(softmax(LOGITS)), np.random.default_rng(seed).random())
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 1000])
+def test_a_draw_is_where_the_running_sum_exceeds_the_number(size):
+    random = np.random.default_rng(size)
+    for zeros in (0.0, 0.5, 0.99):
+        weights = np.where(random.random(size) < zeros, 0.0, random.random(size))
+        weights[random.integers(size)] = 0.25
+        exact = [Fraction(weight) for weight in weights]
+        for number in (0.0, *random.random(30), np.nextafter(1.0, 0.0)):
+            at, chosen = Fraction(number) * sum(exact), sampling.drawn(weights, number)
+            before = sum(exact[:chosen])
+            # Within float64's rounding of some hundred sums, and never a token without weight.
+            assert weights[chosen] > 0 and before - at < 1e-11 and at - before - exact[chosen] < 1e-11
 
 
 def test_repetition_penalty_lowers_seen_tokens_whatever_their_sign():
@@ -128,9 +143,9 @@ def test_greedy_takes_the_first_of_the_highest():
     assert sampling.next_token(np.array([1, 7, 7], np.float32), greedy, [], [], np.random.default_rng(0)) == 1
 
 
-@pytest.mark.parametrize("sorted_first", [1, 17, 1024])
-def test_top_p_keeps_the_first_of_equal_tokens(monkeypatch, sorted_first):
-    monkeypatch.setattr(sampling, "SORTED_FIRST", sorted_first)
+@pytest.mark.parametrize("levels", [(1.0, 0.0), (0.1, 1e-3, 0.0), sampling.LEVELS])
+def test_top_p_keeps_the_first_of_equal_tokens(monkeypatch, levels):
+    monkeypatch.setattr(sampling, "LEVELS", levels)
     scores = np.round(np.random.default_rng(7).normal(0, 2, 300), 1)  # many equal ones
     probabilities = softmax(scores)
     order = np.argsort(-probabilities, kind="stable")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from examples.llama2_13b.generate.request import SamplingSettings, TokenLogprobs
 
+Scores = NDArray[np.floating[Any]]  # the model's in float32, changed ones in float64
 Floats = NDArray[np.float64]
 Tokens = NDArray[np.int64]
 LARGEST = np.finfo(np.float64).max  # a penalty may take a score beyond it, and infinity has no softmax
-SORTED_FIRST = 1024  # likeliest tokens, which mostly reach top_p
+# Parts of the highest probability. Tokens with at least the first mostly reach top_p: so few are sorted.
+LEVELS = (1e-3, 1e-6, 0.0)
+CHUNK = 256  # weights
 
 
 def next_token(
@@ -31,15 +35,30 @@ def next_token(
         prompt, answer: the tokens so far.
         random: one number of it is used, none if greedy.
     """
-    scores = changed(logits.astype(np.float64), settings, prompt, answer)
+    scores = changed(logits, settings, prompt, answer)
     if settings.is_greedy:
         return int(scores.argmax())
-    tokens, probabilities = distribution(scores, settings)
-    cumulative = np.cumsum(probabilities)
-    return int(tokens[np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")])
+    tokens, weights = distribution(scores, settings)
+    return int(tokens[drawn(weights, random.random())])
 
 
-def changed(scores: Floats, settings: SamplingSettings, prompt: Sequence[int], answer: Sequence[int]) -> Floats:
+def drawn(weights: Floats, number: float) -> int:
+    """The index where the running sum of the weights exceeds `number`, in [0, 1), of the whole sum.
+
+    Sums of chunks say in which chunk that is: 0.04 ms against 0.11 for 49,152 running sums (NumPy 2.4, Zen 5).
+    """
+    starts = np.arange(0, weights.size, CHUNK)
+    sums = np.cumsum(np.add.reduceat(weights, starts))
+    at = number * sums[-1]
+    chunk = int(np.searchsorted(sums, at, side="right"))
+    before = sums[chunk - 1] if chunk else 0.0
+    inside = weights[starts[chunk] :][:CHUNK]
+    place = int(np.searchsorted(before + np.cumsum(inside), at, side="right"))
+    # Two ways of adding round differently: a number just below the chunk's end may lie beyond its running sums.
+    return int(starts[chunk]) + min(place, int(np.flatnonzero(inside)[-1]))
+
+
+def changed(scores: Scores, settings: SamplingSettings, prompt: Sequence[int], answer: Sequence[int]) -> Scores:
     """The scores after logit_bias, then repetition penalty, then frequency and presence penalty."""
     scores = biased(scores, settings.logit_bias)
     if settings.repetition_penalty != 1:
@@ -49,16 +68,16 @@ def changed(scores: Floats, settings: SamplingSettings, prompt: Sequence[int], a
     return scores
 
 
-def biased(scores: Floats, logit_bias: Mapping[int, float]) -> Floats:
+def biased(scores: Scores, logit_bias: Mapping[int, float]) -> Scores:
     """Add each token's bias to its score."""
     if not logit_bias:
         return scores
-    result = scores.copy()
+    result = scores.astype(np.float64)
     result[list(logit_bias)] += list(logit_bias.values())
     return result
 
 
-def penalized(scores: Floats, penalty: float, seen: Sequence[int]) -> Floats:
+def penalized(scores: Scores, penalty: float, seen: Sequence[int]) -> Scores:
     """Divide the positive scores of seen tokens by the penalty and multiply the others with it.
 
     Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1, with the usual reading of negative scores.
@@ -66,24 +85,24 @@ def penalized(scores: Floats, penalty: float, seen: Sequence[int]) -> Floats:
     if not len(seen):
         return scores
     tokens = np.unique(np.asarray(seen, np.int64))
-    result = scores.copy()
+    result = scores.astype(np.float64)
     with np.errstate(over="ignore"):
-        result[tokens] = np.where(scores[tokens] > 0, scores[tokens] / penalty, scores[tokens] * penalty)
+        result[tokens] = np.where(result[tokens] > 0, result[tokens] / penalty, result[tokens] * penalty)
     return np.clip(result, -LARGEST, LARGEST)
 
 
-def less_repeated(scores: Floats, presence: float, frequency: float, answer: Sequence[int]) -> Floats:
+def less_repeated(scores: Scores, presence: float, frequency: float, answer: Sequence[int]) -> Scores:
     """score - frequency * (times that the answer has the token) - presence * (whether it has it).
 
     Source: OpenAI's API reference, "frequency_penalty" and "presence_penalty"; the prompt does not count.
     """
     tokens, counts = np.unique(np.asarray(answer, np.int64), return_counts=True)
-    result = scores.copy()
+    result = scores.astype(np.float64)
     result[tokens] -= frequency * counts + presence
     return result
 
 
-def distribution(scores: Floats, settings: SamplingSettings) -> tuple[Tokens, Floats]:
+def distribution(scores: Scores, settings: SamplingSettings) -> tuple[Tokens, Floats]:
     """softmax(scores / temperature), restricted to the tokens that top_k, then top_p, then min_p keep.
 
     top_k keeps the tokens with so many highest scores, equal ones included; 0 keeps all. top_p keeps the fewest
@@ -91,39 +110,39 @@ def distribution(scores: Floats, settings: SamplingSettings) -> tuple[Tokens, Fl
     highest probability.
 
     Returns:
-        The tokens that are left, ascending, and their probabilities, which are not normalised again.
+        The tokens that are left, ascending, and their probabilities over the highest one.
 
     Source: Holtzman et al. 2019, arXiv:1904.09751, section 3.1 (top_p); Nguyen et al. 2024, arXiv:2407.01082 (min_p);
     the order of transformers 5.
     """
-    tokens = _first(scores, settings.top_k or scores.size)
+    tokens = _first(scores, settings.top_k) if settings.top_k else None  # no list of 49,152 is made for nothing
     with np.errstate(over="ignore"):
-        probabilities = scores[tokens] - scores.max()
-        probabilities /= settings.temperature
-    np.exp(probabilities, out=probabilities)  # in place: a fresh array of 49,152 costs twice the exponentials
-    probabilities /= probabilities.sum()
+        weights = np.subtract(scores if tokens is None else scores[tokens], scores.max(), dtype=np.float64)
+        weights /= settings.temperature
+    np.exp(weights, out=weights)  # in place: a fresh array of 49,152 costs twice the exponentials
     if settings.top_p < 1:
-        kept = _likeliest(probabilities, settings.top_p)
-        tokens, probabilities = tokens[kept], probabilities[kept]
+        kept = _likeliest(weights, settings.top_p)
+        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
     if settings.min_p > 0:
-        is_kept = probabilities >= settings.min_p * probabilities.max()
-        tokens, probabilities = tokens[is_kept], probabilities[is_kept]
-    return tokens, probabilities
+        kept = np.flatnonzero(weights >= settings.min_p)
+        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
+    return np.arange(scores.size) if tokens is None else tokens, weights
 
 
-def _likeliest(probabilities: Floats, share: float) -> Tokens:
-    """The indices, ascending, of the fewest that reach the share; of equal ones the first are kept.
+def _likeliest(weights: Floats, share: float) -> Tokens:
+    """The indices, ascending, of the fewest that reach the share of the sum; of equal ones the first are kept.
 
-    Values are sorted, not indices: 0.16 ms against 3.7 for 49,152 float64 (NumPy 2.4, Zen 5).
+    The highest weight is 1. Values are sorted, not indices: 0.16 ms against 3.7 for 49,152 float64 (NumPy 2.4, Zen 5).
     """
-    for num_sorted in (SORTED_FIRST, probabilities.size):
-        first = _first(probabilities, num_sorted)
-        values = probabilities[first]
+    target = share * weights.sum()
+    for level in LEVELS:
+        first = np.flatnonzero(weights >= level)
+        values = weights[first]
         descending = np.sort(values)[::-1]
         total = np.cumsum(descending)
-        if total[-1] >= share:
+        if total[-1] >= target:
             break
-    count = int(np.count_nonzero(total - descending < share))
+    count = int(np.count_nonzero(total - descending < target))
     least = descending[count - 1]
     is_kept = values > least
     is_kept[np.flatnonzero(values == least)[: count - np.count_nonzero(is_kept)]] = True
@@ -131,7 +150,7 @@ def _likeliest(probabilities: Floats, share: float) -> Tokens:
     return kept
 
 
-def _first(values: Floats, count: int) -> Tokens:
+def _first(values: Scores, count: int) -> Tokens:
     """The indices of so many largest values and of all that equal the last of them, ascending."""
     if count >= values.size:
         return np.arange(values.size)
