@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
@@ -31,21 +32,25 @@ from examples.llama2_13b.generate.prompts import Prompt
 from examples.llama2_13b.generate.request import Request
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.io import flags
-from examples.llama2_13b.io.flags import flag, words
+from examples.llama2_13b.io.flags import Checked, flag, words
 from examples.llama2_13b.io.remarks import required, say, shown
 from examples.llama2_13b.io.reservation import new_file
 from examples.llama2_13b.model.config import LlamaConfig
 
 PROGRAM = "examples.llama2_13b.predict"
-SETTINGS = ("decode_strategy", "top_p", "temperature", "repetition_penalty", "top_k", "min_p")
+SETTINGS = (
+    "decode_strategy", "top_p", "temperature", "repetition_penalty", "presence_penalty", "frequency_penalty", "top_k",
+    "min_p",
+)  # fmt: skip
 SAMPLING = ("top_p", "temperature", "top_k", "min_p")
 MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class PredictFlags:
+class PredictFlags(Checked):
     """Named as Paddle's users know them. What stands in the exported generation_config.json is the default."""
 
+    COMMAND: ClassVar[str] = "predict"
     model_name_or_path: str = flag("folder that export wrote")
     prompts: tuple[str, ...] = words("what to answer; one about an idiom if neither these nor data_file are given")
     data_file: str | None = flag("prompts: .json lines with src and tgt, or text with a prompt a line", None)
@@ -59,8 +64,11 @@ class PredictFlags:
     top_p: float | None = flag("sample from the fewest likeliest tokens with this sum, 0.7 unless the model says", None)
     temperature: float | None = flag("scores are divided by it, 0.95 unless the model says", None)
     repetition_penalty: float | None = flag("scores of tokens seen are lowered by this factor", None)
+    presence_penalty: float | None = flag("subtracted from scores of tokens that the answer has, in [-2, 2]", None)
+    frequency_penalty: float | None = flag("likewise, for each time that the answer has the token", None)
     top_k: int | None = flag("sample from so many likeliest tokens, all if 0 or if the model does not say", None)
     min_p: float | None = flag("sample from tokens with this part of the highest probability", None)
+    stop: str | None = flag("the answer ends before this text", None)
     seed: int = flag("of sampling", 42)
     device: str | None = flag(DEVICE, None)
     without_passes: str | None = flag(WITHOUT_PASSES, None)
@@ -70,19 +78,18 @@ class PredictFlags:
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "at least 1")
         self.require(self.seed >= 0, "seed", "at least 0")
+        self.require(self.stop != "", "stop", "a text that is not empty")
         self.require(not (self.prompts and self.data_file), "data_file", "left out with prompts on the command line")
         same = (
             self.output_file and self.data_file and Path(self.output_file).resolve() == Path(self.data_file).resolve()
         )
         self.require(not same, "output_file", "another file than data_file")
 
-    def require(self, condition: bool, name: str, rule: str) -> None:
-        if not condition:
-            raise ValueError(f"predict: --{name} must be {rule}, got {getattr(self, name)}")
-
     def settings(self, of_model: GenerationSettings) -> GenerationSettings:
         """The model's settings with what was given here; what would have no effect is refused."""
         given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
+        if self.stop is not None:
+            given["stop_strings"] = (self.stop,)
         settings = dataclasses.replace(of_model, **given)
         for name in SAMPLING:
             self.require(not settings.is_greedy or name not in given, name, "left out with greedy_search")
@@ -154,7 +161,7 @@ class Predictor:
         num_blocks = min(flags.batch_size, len(asked)) * -(-longest // flags.block_size)
         cache = KeyValueCache(config, program.dtype, num_blocks, flags.block_size)
         step_tokens = max(flags.step_tokens, flags.batch_size)
-        limits = EngineLimits(max_tokens, config.vocab_size, flags.batch_size, step_tokens)
+        limits = EngineLimits(max_tokens, config.vocab_size, flags.batch_size, step_tokens, program.takes_parts)
         self.engine = Engine(program, cache, self._tokenizer.decode, limits)
         self._requests = [
             Request(
@@ -162,6 +169,7 @@ class Predictor:
                 tuple(tokens),
                 settings.sampling(_seed(flags.seed, number)),
                 max_length,
+                settings.stop_strings,
                 eos_token_ids=settings.eos_token_ids,
             )
             for number, tokens in enumerate(self._tokens)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import ClassVar
 
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
@@ -26,7 +27,7 @@ from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.io import flags
-from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.io.flags import Checked, flag
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import DTYPES
@@ -44,9 +45,10 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class ServeFlags:
+class ServeFlags(Checked):
     """A secret is safer in a file of flags than on the command line, which every user of the machine can read."""
 
+    COMMAND: ClassVar[str] = "serve"
     model: str = flag("folder that export wrote, or what export takes, which is exported first")
     dtype: str | None = flag(f"of a model's folder: {' | '.join(DTYPES)}; {DEFAULT_DTYPE} if not given", None)
     served_model_name: str | None = flag("how clients call it; the folder's name if not given", None)
@@ -80,11 +82,6 @@ class ServeFlags:
             self.require(value is None or value >= 1, name, "at least 1")
         self.require(self.request_seconds > 0, "request_seconds", "above 0")
         self.require(self.drain_seconds >= 0, "drain_seconds", "at least 0")
-
-    def require(self, condition: bool, name: str, rule: str) -> None:
-        if not condition:
-            got = "an empty one" if name == "api_key" else getattr(self, name)
-            raise ValueError(f"serve: --{name} must be {rule}, got {got}")
 
 
 def serve(flags: ServeFlags) -> int:
@@ -142,8 +139,10 @@ def exported(source: Path, flags: ServeFlags) -> Iterator[Path]:
 
 def make_engine(folder: Path, model: ServedModel, flags: ServeFlags) -> Engine:
     config = LlamaConfig.from_json(folder / "config.json")
-    limits = EngineLimits(model.positions, model.vocab_size, flags.max_rows, flags.max_tokens_per_step)
     program = StaticProgram(folder, config, left_out(flags.without_passes))
+    limits = EngineLimits(
+        model.positions, model.vocab_size, flags.max_rows, flags.max_tokens_per_step, program.takes_parts
+    )
     for line in program.passes_log:
         say(line, sys.stderr)
     tokens = flags.cache_tokens or cache_tokens(config, program.dtype, flags.max_rows, model.positions)

@@ -91,6 +91,22 @@ def test_a_text_file_is_a_prompt_a_line(exported, tmp_path, capsys):
     assert capsys.readouterr().out.count("***********Source**********") == 2
 
 
+def test_penalties_and_a_stop_string_reach_the_answer(exported, capsys):
+    """Greedy answers repeat themselves; a penalty of 2 for each time they did makes that rarer."""
+    greedy = ("--decode_strategy", "greedy_search", "--max_length", 60, "--model_name_or_path", exported)
+
+    def answer(*words):
+        predictor = Predictor(parse(*greedy, *words), from_texts(["one"]))
+        return next(predictor.run()).output, predictor._requests[0].settings
+
+    whole, _ = answer()
+    stop = whole[len(whole) // 2 :][:2]
+    assert answer("--stop", stop)[0] == whole[: whole.index(stop)]
+    other, chosen = answer("--frequency_penalty", 2.0, "--presence_penalty", -1.0)
+    assert (chosen.frequency_penalty, chosen.presence_penalty) == (2.0, -1.0)
+    assert other != whole and len(set(other.split())) > len(set(whole.split()))
+
+
 def test_words_after_two_dashes_are_prompts():
     assert parse("--model_name_or_path", "m", "one", "--", "--two", "three").prompts == ("one", "--two", "three")
 
@@ -206,6 +222,7 @@ def test_closed_streams_cost_nothing(exported, tmp_path):
         (["--tempreature", 1.0], "there is no flag --tempreature; did you mean --temperature?"),
         (["--prompts", "x"], "there is no flag --prompts"),
         (["--max_length", "long"], "--max_length must be of type int, got 'long'"),
+        (["--stop", ""], "--stop must be a text that is not empty, got an empty one"),
         (["--batch_size", 0], "--batch_size must be at least 1, got 0"),
         (["--seed", -1], "--seed must be at least 0, got -1"),
         (["--data_file", "a.json", "prompt"], "--data_file must be left out with prompts on the command line"),
@@ -223,6 +240,7 @@ def test_bad_flags_are_refused(words, text):
         (["--decode_strategy", "greedy_search", "--top_p", 0.5], "--top_p must be left out with greedy_search"),
         (["--decode_strategy", "greedy_search", "--top_k", 5], "--top_k must be left out with greedy_search"),
         (["--top_k", -1], "top_k must be at least 0"),
+        (["--presence_penalty", 3.0], r"presence_penalty must be in \[-2, 2\]"),
         (["--repetition_penalty", "inf"], "repetition_penalty must be finite, got inf"),
         (["--min_p", "nan"], "min_p must be finite, got nan"),
         (["--decode_strategy", "beam"], "decode_strategy must be sampling or greedy_search, got beam"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from examples.llama2_13b.export import ExportFlags, export
@@ -20,3 +21,19 @@ def test_predict_shows_the_passes_and_answers_as_on_the_host(tiny_folder, tmp_pa
         fused = "pass llama_fuse_attention_layer_begin: 1 x first layer" in done.stderr
         assert fused == (device == "npu:0" and not more)
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_prefix_is_not_reused_where_the_fused_layers_would_be_left(tiny_folder, tmp_path):
+    """The vendor's op begins a row at its first position. On the host the second prompt finds the first's beginning."""
+    export(ExportFlags(str(tiny_folder), str(tmp_path / "exported"), "float16"))
+    words = ("--model_name_or_path", str(tmp_path / "exported"), "--decode_strategy", "greedy_search")
+    sizes = ("--max_length", "2", "--batch_size", "1", "--block_size", "4")
+    answers, found = [], []
+    for device in ("npu:0", "cpu"):
+        command = (sys.executable, "-m", "examples.llama2_13b.predict", *words, *sizes, "--device", device)
+        done = run("npu", *command, "one two three four five six", "one two three four five seven")
+        assert done.returncode == 0, done.stderr
+        assert "steps op by op" not in done.stderr
+        answers.append(done.stdout)
+        found.append(int(re.findall(r"(\d+) of \d+ prompt tokens found", done.stderr)[0]))
+    assert answers[0] == answers[1] and found[0] == 0 < found[1]

@@ -229,6 +229,10 @@ def test_impossible_settings_of_a_request_are_refused(changes, text):
         ({"top_k": True}, "top_k must be an integer, got True"),
         ({"min_p": -0.1}, r"min_p must be in \[0, 1\]"),
         ({"min_p": 1.5}, r"min_p must be in \[0, 1\]"),
+        ({"presence_penalty": 2.5}, r"presence_penalty must be in \[-2, 2\]; 0 changes nothing, got 2.5"),
+        ({"frequency_penalty": "x"}, "frequency_penalty must be a number, got x"),
+        ({"stop_strings": ("a", "")}, "stop_strings must be texts that are not empty"),
+        ({"stop_strings": (3,)}, "stop_strings must be texts that are not empty"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"max_length": -1}, "max_length must be at least 1, got -1"),
         ({"temperature": "hot"}, "temperature must be a number, got hot"),
@@ -270,7 +274,8 @@ def test_greedy_uses_no_temperature(tmp_path):
 
 def test_every_field_of_a_file_is_read_or_named_and_kept(tmp_path):
     used = {"top_k": 1, "min_p": 0.25, "max_new_tokens": 7, "max_length": 30, "repetition_penalty": 1.2}
-    named = {"num_beams": 4, "typical_p": 0.9, "no_repeat_ngram_size": 3, "suppress_tokens": [5], "stop_strings": "x"}
+    used |= {"presence_penalty": 0.5, "frequency_penalty": -0.5}
+    named = {"num_beams": 4, "typical_p": 0.9, "no_repeat_ngram_size": 3, "suppress_tokens": [5], "mine": "x"}
     quiet = {
         "length_penalty": 1.0,
         "early_stopping": False,
@@ -280,12 +285,27 @@ def test_every_field_of_a_file_is_read_or_named_and_kept(tmp_path):
     }
     found = read(tmp_path, do_sample=True, **used, **named, **quiet)
     assert {name: getattr(found, name) for name in used} == used
-    want = 'num_beams 4, typical_p 0.9, no_repeat_ngram_size 3, suppress_tokens [5], stop_strings "x"'
+    want = 'num_beams 4, typical_p 0.9, no_repeat_ngram_size 3, suppress_tokens [5], mine "x"'
     assert found.without_effect == f"generation_config.json: without effect here: {want}"
     found.save(tmp_path)
     written = json.loads((tmp_path / "generation_config.json").read_text())
     assert written.items() >= (used | named | quiet).items()
     assert GenerationSettings.from_pretrained(tmp_path, CONFIG) == found
+
+
+@pytest.mark.parametrize("stops, read_as", [("\n", ("\n",)), (["a", "b"], ("a", "b")), (None, ()), ([], ())])
+def test_stop_strings_are_a_text_or_several(tmp_path, stops, read_as):
+    found = read(tmp_path, stop_strings=stops)
+    assert found.stop_strings == read_as and found.without_effect == ""
+    found.save(tmp_path)
+    assert GenerationSettings.from_pretrained(tmp_path, CONFIG) == found
+
+
+@pytest.mark.parametrize("strategy", ["sampling", "greedy_search"])
+def test_penalties_reach_the_request_whatever_the_strategy(strategy):
+    penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": -2.0}
+    chosen = settings(decode_strategy=strategy, **penalties).sampling(seed=0)
+    assert {name: getattr(chosen, name) for name in penalties} == penalties
 
 
 def test_a_file_that_asks_for_nothing_else_names_nothing(tmp_path):

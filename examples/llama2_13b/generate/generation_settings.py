@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from examples.llama2_13b.generate.request import SamplingSettings, is_number
+from examples.llama2_13b.generate.request import MAX_PENALTY, SamplingSettings, is_number
 from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model.config import LlamaConfig
 
 FILE = "generation_config.json"
 STRATEGIES = ("sampling", "greedy_search")
-NUMBERS = ("top_p", "temperature", "repetition_penalty", "top_k", "min_p", "max_new_tokens", "max_length")
-SAMPLED = ("top_p", "temperature", "repetition_penalty", "top_k", "min_p")
-READ = (*NUMBERS, "do_sample", "decode_strategy", "eos_token_id")
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+SAMPLED = ("top_p", "temperature", *PENALTIES, "top_k", "min_p")
+NUMBERS = (*SAMPLED, "max_new_tokens", "max_length")
+READ = (*NUMBERS, "do_sample", "decode_strategy", "eos_token_id", "stop_strings")
 # Fields that choose no token: who wrote the file, other tokens' ids, caches and what transformers returns.
 SILENT = (
     "_from_model_config", "transformers_version", "paddlenlp_version", "bos_token_id", "pad_token_id",
@@ -42,6 +43,7 @@ class GenerationSettings:
         decode_strategy: "sampling", or "greedy_search" for the token with the highest score.
         max_new_tokens: of an answer at most; None if the model does not say.
         max_length: tokens of prompt and answer together at most, where nothing says max_new_tokens.
+        stop_strings: the answer's text ends before the first of them.
         others: the fields of the file that have no effect here.
     """
 
@@ -50,10 +52,13 @@ class GenerationSettings:
     top_p: float = 0.7
     temperature: float = 0.95
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     top_k: int = 0
     min_p: float = 0.0
     max_new_tokens: int | None = None
     max_length: int | None = None
+    stop_strings: tuple[str, ...] = ()
     others: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -66,6 +71,11 @@ class GenerationSettings:
         rule = "above 0; --decode_strategy greedy_search is its limit"
         self._require(self.temperature > 0 or (unused and self.temperature == 0), "temperature", rule)
         self._require(self.repetition_penalty > 0, "repetition_penalty", "above 0; 1 changes nothing")
+        for name in ("presence_penalty", "frequency_penalty"):
+            rule = f"in [-{MAX_PENALTY:g}, {MAX_PENALTY:g}]; 0 changes nothing"
+            self._require(abs(getattr(self, name)) <= MAX_PENALTY, name, rule)
+        stops = all(isinstance(text, str) and text for text in self.stop_strings)
+        self._require(stops, "stop_strings", "texts that are not empty")
         self._require(self.top_k >= 0, "top_k", "at least 0; 0 keeps every token")
         self._require(0 <= self.min_p <= 1, "min_p", "in [0, 1]; 0 keeps every token")
         for name in ("max_new_tokens", "max_length"):
@@ -91,7 +101,7 @@ class GenerationSettings:
     def sampling(self, seed: int) -> SamplingSettings:
         """How a request with this seed chooses its tokens."""
         if self.is_greedy:
-            return SamplingSettings(temperature=0, repetition_penalty=self.repetition_penalty)
+            return SamplingSettings(temperature=0, **{name: getattr(self, name) for name in PENALTIES})
         same = {name: getattr(self, name) for name in SAMPLED}
         return SamplingSettings(**same, seed=seed)
 
@@ -123,6 +133,7 @@ class GenerationSettings:
             **self.others,
             "do_sample": not self.is_greedy,
             **{name: value for name, value in numbers.items() if value is not None},
+            **({"stop_strings": list(self.stop_strings)} if self.stop_strings else {}),
             "eos_token_id": list(self.eos_token_ids),
         }
         (folder / FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -138,8 +149,15 @@ def _arguments(fields: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
     if unknown := [token for token in eos if type(token) is int and not 0 <= token < config.vocab_size]:
         raise ValueError(f"eos_token_id must be at least 0 and below vocab_size {config.vocab_size}, got {unknown[0]}")
     numbers = {name: fields[name] for name in NUMBERS if fields.get(name) is not None}
+    stops = fields.get("stop_strings") or ()
     others = {name: value for name, value in fields.items() if name not in READ}
-    return {"eos_token_ids": eos, "decode_strategy": _strategy(fields), **numbers, "others": others}
+    return {
+        "eos_token_ids": eos,
+        "decode_strategy": _strategy(fields),
+        **numbers,
+        "stop_strings": (stops,) if isinstance(stops, str) else tuple(stops),
+        "others": others,
+    }
 
 
 def _strategy(fields: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ class EngineLimits:
         vocab_size: token ids are below it.
         max_rows: requests in a step at most; others wait.
         max_tokens_per_step: of prompts and answers together. A longer prompt takes several steps.
-        reuse_prefixes: look for the beginning of a prompt in the cache.
+        reuse_prefixes: look for the beginning of a prompt in the cache. Better not where the device then leaves its
+            fused layers, as `StaticProgram.takes_parts` tells.
     """
 
     max_positions: int

@@ -41,6 +41,9 @@ class StaticProgram:
         self._program = passes.load(Path(folder) / "model", device, without=without_passes, num_layers=layers)
         self.passes_log = self._program.log
         self.steps_op_by_op = self._program.singly  # reason -> number of steps that the fused layers could not take
+        # A fused layer begins rows at their first position. Behind a prefix that was found, or in a later part of a
+        # prompt, the whole step runs op by op.
+        self.takes_parts = self._program.run_singly is None
         self._names = self._program.input_names
         self._inputs: dict[str, paddle.Tensor] = {}  # filled anew for each step
         self._place = _current_expected_place()

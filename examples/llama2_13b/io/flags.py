@@ -10,12 +10,25 @@ import traceback
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from examples.llama2_13b.io import remarks
 from examples.llama2_13b.io.text import ENCODING
 
 Flags = TypeVar("Flags")
+
+
+class Checked:
+    """What a command's flags are checked with. COMMAND: how errors call it."""
+
+    COMMAND: ClassVar[str]
+
+    def require(self, condition: bool, name: str, rule: str) -> None:
+        """Raises: ValueError, unless the condition holds; the flag is named."""
+        if not condition:
+            value = getattr(self, name)
+            got = "an empty one" if isinstance(value, str) and not value.strip() else value
+            raise ValueError(f"{self.COMMAND}: --{name} must be {rule}, got {got}")
 
 
 def flag(help: str, default: Any = dataclasses.MISSING) -> Any:

@@ -123,7 +123,7 @@ def make_requests(
     require_few(len(prompts) * num_choices, "n")
     for prompt in prompts:
         _require_room(prompt, param, limit, model)
-    stop = fields.texts("stop", MAX_STOPS)
+    stop = fields.texts("stop", MAX_STOPS) or model.stop
     ignore_eos = fields.boolean("ignore_eos")
     settings = read_settings(fields, model, num_logprobs)
     name = f"{prefix}-{secrets.token_hex(12)}"

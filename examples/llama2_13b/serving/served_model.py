@@ -29,6 +29,7 @@ class ServedModel:
         vocab_size: token ids are below it.
         defaults: how tokens are chosen where a request says nothing.
         eos_token_ids: an answer ends with the first of them.
+        stop: an answer ends before the first of these texts, where a request names none.
         max_new_tokens: of an answer in a conversation where a request says nothing; None is up to the last position.
         max_prompt_tokens: longer ones are refused.
     """
@@ -40,6 +41,7 @@ class ServedModel:
     vocab_size: int
     defaults: SamplingSettings
     eos_token_ids: tuple[int, ...]
+    stop: tuple[str, ...]
     max_new_tokens: int | None
     max_prompt_tokens: int
     created: int = field(default_factory=lambda: int(time.time()))
@@ -62,6 +64,7 @@ class ServedModel:
             config.vocab_size,
             settings.sampling(seed=0),
             settings.eos_token_ids,
+            settings.stop_strings,
             settings.max_new_tokens,
             min(max_prompt_tokens or positions, positions - 1),
         )

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.io.flags import Checked, flag
 from examples.llama2_13b.model.llama import DTYPES, GRANULARITIES
 from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.train import tensorboard
@@ -15,13 +15,11 @@ from examples.llama2_13b.train.schedule import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFlags:
+class TrainingFlags(Checked):
     """Named as Paddle's users know them. All are read; one that would have no effect is refused.
 
     A command's own flags derive from these, and name it in COMMAND: errors begin with it.
     """
-
-    COMMAND: ClassVar[str]
 
     model_name_or_path: str = flag("folder of the model to start from")
     output_dir: str = flag("where the model, checkpoints, log.jsonl and loss.png go")
@@ -111,10 +109,6 @@ class TrainingFlags:
             "overwrite_output_dir",
             "false with resume_from_checkpoint",
         )
-
-    def require(self, condition: bool, name: str, rule: str) -> None:
-        if not condition:
-            raise ValueError(f"{self.COMMAND}: --{name} must be {rule}, got {getattr(self, name)}")
 
     def require_within(self, num_steps: int) -> None:
         """Refuse intervals that the run would never reach."""
