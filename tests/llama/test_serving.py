@@ -299,6 +299,24 @@ def test_what_is_no_json_object_is_refused(address, body):
     assert status == 400 and content["error"]["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_end_token_is_no_part_of_an_answer(client, stream):
+    """Nor of its count and logprobs, unless it is a token like others."""
+    settings = {"model": "tiny", "prompt": "hello", "logit_bias": {"2": 100}, "logprobs": 1, "temperature": 0}
+    for ignore_eos, count in ((False, 0), (True, 3)):
+        asked = {**settings, "max_tokens": 3, "extra_body": {"ignore_eos": ignore_eos}}
+        if stream:
+            chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+            told = [len(chunk.choices[0].logprobs.tokens) for chunk in chunks[:-1] if chunk.choices[0].logprobs]
+            reason, usage = chunks[-2].choices[0].finish_reason, chunks[-1].usage
+        else:
+            answer = client.completions.create(**asked)
+            told, usage = [len(answer.choices[0].logprobs.tokens)], answer.usage
+            reason = answer.choices[0].finish_reason
+        assert sum(told) == usage.completion_tokens == usage.total_tokens - usage.prompt_tokens == count
+        assert reason == ("length" if ignore_eos else "stop")
+
+
 def test_logprobs_in_both_forms(client):
     answer = client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True, top_logprobs=3, **GREEDY)
     content = answer.choices[0].logprobs.content

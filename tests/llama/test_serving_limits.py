@@ -223,6 +223,108 @@ def test_a_body_that_does_not_come_is_not_waited_for(engine, model, monkeypatch)
             assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
+def connected(address):
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=SOON)
+
+
+BEGUN = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
+
+
+@pytest.mark.parametrize("sent, has_asked", [(b"", False), (BEGUN, False), (BEGUN, True)])
+def test_a_head_that_does_not_come_is_not_waited_for(engine, model, monkeypatch, sent, has_asked):
+    """Nor one of which a byte comes again and again; and not behind an answered request either."""
+    with served(engine, model) as (_, address), connected(address) as connection:
+        if has_asked:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        monkeypatch.setattr(limits, "HEAD_SECONDS", 0.5)
+        if not has_asked:
+            connection.close()
+            connection = connected(address)
+        connection.settimeout(0.05)
+        connection.sendall(sent)
+        until(lambda: has_ended(connection, b"x" if sent else b""))
+        assert post(address).status_code == 200
+
+
+def has_ended(connection, more):
+    try:
+        connection.sendall(more)
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_a_request_that_takes_long_to_answer_has_no_such_limit(engine, model, monkeypatch):
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.1)
+    engine.seconds_per_step = 0.1
+    with served(engine, model) as (_, address):
+        assert post(address).json()["choices"][0]["text"] == "word " * 5
+
+
+def test_idle_connections_make_room_and_those_that_wait_for_answers_do_not(engine, model, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 3)
+    engine.gate.clear()
+    with served(engine, model) as (_, address):
+        waiting = [start(address)]
+        until(lambda: engine.stats.running == 1)
+        idle = [connected(address) for _ in range(2)]
+        waiting.append(start(address))
+        until(lambda: engine.stats.running == 2)
+        assert idle[0].recv(1) == b""
+        waiting.append(start(address))
+        until(lambda: engine.stats.waiting == 1)
+        assert idle[1].recv(1) == b""
+        with connected(address) as refused:
+            answer = refused.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 503 ") and b"too_many_connections" in answer
+        engine.gate.set()
+        assert all(b"200 OK" in connection.recv(1000) for connection in waiting)
+        for connection in waiting:
+            connection.close()
+        until(lambda: post(address).status_code == 200)
+
+
+def test_a_client_that_leaves_behind_a_second_request_is_seen(engine, model):
+    engine.gate.clear()
+    with served(engine, model) as (_, address):
+        for stream in (False, True):
+            connection = start(address, stream=stream)
+            until(lambda: engine.stats.running == 1)
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            connection.close()
+            until(lambda: engine.stats.running == 0)
+        assert len(engine.cancelled) == 2
+        engine.gate.set()
+
+
+def test_a_second_request_is_answered_after_the_first(engine, model):
+    engine.gate.clear()
+    with served(engine, model) as (_, address):
+        connection = start(address)
+        until(lambda: engine.stats.running == 1)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        engine.gate.set()
+        answer = b""
+        while piece := connection.recv(1000):
+            answer += piece
+        assert answer.count(b"HTTP/1.1 200 OK") == 2 and answer.endswith(b'{"status":"ok"}')
+
+
+def test_a_client_that_writes_on_and_on_is_left(engine, model):
+    engine.gate.clear()
+    with served(engine, model) as (_, address):
+        connection = start(address)
+        until(lambda: engine.stats.running == 1)
+        connection.settimeout(0.05)
+        until(lambda: has_ended(connection, b"GET /health HTTP/1.1\r\n" * 500))
+        until(lambda: engine.cancelled)
+        engine.gate.set()
+
+
 def test_a_key_is_asked_for_where_answers_are(engine, model):
     with served(engine, model, api_key="sésame") as (_, address):
         for given in ({}, {"authorization": "Bearer sesame"}, {"authorization": "Basic s\u00e9same"}):

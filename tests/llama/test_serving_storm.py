@@ -78,8 +78,7 @@ def sends_no_json(address, wait):
 
 
 def sends_no_http(address, wait):
-    host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=SOON) as connection:
+    with connected(address) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
@@ -95,6 +94,32 @@ def sends_endless_prompts(address, wait):
     for prompt in ("endless " * 100_000, [5] * 200_000):
         answer = httpx.post(address + TEXT, json={**ASKED, "prompt": prompt}, timeout=SOON)
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def sends_its_head_slowly(address, wait):
+    with connected(address) as connection:
+        for byte in b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"[:30]:
+            connection.sendall(bytes([byte]))
+            wait(0.02)
+
+
+def opens_many_connections(address, wait):
+    """They ask for nothing."""
+    opened = [connected(address) for _ in range(150)]
+    wait(0.2)
+    for connection in opened:
+        connection.close()
+
+
+def writes_ahead_and_leaves(address, wait):
+    with raw(address, "POST", TEXT, json.dumps(LONG).encode()) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 20)
+        wait(0.1)
+
+
+def connected(address):
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=SOON)
 
 
 def reads_slowly(address, wait):
@@ -114,7 +139,8 @@ def asks_properly(address, wait):
 TEXTS = set()
 KINDS = (
     leaves, leaves_after_some_tokens, leaves_in_its_body, breaks_off, sends_no_json, sends_no_http,
-    sends_ten_megabytes, sends_endless_prompts, reads_slowly,
+    sends_ten_megabytes, sends_endless_prompts, reads_slowly, sends_its_head_slowly, opens_many_connections,
+    writes_ahead_and_leaves,
 )  # fmt: skip
 
 

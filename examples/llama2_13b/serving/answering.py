@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from examples.llama2_13b.generate.request import Delta
-from examples.llama2_13b.serving.asked import Answer, Asked
+from examples.llama2_13b.serving.asked import Answer, Asked, without_end
 from examples.llama2_13b.serving.errors import RequestError
 from examples.llama2_13b.serving.forms import Form
 from examples.llama2_13b.serving.limits import ClientGone, drop_rest, read_body, send_soon, took_too_long, unless_gone
@@ -65,7 +65,7 @@ class Answering:
     async def _write(self, asked: Asked, news: News, send: Send) -> None:
         answers = [Answer() for _ in asked.requests]
         async for place, delta in news.read():
-            self._add(answers[place], delta)
+            self._add(answers[place], without_end(delta, asked.requests[place]))
         choices = [self._form.whole(index, answer, asked, self._state.model) for index, answer in enumerate(answers)]
         content = {**self._head(asked, self._form.object), "choices": choices, "usage": usage(asked, answers)}
         await send_json(200, content, {"x-request-id": asked.id}, send)
@@ -79,6 +79,7 @@ class Answering:
                 if not has_begun:
                     await self._begin(asked, send)
                     has_begun = True
+                delta = without_end(delta, asked.requests[place])
                 choice = self._form.chunk(place, delta, answers[place], self._state.model)
                 self._add(answers[place], delta)
                 await self._send_chunk(asked, [choice], send)
@@ -123,7 +124,7 @@ class _AlreadyTold(RequestError):
 
 
 def usage(asked: Asked, answers: list[Answer]) -> dict[str, int]:
-    """Tokens; an end token is one of its answer."""
+    """Tokens, without end tokens."""
     new = sum(answer.num_tokens for answer in answers)
     prompt = asked.num_prompt_tokens
     return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}

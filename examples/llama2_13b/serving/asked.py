@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from examples.llama2_13b.generate.request import Request, SamplingSettings, TokenLogprobs
+from examples.llama2_13b.generate.request import Delta, Request, SamplingSettings, TokenLogprobs
 from examples.llama2_13b.serving.errors import RequestError, too_long, wrong
 from examples.llama2_13b.serving.fields import Fields
 from examples.llama2_13b.serving.served_model import ServedModel
@@ -54,6 +54,16 @@ class Answer:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_characters: int = 0
     finish_reason: str | None = None
+
+
+def without_end(delta: Delta, request: Request) -> Delta:
+    """The news as clients get it: an end token is no part of the answer, its logprobs or its count.
+
+    Source: the example with logprobs of OpenAI's API reference, "Create chat completion". Its 9 `completion_tokens` and
+    9 entries are those of the text.
+    """
+    is_end = not request.ignore_eos and delta.tokens and delta.tokens[-1] in request.eos_token_ids
+    return dataclasses.replace(delta, tokens=delta.tokens[:-1], logprobs=delta.logprobs[:-1]) if is_end else delta
 
 
 def require_model(fields: Fields, model: ServedModel) -> None:

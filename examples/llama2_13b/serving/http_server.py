@@ -13,6 +13,7 @@ import uvicorn
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.serving import limits
 from examples.llama2_13b.serving.app import make_app
+from examples.llama2_13b.serving.connection import Connection
 from examples.llama2_13b.serving.errors import RequestError
 from examples.llama2_13b.serving.server_state import ServerState
 
@@ -30,7 +31,7 @@ class HttpServer(uvicorn.Server):
     def __init__(self, state: ServerState, listener: socket.socket) -> None:
         config = uvicorn.Config(
             make_app(state),
-            http="h11",
+            http=Connection,
             loop="asyncio",
             ws="none",
             lifespan="off",

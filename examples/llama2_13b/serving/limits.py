@@ -14,6 +14,9 @@ from starlette.types import Receive, Send
 
 from examples.llama2_13b.serving.errors import NOT_AGAIN, RequestError
 
+MAX_CONNECTIONS = 512  # half of the files that a process may mostly have open
+HEAD_SECONDS = 10  # for the head of a request to arrive
+MAX_BYTES_AHEAD = 64 * 2**10  # that a client may write while it waits for an answer
 BODY_SECONDS = 30  # for a body to arrive
 SEND_SECONDS = 30  # in which a client must take something of what it is sent
 # What is still read of a body that is too long, and dropped. A client that still writes would not see the answer else.
