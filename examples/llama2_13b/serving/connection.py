@@ -80,6 +80,7 @@ class Connection(H11Protocol):
     def _refuse(self) -> None:
         message = f"{limits.MAX_CONNECTIONS} connections at most are open, and all wait for answers. Try again later"
         body = json.dumps(RequestError(503, message, code="too_many_connections").body).encode()
-        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 1"
-        self.transport.write(b"%s\r\nContent-Length: %d\r\n\r\n%s" % (head.encode(), len(body), body))
+        lines = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/json", f"Content-Length: {len(body)}",
+                 "Connection: close", "Retry-After: 1", "", ""]  # fmt: skip
+        self.transport.write("\r\n".join(lines).encode() + body)
         self.transport.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 from examples.llama2_13b.io.flags import Checked, flag
 from examples.llama2_13b.model.llama import DTYPES, GRANULARITIES
