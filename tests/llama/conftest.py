@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,11 @@ def sft_flags(tiny_folder, few_samples, tmp_path):
         return SftFlags(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture(scope="module")
+def no_nohup():
+    """The suite may run under nohup, whose SIGHUP a process leaves ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -21,18 +21,10 @@ from examples.llama2_13b.train.trainer import Trainer
 from tests.llama.conftest import EXAMPLE
 from tests.llama.test_sft import assert_same_weights, interrupt_at, losses, weights
 
-pytestmark = pytest.mark.usefixtures("no_measuring")
+pytestmark = pytest.mark.usefixtures("no_measuring", "no_nohup")
 FOUR = {"max_steps": 4, "warmup_steps": 0}
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 SHORT = {"max_steps": 2, "warmup_steps": 0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_nohup():
-    """The suite may run under nohup, whose SIGHUP a run leaves ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("name", [r"cost_$\frac$_a", "$x", "$$", "a_$b^$", "鱼_^{", os.fsdecode(b"caf\xe9")])

@@ -64,6 +64,7 @@ def test_what_fails_is_started_again_so_often(tmp_path, capfd, statuses, most, e
     assert left == [most - number for number in range(1, started)]
 
 
+@pytest.mark.usefixtures("no_nohup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_goes_to_the_command_which_is_not_started_again(tmp_path, number):
     code = (
