@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from fusionkit_planner.architecture import Architecture
@@ -78,6 +79,7 @@ class Sizes:
         )
 
 
+@lru_cache(maxsize=256)
 def attention(s: Sizes, is_first: bool, keeps_core: bool = True) -> Bytes:
     """A layer's first half; the first layer of a model or chunk has no residual stream to add.
 
@@ -91,6 +93,7 @@ def attention(s: Sizes, is_first: bool, keeps_core: bool = True) -> Bytes:
     return {**norm, **core(s)}
 
 
+@lru_cache(maxsize=256)
 def core(s: Sizes) -> Bytes:
     """Rope and attention. A device's op keeps its mask as bytes, and angles in both halves."""
     if s.kernels == "fused":
@@ -102,12 +105,14 @@ def core(s: Sizes) -> Bytes:
     return {SCORED: float(kept), STATED: float(stated)}
 
 
+@lru_cache(maxsize=256)
 def mlp(s: Sizes) -> Bytes:
     """A layer's second half."""
     products = float(s.tokens * (s.hidden + s.inner) * s.element)
     return {STREAM: _norm(s), PROJECTED: products, GATED: float(s.tokens * s.widened * s.element)}
 
 
+@lru_cache(maxsize=256)
 def inputs(s: Sizes, is_first: bool) -> Bytes:
     """All that a layer keeps which is computed again."""
     return {STREAM: s.stream * (1 if is_first else 2)}

@@ -7,13 +7,13 @@ the order of the passes. The peak is the largest sum at any moment of the backwa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from fusionkit_planner import pipeline_schedule, saved_tensors, weights
 from fusionkit_planner.architecture import Architecture
-from fusionkit_planner.layout import Layout
+from fusionkit_planner.layout import Layout, Recompute
 from fusionkit_planner.saved_tensors import FLOAT32, Bytes, Kernels, Sizes
 from fusionkit_planner.weights import Weight
 
@@ -105,17 +105,19 @@ def memory(
     sequence: int,
     precision: str = "bfloat16",
     kernels: Kernels = "fused",
+    stages: Sequence[int] | None = None,
 ) -> list[StageMemory]:
     """Of each pipeline stage, in their order.
 
     Args:
+        stages: those that are wanted; all if not given.
         precision: of the activations; parameters and optimizer are float32.
         kernels: "fused" of fusionkit, or "device": a vendor's, which keep copies.
     """
     if precision not in ELEMENTS:
         raise argument_error("plan", "precision", " or ".join(ELEMENTS), repr(precision))
     sizes = Sizes.of(architecture, layout, sequence, ELEMENTS[precision], kernels)
-    return [Stage(architecture, layout, sizes, stage).memory() for stage in range(layout.pipeline)]
+    return [Stage(architecture, layout, sizes, stage).memory() for stage in stages or range(layout.pipeline)]
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,13 @@ class Stage:
         self.is_first, self.is_last = stage == 0, stage == layout.pipeline - 1
         self.layers = weights.layers_of(layout, stage, architecture.num_hidden_layers)
         numbers = tuple(number for layers in self.layers for number in layers)
-        self.weights = weights.of_stage(architecture, layout.tensor, numbers, (self.is_first, self.is_last))
-        self.owns = weights.owned(self.weights, layout.sharding if layout.stage else 1)
+        place = (architecture, layout.tensor, numbers, (self.is_first, self.is_last))
+        self.weights = weights.of_stage(*place)
+        self.elements = weights.elements(*place)
+        self.owns = weights.owned(*place, layout.sharding if layout.stage else 1)
         self.divides_parameters = layout.stage == 3 and layout.sharding > 1
-        self._largest = self._bytes([max(self.weights, key=lambda one: one.elements)])
-        self._total = self._bytes(self.weights)
+        self._largest = float(FLOAT32 * max(one.elements for one in self.weights))
+        self._total = float(FLOAT32 * sum(self.elements.values()))
         self.divides_gradients = layout.stage >= 2 and layout.sharding > 1
 
     def memory(self) -> StageMemory:
@@ -179,7 +183,7 @@ class Stage:
             one for one, owns in zip(self.weights, self.owns, strict=True) if self._is_here(one, owns)
         )
         self.chunks = [self._modules(chunk) for chunk in range(self.layout.virtual_stages)]
-        worst = max(self._moments(float(owned)), key=lambda moment: moment.total)
+        worst = self._worst(float(owned))
         name, beside = self._explained(worst, float(owned))
         gradients = beside.pop("gradients")
         state = {"parameters": parameters, "gradients": gradients, "moments of the optimizer": float(MOMENTS * owned)}
@@ -211,23 +215,29 @@ class Stage:
         """The last output, which is on its way during a backward pass."""
         return 0.0 if self.is_last and len(self.chunks) == 1 else self.sizes.stream
 
-    def _moments(self, owned: float) -> Iterable[Moment]:
-        yield Moment(owned)
-        kept = [sum(sum(module.kept.values()) for module in chunk) for chunk in self.chunks]
+    def _worst(self, owned: float) -> Moment:
+        """The first of the largest."""
+        worst = Moment(owned)
+        sizes = [[sum(module.kept.values()) for module in chunk] for chunk in self.chunks]
+        kept = [sum(chunk) for chunk in sizes]
         gradients = [sum(module.gradients for module in chunk) for chunk in self.chunks]
         layout, sent = self.layout, self._sent
         for counts, chunk, done in backward_passes(self.stage, layout.pipeline, layout.micro_batches, len(self.chunks)):
             now = sent + sum(count * size for count, size in zip(counts, kept, strict=True))
-            at = (counts, chunk)
             before, grown, again = sum(gradients[each] for each in done), 0.0, chunk in done
-            for place, module in reversed(list(enumerate(self.chunks[chunk]))):
-                held = sum(self._gradients(before, grown, again, owned).values())
+            held = self._held(before, grown, again, owned)
+            for place in range(len(sizes[chunk]) - 1, -1, -1):
+                module = self.chunks[chunk][place]
                 total = now + held + module.borrowed + module.passing
-                yield Moment(total, *at, place, before, grown, again)
-                now -= sum(module.kept.values())
+                if total > worst.total:
+                    worst = Moment(total, counts, chunk, place, before, grown, again)
+                now -= sizes[chunk][place]
                 grown += module.gradients
-                held = sum(self._gradients(before, grown, again, owned).values())
-                yield Moment(now + held + module.borrowed, *at, place, before, grown, again, is_over=True)
+                held = self._held(before, grown, again, owned)
+                total = now + held + module.borrowed
+                if total > worst.total:
+                    worst = Moment(total, counts, chunk, place, before, grown, again, is_over=True)
+        return worst
 
     def _explained(self, worst: Moment, owned: float) -> tuple[str, dict[str, float]]:
         """(the moment in words, bytes by name)."""
@@ -244,23 +254,30 @@ class Stage:
             for module in chunk[worst.module + (not worst.is_over) :]
         ]
         module = chunk[worst.module]
-        beside = _sum([*whole, *gone, self._gradients(worst.before, worst.grown, worst.is_again, owned)])
+        own, others = self._gradients(worst.before, worst.grown, worst.is_again, owned)
+        beside = _sum([*whole, *gone, {"gradients": own, "gradients of others": others}])
         beside |= {"what a stage hands on": self._sent, "matrices of other devices": module.borrowed}
         if worst.is_over:
             return f"the end of the backward pass of {module.name}", beside
         return f"the backward pass of {module.name}", {**beside, "the worst backward pass": module.passing}
 
-    def _gradients(self, before: float, grown: float, is_again: bool, owned: float) -> dict[str, float]:
-        """Of earlier passes, and of this one so far. From stage 2 of sharding on a device keeps the sums that it owns.
-        The others' leave in buckets: one that is not full waits for each owner, and some travel."""
+    def _held(self, before: float, grown: float, is_again: bool, owned: float) -> float:
+        """All of `_gradients`."""
+        if not self.divides_gradients:
+            return before if is_again else before + grown
+        return sum(self._gradients(before, grown, is_again, owned))
+
+    def _gradients(self, before: float, grown: float, is_again: bool, owned: float) -> tuple[float, float]:
+        """(own, others') of earlier passes, and of this one so far. From stage 2 of sharding on a device keeps the sums
+        that it owns. The others' leave in buckets: one that is not full waits for each owner, and some travel."""
         held = before + (0.0 if is_again else grown)
         if not self.divides_gradients:
-            return {"gradients": min(held, owned), "gradients of others": max(0.0, held - owned)}
+            return min(held, owned), max(0.0, held - owned)
         own, others = (owned if before else min(grown, owned)), grown * (1 - 1 / self.layout.sharding)
         waiting = min(others, self.layout.sharding * BUCKET)
         bucket = min(max(BUCKET, self._largest), self._total / self.layout.sharding)
         travelling = ON_THE_WAY * bucket if before else min(others - waiting, ON_THE_WAY * bucket)
-        return {"gradients": own, "gradients of others": waiting + travelling}
+        return own, waiting + travelling
 
     def _modules(self, chunk: int) -> list[Module]:
         """In the order of the forward pass."""
@@ -277,27 +294,17 @@ class Stage:
         return found
 
     def _layer(self, number: int, is_first: bool) -> list[Module]:
-        s, again = self.sizes, self.layout.recompute
         borrowed = self._borrowed([number] if is_first else [number - 1, number])
-        own = {half: self._gradients_of(half, number) for half in ("attention", "mlp")}
-        if again == "full":
-            all_of_it = _sum([saved_tensors.attention(s, is_first), saved_tensors.mlp(s)])
-            passing = sum(all_of_it.values()) + saved_tensors.mlp_backward(s)
-            kept = saved_tensors.inputs(s, is_first)
-            return [Module(f"layer {number}", kept, passing, sum(own.values()), borrowed)]
-        passing = saved_tensors.attention_backward(s)
-        if again == "selective":
-            passing += sum(saved_tensors.core(s).values())
-        attention = saved_tensors.attention(s, is_first, keeps_core=again == "none")
+        attention, mlp = self._gradients_of("attention", number), self._gradients_of("mlp", number)
+        halves = _halves(self.sizes, self.layout.recompute, is_first)
+        gradients = (attention + mlp,) if len(halves) == 1 else (attention, mlp)
         return [
-            Module(f"the attention of layer {number}", attention, passing, own["attention"], borrowed),
-            Module(
-                f"the MLP of layer {number}", saved_tensors.mlp(s), saved_tensors.mlp_backward(s), own["mlp"], borrowed
-            ),
+            Module(f"{half}layer {number}", kept, passing, own, borrowed)
+            for (half, kept, passing), own in zip(halves, gradients, strict=True)
         ]
 
     def _gradients_of(self, module: str, layer: int) -> float:
-        return self._bytes(one for one in self.weights if one.module == module and one.layer == layer)
+        return float(FLOAT32 * self.elements[module, layer])
 
     def _borrowed(self, layers: Iterable[int]) -> float:
         """Matrices of these layers that other devices own; -1 is the head."""
@@ -309,6 +316,23 @@ class Stage:
             for one, is_own in zip(self.weights, self.owns, strict=True)
             if one.layer in wanted and one.module != "embedding" and not self._is_here(one, is_own)
         )
+
+
+@lru_cache(maxsize=256)
+def _halves(s: Sizes, again: Recompute, is_first: bool) -> list[tuple[str, Bytes, float]]:
+    """(name, kept, passing) of a layer's parts: one where all of it is computed again."""
+    if again == "full":
+        all_of_it = _sum([saved_tensors.attention(s, is_first), saved_tensors.mlp(s)])
+        passing = sum(all_of_it.values()) + saved_tensors.mlp_backward(s)
+        return [("", saved_tensors.inputs(s, is_first), passing)]
+    passing = saved_tensors.attention_backward(s)
+    if again == "selective":
+        passing += sum(saved_tensors.core(s).values())
+    attention = saved_tensors.attention(s, is_first, keeps_core=again == "none")
+    return [
+        ("the attention of ", attention, passing),
+        ("the MLP of ", saved_tensors.mlp(s), saved_tensors.mlp_backward(s)),
+    ]
 
 
 BUFFERS = ("gradients of others", "what a stage hands on", "matrices of other devices")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -57,8 +57,22 @@ def of_stage(
 
 
 @lru_cache(maxsize=1024)
-def owned(weights: Sequence[Weight], ranks: int) -> tuple[bool, ...]:
-    """Which of them the rank with most to update owns: whole, from the largest on to the rank that has least."""
+def elements(
+    architecture: Architecture, tensor: int, layers: tuple[int, ...], has: tuple[bool, bool]
+) -> Counter[tuple[str, int]]:
+    """By module and layer, of what `of_stage` gives."""
+    found: Counter[tuple[str, int]] = Counter()
+    for one in of_stage(architecture, tensor, layers, has):
+        found[one.module, one.layer] += one.elements
+    return found
+
+
+@lru_cache(maxsize=1024)
+def owned(
+    architecture: Architecture, tensor: int, layers: tuple[int, ...], has: tuple[bool, bool], ranks: int
+) -> tuple[bool, ...]:
+    """Which of `of_stage`'s the rank with most to update owns: whole, from the largest to the rank that has least."""
+    weights = of_stage(architecture, tensor, layers, has)
     loads = [(0, rank) for rank in range(ranks)]
     owners = [0] * len(weights)
     for place in sorted(range(len(weights)), key=lambda place: -weights[place].elements):

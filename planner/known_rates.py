@@ -1,0 +1,64 @@
+"""The rates that a user names: a backend's device, or a file of the probe. What nobody has measured is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fusionkit_planner import devices, rates
+from fusionkit_planner.rates import Level, Rates
+
+from fusionkit.errors import argument_error
+
+THERE = "Run there: fusionkit plan probe --json probe.json, and give --device probe.json"
+LINK = "--link DEVICES:GB/s[:US]"
+
+
+def find(name: str, links: list[str]) -> Rates:
+    """Of `--device` and `--link`.
+
+    Raises:
+        ValueError: nobody has stated or measured them.
+    """
+    found = rates.read(name) if name.endswith(".json") else _stated(name)
+    levels = {level.devices: level for level in (*found.levels, *map(_level, links))}
+    ordered = tuple(levels[devices] for devices in sorted(levels))
+    source = {f"level of {level.devices}": f"{LINK} of the user" for level in map(_level, links)}
+    return replace(found, levels=ordered, sources={**found.sources, **source})
+
+
+def _stated(name: str) -> Rates:
+    known = devices.known()
+    if not any(full.lower().startswith(name.lower()) for full in known) or not name:
+        listed = ", ".join(sorted(known))
+        raise argument_error(
+            "plan train", "--device", f"one with known rates ({listed}), or a file of the probe", repr(name),
+            "its rates are unknown", THERE,
+        )  # fmt: skip
+    return rates.of(devices.find(name))
+
+
+def _level(text: str) -> Level:
+    """DEVICES:GB/s, or with the microseconds of an empty message."""
+    words = text.split(":")
+    try:
+        count, rate, *rest = int(words[0]), float(words[1]), *map(float, words[2:])
+    except (ValueError, IndexError):
+        raise argument_error(
+            "plan train", "--link", "DEVICES:GB/s or DEVICES:GB/s:US, such as 1024:25:5", repr(text)
+        ) from None
+    latency = rest[0] if rest else 0.0
+    if count < 2 or not rate > 0 or latency < 0 or len(rest) > 1:
+        raise argument_error(
+            "plan train", "--link", "at least 2 devices, a rate above 0 and a latency of at least 0", repr(text)
+        )
+    return Level(f"{count} devices", count, rate * 1e9, latency * 1e-6)
+
+
+def require_joined(found: Rates, devices: int) -> None:
+    """Refuse more devices than the rates say how they are joined."""
+    most = max((level.devices for level in found.levels), default=1)
+    if devices > most:
+        raise argument_error(
+            "plan train", "--devices", f"at most {most}, which the rates of {found.name} join", devices,
+            "how fast more are joined is unknown", f"State it: {LINK}, such as --link {devices}:25:5",
+        )  # fmt: skip

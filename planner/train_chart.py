@@ -1,0 +1,68 @@
+"""The best plans at a glance: memory of the fullest device by what it holds, and where a step's time goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fusionkit_planner.layout import Layout
+from fusionkit_planner.search import Answer, peak
+from fusionkit_planner.train_report import BEST, PARTS
+
+MEMORY = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "margin")
+# Dark to light where the bars need a space; one colour means one thing in each picture.
+MEMORY_COLOURS = ("#1f3b73", "#3f6fb5", "#8fb3e0", "#e08a2e", "#f2c14e", "#7b9e6b", "#cccccc")
+TIME_COLOURS = ("#3f6fb5", "#d1495b", "#cccccc", "#7b9e6b", "#f2c14e")
+
+
+def draw(path: Path, answer: Answer) -> None:
+    from matplotlib.figure import Figure
+
+    question, plans = answer.question, answer.plans[:BEST]
+    figure = Figure(figsize=(13, 1.8 + 0.42 * len(plans)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    stages = [peak(question, plan.layout) for plan in plans]
+    _bars(left, {part: [getattr(stage, part) / 1e9 for stage in stages] for part in MEMORY}, MEMORY_COLOURS)
+    left.axvline(question.memory_bytes / 1e9, color="black", linestyle="--", linewidth=1)
+    left.set(xlabel="GB of the device that needs most; dashed: what it has", title="Memory")
+    parts = {name: [getattr(plan.time, part) for plan in plans] for part, name in PARTS.items()}
+    _bars(right, parts, TIME_COLOURS)
+    for place, plan in enumerate(plans):
+        rate = plan.time.tokens_per_device(plan.layout, question.sequence)
+        right.annotate(f" {rate:.4g} tokens/s/device", (plan.time.seconds, place), va="center", fontsize=8)
+    right.set_xlim(0, 1.4 * max(plan.time.seconds for plan in plans))
+    right.set(xlabel="seconds of a step", title="Time")
+    left.set_yticks(range(len(plans)), [f"{_label(plan.layout)}   {place}" for place, plan in enumerate(plans, 1)])
+    left.invert_yaxis()
+    figure.suptitle(
+        f"simulated: {question.architecture.name} on {question.devices} x {question.rates.name}, "
+        f"{question.global_batch} rows of {question.sequence} tokens",
+        fontsize=11,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _bars(axes: Any, parts: dict[str, list[float]], colours: tuple[str, ...]) -> None:
+    """One bar a plan, its parts side by side from left to right."""
+    count = len(next(iter(parts.values())))
+    starts = [0.0] * count
+    for (name, widths), colour in zip(parts.items(), colours, strict=True):
+        if any(widths):
+            axes.barh(range(count), widths, left=starts, color=colour, label=name, height=0.72)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _label(one: Layout) -> str:
+    words = [f"tensor {one.tensor}"]
+    if one.pipeline > 1:
+        words.append(f"pipeline {one.pipeline}" + (f"x{one.virtual_stages}" if one.virtual_stages > 1 else ""))
+    if one.data > 1:
+        words.append(f"data {one.data}")
+    if one.sharding > 1:
+        words.append(f"sharding {one.sharding}/{one.stage}")
+    words.append(f"rows {one.micro_batch}")
+    return ", ".join([*words, f"recompute {one.recompute}"] if one.recompute != "none" else words)

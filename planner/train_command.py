@@ -1,0 +1,115 @@
+"""`fusionkit plan train`: the fastest layouts that fit, from models of memory and time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusionkit import extras
+from fusionkit.errors import argument_error
+
+if TYPE_CHECKING:
+    from fusionkit_planner.search import Answer, Question
+
+HELP = "find the fastest layout of a training that fits: tensor, pipeline, sharding, micro-batch, recomputation"
+ROWS = 128
+TOKENS = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="FOLDER_OR_CONFIG", help="a Hugging Face folder, or a config.json"
+    )
+    parser.add_argument("--devices", type=int, default=8, help="that train together (default: 8)")
+    parser.add_argument(
+        "--device", required=True, help="910b, a100, h100, h200; the file of `fusionkit plan probe` for all others"
+    )
+    parser.add_argument(
+        "--link", action="append", default=[], metavar="DEVICES:GB/s[:US]",
+        help="so many devices are joined at this rate of each, and latency; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--global-batch", type=int, help=f"rows of a step (default: {ROWS}, or the devices if there are more)"
+    )
+    parser.add_argument("--sequence", type=int, help=f"tokens of a row (default: {TOKENS}, or the model's positions)")
+    parser.add_argument("--memory", type=float, metavar="GB", help="of one device (default: the device's own)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every plan and every refusal")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="memory and time of the best ten, as PNG")
+    parser.add_argument(
+        "--write", type=Path, metavar="FLAGS.json", help="the best plan as flags of the example's sft.py"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    if absent := extras.missing(*(["matplotlib"] if options.chart else [])):
+        raise ValueError(f"plan train: --chart: {absent}")
+    from fusionkit_planner import search, sft_flags, train_report
+
+    question = asked(options)
+    answer = search.search(question, _shown)
+    if options.json:
+        _write(options.json, train_report.as_json(answer))
+    if not answer.plans:
+        raise ValueError(train_report.nothing(answer))
+    print(train_report.text(answer))
+    if options.write:
+        _write(options.write, sft_flags.flags(answer.plans[0].layout, question.sequence, question.rates.dtype))
+    if options.chart:
+        _draw(options.chart, answer)
+    return 0
+
+
+def asked(options: argparse.Namespace) -> Question:
+    """What the options mean.
+
+    Raises:
+        ValueError: one is wrong, or what it names is unknown.
+    """
+    from fusionkit_planner import architecture, known_rates, search
+
+    model = architecture.read(options.model)
+    rates = known_rates.find(options.device, options.link)
+    _require(options.devices >= 1, "--devices", "at least 1", options.devices)
+    known_rates.require_joined(rates, options.devices)
+    batch = max(ROWS, options.devices) if options.global_batch is None else options.global_batch
+    _require(batch >= 1, "--global-batch", "at least 1", batch)
+    positions = positions_of(options.model)
+    sequence = min(TOKENS, positions) if options.sequence is None else options.sequence
+    _require(1 <= sequence <= positions, "--sequence", f"1 to {positions}, the model's positions", sequence)
+    memory = rates.memory_bytes / 1e9 if options.memory is None else options.memory
+    rule = "above 0" if options.memory is not None else "given: nobody states it for this device"
+    _require(memory > 0, "--memory", rule, memory)
+    return search.Question(model, rates, options.devices, batch, sequence, memory * 1e9)
+
+
+def positions_of(model: str) -> int:
+    """Of a model's configuration; the default's where it states none."""
+    path = Path(model)
+    config = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+    return int(config.get("max_position_embeddings", TOKENS))
+
+
+def _require(condition: bool, option: str, rule: str, got: object) -> None:
+    if not condition:
+        raise argument_error("plan train", option, rule, got)
+
+
+def _shown(candidates: Sequence[Any]) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    shown: Iterable[Any] = tqdm(candidates, desc="layouts", unit="", leave=False, delay=1, disable=None)
+    return shown
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _draw(path: Path, answer: Answer) -> None:
+    from fusionkit_planner import train_chart
+
+    train_chart.draw(path, answer)

@@ -1,0 +1,194 @@
+"""The answer as text and as JSON. Every figure is simulated, and the text says from which rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from fusionkit_planner import refusals
+from fusionkit_planner.layout import Layout
+from fusionkit_planner.report import columns
+from fusionkit_planner.search import Answer, Plan, Question, peak
+from fusionkit_planner.training_memory import StageMemory
+
+BEST = 10
+SAME = 5e-4  # of a step: less is no difference
+PARTS = {
+    "compute": "compute",
+    "exposed_communication": "exposed communication",
+    "bubble": "bubble",
+    "optimizer": "optimizer",
+    "other": "other",
+}
+SHOWN = ("tensor", "pipeline", "data", "sharding", "stage", "virtual_stages", "micro_batch", "recompute")
+HEADER = ("", "tensor", "pipeline", "data", "sharding", "micro-batch", "recompute",
+          "GB", "step s", "tokens/s/device", "MFU", "exposed s", "bubble s")  # fmt: skip
+LEGEND = """\
+Simulated. pipeline 4x2: 4 stages of 2 virtual stages. sharding 4/2: 4 copies share stage 2, which divides optimizer and
+gradients (1: optimizer; 3: parameters too). GB: of the device that needs most. MFU: of the peak rate, recomputation
+not counted. exposed: seconds of collectives that nothing hides. bubble: seconds in which stages wait for each other."""
+
+
+def text(answer: Answer) -> str:
+    question = answer.question
+    parts = [
+        "\n".join(_title(question)),
+        columns([HEADER, *(_cells(question, place, plan) for place, plan in enumerate(answer.plans[:BEST], 1))]),
+        LEGEND,
+        "\n".join(_reasons(answer)),
+        "\n".join(_memory(peak(question, answer.plans[0].layout))),
+        "\n".join(_refused(answer)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _title(question: Question) -> Iterator[str]:
+    model, rates = question.architecture, question.rates
+    yield (
+        f"Simulated: {model.name}, {model.parameters / 1e9:.2f} billion parameters, on {question.devices} x "
+        f"{rates.name} of {question.memory_bytes / 1e9:.0f} GB; "
+        f"steps of {question.global_batch} rows of {question.sequence} tokens."
+    )
+    if not rates.products:
+        yield (
+            "No product was measured on this device: kernels and links are taken at stated rates, so real steps take "
+            "longer. `fusionkit plan probe` measures them there."
+        )
+    yield "Rates:"
+    of_source: dict[str, list[str]] = {}
+    for rate, source in rates.sources.items():
+        of_source.setdefault(source, []).append(rate)
+    yield from (f"  {', '.join(names)}: {source}" for source, names in of_source.items())
+
+
+def _cells(question: Question, place: int, plan: Plan) -> tuple[str, ...]:
+    one, time = plan.layout, plan.time
+    return (
+        str(place),
+        str(one.tensor),
+        f"{one.pipeline}x{one.virtual_stages}" if one.virtual_stages > 1 else str(one.pipeline),
+        str(one.data),
+        f"{one.sharding}/{one.stage}" if one.sharding > 1 else "-",
+        f"{one.micro_batch} of {one.micro_batches}",
+        one.recompute,
+        f"{plan.needs_bytes / 1e9:.1f}",
+        f"{time.seconds:.3g}",
+        f"{time.tokens_per_device(one, question.sequence):.4g}",
+        f"{time.mfu(question.architecture, one, question.sequence, question.rates):.1%}",
+        f"{time.exposed_communication:.3g}",
+        f"{max(time.bubble, 0):.3g}",
+    )
+
+
+def _reasons(answer: Answer) -> Iterator[str]:
+    first, *others = answer.plans[:2]
+    for second in others:
+        yield why(first, second)
+    if not others:
+        yield "No other layout fits."
+
+
+def why(first: Plan, second: Plan) -> str:
+    """In which parts of a step the first is faster, and what is different."""
+    gained = second.time.seconds - first.time.seconds
+    if gained < SAME * first.time.seconds:
+        text = "The first and the second take as long"
+        saved = second.needs_bytes - first.needs_bytes
+        text += f"; the first needs {saved / 1e9:.1f} GB less." if saved > 0 else "."
+        return f"{text} {_difference(first.layout, second.layout)}"
+    changes = {name: getattr(second.time, part) - getattr(first.time, part) for part, name in PARTS.items()}
+    least = SAME * first.time.seconds
+    by_size = sorted(changes.items(), key=lambda item: -abs(item[1]))
+    less = [f"{change:.3g} s less {name}" for name, change in by_size if change > least]
+    more = [f"{-change:.3g} s more {name}" for name, change in by_size if change < -least]
+    against = f", against {' and '.join(more)}" if more else ""
+    return (
+        f"The first is {gained / first.time.seconds:.1%} faster than the second: {' and '.join(less)}{against}. "
+        f"{_difference(first.layout, second.layout)}"
+    )
+
+
+def _difference(first: Layout, second: Layout) -> str:
+    names = [name for name in SHOWN if getattr(first, name) != getattr(second, name)]
+    return "It has " + ", ".join(
+        f"{name.replace('_', ' ')} {getattr(first, name)} instead of {getattr(second, name)}" for name in names
+    ) + "."  # fmt: skip
+
+
+def _memory(stage: StageMemory) -> Iterator[str]:
+    yield (
+        f"Simulated: memory of the first plan, {stage.total / 1e9:.1f} GB on pipeline stage {stage.stage}, in "
+        f"{stage.moment}. The largest parts, and what makes each smaller:"
+    )
+    for item in stage.largest(5):
+        yield f"  {item.num_bytes / 1e9:6.2f} GB  {item.name}: {item.shrink}"
+
+
+def _refused(answer: Answer) -> Iterator[str]:
+    degrees = [each for each in answer.refused if each.layout is None]
+    lacking = [each for each in answer.refused if each.layout is not None]
+    yield f"Simulated: {len(answer.plans)} layouts fit. Refused, and each named in --json:"
+    for reason, count in refusals.counts(lacking).most_common():
+        yield f"  {count} layouts: {reason}"
+    for reason, count in refusals.counts(degrees).most_common():
+        yield f"  {count} of the ways to divide {answer.question.devices} devices: {reason}"
+    if any(each.reason.startswith(refusals.BATCH) for each in degrees):
+        yield f"  {_nearest_batches(answer.question)}."
+
+
+def nothing(answer: Answer) -> str:
+    """The error where no layout fits: what comes nearest, and what it needs."""
+    question, one = answer.question, refusals.nearest(answer.refused)
+    if one is None or one.layout is None:
+        reasons = "; ".join(refusals.counts(answer.refused))
+        return (
+            f"plan train: no way to divide {question.devices} devices is left: {reasons}. {_nearest_batches(question)}"
+        )
+    stage = peak(question, one.layout)
+    largest = " ".join(f"{item.name} {item.num_bytes / 1e9:.1f} GB: {item.shrink}." for item in stage.largest(2))
+    return (
+        f"plan train: --memory must be at least {(one.needs_bytes or 0) / 1e9:.1f} GB for any layout on "
+        f"{question.devices} devices, got {question.memory_bytes / 1e9:.1f}. The nearest is {named(one.layout)}. "
+        f"Its largest parts: {largest} Give more devices, a shorter --sequence, or more --memory"
+    )
+
+
+def _nearest_batches(question: Question) -> str:
+    below = question.global_batch // question.devices * question.devices
+    choices = [str(batch) for batch in (below, below + question.devices) if batch]
+    return f"With --global-batch {' or '.join(choices)} every way divides it"
+
+
+def named(one: Layout) -> str:
+    """In words."""
+    sharding = f", sharding {one.sharding} stage {one.stage}" if one.sharding > 1 else ""
+    virtual = f" x {one.virtual_stages}" if one.virtual_stages > 1 else ""
+    return (
+        f"tensor {one.tensor}, pipeline {one.pipeline}{virtual}, data {one.data}{sharding}, micro-batch "
+        f"{one.micro_batch}, recompute {one.recompute}"
+    )
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """Seconds and bytes. The best ten have their memory in parts."""
+    question = answer.question
+    asked = asdict(question) | {"rates": question.rates.as_json()}
+    return {
+        "simulated": True,
+        "question": asked,
+        "plans": [_plan(question, plan, place <= BEST) for place, plan in enumerate(answer.plans, 1)],
+        "why": why(*answer.plans[:2]) if len(answer.plans) > 1 else None,
+        "refused": [refusals.as_json(each) for each in answer.refused],
+    }
+
+
+def _plan(question: Question, plan: Plan, in_parts: bool) -> dict[str, Any]:
+    found = {
+        "layout": asdict(plan.layout),
+        "needs_bytes": plan.needs_bytes,
+        "time": asdict(plan.time),
+        "tokens_per_device": plan.time.tokens_per_device(plan.layout, question.sequence),
+        "mfu": plan.time.mfu(question.architecture, plan.layout, question.sequence, question.rates),
+    }
+    return found | {"memory": asdict(peak(question, plan.layout))} if in_parts else found
