@@ -34,7 +34,9 @@ def _stated(name: str) -> Rates:
             "plan train", "--device", f"one with known rates ({listed}), or a file of the probe", repr(name),
             "its rates are unknown", THERE,
         )  # fmt: skip
-    return rates.of(devices.find(name))
+    model = devices.find(name)
+    found = rates.of(model)
+    return found if model.source else replace(found, sources={})
 
 
 def _level(text: str) -> Level:

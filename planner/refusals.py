@@ -44,6 +44,11 @@ def of_degrees(found: Degrees, architecture: Architecture, global_batch: int) ->
     return None
 
 
+def is_batch(refusal: Refusal) -> bool:
+    """Whether another global batch would mend it."""
+    return refusal.reason.startswith(BATCH)
+
+
 def of_memory(found: Degrees, layout: Layout, needs_bytes: float) -> Refusal:
     return Refusal(MEMORY, found, layout, needs_bytes)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusionkit_planner.layout import Layout
 from fusionkit_planner.search import Answer, peak
-from fusionkit_planner.train_report import BEST, PARTS
+from fusionkit_planner.train_report import BEST, PARTS, rate
 
 MEMORY = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "margin")
 # Dark to light where the bars need a space; one colour means one thing in each picture.
@@ -28,8 +28,8 @@ def draw(path: Path, answer: Answer) -> None:
     parts = {name: [getattr(plan.time, part) for plan in plans] for part, name in PARTS.items()}
     _bars(right, parts, TIME_COLOURS)
     for place, plan in enumerate(plans):
-        rate = plan.time.tokens_per_device(plan.layout, question.sequence)
-        right.annotate(f" {rate:.4g} tokens/s/device", (plan.time.seconds, place), va="center", fontsize=8)
+        tokens = rate(plan.time.tokens_per_device(plan.layout, question.sequence))
+        right.annotate(f" {tokens} tokens/s/device", (plan.time.seconds, place), va="center", fontsize=8)
     right.set_xlim(0, 1.4 * max(plan.time.seconds for plan in plans))
     right.set(xlabel="seconds of a step", title="Time")
     left.set_yticks(range(len(plans)), [f"{_label(plan.layout)}   {place}" for place, plan in enumerate(plans, 1)])

@@ -8,6 +8,7 @@ from typing import Any
 
 from fusionkit_planner import refusals
 from fusionkit_planner.layout import Layout
+from fusionkit_planner.rates import Rates
 from fusionkit_planner.report import columns
 from fusionkit_planner.search import Answer, Plan, Question, peak
 from fusionkit_planner.training_memory import StageMemory
@@ -57,9 +58,15 @@ def _title(question: Question) -> Iterator[str]:
         )
     yield "Rates:"
     of_source: dict[str, list[str]] = {}
-    for rate, source in rates.sources.items():
+    for rate, source in _sources(rates).items():
         of_source.setdefault(source, []).append(rate)
     yield from (f"  {', '.join(names)}: {source}" for source, names in of_source.items())
+
+
+def _sources(rates: Rates) -> dict[str, str]:
+    """Of every rate that a plan rests on, whether somebody has said where it comes from or not."""
+    needed = ("peak_flops", "memory_bandwidth", "memory_bytes", *(["levels"] if rates.levels else []))
+    return dict.fromkeys(needed, "no source is stated") | dict(rates.sources)
 
 
 def _cells(question: Question, place: int, plan: Plan) -> tuple[str, ...]:
@@ -74,11 +81,16 @@ def _cells(question: Question, place: int, plan: Plan) -> tuple[str, ...]:
         one.recompute,
         f"{plan.needs_bytes / 1e9:.1f}",
         f"{time.seconds:.3g}",
-        f"{time.tokens_per_device(one, question.sequence):.4g}",
+        rate(time.tokens_per_device(one, question.sequence)),
         f"{time.mfu(question.architecture, one, question.sequence, question.rates):.1%}",
         f"{time.exposed_communication:.3g}",
         f"{max(time.bubble, 0):.3g}",
     )
+
+
+def rate(tokens: float) -> str:
+    """Tokens/s with four digits, never as a power of ten."""
+    return f"{tokens:,.0f}" if tokens >= 1000 else f"{tokens:.4g}"
 
 
 def _reasons(answer: Answer) -> Iterator[str]:
@@ -133,7 +145,7 @@ def _refused(answer: Answer) -> Iterator[str]:
         yield f"  {count} layouts: {reason}"
     for reason, count in refusals.counts(degrees).most_common():
         yield f"  {count} of the ways to divide {answer.question.devices} devices: {reason}"
-    if any(each.reason.startswith(refusals.BATCH) for each in degrees):
+    if any(map(refusals.is_batch, degrees)):
         yield f"  {_nearest_batches(answer.question)}."
 
 
@@ -141,10 +153,9 @@ def nothing(answer: Answer) -> str:
     """The error where no layout fits: what comes nearest, and what it needs."""
     question, one = answer.question, refusals.nearest(answer.refused)
     if one is None or one.layout is None:
-        reasons = "; ".join(refusals.counts(answer.refused))
-        return (
-            f"plan train: no way to divide {question.devices} devices is left: {reasons}. {_nearest_batches(question)}"
-        )
+        found = refusals.counts(answer.refused)
+        advice = f". {_nearest_batches(question)}" if any(map(refusals.is_batch, answer.refused)) else ""
+        return f"plan train: no way to divide {question.devices} devices is left: {'; '.join(found)}{advice}"
     stage = peak(question, one.layout)
     largest = " ".join(f"{item.name} {item.num_bytes / 1e9:.1f} GB: {item.shrink}." for item in stage.largest(2))
     return (
