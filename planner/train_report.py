@@ -47,7 +47,7 @@ def text(answer: Answer) -> str:
 def _title(question: Question) -> Iterator[str]:
     model, rates = question.architecture, question.rates
     yield (
-        f"Simulated: {model.name}, {model.parameters / 1e9:.2f} billion parameters, on {question.devices} x "
+        f"Simulated: {model.name}, {model.parameters / 1e6:,.0f} million parameters, on {question.devices} x "
         f"{rates.name} of {question.memory_bytes / 1e9:.0f} GB; "
         f"steps of {question.global_batch} rows of {question.sequence} tokens."
     )
@@ -79,7 +79,7 @@ def _cells(question: Question, place: int, plan: Plan) -> tuple[str, ...]:
         f"{one.sharding}/{one.stage}" if one.sharding > 1 else "-",
         f"{one.micro_batch} of {one.micro_batches}",
         one.recompute,
-        f"{plan.needs_bytes / 1e9:.1f}",
+        f"{plan.needs_bytes / 1e9:.{1 if plan.needs_bytes >= 1e9 else 3}f}",
         f"{time.seconds:.3g}",
         rate(time.tokens_per_device(one, question.sequence)),
         f"{time.mfu(question.architecture, one, question.sequence, question.rates):.1%}",

@@ -7,12 +7,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from fusionkit_planner import architecture, candidates, devices, known_rates, refusals, search
+from fusionkit_planner import architecture, candidates, devices, known_rates, refusals, search, train_report
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.layout import Layout
 from fusionkit_planner.rates import Level, Rates
-from fusionkit_planner.search import Question
+from fusionkit_planner.search import Plan, Question
 from fusionkit_planner.training_memory import memory
+from fusionkit_planner.training_time import StepTime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -177,15 +178,28 @@ def test_the_reason_adds_up(tmp_path):
     assert total == pytest.approx(second["seconds"] - first["seconds"], abs=2e-3 * first["seconds"])
 
 
+def test_the_reason_names_each_part_that_differs_the_largest_first():
+    """By hand: 10 s against 11 s, of which 0.4 and 0.9 are gained and 0.3 is lost."""
+    first = Plan(Layout(tensor=2, micro_batch=4), 5e9, StepTime(10.0, 7.3, 1.6, 0.6, 0.5, 0.0))
+    second = Plan(Layout(tensor=4, micro_batch=4), 4e9, StepTime(11.0, 7.0, 2.5, 1.0, 0.5, 0.0))
+    assert train_report.why(first, second) == (
+        "The first is 10.0% faster than the second: 0.9 s less exposed communication and 0.4 s less bubble, against "
+        "0.3 s more compute. It has tensor 2 instead of 4."
+    )
+    same = replace(second, time=first.time, needs_bytes=7e9)
+    assert train_report.why(first, same).startswith(
+        "The first and the second take as long; the first needs 2.0 GB less. It has tensor 2"
+    )
+
+
 NEEDED = ["--model_name_or_path", "model", "--dataset_name_or_path", "data", "--output_dir", "output"]
 
 
-@pytest.mark.parametrize("device", ["910b", "a100", "h200"])
-def test_sft_takes_the_flags_of_any_plan_and_forms_its_layout(device, tmp_path):
+def test_sft_takes_the_flags_of_any_plan_and_forms_its_layout(tmp_path):
     """The example's own class reads the file, and the example's own arithmetic makes the mesh."""
     from fusionkit_planner import sft_flags
 
-    rates = known_rates.find(device, [])
+    rates = known_rates.find("910b", [])
     question = Question(architecture.read(CONFIG), rates, 8, 16, 4096, 200e9)
     for plan in search.search(question).plans[::7]:
         one, file = plan.layout, tmp_path / "flags.json"
