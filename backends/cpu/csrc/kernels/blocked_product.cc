@@ -1,6 +1,5 @@
 // The matrix product without a library: B in panels, A repacked block by block, a micro-kernel of
-// kPanelRows x 2 vectors in registers. Sums are float32; k is walked in blocks, and every sum goes on where the block
-// before left it.
+// kPanelRows x 2 vectors in registers. Sums are float32; k is walked in blocks of whole chains.
 #include "kernels/panels.h"
 #include "kernels/product_step.h"
 #include "kernels/products.h"
@@ -11,6 +10,7 @@ namespace {
 constexpr int kTileRows = 8 * kPanelRows;
 // A panel's block of steps takes 32 KB with AVX-512: the first-level cache.
 constexpr int64_t kBlockEntries = 512 * kLanes;
+static_assert(kBlockEntries / (4 * kLanes) % FloatStep::kLongestChain == 0);
 
 // What a micro-kernel does with the sums that are in c.
 enum class Sums { kStart, kContinue, kAddAtTheEnd };
@@ -35,10 +35,10 @@ struct Output {
   Sums sums;
 };
 
-// c[Rows x Vectors] (+)= A panel * B panel over `steps` steps.
+// One chain of c[Rows x Vectors] (+)= A panel * B panel.
 template <class Step, int Rows, int Vectors>
-void micro(const typename Step::Element* a, const typename Step::Element* b, int64_t width, int64_t steps,
-           const Output& out) {
+[[gnu::always_inline]] inline void micro_chain(const typename Step::Element* a, const typename Step::Element* b,
+                                               int64_t width, int64_t steps, const Output& out) {
   Vec sums[Rows][Vectors] = {};
   if (out.sums == Sums::kContinue)
 #pragma GCC unroll 12
@@ -64,6 +64,16 @@ void micro(const typename Step::Element* a, const typename Step::Element* b, int
       if (out.sums == Sums::kAddAtTheEnd) sums[i][n] += load_sum(c, left);
       store_sum(c, left, sums[i][n]);
     }
+}
+
+// c[Rows x Vectors] (+)= A panel * B panel over `steps` steps.
+template <class Step, int Rows, int Vectors>
+void micro(const typename Step::Element* a, const typename Step::Element* b, int64_t width, int64_t steps, Output out) {
+  for (int64_t k = 0; k < steps; out.sums = Sums::kAddAtTheEnd) {
+    const int64_t chain = steps - k < Step::kLongestChain ? steps - k : Step::kLongestChain;
+    micro_chain<Step, Rows, Vectors>(a + k * kPanelRows, b + k * width, width, chain, out);
+    k += chain;
+  }
 }
 
 // All columns of a panel, Vectors at a time.
@@ -157,7 +167,7 @@ void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panel
     multiply_block(kernel, static_cast<const char*>(scratch), a_bytes,
                    static_cast<const char*>(panels) + k * format.cols * element_size(format.compute), format,
                    (depth + step - 1) / step, a.rows, out);
-    if (!accumulate) out.sums = Sums::kContinue;
+    if (!accumulate) out.sums = in_pairs(format.compute) ? Sums::kContinue : Sums::kAddAtTheEnd;
   }
   if (direct) return;
   convert_rows(contiguous(out.c, DType::kFloat32, c.rows, c.cols), DType::kFloat32, bias, c);

@@ -22,9 +22,11 @@ struct LastOfPairs {
   UintVec across(const Element* row, int64_t, int64_t cols) const { return entries.low(row, cols); }
 };
 
+// `at` of a chain of steps; `total`, as many behind, of the chains before it.
 struct Sums {
   float* at;
   int64_t stride;
+  float* total = nullptr;
 };
 
 // sums += a[:, 0:Steps] b[0:Steps]; `cols` columns, a whole number of Vectors unless that is 1. is_ahead: asks for the
@@ -64,7 +66,8 @@ void add_columns(const A* a, int64_t a_stride, const Entries& entries, const typ
 // A product whose B is at hand, some steps at a time.
 template <class Entries>
 struct Product {
-  using A = typename StepOf<Entries::kStep>::Type::Element;
+  using Step = typename StepOf<Entries::kStep>::Type;
+  using A = typename Step::Element;
   const A* a;
   int64_t a_stride, rows;
   Sums sums;
@@ -97,34 +100,54 @@ struct Product {
                            {sums.at + row * sums.stride, sums.stride});
   }
 
+  // The chain that ends before `step` joins the others.
+  void end_chain(int64_t step) const {
+    const bool is_first = step <= Step::kLongestChain;
+    for (int64_t i = 0; i < rows * sums.stride; i += kLanes) {
+      const Vec chain = load(sums.at + i);
+      store(sums.total + i, is_first ? chain : chain + load(sums.total + i));
+      store(sums.at + i, Vec{});
+    }
+  }
+
   void run(const Entries& entries, const Matrix& b) const {
+    static_assert(Step::kLongestChain == INT64_MAX || Step::kLongestChain % kStepsTogether == 0);
     const int64_t steps = b.rows / Entries::kStep;
     int64_t step = 0;
-    for (; step + kStepsTogether <= steps; step += kStepsTogether) add_together(step, entries, b);
+    while (step + kStepsTogether <= steps) {
+      add_together(step, entries, b);
+      step += kStepsTogether;
+      if (step % Step::kLongestChain == 0 && step < b.rows) end_chain(step);
+    }
     for (; step < steps; ++step) add_one(step, entries, b);
     if constexpr (Entries::kStep > 1)
       if (b.rows % Entries::kStep != 0) add_one(step, LastOfPairs<Entries>{entries}, b);
+    if (Step::kLongestChain < b.rows) end_chain(b.rows);
   }
 };
 
 }  // namespace
 
-int64_t unpacked_scratch_bytes(int64_t rows, int64_t cols) { return rows * padded(cols) * int64_t{sizeof(float)}; }
+int64_t unpacked_scratch_bytes(int64_t rows, int64_t cols) { return 2 * rows * padded(cols) * int64_t{sizeof(float)}; }
 
 void multiply_unpacked(const Matrix& a, const Matrix& b, DType round_to, const Matrix& c, const float* bias,
                        bool accumulate, void* scratch) {
-  const Sums sums = {static_cast<float*>(scratch), padded(c.cols)};
-  std::memset(scratch, 0, unpacked_scratch_bytes(c.rows, c.cols));
+  float* at = static_cast<float*>(scratch);
+  const int64_t count = c.rows * padded(c.cols);
+  const Sums sums = {at, padded(c.cols), at + count};
+  float* result = at;
+  std::memset(at, 0, count * sizeof(float));
   visit_entries(b.dtype, round_to, a.dtype, [&](auto entries) {
     using Entries = decltype(entries);
     using A = typename Product<Entries>::A;
     const Product<Entries> product = {static_cast<const A*>(a.data), a.row_stride / Entries::kStep, c.rows, sums};
     product.run(entries, b);
+    if (Product<Entries>::Step::kLongestChain < b.rows) result = sums.total;
   });
   for (int64_t row = 0; row < c.rows; ++row) {
     const Matrix to = slice_rows(c, row, row + 1);
     // What is accumulated onto enters as a bias would.
-    convert_rows(contiguous(sums.at + row * sums.stride, DType::kFloat32, 1, c.cols), DType::kFloat32,
+    convert_rows(contiguous(result + row * sums.stride, DType::kFloat32, 1, c.cols), DType::kFloat32,
                  accumulate ? static_cast<const float*>(to.data) : bias, to);
   }
 }
