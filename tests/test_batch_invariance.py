@@ -136,13 +136,11 @@ def test_a_pack_in_a_layout_that_onednn_alone_reads_is_refused():
 class Conversation:
     """The tokens of one row, attended to in calls of any length, beside other rows."""
 
-    BLOCK = 16
-
-    def __init__(self, rng, dtype, heads, kv_heads, head_dim, length, window):
-        self.rng, self.length, self.window = rng, length, window
+    def __init__(self, rng, dtype, heads, kv_heads, head_dim, length, window, block_size=16):
+        self.rng, self.length, self.window, self.block_size = rng, length, window, block_size
         self.q = random(rng, (length, heads, head_dim), dtype)
         self.k, self.v = (random(rng, (length, kv_heads, head_dim), dtype) for _ in range(2))
-        self.blocks = -(-length // self.BLOCK)
+        self.blocks = -(-max(length, 3 + 8) // block_size)  # the other rows' tokens end there
         self.others = [random(rng, (64, count, head_dim), dtype) for count in (heads, kv_heads, kv_heads)]
 
     def attend(self, ends, others=0):
@@ -158,7 +156,7 @@ class Conversation:
 
     def _empty_cache(self, others):
         blocks = self.blocks * (2 * others + 1)
-        return np.zeros((blocks, self.k.shape[1], self.BLOCK, self.k.shape[2]), self.k.dtype)
+        return np.zeros((blocks, self.k.shape[1], self.block_size, self.k.shape[2]), self.k.dtype)
 
     def _call(self, caches, begin, end, counts, starts, others):
         before, behind = sum(counts[:others]), sum(counts[others + 1 :])
@@ -197,6 +195,29 @@ def test_attention_has_the_same_bits_in_any_calls(native, heads, kv_heads, head_
         for (ends, others), threads in zip(itertools.product(schedules, (0, 2)), THREADS * 2, strict=True):
             native.set_num_threads(threads)
             np.testing.assert_array_equal(bits(row.attend(ends, others)), whole, f"{ends=} {others=} {threads=}")
+
+
+# A single token's keys are packed a panel at a time, and its values not at all.
+TOKENS = (  # heads, kv_heads, head_dim, window, block_size
+    (8, 1, 80, 0, 7),  # blocks end inside of a vector of keys
+    (6, 6, 16, 0, 64),
+    (7, 1, 128, 300, 16),  # a window that begins in the block of 256 keys before
+    (3, 1, 33, 5, 32),
+    (100, 1, 8, 0, 16),  # more heads than a block of queries
+)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("heads, kv_heads, head_dim, window, block_size", TOKENS)
+def test_a_token_has_the_bits_of_the_prefill(native, heads, kv_heads, head_dim, window, block_size, dtype, isa):
+    native.set_isa(isa)
+    rng = np.random.default_rng(5)
+    with fk.use_backend(BACKEND), fk.use_batch_invariant():
+        for length in (1, 15, 63, 65, 255, 256, 257, 511, 513, 577):
+            row = Conversation(rng, dtype, heads, kv_heads, head_dim, length, window, block_size)
+            whole, alone = row.attend([length]), row.attend([length - 1, length], others=1)
+            np.testing.assert_array_equal(bits(alone[-1]), bits(whole[-1]), f"{length=}")
 
 
 @pytest.mark.parametrize("op", ["fused_linear", "paged_attention"])

@@ -109,10 +109,12 @@ Vec score_keys(const typename Operand::Group* query, const T* const* keys, const
 }
 
 // Columns [column, column + kVectors * kLanes) of the output of kQueries queries: += probability times value over the
-// keys. Asks for the same columns of the rows `ahead` meanwhile.
+// keys. The rows of probabilities and of the output have these strides; columns from output_stride on are not there.
+// Asks for the same columns of the rows `ahead` meanwhile.
 template <int kQueries, int kVectors, bool kWhole, class T, class Operand>
-void add_values(const typename Operand::Element* probabilities, const T* const* values, const T* const* ahead,
-                int64_t num_keys, int64_t column, int64_t head_dim, float* output, int64_t output_stride) {
+void add_values(const typename Operand::Element* probabilities, int64_t probability_stride, const T* const* values,
+                const T* const* ahead, int64_t num_keys, int64_t column, int64_t head_dim, float* output,
+                int64_t output_stride) {
   Vec sums[kQueries][kVectors] = {};
   for (int64_t key = 0; key < num_keys; key += Operand::kGroup) {
     typename Operand::Register v[kVectors];
@@ -120,7 +122,7 @@ void add_values(const typename Operand::Element* probabilities, const T* const* 
     RowGroups<T, Operand>::template interleave<kVectors, kWhole>(values + key, column, head_dim, v);
 #pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) {
-      const auto* at = probabilities + q * kDecodeBlock + key;
+      const auto* at = probabilities + q * probability_stride + key;
       const auto p = Operand::broadcast_group(reinterpret_cast<const typename Operand::Group*>(at));
 #pragma GCC unroll 8
       for (int n = 0; n < kVectors; ++n) sums[q][n] = Operand::multiply_add(p, v[n], sums[q][n]);
@@ -130,6 +132,7 @@ void add_values(const typename Operand::Element* probabilities, const T* const* 
   for (int q = 0; q < kQueries; ++q)
 #pragma GCC unroll 8
     for (int n = 0; n < kVectors; ++n) {
+      if (!kWhole && column + n * kLanes >= output_stride) continue;
       float* to = output + q * output_stride + column + n * kLanes;
       store(to, load(to) + sums[q][n]);
     }
@@ -137,24 +140,25 @@ void add_values(const typename Operand::Element* probabilities, const T* const* 
 
 // Of `count` queries, at most kQueries.
 template <int kQueries, class T, class Operand>
-void add_all_values(int64_t count, const typename Operand::Element* probabilities, const T* const* values,
-                    const T* const* ahead, int64_t num_keys, int64_t head_dim, float* output, int64_t output_stride) {
+void add_all_values(int64_t count, const typename Operand::Element* probabilities, int64_t probability_stride,
+                    const T* const* values, const T* const* ahead, int64_t num_keys, int64_t head_dim, float* output,
+                    int64_t output_stride) {
   if constexpr (kQueries > 1) {
     if (count < kQueries) {
-      add_all_values<kQueries - 1, T, Operand>(count, probabilities, values, ahead, num_keys, head_dim, output,
-                                               output_stride);
+      add_all_values<kQueries - 1, T, Operand>(count, probabilities, probability_stride, values, ahead, num_keys,
+                                               head_dim, output, output_stride);
       return;
     }
   }
   constexpr int kMost = kQueries == 1 ? 2 * kDecodeVectors : kDecodeVectors;
   int64_t column = 0;
   for (; column + kMost * kLanes <= head_dim; column += kMost * kLanes) {
-    add_values<kQueries, kMost, true, T, Operand>(probabilities, values, ahead, num_keys, column, head_dim, output,
-                                                  output_stride);
+    add_values<kQueries, kMost, true, T, Operand>(probabilities, probability_stride, values, ahead, num_keys, column,
+                                                  head_dim, output, output_stride);
   }
   for (; column < head_dim; column += kDecodeVectors * kLanes) {
-    add_values<kQueries, kDecodeVectors, false, T, Operand>(probabilities, values, ahead, num_keys, column, head_dim,
-                                                            output, output_stride);
+    add_values<kQueries, kDecodeVectors, false, T, Operand>(probabilities, probability_stride, values, ahead, num_keys,
+                                                            column, head_dim, output, output_stride);
   }
 }
 
@@ -191,9 +195,9 @@ void add_block_values(const DecodeRows<T>& rows, const DecodeRows<T>& next, int6
   const int64_t num_keys = round_up(rows.count, Operand::kGroup);
   for (int64_t row = 0, count; row < num_queries; row += count) {
     count = clamp(num_queries - row, 1, kDecodeQueriesAtOnce);
-    add_all_values<kDecodeQueriesAtOnce, T, Operand>(count, scratch.probabilities + row * kDecodeBlock, rows.values,
-                                                     row == 0 ? next.keys : rows.keys, num_keys, depth.size,
-                                                     state.output_of(row), state.columns);
+    add_all_values<kDecodeQueriesAtOnce, T, Operand>(count, scratch.probabilities + row * kDecodeBlock, kDecodeBlock,
+                                                     rows.values, row == 0 ? next.keys : rows.keys, num_keys,
+                                                     depth.size, state.output_of(row), state.columns);
   }
 }
 

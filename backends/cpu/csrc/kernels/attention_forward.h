@@ -151,18 +151,18 @@ void soften_block(const BlockView& view, float scale, const Depth<Operand>& dept
   });
 }
 
-// The running softmax over all blocks of keys; add(view) adds a block's weighted values to the output.
-template <class Operand, class Add>
-void accumulate_blocks(QueryRange queries, const HeadMask& mask, float scale,
-                       const typename Operand::Group* packed_keys, const Depth<Operand>& depth,
-                       const ForwardScratch<Operand>& scratch, const Add& add) {
+// The running softmax over all blocks of keys; score(view) gives a block's scores, add(view) adds its weighted values
+// to the output.
+template <class Operand, class Score, class Add>
+void accumulate_blocks(QueryRange queries, const HeadMask& mask, float scale, const Depth<Operand>& depth,
+                       const ForwardScratch<Operand>& scratch, const Score& score, const Add& add) {
   for (int64_t i = 0; i < queries.size() * depth.columns; ++i) scratch.output[i] = 0;
   for (int64_t i = 0; i < queries.size(); ++i) scratch.maximum[i] = -kInfinity, scratch.sum[i] = 0;
   KeyRange keys = {0, 0};
   while (mask.next_block(queries.begin, queries.end, keys)) {
     const BlockView view(mask, queries, keys);
     if (view.empty()) continue;
-    multiply_scores(scratch.queries, packed_keys, depth, view, scratch.scores);
+    score(view);
     soften_block(view, scale, depth, scratch);
     add(view);
   }
@@ -181,20 +181,32 @@ void add_attended_values(const BlockView& view, const Rows& values, const Depth<
   }
 }
 
-// out and lse of at most kQueryBlock queries.
+// out and lse of at most kQueryBlock queries, by these scores and sums.
+template <class T, class Operand, class Rows, class Score, class Add>
+void attend_blocks(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale, const Rows& values,
+                   const Depth<Operand>& depth, const ForwardScratch<Operand>& scratch, const Score& score,
+                   const Add& add) {
+  stage_rows(rows.queries, queries.begin, queries.end, queries.size(), depth, scratch.queries);
+  accumulate_blocks(queries, mask, scale, depth, scratch, score, add);
+  if (!all_finite(scratch.output, queries.size() * depth.columns)) {
+    accumulate_blocks(queries, mask, scale, depth, scratch, score,
+                      [&](const BlockView& view) { add_attended_values(view, values, depth, scratch); });
+  }
+  store_block(rows, queries, depth, scratch);
+}
+
+// The same from packed keys and values.
 template <class T, class Operand, class Rows>
 void attend_block(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale,
                   const PackedHead<Operand>& packed, const Rows& values, const Depth<Operand>& depth,
                   const ForwardScratch<Operand>& scratch) {
-  stage_rows(rows.queries, queries.begin, queries.end, queries.size(), depth, scratch.queries);
-  accumulate_blocks(queries, mask, scale, packed.keys, depth, scratch, [&](const BlockView& view) {
+  const auto score = [&](const BlockView& view) {
+    multiply_scores(scratch.queries, packed.keys, depth, view, scratch.scores);
+  };
+  const auto add = [&](const BlockView& view) {
     add_weighted(scratch.probabilities, packed.values, packed.values_panel_stride, depth, view, scratch.output);
-  });
-  if (!all_finite(scratch.output, queries.size() * depth.columns)) {
-    accumulate_blocks(queries, mask, scale, packed.keys, depth, scratch,
-                      [&](const BlockView& view) { add_attended_values(view, values, depth, scratch); });
-  }
-  store_block(rows, queries, depth, scratch);
+  };
+  attend_blocks(rows, queries, mask, scale, values, depth, scratch, score, add);
 }
 
 }  // namespace

@@ -116,6 +116,15 @@ inline void fill_window(int64_t window, int64_t offset, int64_t num_keys, KeyInt
   bound_intervals(num_keys, intervals);
 }
 
+// Every query sees the keys from `first` on.
+inline void fill_hidden(int64_t first, int64_t num_keys, KeyIntervals& intervals) {
+  for (int64_t key = 0; key < num_keys; ++key) {
+    intervals.begin[0][key] = key < first ? 0 : INT32_MAX;
+    intervals.end[0][key] = INT32_MAX;
+  }
+  bound_intervals(num_keys, intervals);
+}
+
 struct HeadMask {
   int64_t num_queries, num_keys;
   bool causal;

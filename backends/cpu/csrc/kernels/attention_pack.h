@@ -108,6 +108,22 @@ inline void exchange_blocks(UintVec* rows) {
   }
 }
 
+// A kLanes x kLanes block of 32-bit groups.
+[[gnu::always_inline]] inline void transpose_groups(UintVec* rows) {
+  exchange_blocks<1>(rows);
+  exchange_blocks<2>(rows);
+  if constexpr (kLanes > 4) exchange_blocks<4>(rows);
+  if constexpr (kLanes > 8) exchange_blocks<8>(rows);
+}
+
+// The first `count` rows of a block.
+[[gnu::always_inline]] inline void store_rows(const UintVec* rows, int64_t count, void* to, int64_t to_stride) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i < count) __builtin_memcpy(static_cast<char*>(to) + i * to_stride * 4, &rows[i], sizeof rows[i]);
+  }
+}
+
 // A kLanes x kLanes block of 32-bit groups, transposed; the first `count` of its rows are written.
 inline void transpose_block(const void* from, int64_t from_stride, void* to, int64_t to_stride, int64_t count) {
   UintVec rows[kLanes];
@@ -115,14 +131,8 @@ inline void transpose_block(const void* from, int64_t from_stride, void* to, int
   for (int i = 0; i < kLanes; ++i) {
     __builtin_memcpy(&rows[i], static_cast<const char*>(from) + i * from_stride * 4, sizeof rows[i]);
   }
-  exchange_blocks<1>(rows);
-  exchange_blocks<2>(rows);
-  if constexpr (kLanes > 4) exchange_blocks<4>(rows);
-  if constexpr (kLanes > 8) exchange_blocks<8>(rows);
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if (i < count) __builtin_memcpy(static_cast<char*>(to) + i * to_stride * 4, &rows[i], sizeof rows[i]);
-  }
+  transpose_groups(rows);
+  store_rows(rows, count, to, to_stride);
 }
 
 // A right operand whose k runs over head_dim: column n is row n. For kLanes staged rows, the first of them `row`.

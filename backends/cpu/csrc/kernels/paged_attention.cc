@@ -3,6 +3,7 @@
 #include "buffer.h"
 #include "kernels/attention_decode.h"
 #include "kernels/attention_heads.h"
+#include "kernels/attention_in_place.h"
 
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
@@ -10,6 +11,11 @@ namespace {
 
 struct PagedTensors {
   const Tensor &q, &k, &v, &key_cache, &value_cache, &out;
+};
+
+// Of a row: those that are split over parts, those that are packed, and those that the tiles' sums take in.
+struct MostKeys {
+  int64_t decoded = 0, packed = 0, in_tiles = 0;
 };
 
 template <class T>
@@ -20,12 +26,14 @@ class PagedAttention {
     PackedHead<Operand> packed;
     ForwardScratch<Operand> block;
     DecodeScratch<Operand> decode;
+    InPlaceScratch<T, Operand> in_place;
     KeyIntervals hidden;  // from a query that is a window further on
-    ThreadScratch(Layout& layout, int64_t num_keys, int64_t window, const Depth<Operand>& depth)
-        : packed(layout, num_keys, depth),
+    ThreadScratch(Layout& layout, const MostKeys& keys, int64_t window, const Depth<Operand>& depth)
+        : packed(layout, keys.packed, depth),
           block(layout, depth),
           decode(layout, depth),
-          hidden(lay_out_intervals(layout, window > 0 ? 1 : 0, num_keys)) {}
+          in_place(layout, depth),
+          hidden(lay_out_intervals(layout, window > 0 ? 1 : 0, keys.in_tiles)) {}
   };
 
  public:
@@ -45,18 +53,14 @@ class PagedAttention {
       append(tensors_.k, row, unit % kv_heads, cached_rows(tensors_.key_cache, row, unit % kv_heads));
       append(tensors_.v, row, unit % kv_heads, cached_rows(tensors_.value_cache, row, unit % kv_heads));
     });
-    int64_t longest = 0, longest_packed = 0;
-    for (const StepRow& row : rows_) {
-      int64_t& most = decodes(row) ? longest : longest_packed;
-      if (num_packed(row) > most) most = num_packed(row);
-    }
-    const DecodeParts parts(units, longest, depth_.columns);
+    const MostKeys most = most_keys();
+    const DecodeParts parts(units, most.decoded, depth_.columns);
     Layout counted(nullptr);
-    ThreadScratch(counted, longest_packed, window_, depth_);
+    ThreadScratch(counted, most, window_, depth_);
     const Buffer buffer(counted.size() * num_shares(units * parts.count(), 1));
     for_each_item(units * parts.count(), [&](int64_t item, int share) {
       Layout layout(buffer.as<char>() + share * counted.size());
-      ThreadScratch scratch(layout, longest_packed, window_, depth_);
+      ThreadScratch scratch(layout, most, window_, depth_);
       const int64_t unit = item / parts.count(), part = item % parts.count();
       const StepRow& row = rows_[unit / kv_heads];
       if (decodes(row)) {
@@ -66,7 +70,7 @@ class PagedAttention {
                parts.keys_of(part, {row.first_key, row.num_keys()}), depth_, scale_, scratch.decode,
                parts.state(unit, part));
       } else if (part == 0) {
-        prefill(row, unit % kv_heads, scratch);
+        is_in_place(row) ? attend_token(row, unit % kv_heads, scratch) : prefill(row, unit % kv_heads, scratch);
       }
     });
     for_each_item(units, [&](int64_t unit, int) {
@@ -104,9 +108,20 @@ class PagedAttention {
     return static_cast<T*>(tensors_.out.data) + token * tensors_.out.strides[0] + head * tensors_.out.strides[1];
   }
 
+  bool is_dense() const { return tensors_.key_cache.strides[3] == 1 && tensors_.value_cache.strides[3] == 1; }
   bool decodes(const StepRow& row) const {
-    return !batch_invariant_ && row.num_tokens * group_size() <= kMostDecodeQueries &&
-           tensors_.key_cache.strides[3] == 1 && tensors_.value_cache.strides[3] == 1;
+    return !batch_invariant_ && row.num_tokens * group_size() <= kMostDecodeQueries && is_dense();
+  }
+  bool is_in_place(const StepRow& row) const { return batch_invariant_ && row.num_tokens == 1 && is_dense(); }
+
+  MostKeys most_keys() const {
+    MostKeys most;
+    const auto raise = [](int64_t& largest, int64_t count) { largest = count > largest ? count : largest; };
+    for (const StepRow& row : rows_) {
+      raise(decodes(row) ? most.decoded : most.in_tiles, num_packed(row));
+      if (!decodes(row) && !is_in_place(row)) raise(most.packed, num_packed(row));
+    }
+    return most;
   }
 
   DecodeQueries<T> queries_of(const StepRow& row, int64_t kv_head) const {
@@ -121,8 +136,8 @@ class PagedAttention {
     return queries;
   }
 
-  // The position of the first key of a row that is packed. Batch invariant sums begin at the same positions whichever
-  // tokens the step has.
+  // The position of the first key of a row that the sums take in. Batch invariant sums begin at the same positions
+  // whichever tokens the step has.
   int64_t origin_of(const StepRow& row) const {
     return batch_invariant_ ? row.first_key - row.first_key % kKeyBlock : row.first_key;
   }
@@ -143,6 +158,27 @@ class PagedAttention {
       attend_tokens(row, kv_head, values, scratch);
   }
 
+  // One token, whose heads are rows of one product, by the tiles' sums.
+  void attend_token(const StepRow& row, int64_t kv_head, ThreadScratch& scratch) const {
+    const int64_t origin = origin_of(row), count = num_packed(row), first = row.first_key - origin;
+    const auto keys = cached_rows(tensors_.key_cache, row, kv_head, origin);
+    const auto values = cached_rows(tensors_.value_cache, row, kv_head, origin);
+    if (window_ > 0) fill_hidden(first, count, scratch.hidden);
+    const HeadMask mask = {group_size(), count, false, {}, &scratch.hidden, batch_invariant_};
+    const HeadRows<T> rows = heads_of(row, kv_head);
+    for (int64_t begin = 0; begin < group_size(); begin += kQueryBlock) {
+      const QueryRange range = {begin, clamp(begin + kQueryBlock, 0, group_size())};
+      attend_in_place(rows, range, mask, scale_, keys, values, {first, count}, depth_, scratch.block, scratch.in_place);
+    }
+  }
+
+  // The heads of a group as rows, of one token.
+  HeadRows<T> heads_of(const StepRow& row, int64_t kv_head) const {
+    const int64_t head = kv_head * group_size();
+    const StridedRows<T> queries = {query_at(row.first_token, head), tensors_.q.strides[1], tensors_.q.strides[2]};
+    return {queries, out_at(row.first_token, head), tensors_.out.strides[1], nullptr};
+  }
+
   void attend_tokens(const StepRow& row, int64_t kv_head, const PagedRows<T>& values,
                      const ThreadScratch& scratch) const {
     const HeadMask mask = {row.num_tokens, num_packed(row), true, {}, &scratch.hidden, batch_invariant_};
@@ -158,11 +194,7 @@ class PagedAttention {
   void attend_heads(const StepRow& row, int64_t kv_head, const PagedRows<T>& values,
                     const ThreadScratch& scratch) const {
     const HeadMask mask = {group_size(), num_packed(row), false, {}, &scratch.hidden, batch_invariant_};
-    const Tensor& q = tensors_.q;
-    const int64_t head = kv_head * group_size();
-    const StridedRows<T> queries = {query_at(row.first_token, head), q.strides[1], q.strides[2]};
-    attend(group_size(), {queries, out_at(row.first_token, head), tensors_.out.strides[1], nullptr}, mask, values,
-           scratch);
+    attend(group_size(), heads_of(row, kv_head), mask, values, scratch);
   }
 
   void attend(int64_t num_queries, const HeadRows<T>& rows, const HeadMask& mask, const PagedRows<T>& values,
@@ -177,7 +209,8 @@ class PagedAttention {
   const std::vector<StepRow>& rows_;
   const float scale_;
   const int64_t window_;  // 0: none
-  // Every query then takes the tiles' order, for decode has another, and its parts depend on rows and threads.
+  // Every query then takes the tiles' order, packed or in place: decode has another, whose parts depend on rows and
+  // threads.
   const bool batch_invariant_;
   const Depth<Operand> depth_;
 };
