@@ -41,6 +41,8 @@ from examples.llama2_13b.serving.server_state import Limits, ServerState
 PROGRAM = "examples.llama2_13b.serve"
 DEFAULT_DTYPE = "float32"
 CACHE_BYTES = 2**30  # of keys and values, unless one row needs more
+ROW_TOKENS = 512  # of the cache for each row, unless told: with fewer, long conversations often lose their blocks
+MOST_ROWS = 64  # unless told: a product takes a token as long with more
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -55,7 +57,7 @@ class ServeFlags(Checked):
     host: str = flag("address to listen at; other machines reach 0.0.0.0", "127.0.0.1")
     port: int = flag("0 is any that is free", 8000)
     api_key: str | None = flag("what clients must send; nothing if not given", None)
-    max_rows: int = flag("requests in the batch at most; others wait", 16)
+    max_rows: int | None = flag("requests in the batch at most; others wait. As many as the cache serves if not given", None)
     max_queue: int = flag("requests that wait at most; more are refused with status 429", 64)
     max_tokens_per_step: int = flag("tokens of prompts and answers in a step at most", 512)
     max_prompt_tokens: int | None = flag("of a prompt; up to the model's positions if not given", None)
@@ -73,11 +75,11 @@ class ServeFlags(Checked):
         self.require(self.dtype in (None, *DTYPES), "dtype", " or ".join(DTYPES))
         self.require(0 <= self.port < 2**16, "port", "from 0 to 65535")
         self.require(self.api_key is None or bool(self.api_key.strip()), "api_key", "a text that is not empty")
-        for name in ("max_rows", "max_body_bytes", "block_size"):
+        for name in ("max_tokens_per_step", "max_body_bytes", "block_size"):
             self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.max_queue >= 0, "max_queue", "at least 0")
-        self.require(self.max_tokens_per_step >= self.max_rows, "max_tokens_per_step", "at least max_rows")
-        for name in ("max_prompt_tokens", "cache_tokens"):
+        self.require(self.max_tokens_per_step >= (self.max_rows or 1), "max_tokens_per_step", "at least max_rows")
+        for name in ("max_rows", "max_prompt_tokens", "cache_tokens"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "at least 1")
         self.require(self.request_seconds > 0, "request_seconds", "above 0")
@@ -112,7 +114,7 @@ def load(flags: ServeFlags) -> ServerState:
         model = ServedModel.from_folder(program, name, flags.max_prompt_tokens)
         engine = make_engine(program, model, flags)
     metrics = Metrics()
-    thread = EngineThread(engine, metrics, flags.max_rows + flags.max_queue)
+    thread = EngineThread(engine, metrics, engine.limits.max_rows + flags.max_queue)
     metrics.watch(lambda: thread.stats)
     limits = Limits(flags.max_body_bytes, flags.request_seconds, flags.drain_seconds)
     return ServerState(model, thread, metrics, limits, flags.api_key, is_loopback(flags.host))
@@ -140,20 +142,24 @@ def exported(source: Path, flags: ServeFlags) -> Iterator[Path]:
 def make_engine(folder: Path, model: ServedModel, flags: ServeFlags) -> Engine:
     config = LlamaConfig.from_json(folder / "config.json")
     program = StaticProgram(folder, config, left_out(flags.without_passes))
-    limits = EngineLimits(
-        model.positions, model.vocab_size, flags.max_rows, flags.max_tokens_per_step, program.takes_parts
-    )
     for line in program.passes_log:
         say(line, sys.stderr)
-    tokens = flags.cache_tokens or cache_tokens(config, program.dtype, flags.max_rows, model.positions)
+    rows, tokens = rows_and_cache(config, program.dtype, model.positions, flags)
     cache = KeyValueCache(config, program.dtype, -(-tokens // flags.block_size), flags.block_size)
+    limits = EngineLimits(model.positions, model.vocab_size, rows, flags.max_tokens_per_step, program.takes_parts)
     return Engine(program, cache, model.tokenizer.decode, limits)
 
 
-def cache_tokens(config: LlamaConfig, dtype: str, max_rows: int, positions: int) -> int:
-    """As many as CACHE_BYTES hold: at least one row's, at most all rows'."""
+def rows_and_cache(config: LlamaConfig, dtype: str, positions: int, flags: ServeFlags) -> tuple[int, int]:
+    """(rows of a step, tokens of the cache). As many tokens as CACHE_BYTES hold: at least one row's, at most all rows'.
+
+    Rows have ROW_TOKENS each, or all their positions if these are fewer.
+    """
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * ELEMENT_BYTES[dtype]
-    return min(max(CACHE_BYTES // per_token, positions), max_rows * positions)
+    tokens = flags.cache_tokens or max(CACHE_BYTES // per_token, positions)
+    fitting = min(tokens // min(ROW_TOKENS, positions), MOST_ROWS, flags.max_tokens_per_step)
+    rows = flags.max_rows or max(1, fitting)
+    return rows, flags.cache_tokens or min(tokens, rows * positions)
 
 
 if __name__ == "__main__":

@@ -27,14 +27,15 @@ def test_both_ways_answer_the_same_requests(tiny_folder, tmp_path, monkeypatch, 
     path = tmp_path / "figures.json"
     monkeypatch.setattr("sys.argv", ["serving", f"--model={tiny_folder}", f"--json={path}", *SMALL])
     assert benchmark.main() == 0
-    dynamic, batches = json.loads(path.read_text()).values()
-    assert dynamic["requests"] == batches["requests"] >= 3 and dynamic["tokens"] == batches["tokens"] > 0
-    for each in (dynamic, batches):
+    dynamic, batches, padded = json.loads(path.read_text()).values()
+    for name in ("requests", "tokens"):
+        assert dynamic[name] == batches[name] == padded[name] >= 3
+    for each in (dynamic, batches, padded):
         assert each["lost"] == each["leaked_blocks"] == 0 and 0 < each["first_p50_s"] <= each["first_p95_s"]
         assert each["tokens_per_second"] == pytest.approx(each["tokens"] / each["seconds"])
         assert 100 < each["memory_start_mb"] <= each["memory_end_mb"] + 50
     ratio = dynamic["tokens_per_second"] / batches["tokens_per_second"]
-    assert f"{ratio:.2f} times the tokens a second" in capsys.readouterr().out
+    assert f"{ratio:.2f} times the tokens a second of batches" in capsys.readouterr().out
 
 
 def address_of(address):
@@ -51,6 +52,18 @@ def test_a_batch_begins_when_the_last_has_ended(model):
     ended = [each.num_tokens for each, _ in done]
     assert [set(ended[start : start + 2]) for start in (0, 2, 4)] == [{3, 9}, {5, 2}, {8}]
     assert all(request.ignore_eos for request in engine.added)
+
+
+def test_a_padded_batch_computes_every_row_as_long_as_the_longest_and_counts_answers_alone(model):
+    engine = ScriptedEngine(max_rows=8)
+    asked = [Asked("a", number) for number in (3, 9, 5)]
+    with served(engine, model) as (_, address):
+        done = benchmark.in_batches(address_of(address), "model", asked, 2, is_padded=True)
+    assert sorted(request.max_new_tokens for request in engine.added) == [5, 9, 9]
+    assert sorted((each.num_tokens, answered.num_tokens) for each, answered in done) == [(3, 3), (5, 5), (9, 9)]
+    with served(ScriptedEngine(), model, capacity=1) as (_, address):
+        done = benchmark.in_batches(address_of(address), "model", [Asked("a", 200)] * 6, 6, is_padded=True)
+    assert any(answered.error and answered.num_tokens == 0 for _, answered in done)
 
 
 def test_what_is_refused_or_breaks_off_is_lost(model):
@@ -82,4 +95,4 @@ def test_the_table_has_a_line_for_each():
     one = Measured(10, 1000, 4.0, 0.5, 0.75, 0, 0, 0, 100.0, 101.0)
     lines = benchmark.table({"dynamic insertion": one, "batches": dataclasses.replace(one, seconds=10.0)}).splitlines()
     assert lines[2] == "| dynamic insertion | 10 | 1000 | 250.0 | 0.50, 0.75 | 0 | 0 | 100 -> 101 |"
-    assert lines[-1] == "dynamic insertion: 2.50 times the tokens a second"
+    assert lines[-1] == "dynamic insertion: 2.50 times the tokens a second of batches"

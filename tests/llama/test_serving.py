@@ -24,7 +24,7 @@ from examples.llama2_13b.io import flags
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.predict import PROGRAM as PREDICT
 from examples.llama2_13b.predict import PredictFlags, Predictor
-from examples.llama2_13b.serve import PROGRAM, ServeFlags, cache_tokens, load, make_engine
+from examples.llama2_13b.serve import PROGRAM, ServeFlags, load, make_engine, rows_and_cache
 from examples.llama2_13b.serving.fields import ABOUT_THE_ASKER
 from examples.llama2_13b.serving.forms import NOT_IN_COMPLETIONS, NOT_IN_CONVERSATIONS
 from examples.llama2_13b.serving.served_model import ServedModel
@@ -382,12 +382,22 @@ def test_bad_flags_are_refused(words, text):
         flags.parse(ServeFlags, ["--model", "m", *map(str, words)], PROGRAM)
 
 
-def test_the_cache_holds_a_gibibyte_or_a_row():
-    config = LlamaConfig.from_json(EXAMPLE / "configs/llama2_13b.json")
-    assert cache_tokens(config, "bfloat16", 16, 1024) * 2 * 40 * 5120 * 2 == 1310 * 819_200  # 0.8 MB a token
-    assert cache_tokens(config, "float32", 16, 4096) == 4096  # 6.7 GB
-    tiny = LlamaConfig.from_json(EXAMPLE / "configs/tiny.json")
-    assert cache_tokens(tiny, "float32", 4, 256) == 4 * 256
+@pytest.mark.parametrize(
+    "config, dtype, positions, words, rows, tokens",
+    [
+        ("llama2_13b", "bfloat16", 1024, {}, 2, 1310),  # 2 * 40 layers * 5120 * 2 bytes are 0.8 MB a token
+        ("llama2_13b", "bfloat16", 1024, {"max_rows": 16}, 16, 1310),
+        ("llama2_13b", "float32", 4096, {}, 8, 4096),  # a row of 6.7 GB
+        ("llama2_13b", "bfloat16", 4096, {"cache_tokens": 100}, 1, 100),
+        ("llama2_13b", "bfloat16", 4096, {"cache_tokens": 10240}, 20, 10240),
+        ("tiny", "float32", 256, {}, 64, 64 * 256),
+        ("tiny", "float32", 256, {"max_rows": 4}, 4, 4 * 256),
+        ("tiny", "float32", 256, {"max_tokens_per_step": 9}, 9, 9 * 256),
+    ],
+)
+def test_rows_follow_the_cache_which_holds_a_gibibyte_or_a_row(config, dtype, positions, words, rows, tokens):
+    config = LlamaConfig.from_json(EXAMPLE / f"configs/{config}.json")
+    assert rows_and_cache(config, dtype, positions, ServeFlags("m", **words)) == (rows, tokens)
 
 
 def test_an_exported_folder_has_its_own_dtype(exported):

@@ -1,8 +1,9 @@
 """What it is worth that requests enter a batch while others go on: `python -m examples.llama2_13b.bench.serving`.
 
 A server answers a number of clients for some time. Each sends its next request as soon as it has its answer. Then
-another server gets the same requests in batches: the next batch starts when the slowest answer of the last is there.
-Both are `examples.llama2_13b.serve` with the same flags, asked over HTTP on this machine.
+others get the same requests in batches: the next batch starts when the slowest answer of the last is there. Of these
+one lets a row leave the step when its answer has ended. The other computes it on, as a batch with padding does. What
+is computed beyond an answer does not count. All are `examples.llama2_13b.serve` with the same flags, asked over HTTP.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +129,25 @@ def closed_loop(
     return done
 
 
-def in_batches(address: tuple[str, int], model: str, asked: Sequence[Asked], size: int) -> list[tuple[Asked, Answered]]:
-    """So many at a time; the next begin when all of these have ended."""
+def in_batches(
+    address: tuple[str, int], model: str, asked: Sequence[Asked], size: int, is_padded: bool = False
+) -> list[tuple[Asked, Answered]]:
+    """So many at a time; the next begin when all of these have ended.
+
+    Args:
+        is_padded: every row of a batch runs as long as the longest. Only what was asked for counts as an answer.
+    """
     done: list[tuple[Asked, Answered]] = []
+
+    def one(each: Asked, longest: int) -> None:
+        answered = ask(address, model, replace(each, num_tokens=longest if is_padded else each.num_tokens))
+        is_whole = is_padded and answered.num_tokens == longest
+        done.append((each, replace(answered, num_tokens=each.num_tokens) if is_whole else answered))
+
     for start in range(0, len(asked), size):
-        in_threads([lambda each=each: done.append((each, ask(address, model, each))) for each in asked[start:][:size]])
+        batch = asked[start:][:size]
+        longest = max(each.num_tokens for each in batch)
+        in_threads([partial(one, each, longest) for each in batch])
     return done
 
 
@@ -239,7 +255,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Measured]:
-    """Both ways, each with a server of its own: the second would find the first's prompts in the cache."""
+    """Each way with a server of its own: the second would find the first's prompts in the cache."""
     stream = requests(options.seed, options.longest_prompt, options.longest_answer)
     with serving(options) as server:
         dynamic, asked = measure(
@@ -247,9 +263,12 @@ def compare(options: argparse.Namespace) -> dict[str, Measured]:
         )
     order = requests(options.seed, options.longest_prompt, options.longest_answer)
     same = list(itertools.islice(order, len(asked)))  # in the order in which they were sent
-    with serving(options) as server:
-        batches, _ = measure(server, lambda: in_batches(server.address, "model", same, options.max_rows))
-    return {"dynamic insertion": dynamic, "batches": batches}
+    measured = {"dynamic insertion": dynamic}
+    for name, is_padded in (("batches", False), ("padded batches", True)):
+        with serving(options) as server:
+            run = partial(in_batches, server.address, "model", same, options.max_rows, is_padded)
+            measured[name], _ = measure(server, run)
+    return measured
 
 
 def table(measured: dict[str, Measured]) -> str:
@@ -262,8 +281,9 @@ def table(measured: dict[str, Measured]) -> str:
         memory = f"{each.memory_start_mb:.0f} -> {each.memory_end_mb:.0f}"
         counts = f"{each.requests} | {each.tokens} | {each.tokens_per_second:.1f}"
         lines.append(f"| {name} | {counts} | {first} | {each.lost} | {each.leaked_blocks} | {memory} |")
-    dynamic, batches = (each.tokens_per_second for each in measured.values())
-    return "\n".join([*lines, "", f"dynamic insertion: {dynamic / batches:.2f} times the tokens a second"])
+    (name, dynamic), *others = ((name, each.tokens_per_second) for name, each in measured.items())
+    ratios = [f"{name}: {dynamic / batches:.2f} times the tokens a second of {other}" for other, batches in others]
+    return "\n".join([*lines, "", *ratios])
 
 
 def main() -> int:

@@ -63,7 +63,7 @@ class Engine:
     """
 
     def __init__(self, step: Step, cache: KeyValueCache, decode: Decode, limits: EngineLimits) -> None:
-        self._step, self._cache, self._decode, self._limits = step, cache, decode, limits
+        self._step, self._cache, self._decode, self.limits = step, cache, decode, limits
         self._scheduler = Scheduler(BlockManager(cache.num_blocks, cache.block_size), limits)
         self._longest = min(limits.max_positions, cache.num_blocks * cache.block_size)
         self._rows: dict[str, Row] = {}
@@ -79,9 +79,9 @@ class Engine:
         taken = request.id in self._rows or request.id in self._cancelled
         _require(request, not taken, "id", "of no other request that is under way", request.id)
         _require(request, len(request.prompt) > 0, "prompt", "at least one token long", 0)
-        held = f"{self._limits.max_positions} positions of the model and {self._cache_positions} of the cache"
+        held = f"{self.limits.max_positions} positions of the model and {self._cache_positions} of the cache"
         _require(request, len(request.prompt) < self._longest, "prompt", f"shorter than {held}", len(request.prompt))
-        vocab_size = self._limits.vocab_size
+        vocab_size = self.limits.vocab_size
         for name, tokens in (("prompt", request.prompt), ("logit_bias", request.settings.logit_bias)):
             beyond = [token for token in tokens if token >= vocab_size]
             _require(request, not beyond, name, f"of tokens below vocab_size {vocab_size}", beyond[:1])

@@ -38,13 +38,13 @@ class StaticProgram:
     def __init__(self, folder: str | Path, config: LlamaConfig, without_passes: Sequence[str] = ()) -> None:
         self.dtype = activation_dtype(Path(folder))
         device, layers = paddle.get_device(), config.num_hidden_layers
-        self._program = passes.load(Path(folder) / "model", device, without=without_passes, num_layers=layers)
-        self.passes_log = self._program.log
-        self.steps_op_by_op = self._program.singly  # reason -> number of steps that the fused layers could not take
+        self.program = passes.load(Path(folder) / "model", device, without=without_passes, num_layers=layers)
+        self.passes_log = self.program.log
+        self.steps_op_by_op = self.program.singly  # reason -> number of steps that the fused layers could not take
         # A fused layer begins rows at their first position. Behind a prefix that was found, or in a later part of a
         # prompt, the whole step runs op by op.
-        self.takes_parts = self._program.run_singly is None
-        self._names = self._program.input_names
+        self.takes_parts = self.program.run_singly is None
+        self._names = self.program.input_names
         self._inputs: dict[str, paddle.Tensor] = {}  # filled anew for each step
         self._place = _current_expected_place()
         if different := sorted(set(self._names) ^ set(input_names(config.num_hidden_layers))):
@@ -58,7 +58,7 @@ class StaticProgram:
         tensors = {name: self._filled(name, array) for name, array in vars(inputs).items()}
         tensors |= {f"key_cache_{layer}": keys for layer, keys in enumerate(cache.keys)}
         tensors |= {f"value_cache_{layer}": values for layer, values in enumerate(cache.values)}
-        (logits,) = self._program([tensors[name] for name in self._names])
+        (logits,) = self.program([tensors[name] for name in self._names])
         result: NDArray[np.float32] = logits.numpy()
         return result
 
