@@ -13,7 +13,7 @@ import pytest
 from examples.llama2_13b.bench import serving as benchmark
 from examples.llama2_13b.bench.serving import Asked, Measured
 from examples.llama2_13b.serving.served_model import ServedModel
-from tests.llama.served import ScriptedEngine, served
+from tests.llama.served import ScriptedEngine, served, until
 
 SMALL = ["--clients=3", "--seconds=0.3", "--max_rows=2", "--longest_prompt=8", "--longest_answer=16"]
 
@@ -66,6 +66,13 @@ def test_a_padded_batch_computes_every_row_as_long_as_the_longest_and_counts_ans
     assert any(answered.error and answered.num_tokens == 0 for _, answered in done)
 
 
+def test_memory_is_looked_at_from_the_beginning_to_the_end():
+    numbers = itertools.count()
+    with benchmark.sampled(lambda: next(numbers), 0.001) as seen:
+        until(lambda: len(seen) > 5)
+    assert seen == list(range(len(seen))) and next(numbers) == len(seen)
+
+
 def test_what_is_refused_or_breaks_off_is_lost(model):
     with served(ScriptedEngine(), model, capacity=1) as (_, address):
         done = benchmark.in_batches(address_of(address), "model", [Asked("a", 200)] * 6, 6)
@@ -92,7 +99,7 @@ def test_a_quantile_is_numpy_s(count, part):
 
 
 def test_the_table_has_a_line_for_each():
-    one = Measured(10, 1000, 4.0, 0.5, 0.75, 0, 0, 0, 100.0, 101.0)
+    one = Measured(10, 1000, 4.0, 0.5, 0.75, 0, 0, 0, 100.0, 101.0, 102.0)
     lines = benchmark.table({"dynamic insertion": one, "batches": dataclasses.replace(one, seconds=10.0)}).splitlines()
-    assert lines[2] == "| dynamic insertion | 10 | 1000 | 250.0 | 0.50, 0.75 | 0 | 0 | 100 -> 101 |"
+    assert lines[2] == "| dynamic insertion | 10 | 1000 | 250.0 | 0.50, 0.75 | 0 | 0 | 100, 101, 102 |"
     assert lines[-1] == "dynamic insertion: 2.50 times the tokens a second of batches"

@@ -14,6 +14,7 @@ ROOT = EXAMPLE.parents[1]
 COMMANDS = (
     *("create", "tokenize_texts", "pretrain", "sft", "lora", "supervise", "merge", "export", "predict", "demo"),
     *("data.adverts", "bench.step", "bench.tensor_parallel", "bench.load_memory", "bench.step_ops"),
+    "bench.engine_step",
 )
 
 

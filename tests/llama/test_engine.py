@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -359,3 +361,27 @@ def test_a_step_that_fails_may_be_tried_again():
             engine.check()
     for each in requests:
         assert answers[each.id][0] == answer_alone(each, 64)
+
+
+def test_requests_that_have_ended_leave_nothing_behind():
+    """Whatever was reused, preempted or cancelled: a server runs for months."""
+    engine, random = make_engine(num_blocks=12), np.random.default_rng(1)
+
+    def answer(count):
+        for number in range(count):
+            prompt = (1, 2, 3, 4, 5, 6, 7, 8) * random.integers(0, 2) + tuple(random.integers(3, 9, 5).tolist())
+            engine.add(Request(str(number), prompt, SamplingSettings(seed=number), max_new_tokens=9))
+            if number % 7 == 0:
+                engine.cancel(str(number))
+            if number % 5 == 4:
+                finish(engine)
+        finish(engine)
+        engine._step.counts.clear()  # the model of these tests keeps them
+        engine._step.tables.clear()
+        gc.collect()
+        return len(gc.get_objects())
+
+    answer(100)
+    assert engine.stats.preemptions and engine.stats.prefix_hit_tokens
+    before = answer(100)
+    assert answer(500) - before < 20

@@ -17,7 +17,7 @@ KNOWS = {
     "train": ("io", "parallel", "model", "data"),
     "generate": ("io", "model", "data"),
     "serving": ("io", "model", "data", "generate"),
-    "bench": ("io", "parallel", "model", "train", "generate"),
+    "bench": ("io", "parallel", "model", "data", "train", "generate"),
 }
 COMMANDS = {
     "create": {"io", "model", "data"},

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,9 @@ class Answered:
 
 @dataclass(frozen=True)
 class Measured:
-    """A run. Blocks are those that nobody gave back at its end, memory is that of the server's process."""
+    """A run. Blocks are those that nobody gave back at its end. Memory is that of the server's process: at the run's
+    beginning, after half of its time, and at its end. What grows for ever grows in the second half, too.
+    """
 
     requests: int
     tokens: int
@@ -71,6 +73,7 @@ class Measured:
     leaked_blocks: int
     preemptions: int
     memory_start_mb: float
+    memory_half_mb: float
     memory_end_mb: float
 
     @property
@@ -211,8 +214,9 @@ def serving(options: argparse.Namespace) -> Iterator[Server]:
 
 def measure(server: Server, run: Any) -> tuple[Measured, list[Asked]]:
     """(what was measured, the requests in the order in which they ended)."""
-    memory, begun = server.memory_mb, time.perf_counter()
-    done: list[tuple[Asked, Answered]] = run()
+    begun = time.perf_counter()
+    with sampled(lambda: server.memory_mb) as memory:
+        done: list[tuple[Asked, Answered]] = run()
     seconds = time.perf_counter() - begun
     figures = server.figures()
     firsts = sorted(answered.first_s for _, answered in done if not answered.error)
@@ -228,10 +232,30 @@ def measure(server: Server, run: Any) -> tuple[Measured, list[Asked]]:
         lost=len(lost),
         leaked_blocks=round(figures["total_blocks"] - figures["free_blocks"]),
         preemptions=round(figures["preemptions_total"]),
-        memory_start_mb=memory,
-        memory_end_mb=server.memory_mb,
+        memory_start_mb=memory[0],
+        memory_half_mb=memory[len(memory) // 2],
+        memory_end_mb=memory[-1],
     )
     return measured, [asked for asked, _ in done]
+
+
+@contextlib.contextmanager
+def sampled(look: Callable[[], float], seconds: float = 0.5) -> Iterator[list[float]]:
+    """What is seen at the beginning, again and again meanwhile, and at the end."""
+    seen, is_over = [look()], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(seconds):
+            seen.append(look())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
+        seen.append(look())
 
 
 def quantile(ascending: Sequence[float], part: float) -> float:
@@ -273,12 +297,12 @@ def compare(options: argparse.Namespace) -> dict[str, Measured]:
 
 def table(measured: dict[str, Measured]) -> str:
     lines = [
-        "| | requests | tokens | tokens/s | first token p50, p95 (s) | lost | leaked blocks | memory (MB) |",
+        "| | requests | tokens | tokens/s | first token p50, p95 (s) | lost | leaked blocks | MB at start, half, end |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, each in measured.items():
         first = f"{each.first_p50_s:.2f}, {each.first_p95_s:.2f}"
-        memory = f"{each.memory_start_mb:.0f} -> {each.memory_end_mb:.0f}"
+        memory = f"{each.memory_start_mb:.0f}, {each.memory_half_mb:.0f}, {each.memory_end_mb:.0f}"
         counts = f"{each.requests} | {each.tokens} | {each.tokens_per_second:.1f}"
         lines.append(f"| {name} | {counts} | {first} | {each.lost} | {each.leaked_blocks} | {memory} |")
     (name, dynamic), *others = ((name, each.tokens_per_second) for name, each in measured.items())

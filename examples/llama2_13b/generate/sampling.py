@@ -14,8 +14,7 @@ Scores = NDArray[np.floating[Any]]  # the model's in float32, changed ones in fl
 Floats = NDArray[np.float64]
 Tokens = NDArray[np.int64]
 LARGEST = np.finfo(np.float64).max  # a penalty may take a score beyond it, and infinity has no softmax
-# Parts of the highest probability. Tokens with at least the first mostly reach top_p: so few are sorted.
-LEVELS = (1e-3, 1e-6, 0.0)
+LEVELS = (1e-2, 1e-3, 1e-4, 1e-5, 0.0)  # parts of the highest probability
 CHUNK = 256  # weights
 
 
@@ -132,20 +131,22 @@ def distribution(scores: Scores, settings: SamplingSettings) -> tuple[Tokens, Fl
 def _likeliest(weights: Floats, share: float) -> Tokens:
     """The indices, ascending, of the fewest that reach the share of the sum; of equal ones the first are kept.
 
-    The highest weight is 1. Values are sorted, not indices: 0.16 ms against 3.7 for 49,152 float64 (NumPy 2.4, Zen 5).
+    The highest weight is 1. Level by level more are looked at, until they reach the share. Those of the level before
+    did not, so all of them are kept, and only the others are sorted. Values are sorted, not indices: 0.16 ms against
+    3.7 for 49,152 float64 (NumPy 2.4, Zen 5).
     """
-    target = share * weights.sum()
+    target, certain, reached = share * weights.sum(), np.inf, 0.0
     for level in LEVELS:
         first = np.flatnonzero(weights >= level)
         values = weights[first]
-        descending = np.sort(values)[::-1]
-        total = np.cumsum(descending)
-        if total[-1] >= target:
+        if (total := values.sum()) >= target:
             break
-    count = int(np.count_nonzero(total - descending < target))
-    least = descending[count - 1]
+        certain, reached = level, total
+    others = np.sort(values[values < certain])[::-1]
+    count = min(int(np.searchsorted(reached + np.cumsum(others), target)) + 1, others.size)
+    least = others[count - 1]
     is_kept = values > least
-    is_kept[np.flatnonzero(values == least)[: count - np.count_nonzero(is_kept)]] = True
+    is_kept[np.flatnonzero(values == least)[: count - np.count_nonzero(others > least)]] = True
     kept: Tokens = first[is_kept]
     return kept
 
