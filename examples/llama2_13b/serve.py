@@ -57,7 +57,7 @@ class ServeFlags(Checked):
     host: str = flag("address to listen at; other machines reach 0.0.0.0", "127.0.0.1")
     port: int = flag("0 is any that is free", 8000)
     api_key: str | None = flag("what clients must send; nothing if not given", None)
-    max_rows: int | None = flag("requests in the batch at most; others wait. As many as the cache serves if not given", None)
+    max_rows: int | None = flag("requests in the batch at most, others wait; as the cache serves if not given", None)
     max_queue: int = flag("requests that wait at most; more are refused with status 429", 64)
     max_tokens_per_step: int = flag("tokens of prompts and answers in a step at most", 512)
     max_prompt_tokens: int | None = flag("of a prompt; up to the model's positions if not given", None)

@@ -1,9 +1,9 @@
 """Where the time of an engine's step goes: `python -m examples.llama2_13b.bench.engine_step --model output/exported`.
 
-Rows answer side by side, after parts of the example's README. Of each part of a step the median over the steps is shown, and
-what all others cost beside Paddle's predictor, which computes the model. Ways to choose a token take turns, and so do
-numbers of rows. On a machine that does other things too, `OMP_NUM_THREADS=1` and `--processor_time` count the work
-instead of the time.
+Rows answer side by side, after parts of the example's README. Of each part of a step the median over the steps is
+shown, and what all others cost beside Paddle's predictor, which computes the model. Ways to choose a token take turns,
+and so do numbers of rows. On a machine that does other things too, `OMP_NUM_THREADS=1` and `--processor_time` count the
+work instead of the time.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from examples.llama2_13b.generate import row
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.request import Request, SamplingSettings
+from examples.llama2_13b.generate.sampling import next_token
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.model.config import LlamaConfig
 
@@ -69,7 +70,7 @@ class Measured:
         self._program = StaticProgram(folder, self._config)
         self._run = Timed(self._program.program.run, clock)
         self._program.program = dataclasses.replace(self._program.program, run=self._run)
-        self._step, self._choose = Timed(self._program, clock), Timed(row.next_token, clock)
+        self._step, self._choose = Timed(self._program, clock), Timed(next_token, clock)
         tokenizer = Tokenizer.from_pretrained(folder)
         self._decode = Timed(tokenizer.decode, clock)
         self._text = tokenizer.encode(TEXT.read_text(encoding="utf-8"))
