@@ -35,7 +35,7 @@ from examples.llama2_13b.model.config import LlamaConfig
 WAYS = {
     "greedy": SamplingSettings(temperature=0),
     "top_p 0.9": SamplingSettings(temperature=0.8, top_p=0.9),
-    "all tokens": SamplingSettings(temperature=0.8),
+    "all": SamplingSettings(temperature=0.8),
 }
 OPS = "the model's ops"
 PARTS = (OPS, "inputs and scores", "choice of tokens", "text", "rows and blocks")
