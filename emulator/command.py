@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 
-from fusionkit_emulator import DEVICE_TYPES, environment, fallbacks
+from fusionkit_emulator import DEVICE_TYPES, environment, fallbacks, rehearsal
 
+from fusionkit import registry
 from fusionkit.errors import nearest
 
 HELP = "run a command on emulated devices, which are software: fusionkit emulate TYPE --devices 8 -- python train.py"
@@ -15,8 +18,8 @@ HELP = "run a command on emulated devices, which are software: fusionkit emulate
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("device_type", metavar="TYPE", help=" or ".join(DEVICE_TYPES))
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="how many devices (default: 1)")
-    sizes = f"of each device, in {', '.join(environment.UNITS)} (default: 64GiB)"
+    parser.add_argument("--devices", type=int, metavar="N", help="how many devices (default: 1)")
+    sizes = f"of each device, in {', '.join(environment.UNITS)}, or a device model (default: 64GiB)"
     parser.add_argument("--memory", default="64GiB", metavar="SIZE", help=sizes)
     parser.add_argument("--sync", action="store_true", help="each kernel ends before the next is queued; for debugging")
     parser.add_argument("--unchecked", action="store_true", help="host code may touch device memory")
@@ -24,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=int, default=300, metavar="SECONDS", help=waits)
     listed = "list what fell back to CPU kernels: from stderr, and from the log files that match PATTERN"
     parser.add_argument("--fallbacks", nargs="?", const="", metavar="PATTERN", help=listed)
+    rehearses = "kernels and collectives are checked and compute nothing; memory and mistakes are reported"
+    parser.add_argument("--rehearse", action="store_true", help=rehearses)
+    parser.add_argument("--report", metavar="FILE", help="of a rehearsal, as JSON")
     parser.add_argument(
         "command", nargs=argparse.PARSER, metavar="COMMAND", help="the command and its arguments, after --"
     )
@@ -32,22 +38,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Replaces this process by the command, so that exit status and signals are the command's own."""
     memory = _check(options)
+    num_devices = options.devices or 1
     command: list[str] = options.command[options.command[0] == "--" :]
     if not command:
         raise ValueError("emulate: COMMAND must follow --, got nothing. Write: -- python train.py")
     environment.require_built(command)
     variables = environment.variables(
-        options.device_type, options.devices, memory, options.timeout, options.sync, options.unchecked, os.environ
+        options.device_type, num_devices, memory, options.timeout, options.sync, options.unchecked, os.environ
     )
-    devices = f"{options.devices} device{'s' if options.devices > 1 else ''} of {environment.in_gib(memory)}"
-    print(f"fusionkit: emulated {options.device_type}, {devices}: a software stand-in, no hardware", file=sys.stderr)
+    devices = f"{num_devices} device{'s' if num_devices > 1 else ''} of {environment.in_gib(memory)}"
+    what = rehearsal.NOTE if options.rehearse else "a software stand-in, no hardware"
+    print(f"fusionkit: emulated {options.device_type}, {devices}: {what}", file=sys.stderr)
     sys.stderr.flush()
     try:
+        run_command = rehearsal.passed_through if options.fallbacks is None else partial(_counted, options.fallbacks)
+        if options.rehearse:
+            return rehearsal.run(command, {**os.environ, **variables}, run_command, options.report)
         if options.fallbacks is not None:
-            return int(fallbacks.run(command, {**os.environ, **variables}, options.fallbacks))
+            return run_command(command, {**os.environ, **variables})
         os.execvpe(command[0], command, {**os.environ, **variables})
     except OSError as error:
         raise ValueError(f"emulate: COMMAND must be a program, got {command[0]!r}: {error.strerror}") from None
+
+
+def _counted(logs: str, command: Sequence[str], variables: Mapping[str, str]) -> int:
+    return int(fallbacks.run(command, variables, logs))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -56,6 +71,20 @@ def _check(options: argparse.Namespace) -> int:
         known = nearest(options.device_type, DEVICE_TYPES)
         raise ValueError(f"emulate: no device type is called {options.device_type!r}; {known}")
     for name in ("devices", "timeout"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"emulate: --{name} must be at least 1, got {getattr(options, name)}")
-    return int(environment.parse_memory(options.memory))
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"emulate: --{name} must be at least 1, got {value}")
+    if options.rehearse and options.devices is None:
+        advice = "Write --devices 8, as many as the command uses"
+        raise ValueError(f"emulate: --devices must be given with --rehearse, got none. {advice}")
+    if options.report is not None and not options.rehearse:
+        raise ValueError("emulate: --report must come with --rehearse, whose findings it is for. Add --rehearse")
+    return _memory(options.memory)
+
+
+def _memory(text: str) -> int:
+    """Bytes of a size, or of a device model that a backend knows."""
+    if text.endswith(tuple(environment.UNITS)):
+        return int(environment.parse_memory(text))
+    models = {name: model for backend in registry.loaded() for name, model in backend.device_models.items()}
+    return int(models[text].memory_bytes if text in models else environment.parse_memory(text))

@@ -21,6 +21,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     f"{PREFIX}SYNC": ("0", "1"),
     f"{PREFIX}UNCHECKED": ("0", "1"),
     f"{PREFIX}TIMEOUT": (),
+    f"{PREFIX}REHEARSE": ("0", "1"),
+    f"{PREFIX}RECORD": (),
     f"{PREFIX}FLASH_ATTENTION_ARGUMENTS": ("10", "13"),
 }
 PACKAGE = Path(__file__).parent

@@ -21,6 +21,7 @@ from fusionkit.ops import OP_NAMES
 from fusionkit.packed_weight import PackedWeight, pack_weight
 from fusionkit.policy import use_backend, use_batch_invariant
 from fusionkit.registry import backends
+from fusionkit.rehearsal import is_rehearsal
 from fusionkit.spec import GroupSpec, TensorSpec
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "SettingError",
     "TensorSpec",
     "backends",
+    "is_rehearsal",
     "keep_freed_memory",
     "ledger",
     "pack_weight",

@@ -17,6 +17,8 @@
 #include "device.h"
 #include "fusionkit/parallel/csrc/communicator.h"
 #include "fusionkit/parallel/csrc/rendezvous.h"
+#include "rehearsal/caller.h"
+#include "rehearsal/calls.h"
 #include "status.h"
 #include "stream.h"
 #include "turns.h"
@@ -36,6 +38,7 @@ using fusionkit_parallel::UniqueId;
 struct Group {
   std::shared_ptr<Communicator> communicator;
   std::shared_ptr<Turns> turns = std::make_shared<Turns>();
+  std::shared_ptr<rehearsal::CallHistory> history = std::make_shared<rehearsal::CallHistory>();
 };
 
 // A call that the host has made, with everything that it reads.
@@ -44,6 +47,7 @@ struct Pending {
   std::vector<Exchange> exchanges;
   Group group;
   Stream* stream;
+  rehearsal::RehearsedCall rehearsed;  // in a rehearsal
 };
 
 // The communicators that are open, by name: a vendor's op names the one it uses.
@@ -72,6 +76,24 @@ void let_wait(Stream& waiting, Stream& other) {
   event->wait(waiting);
 }
 
+void run(std::vector<Pending>& calls) {
+  std::vector<Call> ready;
+  for (Pending& each : calls) {
+    if (!each.exchanges.empty()) each.call.exchanges = each.exchanges.data();
+    ready.push_back(each.call);
+  }
+  Communicator::run(ready.data(), ready.size());
+}
+
+void rehearse(std::vector<Pending>& calls) {
+  std::vector<rehearsal::RehearsedCall> ready;
+  for (Pending& each : calls) {
+    if (!each.exchanges.empty()) each.rehearsed.call.exchanges = each.exchanges.data();
+    ready.push_back(each.rehearsed);
+  }
+  rehearsal::run(ready);
+}
+
 void run_on_stream(std::vector<Pending> calls) {
   Stream& stream = *calls.front().stream;
   std::set<Stream*> others;
@@ -86,13 +108,8 @@ void run_on_stream(std::vector<Pending> calls) {
   const auto shared = std::make_shared<std::vector<Pending>>(std::move(calls));
   stream.enqueue([shared, turns] {
     for (const auto& turn : turns) turn->wait();
-    std::vector<Call> ready;
-    for (Pending& each : *shared) {
-      if (!each.exchanges.empty()) each.call.exchanges = each.exchanges.data();
-      ready.push_back(each.call);
-    }
     try {
-      Communicator::run(ready.data(), ready.size());
+      Settings::get().rehearsing ? rehearse(*shared) : run(*shared);
     } catch (const std::exception& error) {
       std::fprintf(stderr, "emulated %s: %s\n", Settings::get().device_type.c_str(),
                    error.what());  // Paddle's own error names only a status
@@ -107,10 +124,12 @@ void submit(Call call, C_CCLComm comm, C_Stream stream, std::vector<Exchange> ex
   const void* address = call.send != nullptr ? call.send : call.recv;
   Device* owner = device_of(address);
   call.communicator = group.communicator.get();
+  rehearsal::RehearsedCall rehearsed{call, nullptr, nullptr, false};
+  if (Settings::get().rehearsing) rehearsed = rehearsal::prepare(call, group.history);
   call.send = storage_of(call.send);
   call.recv = storage_of(call.recv);
   Stream& chosen = (owner == nullptr ? device(0) : *owner).stream_or_default(stream);
-  grouped.push_back({call, std::move(exchanges), group, &chosen});
+  grouped.push_back({call, std::move(exchanges), group, &chosen, rehearsed});
   if (group_depth == 0) run_on_stream(std::exchange(grouped, {}));
 }
 
@@ -238,7 +257,9 @@ C_Status all_to_all(const void** send, const size_t* send_count, const C_DataTyp
 void ReservedCall::run(Call call) const {
   turn->wait();
   call.communicator = communicator.get();
-  Communicator::run(&call, 1);
+  if (!Settings::get().rehearsing) return Communicator::run(&call, 1);
+  std::vector<rehearsal::RehearsedCall> made{{call, history, line, false}};
+  rehearsal::run(made);
 }
 
 ReservedCall reserve_call(const std::string& name) {
@@ -246,7 +267,9 @@ ReservedCall reserve_call(const std::string& name) {
   const auto found = Names::get().groups.find(name);
   if (found == Names::get().groups.end())
     throw std::invalid_argument("the name of a communicator, as group.process_group.get_comm_name(rank) gives it");
-  return {found->second->communicator, std::make_shared<Turn>(found->second->turns)};
+  const Group& group = *found->second;
+  const std::string* line = Settings::get().rehearsing ? rehearsal::caller().line : nullptr;
+  return {group.communicator, std::make_shared<Turn>(group.turns), group.history, line};
 }
 
 void fill_collectives(C_DeviceInterface* interface) {

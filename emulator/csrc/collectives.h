@@ -6,6 +6,7 @@
 
 #include "fusionkit/parallel/csrc/communicator.h"
 #include "paddle/phi/backends/device_ext.h"
+#include "rehearsal/calls.h"
 #include "turns.h"
 
 namespace fusionkit_emulator {
@@ -17,8 +18,10 @@ void fill_collectives(C_DeviceInterface* interface);
 struct ReservedCall {
   std::shared_ptr<fusionkit_parallel::Communicator> communicator;
   std::shared_ptr<Turn> turn;
+  std::shared_ptr<rehearsal::CallHistory> history;
+  const std::string* line;  // that made the call, in a rehearsal
 
-  // On the stream. `call` has addresses of host memory and no communicator.
+  // On the stream. `call` has addresses of host memory and no communicator. In a rehearsal they may be null.
   void run(fusionkit_parallel::Call call) const;
 };
 

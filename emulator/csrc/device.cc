@@ -28,6 +28,8 @@ const Settings& Settings::get() {
     s.synchronous = setting("SYNC", "0")[0] == '1';
     s.checked = setting("UNCHECKED", "0")[0] != '1';
     s.timeout = std::atof(setting("TIMEOUT", "300"));
+    s.rehearsing = setting("REHEARSE", "0")[0] == '1';
+    s.record = setting("RECORD", "");
     return s;
   }();
   return settings;

@@ -20,6 +20,8 @@ struct Settings {
   bool synchronous = false;  // SYNC=1: each call waits, for debugging
   bool checked = true;       // UNCHECKED=1: host code may touch device memory
   double timeout = 300;      // TIMEOUT: seconds that a collective waits for its peers
+  bool rehearsing = false;   // REHEARSE=1: kernels are checked and compute nothing
+  std::string record;        // RECORD: folder for what a rehearsal finds
 
   static const Settings& get();
 };

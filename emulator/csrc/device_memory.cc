@@ -90,16 +90,24 @@ void* DeviceMemory::storage(const void* address) const {
   return storage_ + (static_cast<const char*>(address) - base_);
 }
 
-void DeviceMemory::name(const void* address, size_t size, const char* by) {
+void DeviceMemory::name(const void* address, size_t size, const char* by, int dtype, bool is_kept) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto* begin = static_cast<const char*>(address);
   tensors_.erase(tensors_.lower_bound(begin), tensors_.lower_bound(begin + size));
-  tensors_[begin] = {by, size};
+  tensors_[begin] = {by, size, dtype, is_kept};
 }
 
 bool DeviceMemory::find(const void* address, Written* found, size_t* offset) const {
-  const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);  // called from a signal handler
-  if (!lock) return false;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return find_locked(address, found, offset);
+}
+
+bool DeviceMemory::try_find(const void* address, Written* found, size_t* offset) const {
+  const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+  return lock && find_locked(address, found, offset);
+}
+
+bool DeviceMemory::find_locked(const void* address, Written* found, size_t* offset) const {
   const auto* at = static_cast<const char*>(address);
   auto after = tensors_.upper_bound(at);
   if (after == tensors_.begin()) return false;

@@ -13,6 +13,8 @@ namespace fusionkit_emulator {
 struct Written {
   const char* by;  // a kernel's name; lives for ever
   size_t size;
+  int dtype = 0;         // a phi::DataType; 0 where it is not known
+  bool is_kept = false;  // in a rehearsal: its values are there, though it is large
 };
 
 // The memory of one device: a range of addresses without access, and storage at a constant distance from it.
@@ -32,8 +34,10 @@ class DeviceMemory {
   void* storage(const void* address) const;
 
   // What lies at an address, as far as it is known: for the message of a fault.
-  void name(const void* address, size_t size, const char* by);
+  void name(const void* address, size_t size, const char* by, int dtype = 0, bool is_kept = false);
   bool find(const void* address, Written* found, size_t* offset) const;
+  // The same, for a signal handler, which cannot wait for another thread.
+  bool try_find(const void* address, Written* found, size_t* offset) const;
 
   size_t limit() const { return limit_; }
   size_t in_use() const;
@@ -41,6 +45,7 @@ class DeviceMemory {
 
  private:
   char* free_range(size_t size);
+  bool find_locked(const void* address, Written* found, size_t* offset) const;
 
   const int device_;
   const size_t limit_;

@@ -19,7 +19,7 @@ void explain(const void* address, const Device& owner) {
   Written found;
   size_t offset = 0;
   int length;
-  if (owner.memory.find(address, &found, &offset)) {
+  if (owner.memory.try_find(address, &found, &offset)) {
     length = std::snprintf(text, sizeof text,
                            "emulated %s:%d: host code touched device memory, %zu bytes into the %zu that %s wrote. On "
                            "hardware this is a segmentation fault: copy the tensor first, with .cpu() or .numpy().\n",

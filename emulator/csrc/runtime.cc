@@ -9,6 +9,8 @@
 #include "fault.h"
 #include "kernels/registration.h"
 #include "paddle/phi/backends/device_ext.h"
+#include "rehearsal/findings.h"
+#include "rehearsal/stand_in.h"
 #include "status.h"
 
 namespace fusionkit_emulator {
@@ -28,6 +30,7 @@ C_Status init_device(C_Device on) {
   return guarded([&] {
     install_fault_handler();
     device(on->id);
+    if (Settings::get().rehearsing) rehearsal::begin_process();
   });
 }
 
@@ -103,7 +106,10 @@ C_Status stream_wait_event(C_Device on, C_Stream stream, C_Event event) {
 
 C_Status allocate(C_Device on, void** address, size_t size) {
   *address = nullptr;
-  return guarded([&] { *address = device(on->id).memory.allocate(size); });
+  return guarded([&] {
+    *address = device(on->id).memory.allocate(size);
+    if (Settings::get().rehearsing) rehearsal::note_allocation(on->id, size, *address != nullptr);
+  });
 }
 
 // As on hardware, freeing waits for what may still read: a stream's work holds addresses, not tensors.
@@ -116,6 +122,7 @@ C_Status deallocate(C_Device on, void* address, size_t) {
 C_Status set_memory(C_Device on, void* address, unsigned char value, size_t size) {
   return guarded([&] {
     device(on->id).synchronize();
+    if (Settings::get().rehearsing && size > rehearsal::kSmall) return;
     std::memset(storage_of(address), value, size);
   });
 }
@@ -135,6 +142,7 @@ C_Status copy(C_Device on, void* to, const void* from, size_t size) {
   return guarded([&] {
     Device& owner = device(on->id);
     owner.synchronize();
+    if (Settings::get().rehearsing) return rehearsal::copy(to, from, size);
     if (Device* written = device_of(to)) written->memory.name(to, size, "a copy");
     std::memcpy(storage_of(to), storage_of(from), size);
   });
@@ -144,12 +152,22 @@ C_Status copy_between(C_Device to_device, C_Device from_device, void* to, const 
   return guarded([&] {
     device(from_device->id).synchronize();
     device(to_device->id).synchronize();
+    if (Settings::get().rehearsing) return rehearsal::copy(to, from, size);
     std::memcpy(storage_of(to), storage_of(from), size);
+  });
+}
+
+// A rehearsal waits: what a copy leaves is decided by what was written before.
+C_Status copy_in_rehearsal(C_Device on, C_Stream stream, void* to, const void* from, size_t size) {
+  return guarded([&] {
+    stream_of(on, stream).synchronize();
+    rehearsal::copy(to, from, size);
   });
 }
 
 // From pageable memory the device reads at once: the caller may reuse its buffer.
 C_Status copy_to_device_on_stream(C_Device on, C_Stream stream, void* to, const void* from, size_t size) {
+  if (Settings::get().rehearsing) return copy_in_rehearsal(on, stream, to, from, size);
   return guarded([&] {
     const auto* bytes = static_cast<const char*>(from);
     const auto buffer = std::make_shared<std::vector<char>>(bytes, bytes + size);
@@ -159,6 +177,7 @@ C_Status copy_to_device_on_stream(C_Device on, C_Stream stream, void* to, const 
 }
 
 C_Status copy_on_stream(C_Device on, C_Stream stream, void* to, const void* from, size_t size) {
+  if (Settings::get().rehearsing) return copy_in_rehearsal(on, stream, to, from, size);
   return guarded([&] { stream_of(on, stream).enqueue([=] { std::memcpy(storage_of(to), storage_of(from), size); }); });
 }
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import paddle
 from examples.llama2_13b.data.documents import files_of, read_documents
 from examples.llama2_13b.data.samples import read_examples, split_files
 from examples.llama2_13b.data.tokenizer import Tokenizer
-from examples.llama2_13b.io import flags
+from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
@@ -34,6 +35,7 @@ class CreateFlags:
     output_dir: str = flag("the new model folder")
     seed: int = flag("of the weights", 42)
     overwrite_output_dir: bool = flag("replace the model that output_dir holds", False)
+    weights: bool = flag("false for config.json and tokenizer alone, which a rehearsal takes", True)
     json_key: str = flag("field of a JSON line that holds its text, without train.json", "text")
 
 
@@ -55,11 +57,19 @@ def _create(flags: CreateFlags) -> int:
         )
     config = LlamaConfig.from_json(flags.config)
     tokenizer = Tokenizer.train(_texts(Path(flags.dataset_name_or_path), flags.json_key), config)
-    paddle.seed(flags.seed)
-    Llama(config).save_pretrained(flags.output_dir)
+    if flags.weights:
+        paddle.seed(flags.seed)
+        Llama(config).save_pretrained(flags.output_dir)
+    else:
+        _write_config(config, Path(flags.output_dir))
     tokenizer.save(Path(flags.output_dir))
     print(f"{flags.output_dir}: {config.num_hidden_layers} layers, {tokenizer.vocab_size} tokens")
     return 0
+
+
+def _write_config(config: LlamaConfig, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_file(folder / "config.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def _texts(dataset: Path, json_key: str) -> Iterator[str]:

@@ -23,7 +23,8 @@ from examples.llama2_13b.model.model_folder import weights_of
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.sft import SftFlags, fine_tune
 from examples.llama2_13b.train import run
-from fusionkit import keep_freed_memory
+from fusionkit import is_rehearsal, keep_freed_memory
+from fusionkit.rehearsal import NOTE
 
 PROGRAM = "examples.llama2_13b.lora"
 RANK = 8
@@ -84,7 +85,7 @@ class LoraFlags(SftFlags):
     @cached_property
     def _base_digest(self) -> str:
         """Checkpoints hold the adapter alone: over other weights it would be another run."""
-        return weights_of(self.model_name_or_path).digest()
+        return NOTE if is_rehearsal() else weights_of(self.model_name_or_path).digest()
 
 
 def _in_order(names: str) -> tuple[str, ...]:

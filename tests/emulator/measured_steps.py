@@ -15,13 +15,13 @@ SCRIPT = Path(__file__).with_name("slice_of_ranks.py")
 EXACT = ("parameters", "gradients", "optimizer")
 
 
-def steps_of(sizes, degrees, choices, log, timeout=900):
+def steps_of(sizes, degrees, choices, log, timeout=900, options=()):
     """What each rank printed, a list for each; see `slice_of_ranks.py` for the arguments."""
     count = int(np.prod([degree for name, degree in degrees.items() if name.endswith("parallel_degree")]))
     devices = ",".join(map(str, range(count)))
     case = json.dumps({"sizes": sizes, "degrees": degrees, "runs": choices})
     launch = [LAUNCH, "--devices", devices, "--log_dir", str(log), str(SCRIPT), case]
-    options, root = ("--devices", str(count), "--timeout", "280"), str(Path(__file__).parents[2])
+    options, root = ("--devices", str(count), "--timeout", "280", *options), str(Path(__file__).parents[2])
     given_back = {"FLAGS_free_idle_chunk": "1"}  # else Paddle's pool keeps what is freed, and the host has less
     result = run("npu", sys.executable, *launch, options=options, timeout=timeout, PYTHONPATH=root, **given_back)
     logs = [path.read_text() for path in sorted(log.glob("workerlog.*"))]

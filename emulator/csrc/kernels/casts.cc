@@ -8,6 +8,7 @@
 #include "kernels/dtype.h"
 #include "kernels/registration.h"
 #include "paddle/phi/backends/custom/custom_context.h"
+#include "rehearsal/left_out.h"
 
 namespace fusionkit_emulator::kernels {
 namespace {
@@ -58,7 +59,9 @@ void cast(const phi::CustomContext& context, const phi::DenseTensor& x, DataType
   const void* from = size == 0 ? nullptr : storage_of(x.data());
   void* address = context.Alloc(out, out_dtype);
   if (size == 0) return;
-  device(context.GetPlace().GetDeviceId()).memory.name(address, size * phi::SizeOf(out_dtype), "cast");
+  if (rehearsal::leaves_out("cast", context, x, *out)) return;
+  device(context.GetPlace().GetDeviceId())
+      .memory.name(address, size * phi::SizeOf(out_dtype), "cast", static_cast<int>(out_dtype));
   void* to = storage_of(address);
   static_cast<Stream*>(context.stream())->enqueue([=] {
     if (from != to) return convert(from, from_dtype, size, to, out_dtype);

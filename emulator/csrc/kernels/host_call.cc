@@ -140,7 +140,8 @@ phi::TensorBase* HostCall::stage_output(phi::TensorBase* output) {
   must_wait_ = must_wait_ || on_host(tensor);
   void* address = on_host(tensor) ? tensor.data() : device_.Alloc(&tensor, dtype);
   const size_t bytes = tensor.numel() * phi::SizeOf(dtype);
-  if (Device* owner = bytes > 0 ? device_of(address) : nullptr) owner->memory.name(address, bytes, adopted_.name);
+  if (Device* owner = bytes > 0 ? device_of(address) : nullptr)
+    owner->memory.name(address, bytes, adopted_.name, static_cast<int>(dtype));
   void* storage = storage_of(address);
   if (bytes == 0) made->ResetHolder(no_elements());
   if (!narrow && bytes > 0 && tensor.meta().is_contiguous()) made->ResetHolder(alias(storage, bytes));

@@ -6,6 +6,7 @@
 #include "kernels/dtype.h"
 #include "kernels/host_call.h"
 #include "paddle/phi/backends/custom/custom_context.h"
+#include "rehearsal/left_out.h"
 
 namespace fusionkit_emulator::kernels {
 namespace {
@@ -15,6 +16,7 @@ Stream& stream_of(phi::KernelContext& call) {
 }
 
 void run(const Adopted& adopted, phi::KernelContext& call) {
+  if (rehearsal::is_left_out(call)) return rehearsal::leave_out(adopted, call);
   const auto staged = std::make_shared<HostCall>(adopted, call);
   stream_of(call).enqueue([staged, name = adopted.name] {
     try {
@@ -51,6 +53,7 @@ void run_on_master_weights(const Adopted& adopted, phi::KernelContext& call) {
   auto* weights = call.MutableOutputAt<phi::DenseTensor>(0);
   const void* from = storage_of(call.MutableOutputAt<phi::DenseTensor>(adopted.master.output)->data());
   void* to = storage_of(device.Alloc(weights, adopted.dtype));
+  if (Settings::get().rehearsing) return rehearsal::wrote(device, *weights, adopted.name);
   stream_of(call).enqueue(
       [=, size = weights->numel(), dtype = adopted.dtype] { round(static_cast<const float*>(from), size, dtype, to); });
 }

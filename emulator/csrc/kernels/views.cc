@@ -5,6 +5,7 @@
 #include "kernels/registration.h"
 #include "kernels/tensor_strides.h"
 #include "paddle/phi/backends/custom/custom_context.h"
+#include "rehearsal/left_out.h"
 
 namespace fusionkit_emulator::kernels {
 namespace {
@@ -23,8 +24,9 @@ void contiguous_kernel(const phi::CustomContext& context, const phi::DenseTensor
   out->set_meta(meta);
   void* address = context.Alloc(out, input.dtype());
   if (input.numel() == 0) return;
+  if (rehearsal::leaves_out("contiguous", context, input, *out)) return;
   const size_t bytes = input.numel() * phi::SizeOf(input.dtype());
-  device(context.GetPlace().GetDeviceId()).memory.name(address, bytes, "contiguous");
+  device(context.GetPlace().GetDeviceId()).memory.name(address, bytes, "contiguous", static_cast<int>(input.dtype()));
   copy_on_stream(context, input, *out);
 }
 
@@ -35,7 +37,8 @@ void strided_copy(const phi::CustomContext& context, const phi::DenseTensor& inp
   meta.strides = common::make_ddim(out_stride);
   meta.offset = offset;
   out->set_meta(meta);
-  if (input.numel() > 0) copy_on_stream(context, input, *out);
+  if (input.numel() == 0 || rehearsal::leaves_out("strided_copy", context, input, *out)) return;
+  copy_on_stream(context, input, *out);
 }
 
 void share_data(const phi::CustomContext&, const phi::DenseTensor& x, phi::DenseTensor* out) {

@@ -12,6 +12,7 @@
 #include "paddle/phi/common/bfloat16.h"
 #include "paddle/phi/common/float16.h"
 #include "paddle/phi/core/dense_tensor.h"
+#include "rehearsal/left_out.h"
 #include "stream.h"
 
 namespace fusionkit_emulator::ops {
@@ -86,11 +87,18 @@ std::vector<float> matrix(const Operand& operand, bool transposed, int64_t in) {
 Tensor result(const Tensor& beside, const Shape& shape, DataType dtype) {
   auto made = std::make_shared<phi::DenseTensor>();
   made->Resize(common::make_ddim(shape));
-  phi::DeviceContextPool::Instance().Get(beside.place())->Alloc(made.get(), dtype);
+  const phi::DeviceContext& context = *phi::DeviceContextPool::Instance().Get(beside.place());
+  if (Settings::get().rehearsing) rehearsal::begin(context, "a vendor's op");
+  context.Alloc(made.get(), dtype);
+  if (Settings::get().rehearsing) rehearsal::wrote(context, *made, "a vendor's op");
   return Tensor(made);
 }
 
 void launch(const char* op, const Tensor& on, std::function<void()> work) {
+  if (!Settings::get().rehearsing) launch_also_rehearsed(op, on, std::move(work));
+}
+
+void launch_also_rehearsed(const char* op, const Tensor& on, std::function<void()> work) {
   const auto* context = static_cast<const phi::CustomContext*>(phi::DeviceContextPool::Instance().Get(on.place()));
   static_cast<Stream*>(context->stream())->enqueue([op, work = std::move(work)] {
     try {

@@ -41,6 +41,9 @@ std::vector<float> matrix(const Operand& operand, bool transposed, int64_t in);
 Tensor result(const Tensor& beside, const Shape& shape, DataType dtype);
 
 // Runs `work` on the stream of the tensor's device, after this call; an exception gets the op's name.
+// In a rehearsal nothing runs.
 void launch(const char* op, const Tensor& on, std::function<void()> work);
+// As launch, in a rehearsal too: for work that then has its own way.
+void launch_also_rehearsed(const char* op, const Tensor& on, std::function<void()> work);
 
 }  // namespace fusionkit_emulator::ops

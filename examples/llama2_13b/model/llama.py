@@ -340,10 +340,14 @@ class Llama(nn.Layer):
     ) -> Llama:
         """The model in a Hugging Face folder: `config.json` and safetensors of any floating dtype. Or a GGUF file.
 
+        In a rehearsal the weights are allocated and not read, so `config.json` alone will do.
+
         Raises:
             FileNotFoundError, ValueError: a file or tensor is missing, truncated or of the wrong shape; it is named.
         """
         config = config_of(folder)
+        if fk.is_rehearsal():
+            return cls._allocated(config, dtype, recompute, shards, pipeline, sharding)
         weights = checkpoint.Reader(folder, layout(config), shards=shards)
         with paddle.LazyGuard():  # random first values would take 17 ns each
             model = cls(config, dtype, recompute, shards, pipeline, sharding)
@@ -351,6 +355,16 @@ class Llama(nn.Layer):
             if sharding.has(parameter):
                 parameter.set_value(weights.read(name))
         model.stored_dtypes = weights.dtypes()
+        return model
+
+    @classmethod
+    def _allocated(cls, config: LlamaConfig, *how: Any) -> Llama:
+        """The model on a device that computes nothing; no value of it is ever on the host."""
+        with paddle.LazyGuard():  # else parameters that other ranks own would be there meanwhile
+            model = cls(config, *how)
+        for parameter in model.parameters():
+            if model.sharding.has(parameter):
+                parameter.initialize()
         return model
 
     def save_pretrained(self, folder: str | Path, dtype: str | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import paddle
 
+import fusionkit as fk
 from examples.llama2_13b.data.batches import Batches
 from examples.llama2_13b.io.remarks import beside_the_work, say
 from examples.llama2_13b.io.reservation import reserved
@@ -27,6 +28,7 @@ from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.report import Report
 from examples.llama2_13b.train.trainer import Trainer, deciding
 from examples.llama2_13b.train.training_flags import TrainingFlags
+from fusionkit.rehearsal import NOTE
 
 
 def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
@@ -151,7 +153,8 @@ def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory], d
     elif trainer.mesh.is_first:
         if trainer.test_loss is not None:
             say(f"test loss: {trainer.test_loss:.4f}")
-        say(f"model and log.jsonl: {trainer.flags.output_dir}")
+        written = f"{NOTE}, so no model was written; log.jsonl" if fk.is_rehearsal() else "model and log.jsonl"
+        say(f"{written}: {trainer.flags.output_dir}")
     return 128 + interrupted if interrupted else 0
 
 
@@ -161,6 +164,7 @@ def _report(trainer: Trainer, ending: str, predicted: list[memory.Memory], done:
     if not trainer.mesh.is_first:
         return
     path = Path(trainer.flags.output_dir) / "report.html"
+    ending = f"{ending} {NOTE.capitalize()}." if fk.is_rehearsal() else ending
     with beside_the_work("report.html is not written"):
         if trainer.step > done or not _tells(path, ending):  # a run that did no step has measured nothing
             _page(trainer, ending, predicted, measured).write(path)
@@ -200,6 +204,7 @@ def _describe(trainer: Trainer, peak: float) -> list[str]:
         layers_too = " and the matrices" if mesh.sharding.divides_parameters else ""
         processes += f", {mesh.sharding.size} of which divide the optimizer's work{layers_too}"
     return [
+        *([NOTE] if fk.is_rehearsal() else []),
         f"steps: {trainer.step} to {trainer.num_steps}, {dtype} arithmetic{processes}",
         f"peak: fused_linear {dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it",
     ]

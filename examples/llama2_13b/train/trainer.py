@@ -17,6 +17,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
+import fusionkit as fk
 from examples.llama2_13b.data.batches import Batches, filled
 from examples.llama2_13b.data.order import Order
 from examples.llama2_13b.data.packing import Batch
@@ -37,6 +38,7 @@ from examples.llama2_13b.train.slow_ranks import SlowRanks
 from examples.llama2_13b.train.tensorboard import TensorBoard
 from examples.llama2_13b.train.training_flags import TrainingFlags
 from fusionkit.parallel import waited_seconds
+from fusionkit.rehearsal import NOTE
 
 EVALUATED_TOGETHER = 64  # micro-batches, so that not all of the data are in memory
 
@@ -103,8 +105,12 @@ class Trainer:
             if self.mesh.is_first:
                 with beside_the_work("loss.png is not drawn"):
                     log = metrics.read_log(output / "log.jsonl")
-                    loss_curve.draw(log, output / "loss.png", f"{self.flags.COMMAND} {output.name}")
+                    loss_curve.draw(log, output / "loss.png", self._title(output))
         return stopped
+
+    def _title(self, output: Path) -> str:
+        title = f"{self.flags.COMMAND} {output.name}"
+        return f"{title} ({NOTE})" if fk.is_rehearsal() else title
 
     def _train(self, output: Path, peak_flops: float, interrupt: Interrupt) -> int:
         """All steps. Work is saved before anything that can fail or take long: the model before the last evaluation."""
@@ -220,13 +226,15 @@ class Trainer:
         for slow in self._slow_ranks.look(seconds - (waited_seconds() - waited)):
             if self.mesh.is_first:
                 say(slow, sys.stderr)
-        line = {
+        line: dict[str, Any] = {
             "step": self.step + 1,
             "loss": total / num_targets,
             "learning_rate": rate,
             "tokens_per_second": num_tokens / seconds,
             "mfu": flops / seconds / (peak_flops * self.mesh.processes),
         }
+        if fk.is_rehearsal():
+            line["note"] = NOTE
         with beside_the_work("peak_memory is not measured"):
             line["peak_memory"] = self.peak_memory = metrics.peak_memory()
         return line
@@ -286,10 +294,14 @@ class Trainer:
         return math.ceil(len(rows) / (batch_size * self.mesh.copies))
 
     def _save_checkpoint(self) -> None:
+        if fk.is_rehearsal():
+            return
         state = {"step": self.step, "data": self.train.fingerprint(), "flags": deciding(self.flags, self.mesh)}
         self._checkpoints.save(self.step, state)
 
     def _save_model(self, output: Path) -> None:
+        if fk.is_rehearsal():
+            return
         if self.mesh.is_first:
             training_state.write_files(output, self.files)
         self.model.save_pretrained(output, self.flags.save_dtype)
