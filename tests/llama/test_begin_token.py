@@ -48,7 +48,7 @@ def beginning(backend):
 
 
 def served(tokenizer):
-    return ServedModel("m", tokenizer, None, 64, 700, None, (2,), None, 63)
+    return ServedModel("m", tokenizer, None, 64, 700, None, (2,), (), None, 63)
 
 
 def plain(tokenizer, text):
