@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -68,4 +69,5 @@ def schedules(pipeline: int, num_layers: int) -> list[int]:
 
 def divisors(count: int) -> list[int]:
     """In rising order."""
-    return [each for each in range(1, count + 1) if count % each == 0]
+    small = [each for each in range(1, math.isqrt(count) + 1) if count % each == 0]
+    return small + [count // each for each in reversed(small) if each * each != count]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HELP = "find the fastest layout of a training that fits: tensor, pipeline, sharding, micro-batch, recomputation"
 ROWS = 128
 TOKENS = 4096
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # of Mixtral, Qwen and DeepSeek
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,19 +78,28 @@ def asked(options: argparse.Namespace) -> Question:
     batch = max(ROWS, options.devices) if options.global_batch is None else options.global_batch
     _require(batch >= 1, "--global-batch", "at least 1", batch)
     positions = positions_of(options.model)
-    sequence = min(TOKENS, positions) if options.sequence is None else options.sequence
-    _require(1 <= sequence <= positions, "--sequence", f"1 to {positions}, the model's positions", sequence)
+    sequence = min(TOKENS, positions or TOKENS) if options.sequence is None else options.sequence
+    _require(sequence >= 1, "--sequence", "at least 1", sequence)
+    fits = positions is None or sequence <= positions
+    _require(fits, "--sequence", f"at most {positions}, the model's positions", sequence)
     memory = rates.memory_bytes / 1e9 if options.memory is None else options.memory
     rule = "above 0" if options.memory is not None else "given: nobody states it for this device"
     _require(memory > 0, "--memory", rule, memory)
     return search.Question(model, rates, options.devices, batch, sequence, memory * 1e9)
 
 
-def positions_of(model: str) -> int:
-    """Of a model's configuration; the default's where it states none."""
+def positions_of(model: str) -> int | None:
+    """Of a model's configuration; None where it states none.
+
+    Raises:
+        ValueError: it is no dense decoder: only some of its weights work on a token.
+    """
     path = Path(model)
     config = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
-    return int(config.get("max_position_embeddings", TOKENS))
+    for name in EXPERTS:
+        _require((config.get(name) or 1) == 1, "--model", f"a dense decoder, without {name}", config.get(name))
+    positions = config.get("max_position_embeddings")
+    return None if positions is None else int(positions)
 
 
 def _require(condition: bool, option: str, rule: str, got: object) -> None:

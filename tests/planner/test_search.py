@@ -230,7 +230,7 @@ def test_sft_takes_the_flags_of_any_plan_and_forms_its_layout(tmp_path):
         ("910b", ["--link", "16"], "--link must be DEVICES:GB/s or DEVICES:GB/s:US, such as 1024:25:5, got '16'"),
         ("910b", ["--link", "16:0"], "a rate above 0"),
         ("910b", ["--global-batch", "0"], "--global-batch must be at least 1, got 0"),
-        ("910b", ["--sequence", "5000"], "--sequence must be 1 to 4096, the model's positions, got 5000"),
+        ("910b", ["--sequence", "5000"], "--sequence must be at most 4096, the model's positions, got 5000"),
         ("910b", ["--memory", "-1"], "--memory must be above 0, got -1"),
         (
             "910b",
@@ -288,6 +288,22 @@ def test_a_batch_that_does_not_divide_names_those_that_do(capsys):
     assert train("--global-batch", "30") == 0
     text = capsys.readouterr().out
     assert "the copies do not divide the global batch 30" in text and "With --global-batch 24 or 32" in text
+
+
+def test_experts_are_refused_and_positions_that_nobody_states_limit_nothing(tmp_path, capsys):
+    file, config = tmp_path / "config.json", json.loads(CONFIG.read_text())
+    file.write_text(json.dumps(config | {"num_local_experts": 8}))
+    assert main(["plan", "train", "--model", str(file), "--device", "910b"]) == 2
+    assert "--model must be a dense decoder, without num_local_experts, got 8" in capsys.readouterr().err
+    del config["max_position_embeddings"]
+    file.write_text(json.dumps(config))
+    assert main(["plan", "train", "--model", str(file), *"--device h200 --sequence 8192 --global-batch 1".split()]) == 0
+    assert "1 rows of 8192 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 36, 97, 1024])
+def test_divisors_are_all_and_rise(count):
+    assert candidates.divisors(count) == [each for each in range(1, count + 1) if count % each == 0]
 
 
 def test_degrees_are_all_whose_product_is_the_devices():
