@@ -110,9 +110,9 @@ def compared(measured: Measured, options: argparse.Namespace) -> dict[tuple[str,
     """(way, rows) -> the median of each part over the steps of all rounds."""
     seen: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(options.rounds):
-        for way, settings in WAYS.items():
+        for way in options.ways:
             for rows in options.rows:
-                steps = measured.steps(rows, options.cached, settings, options.steps)
+                steps = measured.steps(rows, options.cached, WAYS[way], options.steps)
                 seen.setdefault((way, rows), []).extend(steps)
     return {
         key: {part: statistics.median(step[part] for step in steps) for part in PARTS} for key, steps in seen.items()
@@ -140,6 +140,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", type=Path, required=True, help="folder that export wrote")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="to choose tokens; default: all")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16], help="default: 1 16")
     for name, value, meaning in (("cached", 128, "tokens of each prompt"), ("steps", 20, "a round"), ("rounds", 3, "")):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{meaning} (default: %(default)s)")
