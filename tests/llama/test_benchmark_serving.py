@@ -8,6 +8,7 @@ import json
 import math
 
 import numpy as np
+import psutil
 import pytest
 
 from examples.llama2_13b.bench import serving as benchmark
@@ -33,6 +34,7 @@ def test_both_ways_answer_the_same_requests(tiny_folder, tmp_path, monkeypatch, 
     for each in (dynamic, batches, padded):
         assert each["lost"] == each["leaked_blocks"] == 0 and 0 < each["first_p50_s"] <= each["first_p95_s"]
         assert each["tokens_per_second"] == pytest.approx(each["tokens"] / each["seconds"])
+        assert each["processor_seconds"] > 0
         assert 100 < each["memory_start_mb"] <= each["memory_end_mb"] + 50
     ratio = dynamic["tokens_per_second"] / batches["tokens_per_second"]
     assert f"{ratio:.2f} times the tokens a second of batches" in capsys.readouterr().out
@@ -73,6 +75,14 @@ def test_memory_is_looked_at_from_the_beginning_to_the_end():
     assert seen == list(range(len(seen))) and next(numbers) == len(seen)
 
 
+def test_processor_time_and_memory_are_those_of_the_process():
+    server = object.__new__(benchmark.Server)
+    server._process = psutil.Process()
+    worked, seen = server._process.cpu_times(), server._process.memory_info().rss
+    assert server.processor_seconds == pytest.approx(worked.user + worked.system, abs=0.5)
+    assert server.memory_mb == pytest.approx(seen / 1e6, rel=0.05)
+
+
 def test_what_is_refused_or_breaks_off_is_lost(model):
     with served(ScriptedEngine(), model, capacity=1) as (_, address):
         done = benchmark.in_batches(address_of(address), "model", [Asked("a", 200)] * 6, 6)
@@ -99,7 +109,7 @@ def test_a_quantile_is_numpy_s(count, part):
 
 
 def test_the_table_has_a_line_for_each():
-    one = Measured(10, 1000, 4.0, 0.5, 0.75, 0, 0, 0, 100.0, 101.0, 102.0)
+    one = Measured(10, 1000, 4.0, 3.2, 0.5, 0.75, 0, 0, 0, 100.0, 101.0, 102.0)
     lines = benchmark.table({"dynamic insertion": one, "batches": dataclasses.replace(one, seconds=10.0)}).splitlines()
-    assert lines[2] == "| dynamic insertion | 10 | 1000 | 250.0 | 0.50, 0.75 | 0 | 0 | 100, 101, 102 |"
+    assert lines[2] == "| dynamic insertion | 10 | 1000 | 250.0 | 312.5 | 0.50, 0.75 | 0 | 0 | 100, 101, 102 |"
     assert lines[-1] == "dynamic insertion: 2.50 times the tokens a second of batches"

@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import random
 import re
 import subprocess
@@ -62,11 +63,13 @@ class Answered:
 class Measured:
     """A run. Blocks are those that nobody gave back at its end. Memory is that of the server's process: at the run's
     beginning, after half of its time, and at its end. What grows for ever grows in the second half, too.
+    Processor time is the server's, which other work on the machine changes less than the time that passes.
     """
 
     requests: int
     tokens: int
     seconds: float
+    processor_seconds: float
     first_p50_s: float
     first_p95_s: float
     lost: int
@@ -185,6 +188,12 @@ class Server:
         raise RuntimeError("the server did not start; its own message stands above")
 
     @property
+    def processor_seconds(self) -> float:
+        """Of all its threads so far. Source: proc(5), fields 14 and 15 of /proc/pid/stat."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def memory_mb(self) -> float:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000
@@ -214,10 +223,10 @@ def serving(options: argparse.Namespace) -> Iterator[Server]:
 
 def measure(server: Server, run: Any) -> tuple[Measured, list[Asked]]:
     """(what was measured, the requests in the order in which they ended)."""
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), server.processor_seconds
     with sampled(lambda: server.memory_mb) as memory:
         done: list[tuple[Asked, Answered]] = run()
-    seconds = time.perf_counter() - begun
+    seconds, worked = time.perf_counter() - begun, server.processor_seconds - worked
     figures = server.figures()
     firsts = sorted(answered.first_s for _, answered in done if not answered.error)
     lost = [(asked, answered) for asked, answered in done if answered.num_tokens != asked.num_tokens]
@@ -227,6 +236,7 @@ def measure(server: Server, run: Any) -> tuple[Measured, list[Asked]]:
         requests=len(done),
         tokens=sum(answered.num_tokens for _, answered in done),
         seconds=seconds,
+        processor_seconds=worked,
         first_p50_s=quantile(firsts, 0.5),
         first_p95_s=quantile(firsts, 0.95),
         lost=len(lost),
@@ -295,15 +305,19 @@ def compare(options: argparse.Namespace) -> dict[str, Measured]:
     return measured
 
 
+COLUMNS = (
+    "", "requests", "tokens", "tokens/s", "tokens a processor second", "first token p50, p95 (s)", "lost",
+    "leaked blocks", "MB at start, half, end",
+)  # fmt: skip
+
+
 def table(measured: dict[str, Measured]) -> str:
-    lines = [
-        "| | requests | tokens | tokens/s | first token p50, p95 (s) | lost | leaked blocks | MB at start, half, end |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = [f"| {' | '.join(COLUMNS)} |".replace("|  |", "| |"), "| --- " * len(COLUMNS) + "|"]
     for name, each in measured.items():
         first = f"{each.first_p50_s:.2f}, {each.first_p95_s:.2f}"
         memory = f"{each.memory_start_mb:.0f}, {each.memory_half_mb:.0f}, {each.memory_end_mb:.0f}"
-        counts = f"{each.requests} | {each.tokens} | {each.tokens_per_second:.1f}"
+        rates = f"{each.tokens_per_second:.1f} | {each.tokens / each.processor_seconds:.1f}"
+        counts = f"{each.requests} | {each.tokens} | {rates}"
         lines.append(f"| {name} | {counts} | {first} | {each.lost} | {each.leaked_blocks} | {memory} |")
     (name, dynamic), *others = ((name, each.tokens_per_second) for name, each in measured.items())
     ratios = [f"{name}: {dynamic / batches:.2f} times the tokens a second of {other}" for other, batches in others]
