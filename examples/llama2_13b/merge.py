@@ -79,7 +79,11 @@ class Merged:
         with tqdm(total=len(sizes), unit="tensor", file=Screen(sys.stderr), mininterval=0.5) as progress:
 
             def values(names: list[str]) -> dict[str, Array]:
-                return {name: self._stored(name) for name in names if not progress.update()}
+                tensors = {}
+                for name in names:
+                    tensors[name] = self._stored(name)
+                    progress.update()
+                return tensors
 
             weight_map = safetensors_folder.write_shards(folder, "model", sizes, values)
         safetensors_folder.write_index(folder, "model", weight_map)

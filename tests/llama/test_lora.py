@@ -11,9 +11,11 @@ import peft
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 import fusionkit as fk
+from examples.llama2_13b import merge as merge_command
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.merge import MergeFlags, merge
 from examples.llama2_13b.model import Llama
@@ -516,6 +518,13 @@ def test_a_folder_without_an_adapter_is_named(tiny_folder, trained, tmp_path, mi
 def test_an_adapter_in_place_of_a_model_is_named_as_one(trained, read):
     with pytest.raises(FileNotFoundError, match="config.json: not found. The folder holds an adapter. merge makes a"):
         read(trained)
+
+
+def test_progress_that_is_drawn_costs_no_tensor(tiny_folder, trained, tmp_path, monkeypatch):
+    """A large model is drawn again and again: here after each tensor."""
+    monkeypatch.setattr(merge_command, "tqdm", lambda **given: tqdm(**{**given, "mininterval": 0.0, "miniters": 1}))
+    assert merge(MergeFlags(str(tiny_folder), str(trained), str(tmp_path / "merged"))) == 0
+    assert set(weights_in_float64(tmp_path / "merged")) == set(weights_in_float64(tiny_folder))
 
 
 def test_merge_replaces_nothing(tiny_folder, trained, tmp_path):
