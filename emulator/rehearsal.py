@@ -40,11 +40,21 @@ class Rank:
 
     @classmethod
     def read(cls, path: Path) -> Rank:
-        return cls(*(json.loads(line) for line in path.read_text(errors="replace").splitlines()))
+        lines = path.read_text(errors="replace").splitlines()
+        return cls(*(_parsed(line) for line in [*lines, *[""] * len(SLOTS)][: len(SLOTS)]))
 
     @property
     def number(self) -> int:
         return int(self.process["rank"])
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """Empty where a process was killed while it wrote."""
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return found
 
 
 def run(command: Sequence[str], variables: Mapping[str, str], run_command: Run, output: str | None) -> int:
@@ -101,7 +111,7 @@ def report(ranks: Sequence[Rank], status: int) -> Iterator[str]:
 
 def memory(ranks: Sequence[Rank]) -> Iterator[str]:
     """A table of peaks, and what holds most on the rank that needs most."""
-    peaks = [rank for rank in ranks if rank.peak]
+    peaks = [rank for rank in ranks if rank.peak and rank.counts]
     if not peaks:
         return
     yield "peak memory by rank, GiB: what Paddle has allocated, by what made it"

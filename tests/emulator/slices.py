@@ -46,3 +46,6 @@ def test_the_peak_of_each_rank_is_predicted(tmp_path, name):
     print(f"{name}: {sum(found['host'] for (found,) in ranks) / 1e9:.1f} GB in the memory of all processes")
     for found in ranks:
         require_predicted(found, choices)
+    rehearsed = steps_of(SIZES, degrees, choices, tmp_path / "rehearsed", timeout=3000, options=("--rehearse",))
+    for (found,), (dry,) in zip(ranks, rehearsed, strict=True):
+        assert dry["measured"]["peak"] == pytest.approx(found["measured"]["peak"], rel=0.01)

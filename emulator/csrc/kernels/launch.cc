@@ -48,12 +48,13 @@ void run_on_master_weights(const Adopted& adopted, phi::KernelContext& call) {
   }
   for (int i = 0; i < static_cast<int>(call.AttrsSize()); ++i)
     wide.EmplaceBackAttr(i == adopted.master.flag ? phi::Attribute(false) : call.AttrAt(i));
+  const bool is_left_out = rehearsal::is_left_out(wide);
   run(adopted, wide);
 
   auto* weights = call.MutableOutputAt<phi::DenseTensor>(0);
   const void* from = storage_of(call.MutableOutputAt<phi::DenseTensor>(adopted.master.output)->data());
   void* to = storage_of(device.Alloc(weights, adopted.dtype));
-  if (Settings::get().rehearsing) return rehearsal::wrote(device, *weights, adopted.name);
+  if (is_left_out) return rehearsal::wrote(device, *weights, adopted.name);
   stream_of(call).enqueue(
       [=, size = weights->numel(), dtype = adopted.dtype] { round(static_cast<const float*>(from), size, dtype, to); });
 }

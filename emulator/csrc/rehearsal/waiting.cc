@@ -10,6 +10,8 @@
 namespace fusionkit_emulator::rehearsal {
 namespace {
 
+constexpr size_t kMostWaits = 4;  // what fits in the record
+
 struct Calls {
   std::mutex mutex;
   std::atomic<uint64_t> num_begun{0};
@@ -25,7 +27,8 @@ struct Calls {
   void write() const {
     std::string json =
         "{\"calls\": " + std::to_string(num_ended) + ", \"last\": " + quoted(last.substr(0, 1500)) + ", \"waits\": [";
-    for (auto each = running.begin(); each != running.end(); ++each)
+    size_t shown = 0;
+    for (auto each = running.begin(); each != running.end() && shown < kMostWaits; ++each, ++shown)
       json += (each == running.begin() ? "" : ", ") + quoted(each->second.substr(0, 1500));
     Record::get().set(Slot::kCalls, json + "]}");
   }
