@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from fusionkit_planner import mc2_command, probe_command, train_command
+from fusionkit_planner import mc2_command, probe_command, train_command, validate_command
 
 HELP = "plan for devices that need not be here: a training's layout, memory and time; what overlap can hide"
-QUESTIONS = {"train": train_command, "probe": probe_command, "mc2": mc2_command}
+QUESTIONS = {"train": train_command, "probe": probe_command, "validate": validate_command, "mc2": mc2_command}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,6 +59,12 @@ class Work:
     kernels: float = 0.0
 
 
+def traffic_bytes(work: Work, system: System) -> float:
+    """Read and written by all kernels but the products."""
+    scores, logits = system.score_bytes * work.num_scores, system.logit_bytes * work.num_logits
+    return work.num_bytes + scores + logits + system.gradient_bytes_moved * work.weights
+
+
 def tokens(layout: Layout, sequence: int) -> int:
     """Of a micro-batch on one device, between its products all of them."""
     return layout.micro_batch * -(-sequence // layout.context)

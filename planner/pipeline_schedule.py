@@ -166,13 +166,17 @@ def seconds(stages: Sequence[Durations], micro_batches: int, send_seconds: float
     _check(stages, micro_batches)
     if len(stages) == 1:
         return micro_batches * stages[0].work
-    count, round_ = micro_batches, len(stages)
-    skipped = max(0, count // round_ - ROUNDS - 1)
-    count -= skipped * round_
+    count, skipped = _replayed(len(stages), micro_batches)
     long = max(_ends(stages, count, send_seconds))
     if not skipped:
         return long
-    return long + skipped * (long - max(_ends(stages, count - round_, send_seconds)))
+    return long + skipped * (long - max(_ends(stages, count - len(stages), send_seconds)))
+
+
+def _replayed(stages: int, micro_batches: int) -> tuple[int, int]:
+    """(micro-batches that are replayed, rounds of `stages` micro-batches that are not)."""
+    skipped = max(0, micro_batches // stages - ROUNDS - 1)
+    return micro_batches - skipped * stages, skipped
 
 
 @dataclass(frozen=True)
@@ -189,9 +193,22 @@ class Path:
 
 
 def longest_path(stages: Sequence[Durations], micro_batches: int, send_seconds: float = 0.0) -> Path:
-    """Its durations add up to the whole replay's; while it stays the longest, they tell how a step's time answers to
-    each duration."""
+    """Its durations add up to `seconds`. While it stays the longest, they tell how a step's time answers to each."""
     _check(stages, micro_batches)
+    count, skipped = _replayed(len(stages), micro_batches)
+    long = _replayed_path(stages, count, send_seconds)
+    if not skipped:
+        return long
+    short = _replayed_path(stages, count - len(stages), send_seconds)
+    passes = {
+        key: long.passes.get(key, 0) + skipped * (long.passes.get(key, 0) - short.passes.get(key, 0))
+        for key in long.passes.keys() | short.passes.keys()
+    }
+    return Path(passes, long.sends + skipped * (long.sends - short.sends))
+
+
+def _replayed_path(stages: Sequence[Durations], micro_batches: int, send_seconds: float = 0.0) -> Path:
+    """Back from the last event, to whatever each has waited for."""
     ends = _ends(stages, micro_batches, send_seconds)
     found = events(len(stages), micro_batches, len(stages[0].forward))
     place, passes, sends = max(range(len(ends)), key=ends.__getitem__), Counter[tuple[int, int, bool]](), 0

@@ -10,6 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fusionkit_planner.passes import Work, traffic_bytes
+from fusionkit_planner.system import System
+
 from fusionkit.backend import DeviceModel
 from fusionkit.errors import argument_error
 
@@ -84,13 +87,17 @@ class Rates:
         """Of the fused op, where it was measured."""
         return flops / (self.attention_flops or self.peak_flops)
 
-    def memory_seconds(self, num_bytes: float) -> float:
-        """Kernels that read and write so many bytes, and compute little."""
-        return num_bytes / self.memory_bandwidth
+    def traffic_seconds(self, work: Work, system: System) -> float:
+        """Kernels that read and write, and compute little."""
+        return traffic_bytes(work, system) / self.memory_bandwidth
 
-    def launching_seconds(self, kernels: float) -> float:
-        """The host's work for so many kernels; a device with less to do waits for it."""
-        return kernels * self.launch_seconds
+    def update_seconds(self, elements: float, system: System) -> float:
+        """The optimizer's kernels, which read and write."""
+        return elements * system.update_bytes / self.memory_bandwidth
+
+    def waiting_seconds(self, kernels: float, busy: float) -> float:
+        """A device with less to do than its host has to launch waits for it."""
+        return max(0.0, kernels * self.launch_seconds - busy)
 
     def level(self, devices: int) -> Level:
         """The narrowest that joins so many neighbours.

@@ -24,8 +24,9 @@ class Machine(Protocol):
 
     def product_seconds(self, rows: int, in_features: int, out_features: int) -> float: ...
     def attention_seconds(self, flops: float) -> float: ...
-    def memory_seconds(self, num_bytes: float) -> float: ...
-    def launching_seconds(self, kernels: float) -> float: ...
+    def traffic_seconds(self, work: Work, system: System) -> float: ...
+    def update_seconds(self, elements: float, system: System) -> float: ...
+    def waiting_seconds(self, kernels: float, busy: float) -> float: ...
     def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
     def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
     def send_seconds(self, num_bytes: float, distance: int) -> float: ...
@@ -109,7 +110,7 @@ def step(
     sent, hidden = gradients(architecture, layout, rates, system), 0.0
     if system.hides_gradients:
         hidden = min(sent, sum(b.seconds for _, b in stages[busiest]))
-    optimizer = rates.memory_seconds(system.update_bytes * weights(architecture, layout) / owners(layout))
+    optimizer = rates.update_seconds(weights(architecture, layout) / owners(layout), system)
     exposed = sent - hidden
     return StepTime(
         seconds=seconds + exposed + optimizer,
@@ -177,17 +178,11 @@ def price_of(work: Work, layout: Layout, rates: Machine, system: System) -> Pass
         compute += alone
         exposed += _exposed(product, alone, layout, rates, system)
     compute += rates.attention_seconds(work.score_flops)
-    compute += rates.memory_seconds(
-        work.num_bytes
-        + system.score_bytes * work.num_scores
-        + system.logit_bytes * work.num_logits
-        + system.gradient_bytes_moved * work.weights
-    )
+    compute += rates.traffic_seconds(work, system)
     if layout.context > 1 and work.gathered_bytes:
         gathered = rates.gather_seconds(layout.context, work.gathered_bytes, layout.tensor)
         exposed += max(0.0, gathered - rates.attention_seconds(work.score_flops) * (1 - 1 / layout.context))
-    launches = max(0.0, rates.launching_seconds(work.kernels) - compute - exposed)
-    return PassTime(compute, exposed, launches)
+    return PassTime(compute, exposed, rates.waiting_seconds(work.kernels, compute + exposed))
 
 
 def _exposed(product: Matrix, alone: float, layout: Layout, rates: Machine, system: System) -> float:
@@ -213,7 +208,7 @@ def weights(architecture: Architecture, layout: Layout) -> float:
 
 def owners(layout: Layout) -> int:
     """Devices that divide the optimizer's work on the same weights."""
-    return layout.sharding if layout.stage >= 1 else 1
+    return layout.sharding * layout.context if layout.stage >= 1 else 1
 
 
 def gradients(architecture: Architecture, layout: Layout, rates: Machine, system: System) -> float:

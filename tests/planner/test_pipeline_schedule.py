@@ -66,13 +66,14 @@ def test_passes_of_a_stage_do_not_overlap_and_follow_what_they_need():
         assert found[0, False, number, 0].start >= found[1, False, number, 0].end + 0.25 - 1e-9
 
 
-def test_the_longest_path_adds_up_to_the_step():
+@pytest.mark.parametrize("micro_batches", [2, 6, 40])
+def test_the_longest_path_adds_up_to_the_step(micro_batches):
     stages = [Durations((1.0, 1.5), (2.0, 2.5)), Durations((1.2, 0.7), (2.2, 1.9)), Durations((1.0, 1.1), (1.9, 3.0))]
-    path = pipeline_schedule.longest_path(stages, 6, 0.25)
+    path = pipeline_schedule.longest_path(stages, micro_batches, 0.25)
     total = 0.25 * path.sends
     for (stage, chunk, is_forward), count in path.passes.items():
         total += count * (stages[stage].forward if is_forward else stages[stage].backward)[chunk]
-    assert total == pytest.approx(max(span.end for span in pipeline_schedule.replay(stages, 6, 0.25)))
+    assert total == pytest.approx(pipeline_schedule.seconds(stages, micro_batches, 0.25))
 
 
 def test_unequal_chunks_are_refused():

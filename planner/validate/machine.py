@@ -1,0 +1,120 @@
+"""A machine whose rates are fitted: few, and each of them physical.
+
+A product's tiles go over the device's cores in waves, so shapes that fill the last wave badly take longer. A host that
+launches kernels one by one is a floor. Rings share the links of their nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fusionkit_planner.passes import Work
+from fusionkit_planner.system import System
+from fusionkit_planner.validate.systems import Device
+
+NODE = 8  # devices
+SHARPNESS = 4.0  # the host's time and the device's join as a norm of this order: neither is hidden entirely
+# rows and columns of a tile, and its rate by that of the largest
+TILES = ((128, 256, 1.0), (128, 128, 0.92), (64, 128, 0.75))
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)  # of the inner dimension, where tiles are too few
+LEAST_SPLIT = 1024  # elements that a split keeps
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One fitted number.
+
+    Args:
+        begins: where the fit begins.
+        spread: of its logarithm: how far rows may easily move it.
+    """
+
+    name: str
+    begins: float
+    spread: float
+    meaning: str
+
+
+def parameters(device: Device) -> list[Parameter]:
+    """What is fitted of a device, and of the kernels that ran there."""
+    return [
+        Parameter("product_rate", 0.85 * device.peak_flops, 0.1, "FLOP/s of a large product"),
+        Parameter("inner_overhead", 400.0, 0.5, "inner elements whose time the start of a tile takes"),
+        Parameter("attention_rate", 0.35 * device.peak_flops, 0.5, "FLOP/s of attention's products"),
+        Parameter("memory_rate", 0.75 * device.memory_bandwidth, 0.3, "bytes/s of kernels between products"),
+        Parameter("scores", 1.0, 0.5, "traffic of scores, by what is counted"),
+        Parameter("logits", 1.0, 0.7, "traffic of logits, by what is counted"),
+        Parameter("gradients", 1.0, 0.7, "traffic of gradients in a micro-batch, by what is counted"),
+        Parameter("update", 1.0, 0.5, "traffic of the optimizer, by what is counted"),
+        Parameter("wave_share", 0.9, 0.3, "how much of an unfilled wave is lost"),
+        Parameter("launch", 20e-6, 0.7, "seconds of the host for each kernel"),
+        Parameter("link_rate", 0.55 * device.link_bandwidth, 0.4, "bytes/s of a ring of four in a node"),
+        Parameter("link_growth", math.e, 0.3, "exp of the power by which that grows with the ring's members, plus one"),
+        Parameter("latency", 20e-6, 1.0, "seconds of a collective without content"),
+        Parameter("node_rate", 0.8 * device.node_bandwidth, 0.4, "bytes/s of a node's cards together"),
+        Parameter("step", 1e-3, 1.0, "seconds of a step beside all else"),
+    ]
+
+
+@lru_cache(maxsize=65536)
+def waves(rows: int, in_features: int, out_features: int, cores: int) -> float:
+    """Time of a product over that of one whose tiles fill all waves: the best choice of tile and split."""
+    best = math.inf
+    for high, wide, rate in TILES:
+        tiles = math.ceil(rows / high) * math.ceil(out_features / wide)
+        waste = tiles * high * wide / (rows * out_features) / rate
+        for split in SPLITS:
+            if split > 1 and in_features / split < LEAST_SPLIT:
+                break
+            count = tiles * split
+            best = min(best, waste * math.ceil(count / cores) * cores / count * (1.02 if split > 1 else 1.0))
+    return best
+
+
+class FittedMachine:
+    """What a vector of fitted numbers says, by the names of `parameters`."""
+
+    def __init__(self, device: Device, values: dict[str, float]) -> None:
+        self.device, self.of = device, values
+
+    def product_seconds(self, rows: int, in_features: int, out_features: int) -> float:
+        ideal = 2.0 * rows * in_features * out_features / self.of["product_rate"]
+        filled = math.pow(waves(rows, in_features, out_features, self.device.cores), min(1.0, self.of["wave_share"]))
+        return ideal * (1 + self.of["inner_overhead"] / in_features) * filled
+
+    def attention_seconds(self, flops: float) -> float:
+        return flops / self.of["attention_rate"]
+
+    def traffic_seconds(self, work: Work, system: System) -> float:
+        scores = self.of["scores"] * system.score_bytes * work.num_scores
+        logits = self.of["logits"] * system.logit_bytes * work.num_logits
+        weights = self.of["gradients"] * system.gradient_bytes_moved * work.weights
+        return (work.num_bytes + scores + logits + weights) / self.of["memory_rate"]
+
+    def update_seconds(self, elements: float, system: System) -> float:
+        moved = self.of["update"] * system.update_bytes * elements
+        return moved / self.of["memory_rate"] + self.of["step"]
+
+    def waiting_seconds(self, kernels: float, busy: float) -> float:
+        launching = kernels * self.of["launch"]
+        return math.pow(math.pow(busy, SHARPNESS) + math.pow(launching, SHARPNESS), 1 / SHARPNESS) - busy
+
+    def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
+        return 0.5 * self.all_reduce_seconds(devices, num_bytes, stride)
+
+    def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
+        """By a ring: each of its members sends twice (devices - 1) / devices of the bytes."""
+        if devices == 1:
+            return 0.0
+        sent = 2 * (devices - 1) / devices * num_bytes
+        if devices * stride <= NODE:
+            growth = math.pow(devices / 4, math.log(self.of["link_growth"]) - 1)
+            return sent / (self.of["link_rate"] * growth) + self.of["latency"]
+        return sent * min(stride, NODE) / self.of["node_rate"] + 3 * self.of["latency"]
+
+    def send_seconds(self, num_bytes: float, distance: int) -> float:
+        if distance < NODE:
+            return num_bytes / self.of["link_rate"] + self.of["latency"]
+        return num_bytes * NODE / self.of["node_rate"] + self.of["latency"]

@@ -1,0 +1,160 @@
+"""What a validation found, as text and as JSON. Every predicted figure is simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from fusionkit_planner.validate import fitted_memory, fitted_time, judging, least_squares
+from fusionkit_planner.validate.fitted_memory import Figure
+from fusionkit_planner.validate.fitted_time import Fitted
+from fusionkit_planner.validate.judging import Errors, Group
+from fusionkit_planner.validate.machine import parameters
+from fusionkit_planner.validate.rows import Row
+
+from fusionkit.errors import argument_error
+
+WORST = 5  # groups and outliers that are listed
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Of all judged rows.
+
+    Args:
+        fitted: by the device's name.
+        fitted_rows: on which each was fitted.
+        timed: judged rows with a measured time, and what was predicted, in seconds.
+        figures: of memory.
+        again: judged rows that were fitted on, too.
+    """
+
+    fitted: dict[str, Fitted]
+    fitted_rows: dict[str, list[Row]]
+    timed: list[tuple[Row, float]]
+    figures: list[Figure]
+    again: int
+
+    @property
+    def time(self) -> Errors | None:
+        rows = [row for row, _ in self.timed]
+        return judging.errors([t for _, t in self.timed], [r.seconds or 0.0 for r in rows], [r.name for r in rows])
+
+    @property
+    def groups(self) -> list[Group]:
+        rows = [row for row, _ in self.timed]
+        return judging.groups([t for _, t in self.timed], [r.seconds or 0.0 for r in rows], [r.group for r in rows])
+
+    def memory(self, kind: str | None = None) -> Errors | None:
+        """Of one kind of figure, or of all."""
+        chosen = [one for one in self.figures if kind in (None, one.kind)]
+        predicted, measured = [one.predicted for one in chosen], [one.measured for one in chosen]
+        return judging.errors(predicted, measured, [one.row.name for one in chosen])
+
+    @property
+    def kinds(self) -> list[str]:
+        return sorted({one.kind for one in self.figures})
+
+
+def validate(fit: Sequence[Row], judge: Sequence[Row]) -> Validation:
+    """Fit each device on its rows, and predict what is judged.
+
+    Raises:
+        ValueError: a judged row's device has no row to fit on.
+    """
+    fitted, fitted_rows, timed, figures = {}, {}, [], []
+    for name in dict.fromkeys(row.device.name for row in judge):
+        own, judged = ([row for row in rows if row.device.name == name] for rows in (fit, judge))
+        rows = fitted_rows[name] = [row for row in own if row.seconds]
+        if not rows:
+            advice = "Measure some steps there, and give their file to --fit"
+            rule, context = f"a file with steps on {name}, which --judge has", "that device is unknown otherwise"
+            raise argument_error("plan validate", "--fit", rule, "none", context, advice)
+        fitted[name] = fitted_time.fit(rows)
+        with_time = [row for row in judged if row.seconds]
+        timed += list(zip(with_time, fitted[name].seconds(with_time).tolist(), strict=True))
+        figures += fitted_memory.figures(judged, fitted_memory.fit(own))
+    known = {replace(row, name="") for row in fit}
+    return Validation(fitted, fitted_rows, timed, figures, sum(replace(row, name="") in known for row in judge))
+
+
+def as_json(found: Validation) -> dict[str, Any]:
+    """Percentages and correlations of the worst group; null where no row says."""
+    time, memory, groups = found.time, found.memory(), found.groups
+    correlations = [group.correlation for group in groups if group.correlation is not None]
+    return {
+        "label": "simulated",
+        "time_mape_percent": time.mean if time else None,
+        "memory_mape_percent": memory.mean if memory else None,
+        "regret_percent": max((group.regret for group in groups), default=None),
+        "rank_correlation": min(correlations, default=None),
+        "fitted_rows": {name: len(rows) for name, rows in found.fitted_rows.items()},
+        "judged_rows_that_were_fitted": found.again,
+        "time": asdict(time) if time else None,
+        "memory": {kind: asdict(errors) for kind in found.kinds if (errors := found.memory(kind))},
+        "groups": [asdict(group) for group in groups],
+        "fitted": {name: fitted.values for name, fitted in found.fitted.items()},
+        "rows": [
+            {"row": row.name, "predicted_ms": 1e3 * time, "measured_ms": 1e3 * (row.seconds or 0.0)}
+            for row, time in found.timed
+        ],
+    }
+
+
+def text(found: Validation) -> Iterator[str]:
+    """Lines."""
+    yield "simulated: times and memory below are predicted by the planner, and compared with measured rows"
+    if found.again:
+        yield (
+            f"{found.again} of the judged rows are among those that the model was fitted on: of these the errors are "
+            "of a fit, and predict nothing"
+        )
+    for name, rows in found.fitted_rows.items():
+        yield ""
+        yield from _fitted(name, found.fitted[name], rows)
+    yield ""
+    yield "| judged | rows | mean error | median | worst | bias | worst row |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for what, errors in [("time", found.time), *((f"memory: {kind}", found.memory(kind)) for kind in found.kinds)]:
+        if errors:
+            yield (
+                f"| {what} | {errors.rows} | {errors.mean:.2f}% | {errors.median:.2f}% | {errors.worst:.1f}% "
+                f"| {errors.bias:+.2f}% | {errors.worst_row} |"
+            )
+    yield ""
+    yield from _groups(found.groups)
+
+
+def _fitted(name: str, fitted: Fitted, rows: Sequence[Row]) -> Iterator[str]:
+    device, measured = rows[0].device, np.array([row.seconds for row in rows])
+    missed = np.abs(np.log(fitted.seconds(rows) / measured))
+    limit = least_squares.OUTLIER * least_squares.NOISE
+    yield f"{name}, fitted on {len(rows)} rows; the fit begins at: {device.source}"
+    for one in parameters(device):
+        yield f"  {one.name} {fitted.values[one.name]:.4g} (began at {one.begins:.4g}): {one.meaning}"
+    yield f"  and {len(fitted.layers)} shapes of layers and heads, each with a factor near 1"
+    outliers = [rows[place].name for place in np.argsort(-missed) if missed[place] > limit]
+    shown = f": {', '.join(outliers[:WORST])}" if outliers else ""
+    yield f"  {len(outliers)} rows are missed by more than {100 * limit:.0f}%, and pull no harder than at that{shown}"
+
+
+def _groups(groups: Sequence[Group]) -> Iterator[str]:
+    if not groups:
+        yield "no two rows differ by layout only, so there is neither regret nor rank correlation"
+        return
+    correlations = [group.correlation for group in groups if group.correlation is not None]
+    yield f"{len(groups)} groups of rows that differ by layout only: worst regret {max(g.regret for g in groups):.2f}%"
+    if correlations:
+        yield (
+            f"{len(correlations)} of them with at least {judging.LEAST_ROWS} rows: worst rank correlation "
+            f"{min(correlations):.3f}, mean {np.mean(correlations):.3f}"
+        )
+    yield ""
+    yield "| group | rows | mean error | regret | rank correlation |"
+    yield "| --- | --- | --- | --- | --- |"
+    worst = sorted(groups, key=lambda group: -group.regret)
+    for group in dict.fromkeys([*worst[:WORST], *groups[:WORST]]):
+        correlation = "" if group.correlation is None else f"{group.correlation:.3f}"
+        yield f"| {group.name} | {group.rows} | {group.mape:.2f}% | {group.regret:.2f}% | {correlation} |"

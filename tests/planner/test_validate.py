@@ -1,0 +1,146 @@
+"""`fusionkit plan validate`: what others measured is predicted from rows that are not judged, and judged by hand-made
+figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fusionkit_planner.validate import fitted_memory, fitted_time, judging, least_squares, report, rows
+
+from fusionkit.cli import main
+
+# Korthikanti et al. 2022, arXiv:2205.05198, tables 2, 4 and 5: A100-80GB. Memory in GiB, without the embedding.
+KORTHIKANTI = Path(__file__).with_name("korthikanti.csv")
+ONE_NODE = "gpus,global_batch,micro_batch,hidden,heads,layers,sequence,tensor,data,pipeline,step_ms"
+# Four rows of vTrain's data/ground_truth_single.csv, MIT (KAIST, 2024).
+MEASURED = """4,16,2,1024,16,24,1024,2,2,1,366.155818
+8,8,2,2048,16,12,1024,2,1,4,124.569808
+8,32,2,2048,16,12,1024,1,2,4,316.686273
+8,8,2,1024,16,24,1024,4,2,1,170.124941"""
+
+
+def halves():
+    everything = rows.read([KORTHIKANTI])
+    return everything[0:4] + everything[8:10], everything[4:8] + everything[10:12]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_models_that_no_row_of_the_fit_has_are_predicted(turned):
+    """22B and 175B from 530B and 1T, and the other way round: time within 5%, memory within 3%."""
+    fit, judge = halves()[::-1] if turned else halves()
+    found = report.as_json(report.validate(fit, judge))
+    assert found["time_mape_percent"] < 5 and found["memory_mape_percent"] < 3
+    assert found["judged_rows_that_were_fitted"] == 0
+    assert {kind for kind in found["memory"]} == {"state", "activations"}
+    assert found["memory"]["activations"]["worst"] < 3
+
+
+def test_a_row_is_predicted_from_the_others():
+    timed = [row for row in rows.read([KORTHIKANTI]) if row.seconds]
+    missed = []
+    for row in timed[::3]:
+        (predicted,) = fitted_time.fit([other for other in timed if other is not row]).seconds([row])
+        missed.append(abs(predicted / row.seconds - 1))
+    assert np.mean(missed) < 0.05
+
+
+def test_rates_that_rows_were_made_with_are_found_again(tmp_path):
+    """Steps are made with known rates, and one of them is planted wrong: it pulls no harder than a bad one."""
+    file = written(tmp_path, [f"{8 // p},{64},{b},{h},16,24,1024,{t},{8 // p // t},1,1" for p in (1, 2)
+                              for b in (1, 2, 4, 8) for h in (1024, 2048, 4096) for t in (1, 2, 4)])  # fmt: skip
+    made = rows.read([file])
+    truth = fitted_time.fit(made[:1])
+    truth.values.update(product_rate=2.4e14, memory_rate=1.2e12, launch=3e-5, link_rate=1.4e11)
+    truth.layers.clear(), truth.heads.clear()
+    seconds = truth.seconds(made)
+    seconds[3] *= 2.5
+    known = [row.__class__(**{**row.__dict__, "seconds": time}) for row, time in zip(made, seconds, strict=True)]
+    found = fitted_time.fit(known)
+    assert found.values["product_rate"] == pytest.approx(2.4e14, rel=0.1)
+    assert found.values["launch"] == pytest.approx(3e-5, rel=0.1)
+    larger = rows.read([written(tmp_path, ["8,64,2,8192,64,24,2048,2,4,1,1", "8,64,8,8192,64,24,2048,8,1,1,1"])])
+    assert found.seconds(larger) == pytest.approx(truth.seconds(larger), rel=0.1)  # shapes that no row had
+    missed = np.abs(found.seconds(known) / seconds - 1)
+    assert missed[3] > 0.4 and np.delete(missed, 3).mean() < 0.02
+
+
+def test_least_squares_finds_a_line_past_an_outlier():
+    """ln y = a + b z, with one row far off; the prior is wide."""
+    z = np.linspace(0, 1, 30)
+    measured = 2 + 3 * z
+    measured[7] += 5
+    slopes = np.stack([np.ones_like(z), z], axis=1)
+    problem = least_squares.Problem(
+        np.zeros(2), np.full(2, 10.0), lambda x: slopes @ x - measured, lambda x, residuals: slopes
+    )
+    assert least_squares.solve(problem) == pytest.approx([2, 3], abs=0.02)
+
+
+def test_regret_and_ranks_by_hand():
+    predicted, measured = [1.0, 2.0, 3.0, 5.0, 5.0], [1.2, 1.0, 3.0, 1.0, 2.0]
+    first, second = judging.groups(predicted, measured, ["a", "a", "a", "b", "b"])
+    assert first.name == "a" and first.regret == pytest.approx(20) and first.correlation == pytest.approx(0.5)
+    assert second.correlation is None and second.regret == pytest.approx(0)
+    assert judging.spearman([1, 2, 2, 4], [1, 2, 3, 4]) == pytest.approx(0.9486833)  # ties share their mean rank
+    found = judging.errors([1.1, 0.9], [1.0, 1.0], ["x", "y"])
+    assert (found.mean, found.bias, found.worst) == pytest.approx((10, 0, 10))
+
+
+def written(folder, lines, header=ONE_NODE):
+    file = folder / "rows.csv"
+    file.write_text("\n".join([header, *lines]) + "\n")
+    return file
+
+
+def test_each_form_is_known_by_its_header(tmp_path):
+    one, *_, last = rows.read([written(tmp_path, MEASURED.splitlines())])
+    assert (
+        one.layout.micro_batches == 4 and one.layout.recompute == "none" and one.seconds == pytest.approx(0.366155818)
+    )
+    assert last.group != one.group  # another number of devices
+    header, line = f"billion_parameters,{ONE_NODE}", "39.1,512,1536,2,8192,64,48,2048,4,32,4,13875.5"
+    (many,) = rows.read([written(tmp_path, [line], header)])
+    assert many.layout.recompute == "full" and many.layout.devices == 512 and many.layout.micro_batches == 24
+    header = "case,model,layout,layers,micro_batches,step_ms,peak_allocated_gib,peak_reserved_gib"
+    line = "llama3_405b_l4_tp2_cp4_pp1_dp1_seq32768_mbc4_cef,llama3-405b,tp2cp4pp1,4,4,1984.7,87.03,91.15"
+    (b200,) = rows.read([written(tmp_path, [line], header)])
+    assert (b200.sequence, b200.layout.context, b200.layout.sharding) == (32768, 4, 1)
+    assert b200.peak_bytes == 87.03 * 2**30
+    (figure,) = fitted_memory.figures([b200], fitted_memory.fit([]))
+    assert figure.predicted == pytest.approx(figure.measured, rel=0.05)  # nothing fitted
+    with pytest.raises(ValueError, match="one with the columns"):
+        rows.read([written(tmp_path, ["1,2"], "a,b")])
+    with pytest.raises(ValueError, match="rows.csv:2 must be a row"):
+        rows.read([written(tmp_path, ["4,16,3,1024,16,24,1024,2,2,1,366.1"])])
+
+
+def test_the_command_says_what_it_was_fitted_on(tmp_path, capsys):
+    file = written(tmp_path, MEASURED.splitlines())
+    assert main(["plan", "validate", "--fit", str(file), "--judge", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["label"] == "simulated" and found["judged_rows_that_were_fitted"] == 4
+    assert found["memory_mape_percent"] is None and found["regret_percent"] is None
+    written_to = tmp_path / "x.json"
+    arguments = ["--fit", str(file), "--judge", str(KORTHIKANTI), str(file), "--json", str(written_to)]
+    assert main(["plan", "validate", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "4 of the judged rows are among those that the model was fitted on" in text and "simulated" in text
+    assert json.loads(written_to.read_text())["time_mape_percent"] > 0
+
+
+def test_an_unknown_device_is_not_guessed(tmp_path, capsys):
+    header = "case,model,layout,layers,micro_batches,step_ms,peak_allocated_gib,peak_reserved_gib"
+    line = "llama3_70b_l12_tp8_pp1_dp1_mbc8_cef,llama3-70b,tp8pp1,12,8,556.7,28.29,29.12"
+    file = written(tmp_path, [line], header)
+    assert main(["plan", "validate", "--fit", str(KORTHIKANTI), "--judge", str(file)]) == 2
+    assert "a file with steps on B200" in capsys.readouterr().err
+
+
+def test_the_table_of_korthikanti_is_whole():
+    with KORTHIKANTI.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 12 and {row["model"] for row in table} == {"GPT 22B", "GPT 175B", "GPT 530B", "GPT 1T"}
