@@ -40,9 +40,9 @@ class Parameter:
 def parameters(device: Device) -> list[Parameter]:
     """What is fitted of a device, and of the kernels that ran there."""
     return [
-        Parameter("product_rate", 0.85 * device.peak_flops, 0.1, "FLOP/s of a large product"),
+        Parameter("product_rate", device.product_share * device.peak_flops, 0.1, "FLOP/s of a large product"),
         Parameter("inner_overhead", 400.0, 0.5, "inner elements whose time the start of a tile takes"),
-        Parameter("attention_rate", 0.35 * device.peak_flops, 0.5, "FLOP/s of attention's products"),
+        Parameter("attention_rate", 0.35 * device.peak_flops, 0.2, "FLOP/s of attention's products"),
         Parameter("memory_rate", 0.75 * device.memory_bandwidth, 0.3, "bytes/s of kernels between products"),
         Parameter("scores", 1.0, 0.5, "traffic of scores, by what is counted"),
         Parameter("logits", 1.0, 0.7, "traffic of logits, by what is counted"),

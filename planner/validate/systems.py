@@ -39,7 +39,7 @@ MEGATRON_CORE = System(
     skips_masked=True,
     attention_backward=2.5,
     kernels=30,
-    gradient_bytes_moved=8,  # the product adds to float32: read and written
+    gradient_bytes_moved=12,  # a product's result written and read, the float32 sum read and written
     update_bytes=32,
     parameter_bytes=2,
     gradient_bytes=4,
@@ -61,6 +61,7 @@ class Device:
     Args:
         cores: streaming multiprocessors, over which a product's tiles go in waves.
         peak_flops: dense, in 16 bits.
+        product_share: of it, that large products reach: cuBLAS at the clocks of a full load.
         memory_bandwidth: bytes/s.
         link_bandwidth: of one device within a node, bytes/s in one direction.
         node_bandwidth: of a node's network cards together, in one direction.
@@ -69,6 +70,7 @@ class Device:
     name: str
     cores: int
     peak_flops: float
+    product_share: float
     memory_bandwidth: float
     link_bandwidth: float
     node_bandwidth: float
@@ -76,7 +78,7 @@ class Device:
 
 
 A100 = Device(
-    "A100", 108, 312e12, 2.0e12, 300e9, 100e9,
+    "A100", 108, 312e12, 0.85, 2.0e12, 300e9, 100e9,
     "NVIDIA A100 data sheet; nodes of 8 with four HDR cards of 200 Gbit/s (Bang et al. 2024, MICRO, vTrain)",
 )  # fmt: skip
-B200 = Device("B200", 148, 2250e12, 8e12, 900e9, 400e9, "NVIDIA DGX B200 data sheet")
+B200 = Device("B200", 148, 2250e12, 0.75, 8e12, 900e9, 400e9, "NVIDIA DGX B200 data sheet")
