@@ -8,7 +8,7 @@ row measured has the factor 1, so other models follow from the rates alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,74 +20,8 @@ from fusionkit_planner.validate.least_squares import STEP, Array, Problem
 from fusionkit_planner.validate.machine import FittedMachine, parameters
 from fusionkit_planner.validate.rows import Row
 
-# Of the logarithm of a shape's factor. A head's product is one, with a loss whose kernels are chosen by shape as well.
-LAYER_SPREAD, HEAD_SPREAD = 0.05, 0.2
 PARTS = ("layer forward", "layer backward", "embedding forward", "embedding backward", "head forward", "head backward",
          "send", "gradients", "update")  # fmt: skip
-LAYER, HEAD = slice(0, 2), slice(4, 6)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """One device's numbers.
-
-    Args:
-        values: by the names of `machine.parameters`.
-        layers, heads: logarithms of the factors of shapes, of layers and of heads.
-    """
-
-    values: dict[str, float]
-    layers: dict[Hashable, float]
-    heads: dict[Hashable, float]
-
-    def seconds(self, rows: Sequence[Row]) -> Array:
-        """Of a step of each row."""
-        if not rows:
-            return np.zeros(0)
-        parts = _parts(rows, self.values)
-        factors = _factors(rows, self)
-        return np.asarray((_counts(rows, parts * factors) * parts * factors).sum(axis=1))
-
-
-def fit(rows: Sequence[Row]) -> Fitted:
-    """Of rows on one device."""
-    wanted = parameters(rows[0].device)
-    shapes = list(dict.fromkeys(shape(row) for row in rows))
-    measured = np.log(np.array([row.seconds for row in rows], dtype=float))
-    shaped = [np.full(len(shapes), spread) for spread in (LAYER_SPREAD, HEAD_SPREAD)]
-    begins = np.concatenate([np.log([one.begins for one in wanted]), np.zeros(2 * len(shapes))])
-    spreads = np.concatenate([[one.spread for one in wanted], *shaped])
-
-    def named(x: Array) -> Fitted:
-        numbers, layers, heads = np.split(x, [len(wanted), len(wanted) + len(shapes)])
-        values = {one.name: float(np.exp(number)) for one, number in zip(wanted, numbers, strict=True)}
-        return Fitted(values, *(dict(zip(shapes, each.tolist(), strict=True)) for each in (layers, heads)))
-
-    def residuals(x: Array) -> Array:
-        return np.asarray(np.log(named(x).seconds(rows)) - measured)
-
-    def slopes(x: Array, _: Array) -> Array:
-        return _slopes(rows, named(x), shapes)
-
-    return named(least_squares.solve(Problem(begins, spreads, residuals, slopes)))
-
-
-def _slopes(rows: Sequence[Row], at: Fitted, shapes: Sequence[Hashable]) -> Array:
-    """While the longest path stays, a step is a sum of parts: only these are computed again for each number."""
-    parts, factors = _parts(rows, at.values), _factors(rows, at)
-    counts = _counts(rows, parts * factors) * factors
-    whole = (counts * parts).sum(axis=1)
-    columns = []
-    for name, value in at.values.items():
-        moved = _parts(rows, {**at.values, name: value * float(np.exp(STEP))})
-        columns.append((np.log((counts * moved).sum(axis=1)) - np.log(whole)) / STEP)
-    places = {each: place for place, each in enumerate(shapes)}
-    own = np.zeros((len(rows), len(shapes)))
-    own[np.arange(len(rows)), [places[shape(row)] for row in rows]] = 1.0
-    for which in (LAYER, HEAD):
-        share = (counts * parts)[:, which].sum(axis=1) / whole
-        columns += list((share[:, None] * own).T)
-    return np.stack(columns, axis=1)
 
 
 def shape(row: Row) -> Hashable:
@@ -96,11 +30,90 @@ def shape(row: Row) -> Hashable:
     return (a, training_time.shape_of(row.layout), row.sequence, row.layout.recompute, row.system.name)
 
 
+@dataclass(frozen=True)
+class Factor:
+    """By what parts of a step may differ from the machine's rates.
+
+    Args:
+        parts: which.
+        key: rows with the same share a factor.
+        spread: of its logarithm.
+    """
+
+    parts: slice
+    key: Callable[[Row], Hashable]
+    spread: float
+
+
+FACTORS = (Factor(slice(0, 2), shape, 0.05), Factor(slice(4, 6), shape, 0.2))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One device's numbers.
+
+    Args:
+        values: by the names of `machine.parameters`.
+        factors: logarithms by key, of each of FACTORS.
+    """
+
+    values: dict[str, float]
+    factors: tuple[dict[Hashable, float], ...]
+
+    def seconds(self, rows: Sequence[Row]) -> Array:
+        """Of a step of each row."""
+        if not rows:
+            return np.zeros(0)
+        parts = _parts(rows, self.values) * _factors(rows, self)
+        return np.asarray((_counts(rows, parts) * parts).sum(axis=1))
+
+
+def fit(rows: Sequence[Row]) -> Fitted:
+    """Of rows on one device."""
+    wanted = parameters(rows[0].device)
+    keys = [list(dict.fromkeys(factor.key(row) for row in rows)) for factor in FACTORS]
+    measured = np.log(np.array([row.seconds for row in rows], dtype=float))
+    begins = np.concatenate([np.log([one.begins for one in wanted]), np.zeros(sum(map(len, keys)))])
+    shared = [np.full(len(each), factor.spread) for each, factor in zip(keys, FACTORS, strict=True)]
+    spreads = np.concatenate([[one.spread for one in wanted], *shared])
+    ends = np.cumsum([len(wanted), *map(len, keys)])[:-1]
+
+    def named(x: Array) -> Fitted:
+        numbers, *logarithms = np.split(x, ends)
+        values = {one.name: float(np.exp(number)) for one, number in zip(wanted, numbers, strict=True)}
+        return Fitted(values, tuple(dict(zip(*each, strict=True)) for each in zip(keys, logarithms, strict=True)))
+
+    def residuals(x: Array) -> Array:
+        return np.asarray(np.log(named(x).seconds(rows)) - measured)
+
+    def slopes(x: Array, _: Array) -> Array:
+        return _slopes(rows, named(x))
+
+    return named(least_squares.solve(Problem(begins, spreads, residuals, slopes)))
+
+
+def _slopes(rows: Sequence[Row], at: Fitted) -> Array:
+    """While the longest path stays, a step is a sum of parts: only these are computed again for each number."""
+    parts, factors = _parts(rows, at.values), _factors(rows, at)
+    counts = _counts(rows, parts * factors) * factors
+    whole = (counts * parts).sum(axis=1)
+    columns = []
+    for name, value in at.values.items():
+        moved = _parts(rows, {**at.values, name: value * float(np.exp(STEP))})
+        columns.append((np.log((counts * moved).sum(axis=1)) - np.log(whole)) / STEP)
+    for factor, logarithms in zip(FACTORS, at.factors, strict=True):
+        places = {key: place for place, key in enumerate(logarithms)}
+        share = np.zeros((len(rows), len(places)))
+        own = (counts * parts)[:, factor.parts].sum(axis=1) / whole
+        share[np.arange(len(rows)), [places[factor.key(row)] for row in rows]] = own
+        columns += list(share.T)
+    return np.stack(columns, axis=1)
+
+
 def _factors(rows: Sequence[Row], fitted: Fitted) -> Array:
     found = np.ones((len(rows), len(PARTS)))
-    for place, row in enumerate(rows):
-        found[place, LAYER] = np.exp(fitted.layers.get(shape(row), 0.0))
-        found[place, HEAD] = np.exp(fitted.heads.get(shape(row), 0.0))
+    for factor, logarithms in zip(FACTORS, fitted.factors, strict=True):
+        found[:, factor.parts] = np.exp([[logarithms.get(factor.key(row), 0.0)] for row in rows])
     return found
 
 

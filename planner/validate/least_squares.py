@@ -1,9 +1,9 @@
 """Few numbers fitted to many rows: least squares of logarithms, with a prior for each number, and outliers held back.
 
-    minimise  sum_i huber((ln predicted_i - ln measured_i) / NOISE) + sum_j ((x_j - begin_j) / spread_j)^2
+    minimise  sum_i huber((ln predicted_i - ln measured_i) / noise) + sum_j ((x_j - begin_j) / spread_j)^2
 
 huber(r) is r^2 up to OUTLIER, and grows by a straight line beyond, so that a wild row pulls no harder than a bad one.
-Solved by Gauss and Newton's method with Levenberg's damping.
+Solved by Gauss and Newton's method with Levenberg's damping: first with the largest noise, then with what that leaves.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-NOISE = 0.03  # of a row's logarithm: what a model of few numbers cannot know
-OUTLIER = 2.0  # in units of NOISE
+# Of a row's logarithm: what a model of few numbers cannot know. The least is more than repeats differ by, 0.05%.
+LEAST_NOISE, MOST_NOISE = 0.005, 0.03
+OUTLIER = 2.0  # in units of the noise
 STEP = 1e-3  # of a logarithm, for differences
 LARGEST_MOVE = 0.7
 ROUNDS, TRIES = 25, 8
@@ -42,13 +43,23 @@ class Problem:
 
 def solve(problem: Problem) -> Array:
     """The numbers."""
-    x: Array = problem.begins.copy()
+    first = _solve(problem, problem.begins, MOST_NOISE)
+    return _solve(problem, first, noise_of(problem.residuals(first)))
+
+
+def noise_of(residuals: Array) -> float:
+    """As a standard deviation, from the median, which outliers do not move."""
+    return float(np.clip(1.5 * np.median(np.abs(residuals)), LEAST_NOISE, MOST_NOISE))
+
+
+def _solve(problem: Problem, begins: Array, noise: float) -> Array:
+    x: Array = begins.copy()
     damping = 1e-2
     residuals = problem.residuals(x)
-    objective = _objective(problem, x, residuals)
+    objective = _objective(problem, x, residuals, noise)
     for _ in range(ROUNDS):
         slopes = problem.slopes(x, residuals)
-        weights = np.minimum(1.0, OUTLIER * NOISE / np.maximum(np.abs(residuals), 1e-12)) / NOISE**2
+        weights = np.minimum(1.0, OUTLIER * noise / np.maximum(np.abs(residuals), 1e-12)) / noise**2
         prior = 1 / problem.spreads**2
         curvature = slopes.T @ (weights[:, None] * slopes) + np.diag(prior)
         gradient = slopes.T @ (weights * residuals) + prior * (x - problem.begins)
@@ -56,7 +67,7 @@ def solve(problem: Problem) -> Array:
             move = -np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), gradient)
             tried = x + np.clip(move, -LARGEST_MOVE, LARGEST_MOVE)
             found = problem.residuals(tried)
-            reached = _objective(problem, tried, found)
+            reached = _objective(problem, tried, found, noise)
             if reached < objective:
                 break
             damping *= 4
@@ -69,7 +80,7 @@ def solve(problem: Problem) -> Array:
     return x
 
 
-def _objective(problem: Problem, x: Array, residuals: Array) -> float:
-    size = np.abs(residuals) / NOISE
+def _objective(problem: Problem, x: Array, residuals: Array, noise: float) -> float:
+    size = np.abs(residuals) / noise
     huber = np.where(size < OUTLIER, size**2, 2 * OUTLIER * size - OUTLIER**2)
     return float(huber.sum() + (((x - problem.begins) / problem.spreads) ** 2).sum())

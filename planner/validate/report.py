@@ -130,14 +130,14 @@ def text(found: Validation) -> Iterator[str]:
 def _fitted(name: str, fitted: Fitted, rows: Sequence[Row]) -> Iterator[str]:
     device, measured = rows[0].device, np.array([row.seconds for row in rows])
     missed = np.abs(np.log(fitted.seconds(rows) / measured))
-    limit = least_squares.OUTLIER * least_squares.NOISE
+    limit = least_squares.OUTLIER * least_squares.noise_of(missed)
     yield f"{name}, fitted on {len(rows)} rows; the fit begins at: {device.source}"
     for one in parameters(device):
         yield f"  {one.name} {fitted.values[one.name]:.4g} (began at {one.begins:.4g}): {one.meaning}"
-    yield f"  and {len(fitted.layers)} shapes of layers and heads, each with a factor near 1"
+    yield f"  and {sum(map(len, fitted.factors))} factors near 1, of shapes of layers and heads"
     outliers = [rows[place].name for place in np.argsort(-missed) if missed[place] > limit]
     shown = f": {', '.join(outliers[:WORST])}" if outliers else ""
-    yield f"  {len(outliers)} rows are missed by more than {100 * limit:.0f}%, and pull no harder than at that{shown}"
+    yield f"  {len(outliers)} rows are missed by more than {100 * limit:.1f}%, and pull no harder than at that{shown}"
 
 
 def _groups(groups: Sequence[Group]) -> Iterator[str]:

@@ -55,7 +55,8 @@ def test_rates_that_rows_were_made_with_are_found_again(tmp_path):
     made = rows.read([file])
     truth = fitted_time.fit(made[:1])
     truth.values.update(product_rate=2.4e14, memory_rate=1.2e12, launch=3e-5, link_rate=1.4e11)
-    truth.layers.clear(), truth.heads.clear()
+    for factors in truth.factors:
+        factors.clear()
     seconds = truth.seconds(made)
     seconds[3] *= 2.5
     known = [row.__class__(**{**row.__dict__, "seconds": time}) for row, time in zip(made, seconds, strict=True)]
