@@ -23,29 +23,14 @@ MEASURED = """4,16,2,1024,16,24,1024,2,2,1,366.155818
 8,8,2,1024,16,24,1024,4,2,1,170.124941"""
 
 
-def halves():
+def test_models_that_no_row_of_the_fit_has_are_predicted():
+    """530B and 1T from 22B and 175B: time within 5%, memory within 3%."""
     everything = rows.read([KORTHIKANTI])
-    return everything[0:4] + everything[8:10], everything[4:8] + everything[10:12]
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_models_that_no_row_of_the_fit_has_are_predicted(turned):
-    """22B and 175B from 530B and 1T, and the other way round: time within 5%, memory within 3%."""
-    fit, judge = halves()[::-1] if turned else halves()
-    found = report.as_json(report.validate(fit, judge))
+    found = report.as_json(report.validate(everything[0:4], everything[4:]))
     assert found["time_mape_percent"] < 5 and found["memory_mape_percent"] < 3
-    assert found["judged_rows_that_were_fitted"] == 0
-    assert {kind for kind in found["memory"]} == {"state", "activations"}
+    assert found["judged_rows_that_were_fitted"] == 0 and found["regret_percent"] == 0
+    assert found["memory"].keys() == {"state", "activations"}
     assert found["memory"]["activations"]["worst"] < 3
-
-
-def test_a_row_is_predicted_from_the_others():
-    timed = [row for row in rows.read([KORTHIKANTI]) if row.seconds]
-    missed = []
-    for row in timed[::3]:
-        (predicted,) = fitted_time.fit([other for other in timed if other is not row]).seconds([row])
-        missed.append(abs(predicted / row.seconds - 1))
-    assert np.mean(missed) < 0.05
 
 
 def test_rates_that_rows_were_made_with_are_found_again(tmp_path):
