@@ -314,6 +314,7 @@ def test_the_bound_of_each_fusion_is_told(capsys):
     step_ops.main([f"--{name}={value}" for name, value in sizes.items()])
     told = capsys.readouterr().out
     assert told.count("at most, ") == 6 and told.count("fk.paged_attention") == 2
+    assert told.count("ms, op by op ") == 2
 
 
 def test_a_slice_of_a_tensor_is_refused_by_name():

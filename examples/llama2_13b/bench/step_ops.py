@@ -2,8 +2,8 @@
 
 A fused op saves at most what it takes in: norm + product the norm, product + rotary the rotation, gate-up + swiglu the
 activation. So an op's share of the step bounds what fusing it away can give. Each time is the least of all rounds, and
-a share is of the sum of these. Beside them stands the least time of Paddle's predictor, which predict uses. The weights
-are random.
+a share is of the sum of these. Beside them stands the least time of Paddle's predictor, which predict uses, and that of
+the ops called one by one, as a program after passes would run. The weights are random.
 """
 
 from __future__ import annotations
@@ -90,11 +90,14 @@ def measure(path: Path, config: LlamaConfig, options: argparse.Namespace, rows: 
     predictor, (program, tensors) = passes.create_predictor(path), reading.read(path, "cpu")
     singly = running.Running(program, tensors, "cpu", {})
     given = inputs(config, options.dtype, rows, options.cached, singly.input_names)
-    best_step, best = float("inf"), [float("inf")] * len(singly.operations)
+    best_step = best_singly = float("inf")
+    best = [float("inf")] * len(singly.operations)
     for _ in range(options.rounds):
         best_step = min(best_step, seconds(lambda: predictor.run(given)))
+        best_singly = min(best_singly, seconds(lambda: singly(given)))
         best = [min(pair) for pair in zip(best, singly.timed(given), strict=True)]
-    print(f"\n{options.dtype}, rows {rows}: predictor {1e3 * best_step:.2f} ms, ops {1e3 * sum(best):.2f} ms")
+    whole = f"predictor {1e3 * best_step:.2f} ms, op by op {1e3 * best_singly:.2f} ms"
+    print(f"\n{options.dtype}, rows {rows}: {whole}, ops {1e3 * sum(best):.2f} ms")
     by_op: defaultdict[str, float] = defaultdict(float)
     for name, least in zip(singly.operations, best, strict=True):
         by_op[name] += least
