@@ -1,6 +1,7 @@
 """What the native code is built from. setup.py calls `build` (the CPU backend), `build_parallel` and `build_emulator`.
 
-lib/libfusionkit_cpu.so      csrc/*.cc once, csrc/kernels/*.cc once per instruction set; no framework, no libgomp
+lib/libfusionkit_cpu.so      csrc/*.cc once, csrc/kernels/*.cc once per target of backends/cpu/targets.py; no framework,
+                             no libgomp
 _native                      csrc/python/*.cc: the pybind11 module for NumPy
 lib/libfusionkit_paddle.so   csrc/paddle/*.cc: Paddle's custom ops, for the Paddle found in this environment
 lib/build_info.json          the Paddle version, compiler and flags of the above
@@ -32,8 +33,9 @@ import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from native.incremental import BUILD_DIR, BuildError, CompileStep, compile_all, compiler, link_library, locked
+from native.incremental import BUILD_DIR, BuildError, CompileStep, by_path, compile_all, compiler, link_library, locked
 
 SOURCE_DIR = Path("backends/cpu/csrc")
 PARALLEL_SOURCE_DIR = Path("fusionkit/parallel/csrc")
@@ -43,19 +45,7 @@ FLAGS = tuple(
     "-std=c++17 -O3 -fopenmp -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
     " -Wall -Wextra -D_GLIBCXX_USE_CXX11_ABI=1".split()
 )
-ISA_FLAGS = {
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx2 -mfma -mf16c"
-    " -mprefer-vector-width=512".split(),
-    "avx2": "-mavx2 -mfma -mf16c".split(),
-    "portable": [],
-}
-# What /proc/cpuinfo must list for an instruction set; isa.cc asks the same of the processor that runs.
-AVX2_FEATURES = {"avx2", "fma", "f16c"}
-CPU_FEATURES = {
-    "avx512": AVX2_FEATURES | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
-    "avx2": AVX2_FEATURES,
-    "portable": set(),
-}
+targets = by_path("fusionkit_targets", "backends/cpu/targets.py")
 
 
 @dataclass(frozen=True)
@@ -73,27 +63,95 @@ class Variant:
         return BUILD_DIR / self.name
 
     @property
+    def targets(self) -> list[Any]:
+        """Those that are compiled, the best first."""
+        return targets.needed(targets.named(self.only_isa)) if self.only_isa else targets.of_machine(self.machine)
+
+    @property
     def isas(self) -> list[str]:
-        every = list(ISA_FLAGS) if self.machine == "x86_64" else ["portable"]
-        return [self.only_isa] if self.only_isa else every
+        return [target.name for target in self.targets]
 
     def steps(self, sources: Iterable[Path], flags: Iterable[str] = (), isa: str = "") -> list[CompileStep]:
         all_flags = (*self.flags, *flags, f"-I{SOURCE_DIR}")
         return [CompileStep(self.compiler, source, all_flags, self.folder, isa) for source in sorted(sources)]
 
     def kernel_library(self) -> list[CompileStep]:
-        only = [f"-DFUSIONKIT_ONLY_ISA={self.only_isa}"] if self.only_isa else []
-        library = self.steps(SOURCE_DIR.glob("*.cc"), only, f"only_{self.only_isa}" if only else "")
-        for isa in self.isas:
-            flags = [*ISA_FLAGS[isa], f"-DFUSIONKIT_ISA={isa}"]
-            library += self.steps(SOURCE_DIR.glob("kernels/*.cc"), flags, isa)
+        only = f"only_{self.only_isa}" if self.only_isa else ""
+        header = self.folder / only / "targets.h"
+        write_if_changed(header, self.targets_header())
+        dispatch = [f'-DFUSIONKIT_TARGETS="{header}"', "-I."]
+        library = self.steps(SOURCE_DIR.glob("*.cc"), dispatch, only)
+        for target in self.targets:
+            # What takes kernels of another target has to see that one's too.
+            flags = [*targets.flags(target), f"-DFUSIONKIT_ISA={target.name}"]
+            flags += [f"-DFUSIONKIT_LIKE={target.like}", *dispatch] if target.kernels else []
+            library += self.steps(kernel_files(target), flags, target.name)
         return library
+
+    def targets_header(self) -> str:
+        """The C++ side of the table; see kernels/table.h. A new kernel changes it only if a part compiles it."""
+        whole = [target for target in self.targets if target.kernels is None]
+        parts = [target for target in self.targets if target.kernels is not None]
+        every = targets.of_machine(self.machine)
+        return "\n".join(
+            [
+                "// Written by native/build.py from backends/cpu/targets.py.",
+                "#pragma once",
+                f"namespace fusionkit_cpu {{\nenum class Isa {{ {', '.join(target.name for target in every)} }};",
+                *(f"namespace {target.name} {{}}" for target in whole),
+                *(f"namespace {target.name} {{ using namespace {target.like}; }}" for target in parts),
+                "}  // namespace fusionkit_cpu",
+                f"#define FUSIONKIT_EACH_TARGET(f) {' '.join(map(self.row, every))}",
+                f"#define FUSIONKIT_IN_WHOLE_TARGETS(...) {' '.join(declared(target) for target in whole)}",
+                f"#define FUSIONKIT_IN_PARTS(unit, ...) {' '.join(declared_if_compiled(target) for target in parts)}",
+                *(line for target in parts for line in compiled(target)),
+                f"#define FUSIONKIT_DISPATCH(function, ...) {dispatch(self.isas)}\n",
+            ]
+        )
+
+    def row(self, target: Any) -> str:
+        """f(name, whether the processor runs it, whether it runs its model, whether it is built)."""
+        runs = supported(target) + (f" && {target.permission}()" if target.permission else "")
+        model = supported(targets.named(target.like)) if target.has_model else "false"
+        return f"f({target.name}, {runs}, {model}, {'true' if target.name in self.isas else 'false'})"
 
     def python_module(self) -> list[CompileStep]:
         """One unit: pybind11 alone takes as long to compile, in each unit, as all of these sources."""
         unit = self.folder / "python.cc"
         write_if_changed(unit, "".join(f'#include "{path}"\n' for path in sorted(SOURCE_DIR.glob("python/*.cc"))))
         return self.steps([unit], ["-I.", *python_flags()])
+
+
+def kernel_files(target: Any) -> list[Path]:
+    if target.kernels is None:
+        return list(SOURCE_DIR.glob("kernels/*.cc"))
+    return [SOURCE_DIR / f"kernels/{name}.cc" for name in target.kernels]
+
+
+def declared(target: Any) -> str:
+    return f"namespace {target.name} {{ __VA_ARGS__ }}"
+
+
+def declared_if_compiled(target: Any) -> str:
+    return f"FUSIONKIT_IF(FUSIONKIT_{target.name}_COMPILES_##unit)(__VA_ARGS__)"
+
+
+def compiled(target: Any) -> list[str]:
+    """What FUSIONKIT_IF asks for; see kernels/table.h."""
+    declare = f"FUSIONKIT_DECLARE_IN_{target.name}"
+    marks = [f"#define FUSIONKIT_{target.name}_COMPILES_{name} , {declare}" for name in target.kernels]
+    return [f"#define {declare}(...) {declared(target)}", *marks]
+
+
+def supported(target: Any) -> str:
+    return " && ".join(f'__builtin_cpu_supports("{feature}")' for feature in targets.features(target)) or "true"
+
+
+def dispatch(isas: list[str]) -> str:
+    """A call of the function of the target in use; the last one needs no question."""
+    calls = [f"::fusionkit_cpu::{isa}::function(__VA_ARGS__);" for isa in isas]
+    cases = [f"case ::fusionkit_cpu::Isa::{isa}: return {call}" for isa, call in zip(isas[:-1], calls, strict=False)]
+    return f"([&] {{ switch (::fusionkit_cpu::current_isa()) {{ {' '.join(cases)} default: return {calls[-1]} }} }}())"
 
 
 def write_if_changed(path: Path, text: str) -> None:
@@ -123,7 +181,7 @@ def wanted_variant(package_dir: Path) -> Variant:
     variant = Variant("native")
     if not is_first() or is_whole(package_dir / "lib/build_info.json", variant):
         return variant
-    return Variant("native", only_isa=best_isa(variant.isas, Path("/proc/cpuinfo").read_text()))
+    return Variant("native", only_isa=best_isa(variant.machine, Path("/proc/cpuinfo").read_text()))
 
 
 def is_left_out(name: str, output: Path) -> bool:
@@ -145,11 +203,11 @@ def is_whole(build_info: Path, variant: Variant) -> bool:
     return build_info.exists() and json.loads(build_info.read_text())["isas"] == variant.isas
 
 
-def best_isa(isas: list[str], cpuinfo: str) -> str:
-    """The first of the instruction sets that a processor has."""
+def best_isa(machine: str, cpuinfo: str) -> str:
+    """The first of the targets that a processor has."""
     listed = re.search(r"^flags\s*:(.*)$", cpuinfo, re.M)
-    features = set(listed[1].split()) if listed else set()
-    return next(isa for isa in isas if CPU_FEATURES[isa] <= features)
+    name: str = targets.best(machine, set(listed[1].split()) if listed else set()).name
+    return name
 
 
 def build_locked(package_dir: Path, variant: Variant) -> None:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 BUILD_DIR = Path("build")
 
@@ -87,13 +88,17 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def num_jobs() -> int:
-    """The number of fusionkit/cores.py, which is loaded by its path: the package may not be installed yet."""
-    spec = importlib.util.spec_from_file_location("cores", Path(__file__).parents[1] / "fusionkit/cores.py")
+def by_path(name: str, path: str) -> Any:
+    """A module of a package that may not be installed yet. `path` is from the repository's root."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / path)
     assert spec is not None and spec.loader is not None
-    cores = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cores)
-    return int(cores.for_processes().number)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def num_jobs() -> int:
+    return int(by_path("cores", "fusionkit/cores.py").for_processes().number)
 
 
 def compile_all(steps: list[CompileStep]) -> int:

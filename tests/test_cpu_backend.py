@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ from fusionkit_backends.cpu import runtime
 
 import fusionkit as fk
 from fusionkit import parity
-from tests import product_rates, thread_counts
+from tests import cpu_targets, product_rates, thread_counts
 from tests.op_names import CPU_OPS
 
 
@@ -26,12 +27,12 @@ def products_measured_once():
 
 def forced():
     best = runtime.native().isa()
-    return [isa for isa in runtime.native().available_isas() if isa != best]
+    return [isa for isa in cpu_targets.tested() if isa != best]
 
 
 def isa_cases():
     for isa in forced():
-        for name in CPU_OPS:
+        for name in filter(functools.partial(cpu_targets.worth_testing, isa), CPU_OPS):
             for case in getattr(fk, name).spec.all_cases:
                 if not case.llama:
                     yield pytest.param(isa, name, case, id=f"{isa}-{name}-{case.name}")

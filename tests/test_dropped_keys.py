@@ -18,16 +18,16 @@ FIRST, LENGTH, HEADS, KEY_HEADS, SIZE = 70, 131, 4, 2, 20  # documents of 70 and
 TOLERANCES = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 6e-3}
 
 
-def own_document(length):
-    document = np.arange(length) >= FIRST
+def own_document(length, first=FIRST):
+    document = np.arange(length) >= first
     return document[:, None] == document
 
 
-def masks(causal):
+def masks(causal, first=FIRST):
     """The same documents as each kind of mask."""
-    seen = own_document(LENGTH)[None, None]
-    ends = np.where(np.arange(LENGTH) < FIRST, FIRST, LENGTH)
-    columns = [ends] if causal else [ends, np.where(np.arange(LENGTH) < FIRST, 0, FIRST)]
+    seen = own_document(LENGTH, first)[None, None]
+    ends = np.where(np.arange(LENGTH) < first, first, LENGTH)
+    columns = [ends] if causal else [ends, np.where(np.arange(LENGTH) < first, 0, first)]
     rows = np.stack(columns, -1).astype(np.int32)[None, None]
     return {
         "bool": {"attn_mask": seen},
@@ -61,9 +61,9 @@ def attend(backend, given, dlse, **mask):
     return {name: np.asarray(value, np.float64) for name, value in results.items()}
 
 
-@pytest.fixture(params=[*runtime.native().available_isas(), "eager"])
+@pytest.fixture(params=[*runtime.native().tested_isas(), "eager"])
 def backend(request, native):
-    """cpu on each instruction set, and eager."""
+    """cpu on each target and model, and eager."""
     if request.param == "eager":
         return "eager"
     native.set_isa(request.param)
@@ -97,6 +97,17 @@ def test_a_dropped_key_has_no_gradient(backend, mask):
     assert all(np.isfinite(got[name]).all() for name in ("out", "dq", "dk", "dv"))
     assert not got["dk"][:, FIRST:].any() and not got["dv"][:, FIRST:].any() and not got["out"][:, FIRST:].any()
     assert np.isneginf(got["lse"][:, FIRST:]).all()
+
+
+@pytest.mark.parametrize("first", range(8, LENGTH - 8, 24))
+@pytest.mark.parametrize("mask", ["bool", "bounds"])
+def test_a_document_gets_what_it_gets_alone(backend, first, mask):
+    """Wherever it begins: at a vector, within one, or amid the keys that go together in a matrix unit."""
+    given, dlse = inputs("bfloat16")
+    got = attend(backend, given, dlse, **masks(False, first)[mask])
+    alone = attend(backend, {name: value[:, first:] for name, value in given.items()}, dlse[:, :, first:])
+    for name, want in alone.items():
+        np.testing.assert_allclose(got[name][:, first:], want, rtol=4e-2, atol=4e-2, err_msg=name)
 
 
 @pytest.mark.parametrize("q_len", [1, 3, LENGTH], ids=lambda q_len: f"Sq{q_len}")

@@ -150,10 +150,12 @@ build.build_parallel(Path({str(tmp_path / "parallel")!r}))
         openmp = "import ctypes; ctypes.CDLL('libgomp.so.1', ctypes.RTLD_GLOBAL)"
         return run(sys.executable, "-c", f"{openmp}; import _native\n{code}", cwd=tmp_path)
 
-    (best,) = built("first")
+    best, *kernels_from = built("first")
+    assert kernels_from == [target.name for target in build.targets.needed(build.targets.named(best))][1:]
     told = with_native("try: _native.set_isa('portable')\nexcept ValueError as error: print(error)")
     assert best == "portable" or told.endswith(
-        f'must be one of {best} (what `make demo` has built), got "portable". Run: make build\n'
+        f"must be one of {', '.join([best, *kernels_from])} (what `make demo` has built),"
+        ' got "portable". Run: make build\n'
     )
     others = [tmp_path / "emulator/lib", tmp_path / "parallel/lib"]
     assert not [folder for folder in others if folder.exists()]
@@ -173,11 +175,16 @@ def test_kernels_are_compiled_before_any_package_is_there(tree, tmp_path):
 
 
 def test_the_best_instruction_set_is_what_a_processor_lists():
-    every = ["avx512", "avx2", "portable"]
-    avx2, avx512 = "fma avx2 f16c", "avx512f avx512bw avx512vl avx512dq avx512_bf16"
-    for listed, best in ((f"{avx2} {avx512}", "avx512"), (f"{avx2} avx512f", "avx2"), ("fma avx2", "portable")):
-        assert build.best_isa(every, f"processor\t: 0\nflags\t\t: sse2 {listed}\nbugs\t\t: avx2\n") == best
-    assert build.best_isa(["portable"], "Features\t: asimd\n") == "portable"
+    avx2, avx512, amx = "fma avx2 f16c", "avx512f avx512bw avx512vl avx512dq avx512_bf16", "amx_bf16 amx_tile amx_int8"
+    processors = {
+        "amx": f"{avx2} {avx512} {amx}",
+        "avx512": f"{avx2} {avx512} amx_tile",
+        "avx2": f"{avx2} avx512f {amx}",
+        "portable": "fma avx2",
+    }
+    for best, listed in processors.items():
+        assert build.best_isa("x86_64", f"processor\t: 0\nflags\t\t: sse2 {listed}\nbugs\t\t: avx2\n") == best
+    assert build.best_isa("aarch64", "Features\t: asimd\n") == "portable"
 
 
 def test_library_built_for_another_paddle_is_refused_before_it_is_loaded(wheel, tmp_path):

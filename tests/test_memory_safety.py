@@ -15,7 +15,7 @@ from tests.guard_pages import MISTAKES
 
 pytestmark = pytest.mark.xdist_group("memory safety")
 
-ISAS = runtime.native().available_isas()
+ISAS = runtime.native().tested_isas()
 PLANTED = [f"{mistake} {dtype}" for mistake in MISTAKES for dtype in ("float32", "bfloat16", "float16")]
 
 

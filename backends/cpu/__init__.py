@@ -1,11 +1,11 @@
-"""The CPU backend: C++ kernels for host memory, with AVX-512, AVX2 and portable paths chosen at run time."""
+"""The CPU backend: C++ kernels for host memory, in one path for each target of targets.py, chosen at run time."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from fusionkit_backends.cpu import health, threads
+from fusionkit_backends.cpu import health, targets, threads
 from fusionkit_backends.cpu.serial import SERIAL, IsSerial
 
 from fusionkit.adapters.conditions import UNTRACED_GROUP
@@ -73,7 +73,7 @@ backend = Backend(
     kernels={op: _kernel(op, file) for op in OP_NAMES if (file := Path(__file__).with_name(f"{op}.py")).exists()},
     available=health.unavailable,
     doctor=_doctor,
-    settings={"FUSIONKIT_CPU_ISA": ("avx512", "avx2", "portable")},
+    settings={"FUSIONKIT_CPU_ISA": targets.NAMES},
     benchmark="fusionkit_backends.cpu.benchmark",
     neutral_ops="fusionkit_backends.cpu.paddle_ops:load",
 )

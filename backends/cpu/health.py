@@ -25,7 +25,8 @@ with fk.use_backend("cpu"):
 native = runtime.native()
 if native.matmul_library() != "onednn" and runtime._paddle_libs() and not settings.value("FUSIONKIT_CPU_ISA"):
     raise RuntimeError("the oneDNN in Paddle's folder cannot be used. Install Paddle again")
-print(f"runs with {native.isa()} on {native.num_threads()} threads, products by {native.matmul_library()}")
+refused = f"; not amx: {reason}" if (reason := native.refused_isas()) else ""
+print(f"runs with {native.isa()} on {native.num_threads()} threads, products by {native.matmul_library()}{refused}")
 """
 PADDLE_CALL = """
 import paddle

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from fusionkit_backends.cpu import targets
 
 import fusionkit as fk
 
@@ -132,7 +133,7 @@ def test_a_file_can_name_a_list_for_one_op(tmp_path):
         ({"FUSIONKIT_MC2": "off"}, "FUSIONKIT_MC2 must be 0 or 1, got 'off'"),
         ({"FUSIONKIT_BACKEND": "gpo"}, "no backend is called 'gpo'"),
         ({"FUSIONKIT_BACKEND": "="}, "FUSIONKIT_BACKEND must be NAME, NAME,NAME or OP=NAME;*=NAME, got '='"),
-        ({"FUSIONKIT_CPU_ISA": "avx1024"}, "FUSIONKIT_CPU_ISA must be avx512 or avx2 or portable, got 'avx1024'"),
+        ({"FUSIONKIT_CPU_ISA": "avx1024"}, f"FUSIONKIT_CPU_ISA must be {' or '.join(targets.NAMES)}, got 'avx1024'"),
         ({"FUSIONKIT_CPU_ISO": "avx2"}, "FUSIONKIT_CPU_ISO is not a setting; did you mean 'FUSIONKIT_CPU_ISA'?"),
         ({"FUSIONKIT_CONFIG": "/nowhere.toml"}, "FUSIONKIT_CONFIG must name a TOML file, got '/nowhere.toml'"),
     ],

@@ -20,12 +20,14 @@ struct AttentionMask {
 }  // namespace fusionkit_cpu
 
 // dlse [B, heads, Sq] float32 may be absent (zero).
-#define FUSIONKIT_FLASH_ATTENTION                                                                                    \
-  void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionMask& mask, float scale,    \
-                       const Tensor& out, const Tensor& lse);                                                        \
+#define FUSIONKIT_FLASH_ATTENTION                                                                                 \
+  void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionMask& mask, float scale, \
+                       const Tensor& out, const Tensor& lse);
+#define FUSIONKIT_FLASH_ATTENTION_GRAD                                                                               \
   void flash_attention_grad(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse, \
                             const AttentionMask& mask, float scale, const Tensor& dout, const Tensor& dlse,          \
                             const Tensor& dq, const Tensor& dk, const Tensor& dv);
 
-FUSIONKIT_ENTRY_POINTS(FUSIONKIT_FLASH_ATTENTION)
-FUSIONKIT_FOR_EACH_ISA(FUSIONKIT_FLASH_ATTENTION)
+FUSIONKIT_ENTRY_POINTS(FUSIONKIT_FLASH_ATTENTION FUSIONKIT_FLASH_ATTENTION_GRAD)
+FUSIONKIT_KERNELS(flash_attention, FUSIONKIT_FLASH_ATTENTION)
+FUSIONKIT_KERNELS(flash_attention_grad, FUSIONKIT_FLASH_ATTENTION_GRAD)

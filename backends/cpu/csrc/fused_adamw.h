@@ -17,7 +17,7 @@ struct AdamWFactors {
 FUSIONKIT_ENTRY_POINTS(void adamw(const Tensor& param, const Tensor& grad, const Tensor& moment1, const Tensor& moment2,
                                   const AdamWFactors& factors);)
 
-FUSIONKIT_FOR_EACH_ISA(
-    // Contiguous tensors of n elements; grad of any floating dtype.
-    void adamw(float* param, const Tensor& grad, float* moment1, float* moment2, int64_t n,
-               const AdamWFactors& factors);)
+FUSIONKIT_KERNELS(fused_adamw,
+                  // Contiguous tensors of n elements; grad of any floating dtype.
+                  void adamw(float* param, const Tensor& grad, float* moment1, float* moment2, int64_t n,
+                             const AdamWFactors& factors);)

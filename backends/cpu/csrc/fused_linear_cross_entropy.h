@@ -37,15 +37,16 @@ FUSIONKIT_ENTRY_POINTS(void linear_cross_entropy(const Tensor& x, const Tensor& 
                                                            const Tensor& loss_sum, const Tensor& num_tokens,
                                                            const Tensor& dx, const Tensor& dweight);)
 
-FUSIONKIT_FOR_EACH_ISA(
-    // label: of this row, -1 where another rank has it. The logits are replaced by exp(logit - largest), but for the
-    // label's, which becomes 0.
-    RowStatistics row_statistics(float* logits, int64_t n, int64_t label);
+FUSIONKIT_KERNELS(fused_linear_cross_entropy,
+                  // label: of this row, -1 where another rank has it. The logits are replaced by exp(logit - largest),
+                  // but for the label's, which becomes 0.
+                  RowStatistics row_statistics(float* logits, int64_t n, int64_t label);
 
-    // gradient, float32 or bfloat16, = exponentials * factor, and at_label at the label. It may be the exponentials
-    // themselves. Returns what its rounded values add up to.
-    float row_gradient(const float* exponentials, int64_t n, int64_t label, float factor, float at_label,
-                       DType gradient_dtype, void* gradient);
+                  // gradient, float32 or bfloat16, = exponentials * factor, and at_label at the label. It may be the
+                  // exponentials themselves. Returns what its rounded values add up to.
+                  float row_gradient(const float* exponentials, int64_t n, int64_t label, float factor, float at_label,
+                                     DType gradient_dtype, void* gradient);
 
-    // sums[row] -= factor * m[row][col] for the rows [begin, end).
-    void subtract_column(const Matrix& m, int64_t col, float factor, int64_t begin, int64_t end, float* sums);)
+                  // sums[row] -= factor * m[row][col] for the rows [begin, end).
+                  void subtract_column(const Matrix& m, int64_t col, float factor, int64_t begin, int64_t end,
+                                       float* sums);)

@@ -14,4 +14,4 @@ FUSIONKIT_ENTRY_POINTS(FUSIONKIT_ADD_RMS_NORM
                                               const Tensor& dy, const Tensor& dresidual_out, const Tensor& dx,
                                               const Tensor& dresidual, const Tensor& dweight);)
 
-FUSIONKIT_FOR_EACH_ISA(FUSIONKIT_ADD_RMS_NORM)
+FUSIONKIT_KERNELS(norm, FUSIONKIT_ADD_RMS_NORM)

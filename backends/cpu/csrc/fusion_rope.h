@@ -7,7 +7,7 @@
 FUSIONKIT_ENTRY_POINTS(void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& position_ids,
                                  bool interleaved, bool inverse, const Tensor& y);)
 
-FUSIONKIT_FOR_EACH_ISA(
-    // positions has one entry for each of the B * S tokens.
-    void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const int64_t* positions, bool interleaved,
-              bool inverse, const Tensor& y);)
+FUSIONKIT_KERNELS(fusion_rope,
+                  // positions has one entry for each of the B * S tokens.
+                  void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const int64_t* positions,
+                            bool interleaved, bool inverse, const Tensor& y);)

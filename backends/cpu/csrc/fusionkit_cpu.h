@@ -37,8 +37,8 @@ struct Tensor {
   explicit operator bool() const { return present; }
 };
 
-// "avx512", "avx2" or "portable": the best that the processor has, unless FUSIONKIT_CPU_ISA names a lower one.
-// An unknown name, or one that the processor lacks, throws.
+// The target in use, by its name in backends/cpu/targets.py: the best that the processor has, unless FUSIONKIT_CPU_ISA
+// names a lower one. An unknown name, or one that the processor lacks, throws.
 const char* isa();
 std::vector<std::string> available_isas();
 void set_isa(const std::string& name);  // for tests; not safe while kernels run

@@ -29,6 +29,7 @@ struct StepRow {
 
 }  // namespace fusionkit_cpu
 
-FUSIONKIT_FOR_EACH_ISA(void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
-                                            const Tensor& value_cache, const std::vector<StepRow>& rows, float scale,
-                                            int64_t window, bool batch_invariant, const Tensor& out);)
+FUSIONKIT_KERNELS(paged_attention,
+                  void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
+                                       const Tensor& value_cache, const std::vector<StepRow>& rows, float scale,
+                                       int64_t window, bool batch_invariant, const Tensor& out);)

@@ -6,6 +6,6 @@
 FUSIONKIT_ENTRY_POINTS(void scale(const Tensor& x, const Tensor& factor);                    // x *= factor[0], in place
                        void scale(const Tensor& x, const Tensor& factor, const Tensor& y);)  // y = x * factor[0]
 
-FUSIONKIT_FOR_EACH_ISA(
-    // y = x * factor; both are contiguous, and may be one.
-    void scale(const Tensor& x, float factor, const Tensor& y);)
+FUSIONKIT_KERNELS(scale,
+                  // y = x * factor; both are contiguous, and may be one.
+                  void scale(const Tensor& x, float factor, const Tensor& y);)

@@ -12,6 +12,7 @@ FUSIONKIT_ENTRY_POINTS(void stream(const Tensor& source, const Tensor& target, b
 // the threads' cores holds what was used before.
 FUSIONKIT_ENTRY_POINTS(void flush_caches();)
 
-FUSIONKIT_FOR_EACH_ISA(
-    // Sizes in bytes; non_temporal asks for a target aligned to 64.
-    void stream(const char* source, int64_t source_size, char* target, int64_t target_size, bool non_temporal);)
+FUSIONKIT_KERNELS(stream,
+                  // Sizes in bytes; non_temporal asks for a target aligned to 64.
+                  void stream(const char* source, int64_t source_size, char* target, int64_t target_size,
+                              bool non_temporal);)

@@ -8,4 +8,4 @@
   void swiglu_grad(const Tensor& gate, const Tensor& up, const Tensor& dy, const Tensor& dgate, const Tensor& dup);
 
 FUSIONKIT_ENTRY_POINTS(FUSIONKIT_SWIGLU)
-FUSIONKIT_FOR_EACH_ISA(FUSIONKIT_SWIGLU)
+FUSIONKIT_KERNELS(swiglu, FUSIONKIT_SWIGLU)

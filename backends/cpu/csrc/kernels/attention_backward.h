@@ -10,7 +10,7 @@ namespace FUSIONKIT_ISA {
 namespace {
 
 // Columns past a row's last one that a tile of the transposed products reads.
-constexpr int64_t kTileMargin = (kTileRows + kLanes - 1) / kLanes * kLanes;
+constexpr int64_t kTileMargin = round_up(kSpanRows, kLanes);
 constexpr int64_t kPairStride = kKeyBlock + kTileMargin;
 // The rounding of a saved lse (2^-24 of it) shows in exp(score - lse) of float32, and of any storage above this bound:
 // the sums are then taken anew.
@@ -19,16 +19,17 @@ constexpr float kLargestExactLse = 1024;
 template <class Operand>
 struct PackedGradHead {
   typename Operand::Group *keys, *values, *straight_keys;
-  int64_t straight_panel_stride;
+  int64_t straight_panel_stride, rows;
   float *dkeys, *dvalues;
 
   PackedGradHead(Layout& layout, int64_t num_keys, const Depth<Operand>& depth)
-      : straight_panel_stride(round_up(num_keys, kLanes) / Operand::kGroup * kPanel) {
+      : straight_panel_stride(round_up(num_keys, MatrixUnit::kKeysTogether) / Operand::kGroup * kPanel),
+        rows(round_up(num_keys, MatrixUnit::kRowsTogether)) {
     keys = layout.take<typename Operand::Group>(round_up(num_keys, kPanel) * depth.groups);
     values = layout.take<typename Operand::Group>(round_up(num_keys, kPanel) * depth.groups);
     straight_keys = layout.take<typename Operand::Group>(depth.panels() * straight_panel_stride);
-    dkeys = layout.take<float>(num_keys * depth.columns);
-    dvalues = layout.take<float>(num_keys * depth.columns);
+    dkeys = layout.take<float>(rows * depth.columns);
+    dvalues = layout.take<float>(rows * depth.columns);
   }
 };
 
@@ -38,6 +39,7 @@ struct BackwardScratch {
   static constexpr int64_t kStraightStride = kQueryBlock / Operand::kGroup * kPanel;
   Group *queries, *douts, *straight_queries, *straight_douts, *staged;
   Group *probabilities, *dscores;           // [query group][key]
+  Group* transposed;                        // what the unit makes of one of them
   typename Operand::Element* dscores_left;  // [query][key]
   float *scores, *dprobabilities, *dqueries, *maximum, *sum, *delta, *shift, *inverse_sum;
 
@@ -49,6 +51,7 @@ struct BackwardScratch {
     staged = layout.take<Group>(kLanes * depth.staged_groups);
     probabilities = layout.take<Group>(kQueryBlock / Operand::kGroup * kPairStride);
     dscores = layout.take<Group>(kQueryBlock / Operand::kGroup * kPairStride);
+    transposed = layout.take<Group>(MatrixUnit::transposed_size(kKeyBlock, kQueryBlock / Operand::kGroup));
     dscores_left = layout.take<typename Operand::Element>(kQueryBlock * kScoreStride);
     scores = layout.take<float>(kQueryBlock * kScoreStride);
     dprobabilities = layout.take<float>(kQueryBlock * kScoreStride);
@@ -147,7 +150,7 @@ float row_delta(const GradRows<T>& rows, int64_t query, int64_t head_dim) {
 template <class T, class Operand>
 void stage_queries(const GradRows<T>& rows, QueryRange queries, const Depth<Operand>& depth,
                    const BackwardScratch<Operand>& scratch) {
-  const int64_t padded = round_up(queries.size(), kLanes);
+  const int64_t padded = round_up(queries.size(), MatrixUnit::kKeysTogether);
   stage_rows(rows.queries, queries.begin, queries.end, padded, depth, scratch.queries);
   stage_rows(rows.dout, queries.begin, queries.end, padded, depth, scratch.douts);
   for (int64_t row = 0; row < padded; row += kLanes) {
@@ -158,7 +161,9 @@ void stage_queries(const GradRows<T>& rows, QueryRange queries, const Depth<Oper
   for (int64_t row = 0; row < queries.size(); ++row) {
     scratch.delta[row] = row_delta(rows, queries.begin + row, depth.size);
   }
-  for (int64_t i = 0; i < queries.size() * depth.columns; ++i) scratch.dqueries[i] = 0;
+  const int64_t together = round_up(queries.size(), MatrixUnit::kRowsTogether);
+  for (int64_t i = 0; i < together * depth.columns; ++i) scratch.dqueries[i] = 0;
+  for (int64_t i = queries.size() * kScoreStride; i < together * kScoreStride; ++i) scratch.dscores_left[i] = {};
 }
 
 struct PairGradients {
@@ -223,6 +228,11 @@ void differentiate_block(const BlockView& view, float scale, const BackwardScrat
     fill_zeros(scratch.probabilities + at, last, end);
     fill_zeros(scratch.dscores + at, last, end);
   }
+  for (int64_t group = round_up(view.queries.size(), Operand::kGroup) / Operand::kGroup;
+       group % MatrixUnit::kDepth != 0; ++group) {
+    fill_zeros(scratch.probabilities + group * kPairStride, 0, end);
+    fill_zeros(scratch.dscores + group * kPairStride, 0, end);
+  }
 }
 
 // dkeys += dS^T q and dvalues += P^T dout for the keys of the block.
@@ -230,19 +240,21 @@ template <class Operand>
 void accumulate_keys(const BlockView& view, const PackedGradHead<Operand>& head, const Depth<Operand>& depth,
                      const BackwardScratch<Operand>& scratch) {
   const int64_t num_keys = view.keys.end - view.keys.begin, offset = view.keys.begin * depth.columns;
-  TileWork works[kKeyBlock / kTileRows + 1];
-  for (int64_t key = 0; key < num_keys; key += kTileRows) {
+  TileWork works[kKeyBlock / kSpanRows + 1];
+  for (int64_t key = 0; key < num_keys; key += kSpanRows) {
     const QueryRange rows = view.rows_that_see(key);
     const GroupRange groups = {rows.begin / Operand::kGroup, round_up(rows.end, Operand::kGroup) / Operand::kGroup};
-    works[key / kTileRows] = {groups, 0, depth.size};
+    works[key / kSpanRows] = {groups, 0, depth.size};
   }
-  const auto work_of = [&](int64_t key) { return works[key / kTileRows]; };
-  multiply(Left<Operand>{scratch.probabilities, 1, kPairStride}, num_keys,
-           Right<Operand>{scratch.straight_douts, scratch.kStraightStride}, depth.size, head.dvalues + offset,
-           depth.columns, true, work_of);
-  multiply(Left<Operand>{scratch.dscores, 1, kPairStride}, num_keys,
-           Right<Operand>{scratch.straight_queries, scratch.kStraightStride}, depth.size, head.dkeys + offset,
-           depth.columns, true, work_of);
+  const auto work_of = [&](int64_t key) { return works[key / kSpanRows]; };
+  const auto add = [&](const typename Operand::Group* pairs, const typename Operand::Group* straight, float* sums) {
+    const int64_t count = round_up(view.queries.size(), Operand::kGroup) / Operand::kGroup;
+    const auto left = MatrixUnit::transposed_left<Operand>(pairs, kPairStride, num_keys, count, scratch.transposed);
+    MatrixUnit::multiply(left, num_keys, Right<Operand>{straight, scratch.kStraightStride}, depth.size, sums + offset,
+                         depth.columns, true, work_of);
+  };
+  add(scratch.probabilities, scratch.straight_douts, head.dvalues);
+  add(scratch.dscores, scratch.straight_queries, head.dkeys);
 }
 
 // What the three products add, one attended pair after the other. `keys` are the head's, where they lie.

@@ -12,7 +12,8 @@ namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
 namespace {
 
-constexpr int64_t kScoreStride = kKeyBlock + kLanes;  // off a power of two: rows would share cache sets
+constexpr int64_t kScoreStride =
+    kKeyBlock + MatrixUnit::kKeysTogether;  // off a power of two: rows would share cache sets
 
 // The keys and values of one head as right operands.
 template <class Operand>
@@ -22,7 +23,7 @@ struct PackedHead {
 
   PackedHead() = default;
   PackedHead(Layout& layout, int64_t num_keys, const Depth<Operand>& depth)
-      : values_panel_stride(round_up(num_keys, kLanes) / Operand::kGroup * kPanel) {
+      : values_panel_stride(round_up(num_keys, MatrixUnit::kKeysTogether) / Operand::kGroup * kPanel) {
     keys = layout.take<typename Operand::Group>(round_up(num_keys, kPanel) * depth.groups);
     values = layout.take<typename Operand::Group>(depth.panels() * values_panel_stride);
   }
@@ -52,9 +53,12 @@ void multiply_scores(const typename Operand::Group* queries, const typename Oper
                      const Depth<Operand>& depth, const BlockView& view, float* scores) {
   const int64_t panel_stride = depth.groups * kPanel;
   const Right<Operand> right = {keys + view.keys.begin / kPanel * panel_stride, panel_stride};
-  multiply(Left<Operand>{queries, depth.staged_groups, 1}, view.queries.size(), right, view.keys.end - view.keys.begin,
-           scores, kScoreStride, false,
-           [&](int64_t row) { return TileWork{{0, depth.groups}, view.span_of(row).begin, view.span_of(row).end}; });
+  const int64_t columns = round_up(view.keys.end - view.keys.begin, MatrixUnit::kKeysTogether);
+  MatrixUnit::multiply(Left<Operand>{queries, depth.staged_groups, 1}, view.queries.size(), right, columns, scores,
+                       kScoreStride, false, [&](int64_t row) {
+                         const KeySpan& span = view.span_of(row);
+                         return TileWork{{0, depth.groups}, span.begin, span.empty() ? span.begin : span.padded_end()};
+                       });
 }
 
 // sums[row] += the rows of the right operand, one for each key, weighted by the row's span of left.
@@ -63,12 +67,12 @@ void add_weighted(const typename Operand::Element* left, const typename Operand:
                   const Depth<Operand>& depth, const BlockView& view, float* sums) {
   const auto* groups = reinterpret_cast<const typename Operand::Group*>(left);
   const auto* from = right + view.keys.begin / Operand::kGroup * kPanel;
-  multiply(Left<Operand>{groups, kScoreStride / Operand::kGroup, 1}, view.queries.size(),
-           Right<Operand>{from, panel_stride}, depth.size, sums, depth.columns, true, [&](int64_t row) {
-             const KeySpan& span = view.span_of(row);
-             const GroupRange keys = {span.begin / Operand::kGroup, span.padded_end() / Operand::kGroup};
-             return TileWork{keys, 0, depth.size};
-           });
+  MatrixUnit::multiply(Left<Operand>{groups, kScoreStride / Operand::kGroup, 1}, view.queries.size(),
+                       Right<Operand>{from, panel_stride}, depth.size, sums, depth.columns, true, [&](int64_t row) {
+                         const KeySpan& span = view.span_of(row);
+                         const int64_t end = span.empty() ? span.begin : span.padded_end();
+                         return TileWork{{span.begin / Operand::kGroup, end / Operand::kGroup}, 0, depth.size};
+                       });
 }
 
 // Scales and masks a row of raw scores as far as its span goes. Returns the factor that is still to be applied.
@@ -156,7 +160,9 @@ void soften_block(const BlockView& view, float scale, const Depth<Operand>& dept
 template <class Operand, class Score, class Add>
 void accumulate_blocks(QueryRange queries, const HeadMask& mask, float scale, const Depth<Operand>& depth,
                        const ForwardScratch<Operand>& scratch, const Score& score, const Add& add) {
-  for (int64_t i = 0; i < queries.size() * depth.columns; ++i) scratch.output[i] = 0;
+  const int64_t rows = round_up(queries.size(), MatrixUnit::kRowsTogether);
+  for (int64_t i = 0; i < rows * depth.columns; ++i) scratch.output[i] = 0;
+  for (int64_t i = queries.size() * kScoreStride; i < rows * kScoreStride; ++i) scratch.probabilities[i] = {};
   for (int64_t i = 0; i < queries.size(); ++i) scratch.maximum[i] = -kInfinity, scratch.sum[i] = 0;
   KeyRange keys = {0, 0};
   while (mask.next_block(queries.begin, queries.end, keys)) {
@@ -186,7 +192,8 @@ template <class T, class Operand, class Rows, class Score, class Add>
 void attend_blocks(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale, const Rows& values,
                    const Depth<Operand>& depth, const ForwardScratch<Operand>& scratch, const Score& score,
                    const Add& add) {
-  stage_rows(rows.queries, queries.begin, queries.end, queries.size(), depth, scratch.queries);
+  stage_rows(rows.queries, queries.begin, queries.end, round_up(queries.size(), MatrixUnit::kRowsTogether), depth,
+             scratch.queries);
   accumulate_blocks(queries, mask, scale, depth, scratch, score, add);
   if (!all_finite(scratch.output, queries.size() * depth.columns)) {
     accumulate_blocks(queries, mask, scale, depth, scratch, score,

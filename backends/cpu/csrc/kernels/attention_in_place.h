@@ -52,7 +52,7 @@ void pack_key_panel(const T* const* keys, int64_t count, const Depth<Operand>& d
         prefetch_values(keys[column + n + kRowsAhead] + i, kStep);
         rows[n] = (UintVec)RowGroups<T, Operand>::load_some(keys[column + n] + i, depth.size - i);
       }
-      transpose_groups(rows);
+      transpose(rows);
       const int64_t group = i / Operand::kGroup;
       store_rows(rows, depth.groups - group, panel + group * kPanel + column, kPanel);
     }
@@ -67,8 +67,9 @@ void multiply_scores_in_place(const typename Operand::Group* queries, const T* c
   for (int64_t key = first - first % kPanel; key < count; key += kPanel) {
     const int64_t width = clamp(count - key, 0, kPanel);
     pack_key_panel(keys + key, width, depth, panel);
-    multiply(Left<Operand>{queries, depth.staged_groups, 1}, view.queries.size(), Right<Operand>{panel, 0}, width,
-             scores + key, kScoreStride, false, [&](int64_t) { return TileWork{{0, depth.groups}, 0, width}; });
+    MatrixUnit::multiply(Left<Operand>{queries, depth.staged_groups, 1}, view.queries.size(), Right<Operand>{panel, 0},
+                         width, scores + key, kScoreStride, false,
+                         [&](int64_t) { return TileWork{{0, depth.groups}, 0, width}; });
   }
 }
 

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "kernels/attention_product.h"
+#include "kernels/matrix_unit.h"
 
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
@@ -87,8 +87,8 @@ inline void bound_intervals(int64_t num_keys, KeyIntervals& intervals) {
     const IntervalBounds &vectors = intervals.vectors[i], &panels = intervals.panels[i];
     fill_bounds(intervals.begin[i], intervals.begin[i], num_keys, kLanes, vectors.min_begin, vectors.max_begin);
     fill_bounds(intervals.end[i], intervals.end[i], num_keys, kLanes, vectors.min_end, vectors.max_end);
-    fill_bounds(vectors.min_begin, vectors.max_begin, num_vectors, kTileVectors, panels.min_begin, panels.max_begin);
-    fill_bounds(vectors.min_end, vectors.max_end, num_vectors, kTileVectors, panels.min_end, panels.max_end);
+    fill_bounds(vectors.min_begin, vectors.max_begin, num_vectors, kPanel / kLanes, panels.min_begin, panels.max_begin);
+    fill_bounds(vectors.min_end, vectors.max_end, num_vectors, kPanel / kLanes, panels.min_end, panels.max_end);
   }
 }
 

@@ -1,7 +1,8 @@
 // Rows of a tensor laid out as operands of the products.
 #pragma once
 
-#include "kernels/attention_product.h"
+#include "kernels/matrix_unit.h"
+#include "kernels/transpose.h"
 
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
@@ -29,13 +30,14 @@ struct PagedRows {
   int64_t left_in_block(int64_t row) const { return block_size - (first + row) % block_size; }
 };
 
-// Sizes that follow from head_dim. Staged rows are padded with zeros to whole vectors of groups.
+// Sizes that follow from head_dim. Staged rows are padded with zeros to whole vectors of groups, and to the unit's
+// depth.
 template <class Operand>
 struct Depth {
   int64_t size, groups, staged_groups, columns;
   explicit Depth(int64_t head_dim)
       : size(head_dim),
-        groups(round_up(head_dim, Operand::kGroup) / Operand::kGroup),
+        groups(round_up(head_dim, Operand::kGroup * MatrixUnit::kDepth) / Operand::kGroup),
         staged_groups(round_up(groups, kLanes)),
         columns(round_up(head_dim, kLanes)) {}
   int64_t panels() const { return round_up(size, kPanel) / kPanel; }
@@ -92,56 +94,13 @@ void stage_rows(const Rows& rows, int64_t begin, int64_t end, int64_t padded_row
   }
 }
 
-template <int kWidth>
-inline void exchange_blocks(UintVec* rows) {
-  UintVec even{}, odd{};
-  for (int lane = 0; lane < kLanes; ++lane) {
-    even[lane] = (lane & kWidth) == 0 ? lane : kLanes + lane - kWidth;
-    odd[lane] = (lane & kWidth) == 0 ? lane + kWidth : kLanes + lane;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & kWidth) continue;
-    const UintVec a = rows[i], b = rows[i + kWidth];
-    rows[i] = __builtin_shuffle(a, b, even);
-    rows[i + kWidth] = __builtin_shuffle(a, b, odd);
-  }
-}
-
-// A kLanes x kLanes block of 32-bit groups.
-[[gnu::always_inline]] inline void transpose_groups(UintVec* rows) {
-  exchange_blocks<1>(rows);
-  exchange_blocks<2>(rows);
-  if constexpr (kLanes > 4) exchange_blocks<4>(rows);
-  if constexpr (kLanes > 8) exchange_blocks<8>(rows);
-}
-
-// The first `count` rows of a block.
-[[gnu::always_inline]] inline void store_rows(const UintVec* rows, int64_t count, void* to, int64_t to_stride) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if (i < count) __builtin_memcpy(static_cast<char*>(to) + i * to_stride * 4, &rows[i], sizeof rows[i]);
-  }
-}
-
-// A kLanes x kLanes block of 32-bit groups, transposed; the first `count` of its rows are written.
-inline void transpose_block(const void* from, int64_t from_stride, void* to, int64_t to_stride, int64_t count) {
-  UintVec rows[kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    __builtin_memcpy(&rows[i], static_cast<const char*>(from) + i * from_stride * 4, sizeof rows[i]);
-  }
-  transpose_groups(rows);
-  store_rows(rows, count, to, to_stride);
-}
-
 // A right operand whose k runs over head_dim: column n is row n. For kLanes staged rows, the first of them `row`.
 template <class Operand>
 void pack_transposed(const typename Operand::Group* staged, int64_t row, const Depth<Operand>& depth,
                      typename Operand::Group* packed) {
   auto* to = packed + row / kPanel * depth.groups * kPanel + row % kPanel;
   for (int64_t group = 0; group < depth.groups; group += kLanes) {
-    transpose_block(staged + group, depth.staged_groups, to + group * kPanel, kPanel, depth.groups - group);
+    transpose_square(staged + group, depth.staged_groups, to + group * kPanel, kPanel, depth.groups - group);
   }
 }
 
@@ -168,7 +127,7 @@ template <class Operand, class Rows>
 void pack_rows(const Rows& rows, int64_t count, const Depth<Operand>& depth, typename Operand::Group* staged,
                typename Operand::Group* transposed, typename Operand::Group* straight, int64_t straight_panel_stride,
                int64_t first = 0) {
-  for (int64_t row = 0; row < count; row += kLanes) {
+  for (int64_t row = 0; row < round_up(count, MatrixUnit::kKeysTogether); row += kLanes) {
     stage_rows(rows, row, count, kLanes, depth, staged, first);
     if (transposed != nullptr) pack_transposed(staged, row, depth, transposed);
     if (straight != nullptr) pack_straight(staged, row, depth, straight, straight_panel_stride);

@@ -1,7 +1,7 @@
 // One row of the online softmax.
 #pragma once
 
-#include "kernels/attention_product.h"
+#include "kernels/operands.h"
 
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
@@ -9,30 +9,10 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-template <int kWidth, class Combine>
-inline Vec combine_halves(Vec a, const Combine& combine) {
-  IntVec other{};
-  for (int lane = 0; lane < kLanes; ++lane) other[lane] = lane ^ kWidth;
-  return combine(a, __builtin_shuffle(a, other));
-}
-
-// Over the lanes as a tree, in registers.
-template <class Combine>
-inline float reduce(Vec a, const Combine& combine) {
-  if constexpr (kLanes > 8) a = combine_halves<8>(a, combine);
-  if constexpr (kLanes > 4) a = combine_halves<4>(a, combine);
-  a = combine_halves<2>(a, combine);
-  return combine_halves<1>(a, combine)[0];
-}
-
-inline float sum_lanes(Vec a) {
-  return reduce(a, [](Vec x, Vec y) { return x + y; });
-}
-
 inline float row_maximum(const float* scores, int64_t width) {
   Vec highest = load(scores);
   for (int64_t i = kLanes; i < width; i += kLanes) highest = max(highest, load(scores + i));
-  return reduce(highest, [](Vec x, Vec y) { return max(x, y); });
+  return maximum(highest);
 }
 
 // The factor that brings sums under the old maximum under the new one, both in units of the operand's power. A row that
@@ -62,7 +42,7 @@ float soften_row(const float* scores, int64_t width, float factor, float highest
     store(probabilities + i, p);
   }
   maximum = shift.maximum;
-  sum = sum * shift.rescale + sum_lanes(sums);
+  sum = sum * shift.rescale + FUSIONKIT_ISA::sum(sums);
   return shift.rescale;
 }
 

@@ -8,8 +8,9 @@ namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
 namespace {
 
-constexpr int64_t kQueryBlock = 96;  // a multiple of kTileRows
-constexpr int64_t kMostSpans = kQueryBlock / kTileRows;
+constexpr int kSpanRows = MatrixUnit::kRows;
+constexpr int64_t kQueryBlock = MatrixUnit::kQueryBlock;
+constexpr int64_t kMostSpans = kQueryBlock / kSpanRows;
 
 // Queries [begin, end) of one head. Row i of a block belongs to query begin + i.
 struct QueryRange {
@@ -17,13 +18,19 @@ struct QueryRange {
   int64_t size() const { return end - begin; }
 };
 
-// Keys of the block, from a multiple of kLanes on; none: begin >= end.
+// Keys of the block, from a multiple of kKeysTogether on; none: begin >= end.
 struct KeySpan {
   int64_t begin, end;
   bool masked;  // by more than causal
   bool empty() const { return begin >= end; }
-  int64_t padded_end() const { return round_up(end, kLanes); }
+  int64_t padded_end() const { return round_up(end, MatrixUnit::kKeysTogether); }
 };
+
+// Hidden keys that come with it are masked.
+inline KeySpan begin_together(KeySpan span) {
+  const int64_t more = span.empty() ? 0 : span.begin % MatrixUnit::kKeysTogether;
+  return {span.begin - more, span.end, span.masked || more != 0};
+}
 
 // state(first, count) of the keys [first, first + count), count <= kLanes.
 enum class Visibility { kNone, kSome, kAll };
@@ -112,13 +119,13 @@ struct BlockView {
   KeySpan spans[kMostSpans];
 
   BlockView(const HeadMask& mask, QueryRange queries, KeyRange keys) : mask(mask), queries(queries), keys(keys) {
-    for (int64_t row = 0; row < queries.size(); row += kTileRows) {
-      const QueryRange tile = {queries.begin + row, clamp(queries.begin + row + kTileRows, 0, queries.end)};
+    for (int64_t row = 0; row < queries.size(); row += kSpanRows) {
+      const QueryRange tile = {queries.begin + row, clamp(queries.begin + row + kSpanRows, 0, queries.end)};
       KeySpan span = {0, seen_by(tile.size() + row - 1), false};
       if (mask.dense.data != nullptr) span = narrow_dense(span, mask.dense, tile, keys.begin);
       if (mask.intervals->count > 0) span = narrow_intervals(span, *mask.intervals, tile, keys.begin);
       if (mask.intervals->count > 0 && mask.aligned) span.masked = true;
-      spans[row / kTileRows] = span;
+      spans[row / kSpanRows] = begin_together(span);
     }
   }
 
@@ -126,21 +133,21 @@ struct BlockView {
   int64_t seen_by(int64_t row) const {
     return clamp(mask.visible(queries.begin + row) - keys.begin, 0, keys.end - keys.begin);
   }
-  const KeySpan& span_of(int64_t row) const { return spans[row / kTileRows]; }
+  const KeySpan& span_of(int64_t row) const { return spans[row / kSpanRows]; }
   bool empty() const {
-    for (int64_t row = 0; row < queries.size(); row += kTileRows)
+    for (int64_t row = 0; row < queries.size(); row += kSpanRows)
       if (!span_of(row).empty()) return false;
     return true;
   }
 
-  // The rows whose spans meet the keys [key, key + kTileRows), and perhaps some between them.
+  // The rows whose spans meet the keys [key, key + kSpanRows), and perhaps some between them.
   QueryRange rows_that_see(int64_t key) const {
     const auto meets = [&](int64_t row) {
-      return span_of(row).begin < key + kTileRows && span_of(row).end > key && !span_of(row).empty();
+      return span_of(row).begin < key + kSpanRows && span_of(row).end > key && !span_of(row).empty();
     };
-    QueryRange rows = {0, round_up(queries.size(), kTileRows)};
-    while (rows.begin < rows.end && !meets(rows.begin)) rows.begin += kTileRows;
-    while (rows.begin < rows.end && !meets(rows.end - kTileRows)) rows.end -= kTileRows;
+    QueryRange rows = {0, round_up(queries.size(), kSpanRows)};
+    while (rows.begin < rows.end && !meets(rows.begin)) rows.begin += kSpanRows;
+    while (rows.begin < rows.end && !meets(rows.end - kSpanRows)) rows.end -= kSpanRows;
     if (rows.end > queries.size()) rows.end = queries.size();
     return rows;
   }

@@ -41,6 +41,7 @@ void attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionMa
   ThreadScratch<Operand>(counted, shape, mask, depth);
   const Buffer buffer(counted.size() * num_shares(items, 1));
   for_each_item(items, [&](int64_t item, int share) {
+    [[maybe_unused]] const MatrixUnit::Region region;
     Layout layout(buffer.as<char>() + share * counted.size());
     ThreadScratch<Operand> scratch(layout, shape, mask, depth);
     const int64_t batch = item / parts / shape.kv_heads, kv_head = item / parts % shape.kv_heads;
@@ -112,6 +113,19 @@ void attend_few(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, 
 
 }  // namespace
 
+#if defined(FUSIONKIT_LIKE)
+
+// What the unit does not multiply is for the target that this one is like, and so are few queries.
+void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionMask& mask, float scale,
+                     const Tensor& out, const Tensor& lse) {
+  const bool done = !decodes(AttentionShape(q, k), k, v, mask) && visit_multiplied(q.dtype, [&](auto* type) {
+    attend<std::remove_pointer_t<decltype(type)>>(q, k, v, mask, scale, out, lse);
+  });
+  if (!done) FUSIONKIT_LIKE::flash_attention(q, k, v, mask, scale, out, lse);
+}
+
+#else
+
 void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionMask& mask, float scale,
                      const Tensor& out, const Tensor& lse) {
   const bool few = decodes(AttentionShape(q, k), k, v, mask);
@@ -124,6 +138,8 @@ void flash_attention(const Tensor& q, const Tensor& k, const Tensor& v, const At
     }
   });
 }
+
+#endif
 
 }  // namespace FUSIONKIT_ISA
 }  // namespace fusionkit_cpu

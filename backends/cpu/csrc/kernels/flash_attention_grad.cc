@@ -50,12 +50,14 @@ class Gradient {
     const int64_t slots = whole > 0 || parts == 1 ? threads : rest * parts;
     const Buffer buffer(scratch_size_ * slots);
     for_each_item(whole, [&](int64_t unit, int share) {
+      [[maybe_unused]] const MatrixUnit::Region region;
       const ThreadScratch<Operand> scratch = scratch_at(buffer, share);
       differentiate(unit, 0, 1, scratch);
       store_keys(unit, scratch);
     });
     if (whole == units) return;
     for_each_item(rest * parts, [&](int64_t item, int) {
+      [[maybe_unused]] const MatrixUnit::Region region;
       differentiate(whole + item / parts, item % parts, parts, scratch_at(buffer, item));
     });
     for_each_item(rest, [&](int64_t index, int) { add_parts(whole + index, buffer, index * parts, parts); });
@@ -100,7 +102,7 @@ class Gradient {
     const int64_t batch = unit / shape_.kv_heads, kv_head = unit % shape_.kv_heads;
     const int64_t size = shape_.num_keys * depth_.columns;
     const PackedGradHead<Operand>& packed = scratch.head;
-    for (int64_t i = 0; i < size; ++i) packed.dkeys[i] = packed.dvalues[i] = 0;
+    for (int64_t i = 0; i < packed.rows * depth_.columns; ++i) packed.dkeys[i] = packed.dvalues[i] = 0;
     bool finite = true;
     for (int64_t block = part; block < blocks(); block += parts) {
       const int64_t head = kv_head * shape_.group_size() + block / blocks_per_head();
@@ -149,8 +151,11 @@ void flash_attention_grad(const Tensor& q, const Tensor& k, const Tensor& v, con
                           const AttentionMask& mask, float scale, const Tensor& dout, const Tensor& dlse,
                           const Tensor& dq, const Tensor& dk, const Tensor& dv) {
   const GradTensors tensors = {q, k, v, out, lse, dout, dlse, dq, dk, dv};
-  visit_floating(q.dtype,
-                 [&](auto* type) { Gradient<std::remove_pointer_t<decltype(type)>>(tensors, mask, scale).run(); });
+  [[maybe_unused]] const bool done = visit_multiplied(
+      q.dtype, [&](auto* type) { Gradient<std::remove_pointer_t<decltype(type)>>(tensors, mask, scale).run(); });
+#if defined(FUSIONKIT_LIKE)
+  if (!done) FUSIONKIT_LIKE::flash_attention_grad(q, k, v, out, lse, mask, scale, dout, dlse, dq, dk, dv);
+#endif
 }
 
 }  // namespace FUSIONKIT_ISA

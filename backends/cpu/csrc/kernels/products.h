@@ -20,10 +20,8 @@ struct PanelFormat {
 
 }  // namespace fusionkit_cpu
 
-FUSIONKIT_FOR_EACH_ISA(
-    // The dtype that products of this storage multiply in: bfloat16 only where the processor has units for it.
-    DType compute_dtype(DType storage);
-
+FUSIONKIT_KERNELS(
+    panels,
     // The panels that multiply_tile takes.
     PanelFormat own_panels(DType compute, int64_t depth);
     // Whether pack_strips writes panels of this width.
@@ -34,22 +32,31 @@ FUSIONKIT_FOR_EACH_ISA(
     void pack_strips(const Matrix& b, DType round_to, const PanelFormat& format, int64_t begin, int64_t end,
                      void* panels);
     // to = the transpose of from, in to's dtype, rounded to it. Both are row-major. Rows [begin, end) of `to`.
-    void transpose_rows(const Matrix& from, const Matrix& to, int64_t begin, int64_t end);
+    void transpose_rows(const Matrix& from, const Matrix& to, int64_t begin, int64_t end);)
+
+FUSIONKIT_KERNELS(
+    blocked_product,
+    // The dtype that products of this storage multiply in: bfloat16 only where the processor has units for it.
+    DType compute_dtype(DType storage);
 
     int64_t tile_rows(); int64_t tile_scratch_bytes(int64_t cols);
     // c = a B + bias, or c += a B, for a tile of at most tile_rows() rows, from panels that pack_strips writes.
     // c.col_stride is 1. bias may be null. `scratch` has tile_scratch_bytes(c.cols) bytes. The sum over k has one
     // order, whatever the tile, unless it accumulates.
     void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panels, const Matrix& c,
-                       const float* bias, bool accumulate, void* scratch);
+                       const float* bias, bool accumulate, void* scratch);)
 
+FUSIONKIT_KERNELS(
+    unpacked_product,
     // c = a b + bias, or c += a b, from b as it is stored, row by row: b.col_stride is 1. a has the dtype that
     // compute_dtype() gives; its rows are b.rows elements, and zeros up to a whole number of steps. `scratch` has
     // unpacked_scratch_bytes(c.rows, c.cols) bytes. The sum over k has multiply_tile's order.
     void multiply_unpacked(const Matrix& a, const Matrix& b, DType round_to, const Matrix& c, const float* bias,
                            bool accumulate, void* scratch);
-    int64_t unpacked_scratch_bytes(int64_t rows, int64_t cols);
+    int64_t unpacked_scratch_bytes(int64_t rows, int64_t cols);)
 
+FUSIONKIT_KERNELS(
+    product_rows,
     // to = from, rounded to `round_to` and then to to's dtype, plus bias[col] unless null. to.col_stride is 1.
     void convert_rows(const Matrix& from, DType round_to, const float* bias, const Matrix& to);
     // sums[j] = the sum of column j of m in float32, in row order.

@@ -20,12 +20,32 @@ static inline void exchange(UintVec (&rows)[kLanes], std::integer_sequence<int, 
   }
 }
 
-static inline void transpose(UintVec (&rows)[kLanes]) {
+[[gnu::always_inline]] static inline void transpose(UintVec (&rows)[kLanes]) {
   constexpr std::make_integer_sequence<int, kLanes> lanes{};
   exchange<1>(rows, lanes);
   exchange<2>(rows, lanes);
   if constexpr (kLanes > 4) exchange<4>(rows, lanes);
   if constexpr (kLanes > 8) exchange<8>(rows, lanes);
+}
+
+// The first `count` rows of a square, to rows `stride` values apart.
+[[gnu::always_inline]] static inline void store_rows(const UintVec (&rows)[kLanes], int64_t count, void* to,
+                                                     int64_t stride) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i < count) __builtin_memcpy(static_cast<char*>(to) + i * stride * 4, &rows[i], sizeof rows[i]);
+  }
+}
+
+// A square in memory, rows a stride apart; the first `count` rows of its transpose are written.
+static inline void transpose_square(const void* from, int64_t from_stride, void* to, int64_t to_stride, int64_t count) {
+  UintVec rows[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    __builtin_memcpy(&rows[i], static_cast<const char*>(from) + i * from_stride * 4, sizeof rows[i]);
+  }
+  transpose(rows);
+  store_rows(rows, count, to, to_stride);
 }
 
 }  // namespace FUSIONKIT_ISA

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bind.h"
+#include "isa.h"
 #include "result_arena.h"
 
 namespace py = pybind11;
@@ -25,8 +26,10 @@ void bind_result_arena(py::module_& module) {
 }  // namespace
 
 FUSIONKIT_BIND(machine) {
-  module.def("isa", &isa, "Instruction set in use: avx512, avx2 or portable.");
+  module.def("isa", &isa, "The target in use, by its name in targets.py.");
   module.def("available_isas", &available_isas, "What this processor has, the best first.");
+  module.def("tested_isas", &tested_isas, "available_isas, then the models that set_isa takes too.");
+  module.def("refused_isas", &refused_isas, "Why a target that the processor has is not available, or nothing.");
   module.def("set_isa", &set_isa, py::arg("name"), "For tests; not while kernels run.");
   module.def("num_threads", &num_threads, "Threads of each kernel.");
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
