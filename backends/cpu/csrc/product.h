@@ -5,7 +5,7 @@
 // that was forced runs the own loop, which is compiled for it. Up to eight rows run in a loop of ours in any case,
 // which reads B once as it is stored: 3 ms against 15 for 1 x 5120 x 5120 in bfloat16 on two Zen 5 cores.
 //
-// The own loops add each sum in one order of k, whatever the rows: see kernels/product_step.h. oneDNN splits k by sizes
+// The own loops add each sum in one order of k, whatever the rows: see kernels/operands.h. oneDNN splits k by sizes
 // and threads. So a product that is to be batch invariant runs the own loops.
 #pragma once
 

@@ -1,8 +1,8 @@
 // The matrix product without a library: B in panels, A repacked block by block, a micro-kernel of
 // kPanelRows x 2 vectors in registers. Sums are float32; k is walked in blocks of whole chains.
 #include "kernels/panels.h"
-#include "kernels/product_step.h"
 #include "kernels/products.h"
+#include "kernels/register_tile.h"
 
 namespace fusionkit_cpu::FUSIONKIT_ISA {
 namespace {
@@ -10,7 +10,7 @@ namespace {
 constexpr int kTileRows = 8 * kPanelRows;
 // A panel's block of steps takes 32 KB with AVX-512: the first-level cache.
 constexpr int64_t kBlockEntries = 512 * kLanes;
-static_assert(kBlockEntries / (4 * kLanes) % FloatStep::kLongestChain == 0);
+static_assert(kBlockEntries / (4 * kLanes) % FloatOperand::kLongestChain == 0);
 
 // What a micro-kernel does with the sums that are in c.
 enum class Sums { kStart, kContinue, kAddAtTheEnd };
@@ -36,8 +36,8 @@ struct Output {
 };
 
 // One chain of c[Rows x Vectors] (+)= A panel * B panel.
-template <class Step, int Rows, int Vectors>
-[[gnu::always_inline]] inline void micro_chain(const typename Step::Element* a, const typename Step::Element* b,
+template <class Operand, int Rows, int Vectors>
+[[gnu::always_inline]] inline void micro_chain(const typename Operand::Group* a, const typename Operand::Group* b,
                                                int64_t width, int64_t steps, const Output& out) {
   Vec sums[Rows][Vectors] = {};
   if (out.sums == Sums::kContinue)
@@ -46,15 +46,8 @@ template <class Step, int Rows, int Vectors>
 #pragma GCC unroll 4
       for (int n = 0; n < Vectors; ++n)
         sums[i][n] = load_sum(out.c + i * out.stride + n * kLanes, out.cols - n * kLanes);
-  for (int64_t k = 0; k < steps; ++k, a += kPanelRows, b += width) {
-    Vec b_k[Vectors];
-#pragma GCC unroll 4
-    for (int n = 0; n < Vectors; ++n) b_k[n] = Step::load_b(b + n * kLanes);
-#pragma GCC unroll 12
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-      for (int n = 0; n < Vectors; ++n) sums[i][n] = Step::multiply(a + i, b_k[n], sums[i][n]);
-  }
+  const auto right_at = [&](int64_t k, int n) { return Operand::load_groups(b + k * width + n * kLanes); };
+  add_products<Operand, Rows, Vectors>({a, 1, kPanelRows}, steps, right_at, sums);
 #pragma GCC unroll 12
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
@@ -67,21 +60,22 @@ template <class Step, int Rows, int Vectors>
 }
 
 // c[Rows x Vectors] (+)= A panel * B panel over `steps` steps.
-template <class Step, int Rows, int Vectors>
-void micro(const typename Step::Element* a, const typename Step::Element* b, int64_t width, int64_t steps, Output out) {
+template <class Operand, int Rows, int Vectors>
+void micro(const typename Operand::Group* a, const typename Operand::Group* b, int64_t width, int64_t steps,
+           Output out) {
   for (int64_t k = 0; k < steps; out.sums = Sums::kAddAtTheEnd) {
-    const int64_t chain = steps - k < Step::kLongestChain ? steps - k : Step::kLongestChain;
-    micro_chain<Step, Rows, Vectors>(a + k * kPanelRows, b + k * width, width, chain, out);
+    const int64_t chain = steps - k < Operand::kLongestChain ? steps - k : Operand::kLongestChain;
+    micro_chain<Operand, Rows, Vectors>(a + k * kPanelRows, b + k * width, width, chain, out);
     k += chain;
   }
 }
 
 // All columns of a panel, Vectors at a time.
-template <class Step, int Rows, int Vectors>
-void micro_panel(const typename Step::Element* a, const typename Step::Element* b, int64_t width, int64_t steps,
+template <class Operand, int Rows, int Vectors>
+void micro_panel(const typename Operand::Group* a, const typename Operand::Group* b, int64_t width, int64_t steps,
                  Output out) {
   for (int64_t col = 0; col < width && out.cols > 0; col += Vectors * kLanes) {
-    micro<Step, Rows, Vectors>(a, b + col, width, steps, out);
+    micro<Operand, Rows, Vectors>(a, b + col, width, steps, out);
     out.c += Vectors * kLanes;
     out.cols -= Vectors * kLanes;
   }
@@ -89,14 +83,14 @@ void micro_panel(const typename Step::Element* a, const typename Step::Element* 
 
 // Rows that are left over run in kernels of 4 and 1 rows, which have the registers for a wide panel's columns at once;
 // the panel's padding is zeros.
-template <class Step>
+template <class Operand>
 void micro_rows(const void* a_panel, const void* b_panel, int64_t width, int64_t steps, int64_t rows, Output out) {
-  const auto* a = static_cast<const typename Step::Element*>(a_panel);
-  const auto* b = static_cast<const typename Step::Element*>(b_panel);
-  if (rows == kPanelRows) return micro_panel<Step, kPanelRows, 2>(a, b, width, steps, out);
+  const auto* a = static_cast<const typename Operand::Group*>(a_panel);
+  const auto* b = static_cast<const typename Operand::Group*>(b_panel);
+  if (rows == kPanelRows) return micro_panel<Operand, kPanelRows, 2>(a, b, width, steps, out);
   const bool wide = kLanes == 16 && width % (4 * kLanes) == 0;
-  const auto four = wide ? micro_panel < Step, 4, kLanes == 16 ? 4 : 2 > : micro_panel<Step, 4, 2>;
-  const auto one = wide ? micro_panel < Step, 1, kLanes == 16 ? 4 : 2 > : micro_panel<Step, 1, 2>;
+  const auto four = wide ? micro_panel < Operand, 4, kLanes == 16 ? 4 : 2 > : micro_panel<Operand, 4, 2>;
+  const auto one = wide ? micro_panel < Operand, 1, kLanes == 16 ? 4 : 2 > : micro_panel<Operand, 1, 2>;
   int64_t row = 0;
   for (; row + 4 <= rows; row += 4, out.c += 4 * out.stride) four(a + row, b, width, steps, out);
   for (; row < rows; ++row, out.c += out.stride) one(a + row, b, width, steps, out);
@@ -106,10 +100,10 @@ using MicroKernel = void (*)(const void* a, const void* b, int64_t width, int64_
 
 MicroKernel micro_kernel(DType compute) {
 #ifdef __AVX512BF16__
-  if (in_pairs(compute)) return micro_rows<PairStep>;
+  if (in_pairs(compute)) return micro_rows<BFloat16Operand>;
 #endif
   (void)compute;
-  return micro_rows<FloatStep>;
+  return micro_rows<FloatOperand>;
 }
 
 // out = A block (already in panels) * the same depth of every panel of B.

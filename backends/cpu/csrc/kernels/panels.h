@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/lanes.h"
+#include "kernels/operands.h"
 #include "kernels/transpose.h"
 #include "matrix.h"
 
@@ -68,6 +69,18 @@ template <>
 inline UintVec PairEntries<BFloat16>::along(const BFloat16* column) const {
   return (UintVec)_mm512_loadu_si512(column);
 }
+#endif
+
+// What entries of kStep k's multiply as.
+template <int kStep>
+struct OperandOfStep {
+  using Type = FloatOperand;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct OperandOfStep<2> {
+  using Type = BFloat16Operand;
+};
 #endif
 
 // Entries for storage T that multiply as `compute`: f(entries).

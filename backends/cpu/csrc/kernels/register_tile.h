@@ -1,4 +1,4 @@
-// The loop that multiplies in vector registers: kRows rows of A, kVectors vectors of B's columns.
+// The loop that multiplies packed tiles in vector registers: kRows rows of A, kVectors vectors of B's columns.
 #pragma once
 
 #include "kernels/operands.h"

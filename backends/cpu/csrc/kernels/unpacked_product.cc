@@ -2,7 +2,6 @@
 #include <cstring>
 
 #include "kernels/panels.h"
-#include "kernels/product_step.h"
 #include "kernels/products.h"
 
 namespace fusionkit_cpu::FUSIONKIT_ISA {
@@ -34,7 +33,7 @@ struct Sums {
 template <int Rows, int Vectors, int Steps, class Entries, class A>
 void add_columns(const A* a, int64_t a_stride, const Entries& entries, const typename Entries::Element* b,
                  int64_t b_stride, int64_t cols, bool is_ahead, const Sums& sums) {
-  using Step = typename StepOf<Entries::kStep>::Type;
+  using Operand = typename OperandOfStep<Entries::kStep>::Type;
   for (int64_t col = 0; col < cols; col += Vectors * kLanes) {
     Vec sum[Rows][Vectors];
 #pragma GCC unroll 12
@@ -47,14 +46,15 @@ void add_columns(const A* a, int64_t a_stride, const Entries& entries, const typ
       for (int k = 0; is_ahead && k < Entries::kStep; ++k)
         for (int n = 0; n < Vectors; ++n)
           __builtin_prefetch(from + (Steps * Entries::kStep + k) * b_stride + n * kLanes);
-      Vec b_k[Vectors];
+      typename Operand::Register b_k[Vectors];
 #pragma GCC unroll 2
       for (int n = 0; n < Vectors; ++n)
-        b_k[n] = (Vec)entries.across(from + n * kLanes, b_stride, cols - col - n * kLanes);
+        b_k[n] = (typename Operand::Register)entries.across(from + n * kLanes, b_stride, cols - col - n * kLanes);
 #pragma GCC unroll 12
       for (int row = 0; row < Rows; ++row)
 #pragma GCC unroll 2
-        for (int n = 0; n < Vectors; ++n) sum[row][n] = Step::multiply(a + row * a_stride + step, b_k[n], sum[row][n]);
+        for (int n = 0; n < Vectors; ++n)
+          sum[row][n] = Operand::multiply_add(Operand::broadcast_group(a + row * a_stride + step), b_k[n], sum[row][n]);
     }
 #pragma GCC unroll 12
     for (int row = 0; row < Rows; ++row)
@@ -66,8 +66,8 @@ void add_columns(const A* a, int64_t a_stride, const Entries& entries, const typ
 // A product whose B is at hand, some steps at a time.
 template <class Entries>
 struct Product {
-  using Step = typename StepOf<Entries::kStep>::Type;
-  using A = typename Step::Element;
+  using Operand = typename OperandOfStep<Entries::kStep>::Type;
+  using A = typename Operand::Group;
   const A* a;
   int64_t a_stride, rows;
   Sums sums;
@@ -102,7 +102,7 @@ struct Product {
 
   // The chain that ends before `step` joins the others.
   void end_chain(int64_t step) const {
-    const bool is_first = step <= Step::kLongestChain;
+    const bool is_first = step <= Operand::kLongestChain;
     for (int64_t i = 0; i < rows * sums.stride; i += kLanes) {
       const Vec chain = load(sums.at + i);
       store(sums.total + i, is_first ? chain : chain + load(sums.total + i));
@@ -111,18 +111,18 @@ struct Product {
   }
 
   void run(const Entries& entries, const Matrix& b) const {
-    static_assert(Step::kLongestChain == INT64_MAX || Step::kLongestChain % kStepsTogether == 0);
+    static_assert(Operand::kLongestChain == INT64_MAX || Operand::kLongestChain % kStepsTogether == 0);
     const int64_t steps = b.rows / Entries::kStep;
     int64_t step = 0;
     while (step + kStepsTogether <= steps) {
       add_together(step, entries, b);
       step += kStepsTogether;
-      if (step % Step::kLongestChain == 0 && step < b.rows) end_chain(step);
+      if (step % Operand::kLongestChain == 0 && step < b.rows) end_chain(step);
     }
     for (; step < steps; ++step) add_one(step, entries, b);
     if constexpr (Entries::kStep > 1)
       if (b.rows % Entries::kStep != 0) add_one(step, LastOfPairs<Entries>{entries}, b);
-    if (Step::kLongestChain < b.rows) end_chain(b.rows);
+    if (Operand::kLongestChain < b.rows) end_chain(b.rows);
   }
 };
 
@@ -142,7 +142,7 @@ void multiply_unpacked(const Matrix& a, const Matrix& b, DType round_to, const M
     using A = typename Product<Entries>::A;
     const Product<Entries> product = {static_cast<const A*>(a.data), a.row_stride / Entries::kStep, c.rows, sums};
     product.run(entries, b);
-    if (Product<Entries>::Step::kLongestChain < b.rows) result = sums.total;
+    if (Product<Entries>::Operand::kLongestChain < b.rows) result = sums.total;
   });
   for (int64_t row = 0; row < c.rows; ++row) {
     const Matrix to = slice_rows(c, row, row + 1);
