@@ -9,6 +9,9 @@ from typing import Any
 
 from fusionkit.errors import argument_error
 
+MODEL_TYPES = ("llama", "mistral", "qwen2")  # whose layers are those of `Architecture`
+LLAMA = "Give the configuration of a Llama"
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -85,32 +88,63 @@ def read(path: str | Path) -> Architecture:
     """From a Hugging Face folder, or a config.json of one.
 
     Raises:
-        ValueError: there is no such file, or a size is missing in it.
+        ValueError: as `configuration`; a size is missing, or is no whole number above 0.
     """
-    file = Path(path)
-    file = file / "config.json" if file.is_dir() else file
+    file = _file(path)
+    return _of(configuration(path), file.parent.name if file.name == "config.json" else file.stem)
+
+
+def configuration(path: str | Path) -> dict[str, Any]:
+    """The fields of a Hugging Face folder's config.json, or of such a file.
+
+    Raises:
+        ValueError: there is no such file, it is no JSON object, or its model_type is none of MODEL_TYPES.
+    """
+    file = _file(path)
     if not file.is_file():
         raise argument_error("plan", "--model", "a Hugging Face folder, or a config.json", repr(str(path)))
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return _of(config, file.parent.name if file.name == "config.json" else file.stem)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise argument_error("plan", "--model", "a config.json in JSON", str(file), str(error)) from None
-    except (KeyError, TypeError) as error:
-        advice = "Give the configuration of a Llama"
-        raise argument_error("plan", "--model", f"a configuration with {error}", str(file), advice=advice) from None
+    if not isinstance(config, dict):
+        raise argument_error("plan", "--model", "a JSON object with the model's sizes", str(file), advice=LLAMA)
+    if (name := config.get("model_type") or MODEL_TYPES[0]) not in MODEL_TYPES:
+        rule = f"of model_type {' or '.join(MODEL_TYPES)}"
+        raise argument_error("plan", "--model", rule, repr(name), "the layers of others are not counted", LLAMA)
+    return config
+
+
+def size(config: dict[str, Any], name: str) -> int:
+    """A field that is a whole number above 0."""
+    if name not in config:
+        raise argument_error("plan", "--model", f"a configuration with {name}", "none", advice=LLAMA)
+    found = config[name]
+    if type(found) is not int or found < 1:
+        raise argument_error("plan", "--model", f"a configuration whose {name} is a whole number above 0", repr(found))
+    return found
+
+
+def _file(path: str | Path) -> Path:
+    return Path(path) / "config.json" if Path(path).is_dir() else Path(path)
 
 
 def _of(config: dict[str, Any], name: str) -> Architecture:
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    def own(field: str, otherwise: int) -> int:
+        return otherwise if config.get(field) is None else size(config, field)
+
+    heads, hidden = size(config, "num_attention_heads"), size(config, "hidden_size")
+    if config.get("head_dim") is None and hidden % heads:
+        rule = f"a configuration whose num_attention_heads divides hidden_size {hidden}, or with head_dim"
+        raise argument_error("plan", "--model", rule, heads)
     return Architecture(
         name=name,
         hidden_size=hidden,
-        num_hidden_layers=config["num_hidden_layers"],
+        num_hidden_layers=size(config, "num_hidden_layers"),
         num_attention_heads=heads,
-        num_key_value_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        intermediate_size=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
+        num_key_value_heads=own("num_key_value_heads", heads),
+        head_dim=own("head_dim", hidden // heads),
+        intermediate_size=size(config, "intermediate_size"),
+        vocab_size=size(config, "vocab_size"),
         is_tied=bool(config.get("tie_word_embeddings", False)),
     )

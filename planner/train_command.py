@@ -94,12 +94,13 @@ def positions_of(model: str) -> int | None:
     Raises:
         ValueError: it is no dense decoder: only some of its weights work on a token.
     """
-    path = Path(model)
-    config = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+    from fusionkit_planner import architecture
+
+    config = architecture.configuration(model)
     for name in EXPERTS:
         _require((config.get(name) or 1) == 1, "--model", f"a dense decoder, without {name}", config.get(name))
-    positions = config.get("max_position_embeddings")
-    return None if positions is None else int(positions)
+    stated = config.get("max_position_embeddings") is not None
+    return architecture.size(config, "max_position_embeddings") if stated else None
 
 
 def _require(condition: bool, option: str, rule: str, got: object) -> None:

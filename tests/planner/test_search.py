@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.llama2_13b.io import flags as command_flags
+from examples.llama2_13b.model.family import MEMBERS
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.sft import SftFlags
 from fusionkit.cli import main
@@ -254,7 +255,17 @@ def test_what_cannot_be_is_refused_with_what_to_do(device, options, message, tmp
 
 
 @pytest.mark.parametrize(
-    "content, message", [("{", "in JSON"), ('{"hidden_size": 8}', "a configuration with '"), (None, "folder")]
+    "content, message",
+    [
+        ("{", "in JSON"),
+        ("[]", "a JSON object"),
+        ('{"num_attention_heads": 8}', "a configuration with hidden_size, got none"),
+        ('{"num_attention_heads": 0}', "whose num_attention_heads is a whole number above 0, got 0"),
+        ('{"num_attention_heads": "x"}', "whose num_attention_heads is a whole number above 0, got 'x'"),
+        ('{"num_attention_heads": 5, "hidden_size": 8}', "num_attention_heads divides hidden_size 8, .*got 5"),
+        ('{"model_type": "gpt_neox"}', "of model_type llama or mistral or qwen2, got 'gpt_neox'"),
+        (None, "folder"),
+    ],
 )
 def test_a_bad_model_is_named(content, message, tmp_path, capsys):
     file = tmp_path / "config.json"
@@ -262,6 +273,10 @@ def test_a_bad_model_is_named(content, message, tmp_path, capsys):
         file.write_text(content)
     assert main(["plan", "train", "--device", "910b", "--model", str(file)]) == 2
     assert re.search(f"--model must be .*{message}", capsys.readouterr().err)
+
+
+def test_the_planner_counts_the_models_that_the_example_trains():
+    assert set(architecture.MODEL_TYPES) == set(MEMBERS)
 
 
 def test_the_least_memory_that_is_named_is_enough(capsys):
