@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -69,9 +70,12 @@ def _read(path: Path) -> list[Row]:
             if form is None:
                 known = "; or ".join(",".join(form.columns) for form in FORMS)
                 raise argument_error("plan validate", "file", f"one with the columns {known}", f"{path} with {columns}")
-            return [_row(form, values, f"{path.name}:{table.line_num}") for values in table]
+            rows = [_row(form, values, f"{path.name}:{table.line_num}") for values in table]
     except (OSError, UnicodeDecodeError) as error:
         raise argument_error("plan validate", "file", "one that can be read", str(path), str(error)) from None
+    if not rows:
+        raise argument_error("plan validate", "file", "one with rows below its header", str(path))
+    return rows
 
 
 def _row(form: Form, values: dict[str, str], name: str) -> Row:
@@ -79,9 +83,16 @@ def _row(form: Form, values: dict[str, str], name: str) -> Row:
         row = form.read(values, name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise argument_error("plan validate", name, "a row of the file's form", dict(values), str(error)) from None
-    if row.seconds is not None and row.seconds <= 0:
+    if row.seconds is not None and not 0 < row.seconds < math.inf:
         raise argument_error("plan validate", name, "a row whose step takes time", row.seconds)
     return row
+
+
+def _counts(values: dict[str, str], names: Iterable[str]) -> dict[str, int]:
+    found = {name: int(values[name]) for name in names}
+    if wrong := [name for name, count in found.items() if count < 1]:
+        raise ValueError(f"{wrong[0]} is not above 0")
+    return found
 
 
 def _gpt(hidden: int, heads: int, layers: int, name: str) -> Architecture:
@@ -100,7 +111,7 @@ def _micro_batches(rows: int, micro_batch: int, copies: int) -> int:
 
 def _a100(values: dict[str, str], name: str) -> Row:
     """Of vTrain's two files. The one of many nodes recomputes each layer."""
-    of = {key: int(values[key]) for key in (*_A100_COLUMNS, "gpus")}
+    of = _counts(values, (*_A100_COLUMNS, "gpus"))
     model = _gpt(of["hidden"], of["heads"], of["layers"], f"GPT {of['hidden']} x {of['layers']}")
     layout = Layout(
         tensor=of["tensor"],
@@ -149,9 +160,7 @@ def _b200(values: dict[str, str], name: str) -> Row:
 
 def _korthikanti(values: dict[str, str], name: str) -> Row:
     """A model stands in two rows: all computed again, and attention alone with sequence parallelism."""
-    of = {
-        key: int(values[key]) for key in ("hidden", "heads", "layers", "tensor", "pipeline", "virtual_stages", "gpus")
-    }
+    of = _counts(values, _KORTHIKANTI_COLUMNS)
     again: dict[str, Recompute] = {"none": "none", "selective": "selective", "full": "full"}
     copies = of["gpus"] // (of["tensor"] * of["pipeline"])
     layout = Layout(
@@ -160,8 +169,8 @@ def _korthikanti(values: dict[str, str], name: str) -> Row:
         virtual_stages=of["virtual_stages"],
         data=copies,
         stage=0,
-        micro_batch=int(values["micro_batch"]),
-        micro_batches=_micro_batches(int(values["global_batch"]), int(values["micro_batch"]), copies),
+        micro_batch=of["micro_batch"],
+        micro_batches=_micro_batches(of["global_batch"], of["micro_batch"], copies),
         recompute=again[values["recompute"]],
         sequence_parallel=values["sequence_parallel"] == "yes",
     )
@@ -171,6 +180,10 @@ def _korthikanti(values: dict[str, str], name: str) -> Row:
         name, A100, MEGATRON_GPT, model, layout, int(values["sequence"]), seconds,
         _bytes(values.get("state_gib")), _bytes(values.get("activations_gib")),
     )  # fmt: skip
+
+
+_KORTHIKANTI_COLUMNS = ("hidden", "heads", "layers", "tensor", "pipeline", "virtual_stages", "gpus", "global_batch",
+                        "micro_batch")  # fmt: skip
 
 
 def _bytes(gib: str | None) -> float | None:

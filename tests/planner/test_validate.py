@@ -104,6 +104,23 @@ def test_each_form_is_known_by_its_header(tmp_path):
         rows.read([written(tmp_path, ["4,16,3,1024,16,24,1024,2,2,1,366.1"])])
 
 
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("4,16,0,1024,16,24,1024,2,2,1,366.1", "micro_batch is not above 0"),
+        ("4,16,2,1024,0,24,1024,2,2,1,366.1", "heads is not above 0"),
+        ("4,16,2,1024,16,24,1024,2,2,1,nan", "a row whose step takes time, got nan"),
+        ("4,16,2,1024,16,24,1024,2,2,1,inf", "a row whose step takes time, got inf"),
+        ("4,16,2,1024,16,24,1024,2,2,1,-1", "a row whose step takes time, got -0.001"),
+        ("", "one with rows below its header"),
+    ],
+)
+def test_a_row_that_cannot_be_is_named(line, message, tmp_path, capsys):
+    file = str(written(tmp_path, [line] if line else []))
+    assert main(["plan", "validate", "--fit", file, "--judge", file]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_command_says_what_it_was_fitted_on(tmp_path, capsys):
     file = written(tmp_path, MEASURED.splitlines())
     assert main(["plan", "validate", "--fit", str(file), "--judge", str(file), "--json"]) == 0
