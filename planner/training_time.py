@@ -95,6 +95,23 @@ class Pieces:
     send: float
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """Seconds of what the copies of the model send each other, alone.
+
+    Args:
+        beside: sums of gradients, and in stage 3 of sharding the matrices: passes may run meanwhile.
+        after: sums over data of what an owner has, and the new values of the others: no pass runs then.
+    """
+
+    beside: float
+    after: float
+
+    @property
+    def seconds(self) -> float:
+        return self.beside + self.after
+
+
 def step(
     architecture: Architecture, layout: Layout, sequence: int, rates: Machine, system: System = FUSIONKIT
 ) -> StepTime:
@@ -107,11 +124,10 @@ def step(
     seconds = pipeline_schedule.seconds(durations, layout.micro_batches, cut.send)
     busiest = max(range(len(stages)), key=lambda stage: durations[stage].work)
     work = sum((f + b for f, b in stages[busiest]), PassTime()) * layout.micro_batches
-    sent, hidden = gradients(architecture, layout, rates, system), 0.0
-    if system.hides_gradients:
-        hidden = min(sent, sum(b.seconds for _, b in stages[busiest]))
+    sent = gradients(architecture, layout, rates, system)
+    hidden = min(sent.beside, hideaway(layout, durations[busiest])) if system.hides_gradients else 0.0
     optimizer = rates.update_seconds(weights(architecture, layout) / owners(layout), system)
-    exposed = sent - hidden
+    exposed = sent.seconds - hidden
     return StepTime(
         seconds=seconds + exposed + optimizer,
         compute=work.compute,
@@ -139,7 +155,8 @@ def pieces(architecture: Architecture, layout: Layout, sequence: int, rates: Mac
         back = back + price(scores)
     sent = passes.ELEMENT * passes.tokens(layout, sequence) * architecture.hidden_size
     divides = layout.sequence_parallel or system.divides_sends
-    distance = layout.tensor * layout.context * layout.copies
+    nearer = layout.sharding if system.data_is_outermost else layout.copies
+    distance = layout.tensor * layout.context * nearer
     return Pieces(
         (ahead, back),
         (price(passes.embedding_forward(*given)), price(passes.embedding_backward(*given))),
@@ -211,15 +228,24 @@ def owners(layout: Layout) -> int:
     return layout.sharding * layout.context if layout.stage >= 1 else 1
 
 
-def gradients(architecture: Architecture, layout: Layout, rates: Machine, system: System) -> float:
-    """Their sum over the copies, and new values back to those that do not own them; alone."""
+def gradients(architecture: Architecture, layout: Layout, rates: Machine, system: System) -> Exchange:
+    """Of a step. Each owner's sum is that of its sharding ranks first, and then of their like along data."""
     count, stride = weights(architecture, layout), layout.tensor
-    copies, owning = layout.copies * layout.context, owners(layout)
-    if copies == 1:
-        return 0.0
+    near, owning = layout.sharding * layout.context, owners(layout)
+    outside = layout.pipeline if system.data_is_outermost else 1
+    sent = system.sent_gradient_bytes * count
     if owning == 1:
-        return rates.all_reduce_seconds(copies, system.sent_gradient_bytes * count, stride)
-    times = layout.micro_batches if layout.stage >= 2 else 1
-    summed = times * rates.gather_seconds(copies, system.sent_gradient_bytes * count, stride)
+        return Exchange(rates.all_reduce_seconds(near * layout.data, sent, stride * outside), 0.0)
+    summed = (layout.micro_batches if layout.stage >= 2 else 1) * rates.gather_seconds(near, sent, stride)
+    over_data = rates.all_reduce_seconds(layout.data, sent / owning, stride * near * outside)
     back = rates.gather_seconds(owning, system.sent_parameter_bytes * count, stride)
-    return summed + back * (1 if layout.stage < 3 else 2 * layout.micro_batches)
+    if layout.stage == 3:
+        return Exchange(summed + 2 * layout.micro_batches * back, over_data)
+    return Exchange(summed, over_data + back)
+
+
+def hideaway(layout: Layout, passes: Durations) -> float:
+    """Seconds beside which an exchange runs: of the last backward pass; from stage 2 of sharding on of all of them, as
+    gradients leave after each; in stage 3 of all passes, as each gets matrices."""
+    backward = sum(passes.backward)
+    return (backward, backward, layout.micro_batches * backward, layout.micro_batches * passes.work)[layout.stage]

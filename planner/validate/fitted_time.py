@@ -131,7 +131,7 @@ def _parts(rows: Sequence[Row], values: dict[str, float]) -> Array:
         found[place] = (
             *(each.seconds for pair in (one.layer, one.embedding, one.head) for each in pair),
             one.send,
-            training_time.gradients(row.architecture, row.layout, machine, row.system),
+            training_time.gradients(row.architecture, row.layout, machine, row.system).seconds,
             machine.update_seconds(count, row.system),
         )
     return found

@@ -9,6 +9,7 @@ from fusionkit_planner import devices, rates, training_time
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.layout import Layout
 from fusionkit_planner.rates import Level, Product, Rates
+from fusionkit_planner.system import FUSIONKIT
 
 LLAMA = Architecture("13B", 5120, 40, 40, 40, 128, 13824, 32000)
 SMALL = Architecture("small", 1024, 8, 16, 4, 64, 2816, 32000)
@@ -69,6 +70,42 @@ def test_a_ring_between_nodes_shares_their_links_with_the_rings_beside_it():
     assert eight == pytest.approx(31 * (1e9 / 32 / 80e9 + 5e-6))
     assert CARD.gather_seconds(8, 1e9) == pytest.approx(7 * (1e9 / 8 / 100e9 + 1e-6))
     assert CARD.all_reduce_seconds(8, 1e9) == 2 * CARD.gather_seconds(8, 1e9)
+
+
+def exchange(**axes):
+    """On links that send all of a device's gradients in a second."""
+    links = (Level("node", 64, 4 * training_time.weights(SMALL, Layout()), 0.0),)
+    return training_time.gradients(SMALL, Layout(**axes), replace(CARD, levels=links), FUSIONKIT)
+
+
+def test_sums_to_owners_over_data_and_new_values_send_what_one_all_reduce_sends():
+    """However 8 copies are divided: 2 x 7/8 of the gradients. Only the sums to owners run beside passes."""
+    for sharding in (1, 2, 4, 8):
+        found = exchange(data=8 // sharding, sharding=sharding, stage=1)
+        assert found.seconds == pytest.approx(2 * 7 / 8)
+        assert found.beside == pytest.approx((sharding - 1) / sharding if sharding > 1 else 2 * 7 / 8)
+    every = exchange(sharding=4, stage=2, micro_batches=5)
+    assert (every.beside, every.after) == pytest.approx((5 * 3 / 4, 3 / 4))
+    divided = exchange(data=2, sharding=4, stage=3, micro_batches=5)
+    assert (divided.beside, divided.after) == pytest.approx((3 * 5 * 3 / 4, 2 * 1 / 2 / 4))
+
+
+@pytest.mark.parametrize("stage, passes", [(0, 1.0), (1, 1.0), (2, 3.0), (3, 6.0)])
+def test_what_hides_an_exchange_is_what_runs_meanwhile(stage, passes):
+    times = training_time.Durations((0.5, 0.5), (0.25, 0.75))
+    assert training_time.hideaway(Layout(stage=stage, micro_batches=3), times) == passes
+
+
+def test_data_is_outside_the_pipeline_as_in_the_example():
+    """Two nodes of 8: stages are neighbours and send within a node; the sums over data go between nodes."""
+    layout = Layout(tensor=4, pipeline=2, data=2, micro_batches=2)
+    inside = training_time.pieces(SMALL, layout, 2048, CARD, FUSIONKIT).send
+    assert inside == pytest.approx(CARD.send_seconds(2 * 2048 * SMALL.hidden_size, 4))
+    summed = training_time.gradients(SMALL, layout, CARD, FUSIONKIT).beside
+    assert summed == CARD.all_reduce_seconds(2, 4 * training_time.weights(SMALL, layout), stride=8)
+    other = replace(FUSIONKIT, data_is_outermost=False)
+    assert training_time.gradients(SMALL, layout, CARD, other).beside < summed
+    assert training_time.pieces(SMALL, layout, 2048, CARD, other).send > inside
 
 
 def test_measured_shapes_decide_and_none_beats_the_peak():
