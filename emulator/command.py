@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from fusionkit_emulator import DEVICE_TYPES, environment, fallbacks, rehearsal
 
@@ -79,6 +80,8 @@ def _check(options: argparse.Namespace) -> int:
         raise ValueError(f"emulate: --devices must be given with --rehearse, got none. {advice}")
     if options.report is not None and not options.rehearse:
         raise ValueError("emulate: --report must come with --rehearse, whose findings it is for. Add --rehearse")
+    if options.report is not None and (Path(options.report).is_dir() or not Path(options.report).parent.is_dir()):
+        raise ValueError(f"emulate: --report must be a file in a folder that is there, got {options.report!r}")
     return _memory(options.memory)
 
 

@@ -156,6 +156,10 @@ def test_the_example_rehearses_without_weights_and_writes_no_model(tmp_path):
         (["npu", "--rehearse", "true"], "--devices must be given with --rehearse, got none. Write --devices 8"),
         (["gpu", "--rehearse", "--devices", "8", "true"], "no device type is called 'gpu'"),
         (["npu", "--report", "x.json", "true"], "--report must come with --rehearse"),
+        (
+            ["npu", "--rehearse", "--devices", "2", "--report", "/nowhere/x.json", "true"],
+            "--report must be a file in a folder that is there, got '/nowhere/x.json'",
+        ),
     ],
 )
 def test_wrong_options_are_explained(arguments, message, capfd):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 import pytest
-from fusionkit_planner import devices, rates, training_time
+from fusionkit_planner import devices, passes, rates, training_time
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.layout import Layout
 from fusionkit_planner.rates import Level, Product, Rates
@@ -53,6 +53,26 @@ def test_a_product_without_memory_traffic_takes_its_flops():
     again = training_time.step(LLAMA, Layout(micro_batches=3, recompute="full"), 4096, free)
     layers = LLAMA.num_hidden_layers * (2 * LLAMA.matrices_of_layer + 4 * 4096 * LLAMA.queries / 2)
     assert again.seconds - time.seconds == pytest.approx(3 * 4096 * layers / 100e12, rel=1e-9)
+    scores = training_time.step(LLAMA, Layout(micro_batches=3, recompute="selective"), 4096, free)
+    attention = LLAMA.num_hidden_layers * 4 * 4096 * LLAMA.queries / 2
+    assert scores.seconds - time.seconds == pytest.approx(3 * 4096 * attention / 100e12, rel=1e-9)
+
+
+def test_a_layer_sends_what_megatron_sends():
+    """Two all-reduces forward and two backward, or their halves with sequence parallelism (arXiv:2205.05198, 4.2.2).
+    The head has one more of each direction."""
+    alone, whole = replace(FUSIONKIT, hides_tensor=False), 2 * 2048 * SMALL.hidden_size
+    summed = training_time.step(SMALL, Layout(tensor=4), 2048, CARD, alone).exposed_communication
+    assert summed == pytest.approx((4 * SMALL.num_hidden_layers + 1) * CARD.all_reduce_seconds(4, whole))
+    halves = training_time.step(SMALL, Layout(tensor=4, sequence_parallel=True), 2048, CARD, alone)
+    times = 8 * SMALL.num_hidden_layers + 2
+    assert halves.exposed_communication == pytest.approx(times * CARD.gather_seconds(4, whole))
+
+
+def test_ranks_of_context_gather_keys_and_values_and_send_their_gradients_back():
+    layout, whole = Layout(context=4, tensor=2), 2 * 2 * 2048 * SMALL.keys / 2
+    assert passes.layer_forward(SMALL, layout, 2048, FUSIONKIT).gathered_bytes == whole
+    assert passes.layer_backward(SMALL, layout, 2048, FUSIONKIT).gathered_bytes == 2 * whole
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=named)
