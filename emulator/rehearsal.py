@@ -64,7 +64,7 @@ def run(command: Sequence[str], variables: Mapping[str, str], run_command: Run, 
         The command's exit status. 1 where it is 0 and the rehearsal found a failure, or met no device.
     """
     with tempfile.TemporaryDirectory(prefix="fusionkit-rehearsal-") as folder:
-        record = {VARIABLE: "1", f"{environment.PREFIX}RECORD": folder}
+        record = {VARIABLE: "1", f"{environment.PREFIX}REHEARSE": "1", f"{environment.PREFIX}RECORD": folder}
         status = run_command(command, {**variables, **record})
         ranks = ranks_of(Path(folder))
     print("\n".join(report(ranks, status)), file=sys.stderr)

@@ -29,6 +29,7 @@ CORE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "FUSIONKIT_BACKEND": (),
     "FUSIONKIT_STRICT": ("0", "1"),
     "FUSIONKIT_MC2": ("0", "1"),
+    "FUSIONKIT_REHEARSAL": ("0", "1"),
     "FUSIONKIT_CONFIG": (),
 }
 

@@ -13,7 +13,7 @@ FOLDERS = {"fusionkit": ROOT / "fusionkit", "fusionkit_backends.cpu": ROOT / "ba
 
 # From the bottom to the top. A name stands for the module and everything below it.
 LAYERS = {
-    "facts": "errors dtypes ledger entry_points extras pci cores memory foreign",
+    "facts": "errors dtypes ledger entry_points extras pci cores memory foreign rehearsal",
     "a call": "spec frameworks call arguments capability oracle comparison shards world_size",
     "declarations": "ops backend attempt",
     "what is installed and wanted": "kernel_function registry settings policy",
