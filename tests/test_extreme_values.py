@@ -18,13 +18,16 @@ CHECKS = [
     for extreme in extreme_values.EXTREMES
     for dtype in extreme.dtypes
 ]
+ON_TARGETS = [
+    pytest.param(*check.values, isa, id=f"{check.id}-{isa}")
+    for check in CHECKS
+    for isa in cpu_targets.tested()
+    if cpu_targets.worth_testing(isa, check.values[0])
+]
 
 
-@pytest.mark.parametrize("isa", cpu_targets.tested())
-@pytest.mark.parametrize("op, name, dtype", CHECKS)
+@pytest.mark.parametrize("op, name, dtype, isa", ON_TARGETS)
 def test_cpu(op, name, dtype, isa, native):
-    if not cpu_targets.worth_testing(isa, op):
-        return
     native.set_isa(isa)
     extreme_values.check(op, name, dtype, "cpu", "numpy")
 

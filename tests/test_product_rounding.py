@@ -5,6 +5,9 @@ One chain of 1536 steps has twice the error of torch's product, and 30 layers of
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from fusionkit_backends.cpu import runtime
@@ -41,3 +44,14 @@ def test_a_product_rounds_no_more_than_torch(native, batch_invariant, in_feature
             for stored in (weight, np.asfortranarray(weight)):  # a tied head's weight is transposed
                 assert error(fk.fused_linear(x[:rows], stored), exact[:rows]) < MOST * peer, rows
     assert {backend for _, backend, _ in fk.ledger()} == {"cpu"}
+
+
+def test_documents_tell_how_many_steps_are_added_one_after_another():
+    root = Path(__file__).resolve().parents[1]
+    operands = (root / "backends/cpu/csrc/kernels/operands.h").read_text(encoding="utf-8")
+    longest = re.findall(r"kLongestChain = (\d+);", operands)
+    told = [
+        *re.findall(r"own loops add (\d+) steps", (root / "docs/numerics.md").read_text(encoding="utf-8")),
+        *re.findall(r"\[(\d+) steps\]\(numerics", (root / "docs/batch_invariance.md").read_text(encoding="utf-8")),
+    ]
+    assert len(longest) == 1 and told == 2 * longest

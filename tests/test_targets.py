@@ -162,4 +162,4 @@ def test_without_permission_the_next_target_runs_and_the_reason_is_told(tmp_path
     names, chosen, reason = first.split("| ")
     assert "amx" not in names and chosen == f"runs {names.split()[0]} "
     assert reason.startswith("Linux does not permit tiles: ")
-    assert second.startswith("set_isa: name must be one of ") and second.endswith('got "amx"')
+    assert second.startswith("set_isa: name must be one of ") and second.endswith(f'got "amx". {reason}')

@@ -301,6 +301,12 @@ def test_stop_strings_are_a_text_or_several(tmp_path, stops, read_as):
     assert GenerationSettings.from_pretrained(tmp_path, CONFIG) == found
 
 
+@pytest.mark.parametrize("stops", [5, True, {"a": 1}, ["a", 5]])
+def test_stop_strings_that_are_no_texts_are_named(tmp_path, stops):
+    with pytest.raises(ValueError, match="stop_strings must be texts that are not empty, got "):
+        read(tmp_path, stop_strings=stops)
+
+
 @pytest.mark.parametrize("strategy", ["sampling", "greedy_search"])
 def test_penalties_reach_the_request_whatever_the_strategy(strategy):
     penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": -2.0}

@@ -44,7 +44,7 @@ std::vector<Choice> choices_that_run_here() {
 
 // `source` is who asks: a function or the environment variable.
 Choice parse(const std::string& name, const std::string& source) {
-  std::string list;
+  std::string list, refused;
   bool missing = false;
   for (const Choice& choice : choices_that_run_here()) {
     const bool is_built = kTargets[choice.target].is_built;
@@ -52,9 +52,11 @@ Choice parse(const std::string& name, const std::string& source) {
     if (name == choice.name()) missing = true;
     if (is_built && !choice.is_model) list += (list.empty() ? "" : ", ") + std::string(choice.name());
   }
+  for (const Target& target : kTargets)
+    if (name == target.name && !missing && !why_tiles_are_refused().empty()) refused = ". " + why_tiles_are_refused();
   const std::string why = missing ? "what `make demo` has built" : "what this processor has";
   throw std::invalid_argument(source + " must be one of " + list + " (" + why + "), got \"" + name + "\"" +
-                              (missing ? ". Run: make build" : ""));
+                              (missing ? ". Run: make build" : refused));
 }
 
 Choice initial_choice() {

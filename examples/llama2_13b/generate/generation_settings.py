@@ -149,13 +149,13 @@ def _arguments(fields: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
     if unknown := [token for token in eos if type(token) is int and not 0 <= token < config.vocab_size]:
         raise ValueError(f"eos_token_id must be at least 0 and below vocab_size {config.vocab_size}, got {unknown[0]}")
     numbers = {name: fields[name] for name in NUMBERS if fields.get(name) is not None}
-    stops = fields.get("stop_strings") or ()
+    stops = fields.get("stop_strings") or []
     others = {name: value for name, value in fields.items() if name not in READ}
     return {
         "eos_token_ids": eos,
         "decode_strategy": _strategy(fields),
         **numbers,
-        "stop_strings": (stops,) if isinstance(stops, str) else tuple(stops),
+        "stop_strings": tuple(stops) if isinstance(stops, list) else (stops,),
         "others": others,
     }
 
