@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-LEAST_ROWS = 3  # for a rank correlation: of two rows it is 1 or -1
+LEAST_ROWS = 3  # for a rank correlation, where a group has them: of two rows it is 1 or -1
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Group:
 
     Args:
         regret, mape: in percent.
-        correlation: in [-1, 1]; None of fewer rows than LEAST_ROWS.
+        correlation: in [-1, 1]; None of two rows, where another group has LEAST_ROWS.
     """
 
     name: str
@@ -67,22 +67,23 @@ def groups(predicted: Sequence[float], measured: Sequence[float], keys: Sequence
     members: dict[str, list[int]] = defaultdict(list)
     for place, key in enumerate(keys):
         members[key].append(place)
+    least = min(LEAST_ROWS, max(map(len, members.values()), default=0))
     found = [
-        _group(key, np.array(predicted)[places], np.array(measured)[places])
+        _group(key, np.array(predicted)[places], np.array(measured)[places], least)
         for key, places in members.items()
         if len(places) > 1
     ]
     return sorted(found, key=lambda group: 1.0 if group.correlation is None else group.correlation)
 
 
-def _group(name: str, predicted: Array, measured: Array) -> Group:
+def _group(name: str, predicted: Array, measured: Array, least: int) -> Group:
     first = measured[predicted.argmin()]
     return Group(
         name=name,
         rows=len(measured),
         mape=float(100 * np.abs(predicted / measured - 1).mean()),
         regret=float(100 * (first / measured.min() - 1)),
-        correlation=spearman(predicted, measured) if len(measured) >= LEAST_ROWS else None,
+        correlation=spearman(predicted, measured) if len(measured) >= least else None,
     )
 
 

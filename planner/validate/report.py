@@ -144,13 +144,14 @@ def _groups(groups: Sequence[Group]) -> Iterator[str]:
     if not groups:
         yield "no two rows differ by layout only, so there is neither regret nor rank correlation"
         return
-    correlations = [group.correlation for group in groups if group.correlation is not None]
+    ranked = [group for group in groups if group.correlation is not None]
+    correlations = [group.correlation for group in ranked if group.correlation is not None]
     yield f"{len(groups)} groups of rows that differ by layout only: worst regret {max(g.regret for g in groups):.2f}%"
-    if correlations:
-        yield (
-            f"{len(correlations)} of them with at least {judging.LEAST_ROWS} rows: worst rank correlation "
-            f"{min(correlations):.3f}, mean {np.mean(correlations):.3f}"
-        )
+    least = min(group.rows for group in ranked)
+    yield (
+        f"{len(ranked)} of them with at least {least} rows: worst rank correlation "
+        f"{min(correlations):.3f}, mean {np.mean(correlations):.3f}"
+    )
     yield ""
     yield "| group | rows | mean error | regret | rank correlation |"
     yield "| --- | --- | --- | --- | --- |"

@@ -71,6 +71,8 @@ def test_regret_and_ranks_by_hand():
     first, second = judging.groups(predicted, measured, ["a", "a", "a", "b", "b"])
     assert first.name == "a" and first.regret == pytest.approx(20) and first.correlation == pytest.approx(0.5)
     assert second.correlation is None and second.regret == pytest.approx(0)
+    (pair,) = judging.groups(predicted[:2], measured[:2], ["a", "a"])  # where there is no larger group
+    assert pair.correlation == pytest.approx(-1)
     assert judging.spearman([1, 2, 2, 4], [1, 2, 3, 4]) == pytest.approx(0.9486833)  # ties share their mean rank
     found = judging.errors([1.1, 0.9], [1.0, 1.0], ["x", "y"])
     assert (found.mean, found.bias, found.worst) == pytest.approx((10, 0, 10))
