@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
 from fusionkit_backends.cpu import runtime, targets
 
+import fusionkit as fk
 from native.build import FLAGS, SOURCE_DIR, Variant
 from native.incremental import compiler
 
@@ -118,6 +121,24 @@ def test_models_are_there_where_the_target_below_runs(native):
         assert native.isa() == name
     native.set_isa(native.available_isas()[0])
     assert native.isa() == native.available_isas()[0]
+
+
+def lse_on(native, isa, dtype):
+    native.set_isa(isa)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 70, 2, 64), np.float32).astype(dtype) for _ in range(3))
+    with fk.use_backend("cpu"):
+        return fk.flash_attention(q, k, v, return_lse=True)[1].tobytes()
+
+
+def test_tiles_multiply_bfloat16_and_hand_on_the_rest(native):
+    """They add even and odd members apart, so the last bits of their sums are not those of vector registers."""
+    tiles = [name for name in native.tested_isas() if name in ("amx", "amx_model")]
+    if not tiles:
+        pytest.skip("the model needs AVX-512")
+    for dtype, is_handed_on in ((ml_dtypes.bfloat16, False), (np.float32, True)):
+        (found,) = {lse_on(native, name, dtype) for name in tiles}  # the model has the processor's bits
+        assert (found == lse_on(native, "avx512", dtype)) is is_handed_on
 
 
 @pytest.fixture(scope="module")
