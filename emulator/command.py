@@ -10,11 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from fusionkit_emulator import DEVICE_TYPES, environment, fallbacks, rehearsal
+from fusionkit_planner import known_rates
+from fusionkit_planner.rates import Rates
 
 from fusionkit import registry
 from fusionkit.errors import nearest
 
 HELP = "run a command on emulated devices, which are software: fusionkit emulate TYPE --devices 8 -- python train.py"
+
+DEFAULT_RATES = "910b"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rehearses = "kernels and collectives are checked and compute nothing; memory and mistakes are reported"
     parser.add_argument("--rehearse", action="store_true", help=rehearses)
     parser.add_argument("--report", metavar="FILE", help="of a rehearsal, as JSON")
+    parser.add_argument("--trace", metavar="FILE", help="of a rehearsal's last step in simulated time, for Chrome")
+    rates = f"whose rates it takes: a name or a file of `plan probe` (default for npu: {DEFAULT_RATES})"
+    parser.add_argument("--device", metavar="NAME", help=rates)
+    joined = f"{known_rates.LINK}: so many devices are joined at this rate, as for plan train"
+    parser.add_argument("--link", action="append", default=[], metavar="LINK", help=joined)
     parser.add_argument(
         "command", nargs=argparse.PARSER, metavar="COMMAND", help="the command and its arguments, after --"
     )
@@ -39,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Replaces this process by the command, so that exit status and signals are the command's own."""
     memory = _check(options)
+    rates = _rates(options)
     num_devices = options.devices or 1
     command: list[str] = options.command[options.command[0] == "--" :]
     if not command:
@@ -54,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         run_command = rehearsal.passed_through if options.fallbacks is None else partial(_counted, options.fallbacks)
         if options.rehearse:
-            return rehearsal.run(command, {**os.environ, **variables}, run_command, options.report)
+            given = {**os.environ, **variables}
+            return rehearsal.run(command, given, run_command, options.report, options.trace, rates)
         if options.fallbacks is not None:
             return run_command(command, {**os.environ, **variables})
         os.execvpe(command[0], command, {**os.environ, **variables})
@@ -80,9 +91,27 @@ def _check(options: argparse.Namespace) -> int:
         raise ValueError(f"emulate: --devices must be given with --rehearse, got none. {advice}")
     if options.report is not None and not options.rehearse:
         raise ValueError("emulate: --report must come with --rehearse, whose findings it is for. Add --rehearse")
-    if options.report is not None and (Path(options.report).is_dir() or not Path(options.report).parent.is_dir()):
-        raise ValueError(f"emulate: --report must be a file in a folder that is there, got {options.report!r}")
+    if options.trace is not None and not options.rehearse:
+        raise ValueError("emulate: --trace must come with --rehearse, whose step it shows. Add --rehearse")
+    if (options.device or options.link) and options.trace is None:
+        raise ValueError("emulate: --device and --link must come with --trace, which they price. Add --trace FILE")
+    for name in ("report", "trace"):
+        path = getattr(options, name)
+        if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+            raise ValueError(f"emulate: --{name} must be a file in a folder that is there, got {path!r}")
     return _memory(options.memory)
+
+
+def _rates(options: argparse.Namespace) -> Rates | None:
+    """Of the devices of `--trace`; asked for before the command runs."""
+    if options.trace is None:
+        return None
+    name = options.device or (DEFAULT_RATES if options.device_type == "npu" else None)
+    if name is None:
+        raise ValueError(f"emulate: --device must be given with --trace on {options.device_type}. {known_rates.THERE}")
+    found: Rates = known_rates.find(name, options.link)
+    known_rates.require_joined(found, options.devices)
+    return found
 
 
 def _memory(text: str) -> int:

@@ -23,6 +23,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     f"{PREFIX}TIMEOUT": (),
     f"{PREFIX}REHEARSE": ("0", "1"),
     f"{PREFIX}RECORD": (),
+    f"{PREFIX}TRACE": ("0", "1"),
     f"{PREFIX}FLASH_ATTENTION_ARGUMENTS": ("10", "13"),
 }
 PACKAGE = Path(__file__).parent

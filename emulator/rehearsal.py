@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionkit_emulator import environment
+from fusionkit_emulator import environment, timeline
+from fusionkit_planner.rates import Rates
 
 from fusionkit.rehearsal import NOTE, VARIABLE
 
@@ -57,17 +58,31 @@ def _parsed(line: str) -> dict[str, Any]:
     return found
 
 
-def run(command: Sequence[str], variables: Mapping[str, str], run_command: Run, output: str | None) -> int:
+def run(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    run_command: Run,
+    output: str | None,
+    trace: str | None = None,
+    rates: Rates | None = None,
+) -> int:
     """Run the command and print the report to stderr, and to the file `output` as JSON.
+
+    Args:
+        trace: the file of the timeline, which is priced by `rates`.
 
     Returns:
         The command's exit status. 1 where it is 0 and the rehearsal found a failure, or met no device.
     """
     with tempfile.TemporaryDirectory(prefix="fusionkit-rehearsal-") as folder:
         record = {VARIABLE: "1", f"{environment.PREFIX}REHEARSE": "1", f"{environment.PREFIX}RECORD": folder}
+        record[f"{environment.PREFIX}TRACE"] = str(int(trace is not None))
         status = run_command(command, {**variables, **record})
         ranks = ranks_of(Path(folder))
-    print("\n".join(report(ranks, status)), file=sys.stderr)
+        print("\n".join(report(ranks, status)), file=sys.stderr)
+        if trace is not None and rates is not None and ranks:
+            processes = [(rank.process["pid"], rank.number) for rank in ranks]
+            print("\n".join(timeline.write(trace, Path(folder), processes, rates)), file=sys.stderr)
     if output is not None:
         Path(output).write_text(json.dumps(as_json(ranks, status), indent=1) + "\n")
     failed = not ranks or any(rank.failure for rank in ranks)

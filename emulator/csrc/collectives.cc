@@ -19,6 +19,7 @@
 #include "fusionkit/parallel/csrc/rendezvous.h"
 #include "rehearsal/caller.h"
 #include "rehearsal/calls.h"
+#include "rehearsal/trace.h"
 #include "status.h"
 #include "stream.h"
 #include "turns.h"
@@ -94,7 +95,19 @@ void rehearse(std::vector<Pending>& calls) {
   rehearsal::run(ready);
 }
 
+// For the trace; those after the first are one batch with it.
+void note(const std::vector<Pending>& calls) {
+  rehearsal::Trace* trace = rehearsal::Trace::get();
+  if (trace == nullptr) return;
+  for (const Pending& each : calls) {
+    Call call = each.call;
+    call.exchanges = each.exchanges.data();
+    trace->call(call, each.rehearsed.line, each.stream, &each != &calls.front());
+  }
+}
+
 void run_on_stream(std::vector<Pending> calls) {
+  note(calls);
   Stream& stream = *calls.front().stream;
   std::set<Stream*> others;
   for (const Pending& each : calls)
@@ -269,6 +282,7 @@ ReservedCall reserve_call(const std::string& name) {
     throw std::invalid_argument("the name of a communicator, as group.process_group.get_comm_name(rank) gives it");
   const Group& group = *found->second;
   const std::string* line = Settings::get().rehearsing ? rehearsal::caller().line : nullptr;
+  if (rehearsal::Trace* trace = rehearsal::Trace::get()) trace->reserved_call(*group.communicator, line);
   return {group.communicator, std::make_shared<Turn>(group.turns), group.history, line};
 }
 

@@ -11,6 +11,7 @@
 #include "paddle/phi/backends/device_ext.h"
 #include "rehearsal/findings.h"
 #include "rehearsal/stand_in.h"
+#include "rehearsal/trace.h"
 #include "status.h"
 
 namespace fusionkit_emulator {
@@ -22,6 +23,11 @@ thread_local int current_device = 0;
 
 Stream& stream_of(C_Device on, C_Stream stream) { return device(on->id).stream_or_default(stream); }
 SharedEvent& event_of(C_Event event) { return *reinterpret_cast<SharedEvent*>(event); }
+
+using Kind = rehearsal::Trace::Kind;
+void note(Kind kind, const void* event, const void* stream) {
+  if (rehearsal::Trace* trace = rehearsal::Trace::get()) trace->synchronization(kind, event, stream);
+}
 
 C_Status nothing() { return C_SUCCESS; }
 C_Status nothing_on(C_Device) { return C_SUCCESS; }
@@ -55,6 +61,7 @@ C_Status device_list(size_t* list) {
 }
 
 C_Status synchronize_device(C_Device on) {
+  note(Kind::kSyncDevice, nullptr, nullptr);
   return guarded([&] { device(on->id).synchronize(); });
 }
 
@@ -69,6 +76,7 @@ C_Status destroy_stream(C_Device on, C_Stream stream) {
 C_Status query_stream(C_Device on, C_Stream stream) { return stream_of(on, stream).idle() ? C_SUCCESS : C_WARNING; }
 
 C_Status synchronize_stream(C_Device on, C_Stream stream) {
+  note(Kind::kSyncStream, nullptr, &stream_of(on, stream));
   return guarded([&] { stream_of(on, stream).synchronize(); });
 }
 
@@ -91,16 +99,19 @@ C_Status destroy_event(C_Device, C_Event event) {
 }
 
 C_Status record_event(C_Device on, C_Stream stream, C_Event event) {
+  note(Kind::kRecord, event_of(event).get(), &stream_of(on, stream));
   return guarded([&] { event_of(event)->record(stream_of(on, stream)); });
 }
 
 C_Status query_event(C_Device, C_Event event) { return event_of(event)->reached() ? C_SUCCESS : C_WARNING; }
 
 C_Status synchronize_event(C_Device, C_Event event) {
+  note(Kind::kSyncEvent, event_of(event).get(), nullptr);
   return guarded([&] { event_of(event)->wait(); });
 }
 
 C_Status stream_wait_event(C_Device on, C_Stream stream, C_Event event) {
+  note(Kind::kWait, event_of(event).get(), &stream_of(on, stream));
   return guarded([&] { event_of(event)->wait(stream_of(on, stream)); });
 }
 
@@ -141,6 +152,7 @@ C_Status deallocate_on_host(C_Device, void* address, size_t) {
 C_Status copy(C_Device on, void* to, const void* from, size_t size) {
   return guarded([&] {
     Device& owner = device(on->id);
+    note(Kind::kSyncDevice, nullptr, nullptr);
     owner.synchronize();
     if (Settings::get().rehearsing) return rehearsal::copy(to, from, size);
     if (Device* written = device_of(to)) written->memory.name(to, size, "a copy");

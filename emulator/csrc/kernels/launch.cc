@@ -17,6 +17,7 @@ Stream& stream_of(phi::KernelContext& call) {
 
 void run(const Adopted& adopted, phi::KernelContext& call) {
   if (rehearsal::is_left_out(call)) return rehearsal::leave_out(adopted, call);
+  if (Settings::get().rehearsing) rehearsal::note_small(adopted, call);
   const auto staged = std::make_shared<HostCall>(adopted, call);
   stream_of(call).enqueue([staged, name = adopted.name] {
     try {

@@ -36,7 +36,9 @@ void with_floating(const Operand& operand, Visit visit) {
 }  // namespace
 
 Operand::Operand(const Tensor& tensor)
-    : storage(tensor.numel() == 0 ? nullptr : storage_of(tensor.data())), dtype(tensor.dtype()), size(tensor.numel()) {}
+    : storage(tensor.numel() == 0 ? nullptr : storage_of(tensor.data())), dtype(tensor.dtype()), size(tensor.numel()) {
+  if (Settings::get().rehearsing) rehearsal::note_tensor(static_cast<const phi::DenseTensor&>(*tensor.impl()));
+}
 
 std::vector<float> Operand::floats() const {
   std::vector<float> values(size);
@@ -90,16 +92,21 @@ Tensor result(const Tensor& beside, const Shape& shape, DataType dtype) {
   const phi::DeviceContext& context = *phi::DeviceContextPool::Instance().Get(beside.place());
   if (Settings::get().rehearsing) rehearsal::begin(context, "a vendor's op");
   context.Alloc(made.get(), dtype);
-  if (Settings::get().rehearsing) rehearsal::wrote(context, *made, "a vendor's op");
+  if (Settings::get().rehearsing) {
+    rehearsal::wrote(context, *made, "a vendor's op");
+    rehearsal::note_result(*made);
+  }
   return Tensor(made);
 }
 
 void launch(const char* op, const Tensor& on, std::function<void()> work) {
-  if (!Settings::get().rehearsing) launch_also_rehearsed(op, on, std::move(work));
+  if (!Settings::get().rehearsing) return launch_also_rehearsed(op, on, std::move(work));
+  rehearsal::note_op(*phi::DeviceContextPool::Instance().Get(on.place()), op);
 }
 
 void launch_also_rehearsed(const char* op, const Tensor& on, std::function<void()> work) {
   const auto* context = static_cast<const phi::CustomContext*>(phi::DeviceContextPool::Instance().Get(on.place()));
+  if (Settings::get().rehearsing) rehearsal::note_op(*context, op);
   static_cast<Stream*>(context->stream())->enqueue([op, work = std::move(work)] {
     try {
       work();

@@ -6,6 +6,7 @@
 
 #include "device.h"
 #include "rehearsal/record.h"
+#include "rehearsal/trace.h"
 
 // As paddle/phi/core/memory/stats.h declares it, which includes a header of glog that Paddle does not ship.
 namespace paddle::memory {
@@ -33,18 +34,27 @@ void Accounts::begin(const char* name, const Caller& from) {
   const std::lock_guard<std::mutex> lock(mutex_);
   kernel_ = name;
   from_ = from;
-  if (in_update_ && !from.is_update) {
-    if (peak_step_ == step_) {
-      peak_of_ = number_;
-      Record::get().set(Slot::kPeak, peak_as_json());
-    }
-    ++step_;
-    number_ = 0;
-  }
+  if (in_update_ && !from.is_update) begin_step();
   in_update_ = from.is_update;
   ++number_;
   ++num_kernels_;
   count_kernel();
+}
+
+void Accounts::leave_update() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (in_update_) begin_step();
+  in_update_ = false;
+}
+
+void Accounts::begin_step() {
+  if (peak_step_ == step_) {
+    peak_of_ = number_;
+    Record::get().set(Slot::kPeak, peak_as_json());
+  }
+  ++step_;
+  number_ = 0;
+  if (Trace* trace = Trace::get()) trace->begin_step(step_);
 }
 
 void Accounts::count_kernel() {

@@ -26,6 +26,8 @@ class Accounts {
 
   // A kernel begins; `name` lives for ever.
   void begin(const char* name, const Caller& from);
+  // Something that no update does: a step ends with its update.
+  void leave_update();
   // One of its tensors.
   void see(const phi::DenseTensor& tensor);
   // All of its tensors are there: whether this is the worst moment so far.
@@ -52,6 +54,7 @@ class Accounts {
   std::string peak_as_json() const;
   static std::string as_json(const Holders& holders);
   void count_kernel();
+  void begin_step();
 
   const int device_;
   std::mutex mutex_;

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "paddle/phi/common/data_type.h"
+#include "rehearsal/accounts.h"
 #include "rehearsal/caller.h"
 #include "rehearsal/findings.h"
 #include "rehearsal/record.h"
@@ -234,7 +235,11 @@ RehearsedCall prepare(const Call& call, std::shared_ptr<CallHistory> history) {
   Device* written = call.recv == nullptr ? nullptr : device_of(call.recv);
   if (written != nullptr)
     written->memory.name(call.recv, received, name_of(call.op), static_cast<int>(paddle_dtype(call.dtype)));
-  return {call, std::move(history), caller().line, is_known};
+  const Caller from = caller();
+  // A stage of a pipeline may begin its step with a message.
+  Device* owner = device_of(call.send != nullptr ? call.send : call.recv);
+  if (is_pair(call.op) && !from.is_update && owner != nullptr) accounts(owner->id).leave_update();
+  return {call, std::move(history), from.line, is_known};
 }
 
 void run(std::vector<RehearsedCall>& made) {

@@ -1,12 +1,15 @@
 #include "rehearsal/left_out.h"
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "device.h"
 #include "error.h"
 #include "paddle/phi/backends/custom/custom_context.h"
 #include "rehearsal/accounts.h"
 #include "rehearsal/stand_in.h"
+#include "rehearsal/trace.h"
 
 namespace fusionkit_emulator::rehearsal {
 namespace {
@@ -38,6 +41,35 @@ bool lies_on_host(const phi::DenseTensor& tensor) {
 
 int id_of(const phi::DeviceContext& context) { return context.GetPlace().GetDeviceId(); }
 
+const std::string no_line;
+
+// Of a vendor's op of this thread, until it is launched.
+struct Op {
+  Caller from{&no_line};
+  TracedTensors tensors;
+  std::vector<const void*> results;
+};
+thread_local Op op_now;
+
+const void* stream_of(const phi::DeviceContext& context) {
+  return static_cast<const phi::CustomContext&>(context).stream();
+}
+
+void trace_call(const kernels::Adopted& adopted, phi::KernelContext& call, const Caller& from) {
+  Trace* trace = Trace::get();
+  if (trace == nullptr) return;
+  thread_local TracedTensors tensors;
+  tensors.clear();
+  const auto add = [&](const phi::DenseTensor* tensor, bool is_output) {
+    if (tensor == nullptr || !has_shape(*tensor)) return;
+    const bool is_typed = tensor->dtype() != phi::DataType::UNDEFINED;
+    add_tensor(tensors, *tensor, is_typed ? tensor->dtype() : adopted.dtype, is_output);
+  };
+  for (size_t i = 0; i < call.InputsSize(); ++i) add(dense(call.MutableInputAt(i)), false);
+  for (size_t i = 0; i < call.OutputsSize(); ++i) add(dense(call.MutableOutputAt(i)), true);
+  trace->kernel(adopted.name, from, tensors, stream_of(call.GetDeviceContext<phi::DeviceContext>()));
+}
+
 }  // namespace
 
 bool is_left_out(phi::KernelContext& call) {
@@ -51,7 +83,34 @@ bool is_left_out(phi::KernelContext& call) {
   return false;
 }
 
-void begin(const phi::DeviceContext& context, const char* kernel) { accounts(id_of(context)).begin(kernel, caller()); }
+void begin(const phi::DeviceContext& context, const char* kernel) {
+  op_now.from = caller();
+  accounts(id_of(context)).begin(kernel, op_now.from);
+}
+
+void note_small(const kernels::Adopted& adopted, phi::KernelContext& call) {
+  trace_call(adopted, call, Caller{&no_line});
+}
+
+void note_result(const phi::DenseTensor& tensor) {
+  if (Trace::get() != nullptr) op_now.results.push_back(tensor.data());
+}
+
+void note_tensor(const phi::DenseTensor& tensor) {
+  if (Trace::get() == nullptr) return;
+  const void* address = tensor.numel() > 0 ? tensor.data() : nullptr;
+  const auto& results = op_now.results;
+  const bool is_output = std::find(results.begin(), results.end(), address) != results.end();
+  add_tensor(op_now.tensors, tensor, tensor.dtype(), is_output);
+}
+
+void note_op(const phi::DeviceContext& context, const char* op) {
+  Trace* trace = Trace::get();
+  if (trace == nullptr) return;
+  trace->kernel(op, op_now.from, op_now.tensors, stream_of(context));
+  op_now.tensors.clear();
+  op_now.results.clear();
+}
 
 void wrote(const phi::DeviceContext& context, const phi::DenseTensor& output, const char* kernel) {
   Accounts& own = accounts(id_of(context));
@@ -75,6 +134,12 @@ bool leaves_out(const char* kernel, const phi::DeviceContext& context, const phi
   if (!Settings::get().rehearsing) return false;
   if (is_small(&input) && has_values(&input) && is_small(&output)) return false;
   begin(context, kernel);
+  if (Trace* trace = Trace::get()) {
+    TracedTensors tensors;
+    add_tensor(tensors, input, input.dtype(), false);
+    add_tensor(tensors, output, output.dtype(), true);
+    trace->kernel(kernel, op_now.from, tensors, stream_of(context));
+  }
   accounts(id_of(context)).see(input);
   wrote(context, output, kernel);
   return true;
@@ -83,6 +148,7 @@ bool leaves_out(const char* kernel, const phi::DeviceContext& context, const phi
 void leave_out(const kernels::Adopted& adopted, phi::KernelContext& call) {
   const auto& context = call.GetDeviceContext<phi::DeviceContext>();
   begin(context, adopted.name);
+  trace_call(adopted, call, op_now.from);
   for (size_t i = 0; i < call.InputsSize(); ++i)
     if (const phi::DenseTensor* input = dense(call.MutableInputAt(i))) accounts(id_of(context)).see(*input);
   for (size_t i = 0; i < call.OutputsSize(); ++i) {

@@ -8,6 +8,9 @@ namespace fusionkit_emulator::rehearsal {
 // Whether nothing is computed: in a rehearsal, of a call with a large tensor or with values that are not known.
 bool is_left_out(phi::KernelContext& call);
 
+// For the trace, of a call that does compute. It is too small to ask Python for its line.
+void note_small(const kernels::Adopted& adopted, phi::KernelContext& call);
+
 // Allocates the outputs. Throws where an output's shape depends on values.
 void leave_out(const kernels::Adopted& adopted, phi::KernelContext& call);
 
@@ -19,5 +22,10 @@ bool leaves_out(const char* kernel, const phi::DeviceContext& context, const phi
 // Of any other kernel or op: `begin` before, `wrote` for each output when it is allocated.
 void begin(const phi::DeviceContext& context, const char* kernel);
 void wrote(const phi::DeviceContext& context, const phi::DenseTensor& output, const char* kernel);
+
+// For the trace, of a vendor's op: its results, each of its tensors, then its launch.
+void note_result(const phi::DenseTensor& tensor);
+void note_tensor(const phi::DenseTensor& tensor);
+void note_op(const phi::DeviceContext& context, const char* op);
 
 }  // namespace fusionkit_emulator::rehearsal
