@@ -169,7 +169,7 @@ def error(told, config, folder):
 
 
 def operations(program):
-    return program._program.operations
+    return program.program.operations
 
 
 def test_fused_scores_are_those_of_float64_in_prefill_mixed_and_decode_steps(model):
