@@ -12,18 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fusionkit.errors import argument_error
+from fusionkit.parallel.pipeline_order import Action, follower, one_forward_one_backward
 
 # A long step repeats itself. So many rounds of micro-batches are replayed, and the rest follow from the last ones.
 ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A chunk's forward or backward pass of one micro-batch."""
-
-    is_forward: bool
-    micro_batch: int
-    chunk: int
 
 
 @dataclass(frozen=True)
@@ -48,30 +40,15 @@ class Span:
     """When a stage computed a pass, in seconds from the step's start."""
 
     stage: int
-    work: Pass
+    work: Action
     start: float
     end: float
 
 
 @lru_cache(maxsize=4096)
-def order(stage: int, stages: int, micro_batches: int, chunks: int) -> tuple[Pass, ...]:
-    """What a stage computes, in order; a last group of fewer micro-batches than stages keeps its places."""
-    whole = -(-micro_batches // stages) * stages if chunks > 1 else micro_batches
-    turns = [
-        (number, chunk)
-        for first in range(0, whole, stages)
-        for chunk in range(chunks)
-        for number in range(first, min(first + stages, whole))
-    ]
-    forward = [Pass(True, number, chunk) for number, chunk in turns]
-    backward = [Pass(False, number, chunks - 1 - chunk) for number, chunk in turns]
-    ahead = stages - stage - 1 if chunks == 1 else 2 * (stages - stage - 1) + (chunks - 1) * stages
-    ahead = min(ahead, len(forward))
-    passes = forward[:ahead]
-    for pair in zip(forward[ahead:], backward, strict=False):
-        passes += pair
-    passes += backward[len(forward) - ahead :]
-    return tuple(one for one in passes if one.micro_batch < micro_batches)
+def order(stage: int, stages: int, micro_batches: int, chunks: int) -> tuple[Action, ...]:
+    """What a stage computes, kept: a search asks for few orders, many times."""
+    return tuple(one_forward_one_backward(stage, stages, micro_batches, chunks))
 
 
 @dataclass(frozen=True)
@@ -85,7 +62,7 @@ class Event:
     """
 
     stage: int
-    work: Pass
+    work: Action
     before: int
     needs: int
     is_sent: bool
@@ -109,7 +86,7 @@ def events(stages: int, micro_batches: int, chunks: int) -> tuple[Event, ...]:
             found.append(Event(stage, one, before[stage], *came))
             before[stage] = len(found) - 1
             places[stage] += 1
-            following = _follower(one, stage, stages, chunks)
+            following = follower(one, stage, stages, chunks)
             if following is not None:
                 to, message = following
                 key = (to, message.is_forward, message.micro_batch, message.chunk)
@@ -221,15 +198,6 @@ def _replayed_path(stages: Sequence[Durations], micro_batches: int, send_seconds
         else:
             place = each.before
     return Path(dict(passes), sends)
-
-
-def _follower(one: Pass, stage: int, stages: int, chunks: int) -> tuple[int, Pass] | None:
-    """Who goes on from a result. None after the backward pass of the first chunk."""
-    place = one.chunk * stages + stage
-    if one.is_forward and place == stages * chunks - 1:
-        return stage, Pass(False, one.micro_batch, one.chunk)
-    place += 1 if one.is_forward else -1
-    return None if place < 0 else (place % stages, Pass(one.is_forward, one.micro_batch, place // stages))
 
 
 def _check(stages: Sequence[Durations], micro_batches: int) -> None:

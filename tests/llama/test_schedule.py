@@ -7,7 +7,8 @@ from collections import defaultdict, deque
 
 import pytest
 
-from examples.llama2_13b.parallel.schedule import Action, forward_only, one_forward_one_backward, timeline
+from examples.llama2_13b.parallel.schedule import forward_only, timeline
+from fusionkit.parallel.pipeline_order import Action, one_forward_one_backward
 
 # stages, micro-batches, chunks
 LAYOUTS = [

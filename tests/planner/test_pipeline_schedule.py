@@ -52,6 +52,13 @@ def test_stages_compute_in_the_order_of_the_llama_example(stages, micro_batches,
         ]
 
 
+def test_the_order_of_a_stage_by_hand():
+    """Narayanan et al. 2021, figure 4: two stages, three micro-batches; F and B are passes forward and backward."""
+    told = ["".join(f"{'BF'[one.is_forward]}{one.micro_batch}" for one in pipeline_schedule.order(stage, 2, 3, 1))
+            for stage in range(2)]  # fmt: skip
+    assert told == ["F0F1B0F2B1B2", "F0B0F1B1F2B2"]
+
+
 def test_passes_of_a_stage_do_not_overlap_and_follow_what_they_need():
     stages = [Durations((1.0, 1.5), (2.0, 2.5)), Durations((1.2, 0.7), (2.2, 1.9))]
     spans = pipeline_schedule.replay(stages, 5, 0.25)

@@ -15,18 +15,12 @@ import paddle
 from paddle import Tensor
 
 from examples.llama2_13b.parallel.ranks import Ranks
-from examples.llama2_13b.parallel.schedule import (
-    Action,
-    Schedule,
-    Tick,
-    forward_only,
-    one_forward_one_backward,
-    timeline,
-)
+from examples.llama2_13b.parallel.schedule import Schedule, Tick, forward_only, timeline
 from examples.llama2_13b.parallel.trace import BUBBLE, COMMUNICATION, COMPUTE, Trace
 from fusionkit.parallel import CommunicatorError
 from fusionkit.parallel.groups import communicator_of
 from fusionkit.parallel.parts import own_part
+from fusionkit.parallel.pipeline_order import Action, one_forward_one_backward
 from fusionkit.parallel.point_to_point import Exchange
 
 UNTRACED = Trace()

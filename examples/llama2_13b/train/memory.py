@@ -17,7 +17,6 @@ import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
-from examples.llama2_13b.parallel.schedule import one_forward_one_backward
 from examples.llama2_13b.train import kept
 from examples.llama2_13b.train.held import Held, held
 from examples.llama2_13b.train.held_gradients import HeldGradients
@@ -25,6 +24,7 @@ from examples.llama2_13b.train.kept import COMPOSED, DEVICE, FLOAT32, FUSED, Siz
 from fusionkit import TensorSpec, policy
 from fusionkit.eager.fused_adamw import PART_ELEMENTS
 from fusionkit.parallel.parts import own_part
+from fusionkit.parallel.pipeline_order import one_forward_one_backward
 
 MOMENTS = 2
 # What a composed update holds beside parameter, gradient and moments, in parts of a parameter: scaled gradient, both
