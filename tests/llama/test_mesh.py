@@ -16,6 +16,7 @@ from examples.llama2_13b.parallel.degrees import Degrees
 from tests.emulator.emulated import run
 from tests.hanging import HANGING
 from tests.launch import LAUNCH
+from tests.llama.meshes import on_mesh
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +35,13 @@ def test_ranks_stand_where_fleets_topology_puts_them(degrees):
                 groups = theirs.get_fused_ranks([THEIRS[axis] for axis in axes])
                 (group,) = [sorted(group) for group in groups if rank in group]
                 assert ours.group(rank, *axes) == group
+
+
+def test_a_process_tells_where_it_stands_and_who_the_ranks_of_its_groups_are():
+    texts = on_mesh(Degrees(data=2, pipeline=2, tensor=2), lambda mesh: mesh.whereabouts())
+    assert "process 3 of 8: data 0 of 2, pipeline 1 of 2, tensor 1 of 2." in texts[3], texts[3]
+    groups = "data 3 7; pipeline 1 3; tensor 2 3; replicas 3 7; world 0 1 2 3 4 5 6 7"
+    assert texts[3].endswith(groups), texts[3]
 
 
 def test_data_takes_what_the_flags_leave():

@@ -385,7 +385,7 @@ def test_the_nearest_stages_and_chunks_have_a_layer_each(stages, chunks, layers,
     PipelineParallel(SimpleNamespace(world_size=nearest[0], rank=0), nearest[1]).layers(layers)
 
 
-def test_a_stage_that_ends_ends_the_others_with_its_name(folder_of):
+def test_a_stage_that_ends_ends_the_others(folder_of):
     texts = {}
 
     def run(mesh):
@@ -395,12 +395,12 @@ def test_a_stage_that_ends_ends_the_others_with_its_name(folder_of):
                 mesh.pipeline.group.close()
             trainer.train(1, 3)
         except RuntimeError as error:
-            texts[mesh.pipeline.stage] = "\n".join([str(error), *error.__notes__])
+            texts[mesh.pipeline.stage] = str(error)
             mesh.pipeline.group.close()
 
     on_mesh(Degrees(pipeline=3), run)
     assert set(texts) == {0, 1, 2}
-    assert "rank 2 must answer" in texts[1] and "has left" in texts[1] and "stage 1 of 3" in texts[1], texts
+    assert "rank 2 must answer" in texts[1] and "has left" in texts[1], texts
 
 
 @pytest.mark.parametrize(

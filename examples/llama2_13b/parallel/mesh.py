@@ -113,6 +113,18 @@ class Mesh:
         """Of all processes."""
         return Ranks(self.world).rank
 
+    def whereabouts(self) -> str:
+        """Where this process stands, and who the ranks are that an error of one of its groups counts."""
+        degrees = self.degrees
+        axes = [axis for axis in AXES if getattr(degrees, axis) > 1]
+        places = ", ".join(f"{axis} {degrees.places(self.rank)[axis]} of {getattr(degrees, axis)}" for axis in axes)
+        groups = {name: degrees.group(self.rank, *GROUPS[name]) for name in [*axes, "replicas", "world"]}
+        ranks = "; ".join(f"{name} {' '.join(map(str, ranks))}" for name, ranks in groups.items() if len(ranks) > 1)
+        return (
+            f"This is process {self.rank} of {self.processes}: {places}. Each group counts its ranks from 0. These are "
+            f"the processes of this one's groups, in the order of ranks: {ranks}"
+        )
+
     @property
     def copies(self) -> int:
         """Of the model, each with rows of its own."""

@@ -17,7 +17,6 @@ from paddle import Tensor
 from examples.llama2_13b.parallel.ranks import Ranks
 from examples.llama2_13b.parallel.schedule import Schedule, Tick, forward_only, timeline
 from examples.llama2_13b.parallel.trace import BUBBLE, COMMUNICATION, COMPUTE, Trace
-from fusionkit.parallel import CommunicatorError
 from fusionkit.parallel.groups import communicator_of
 from fusionkit.parallel.parts import own_part
 from fusionkit.parallel.pipeline_order import Action, one_forward_one_backward
@@ -172,14 +171,6 @@ class _Step:
         self._total = 0.0
 
     def run(self, schedule: Schedule) -> float:
-        try:
-            return self._run(schedule)
-        except CommunicatorError as error:
-            here = f"stage {self._pipeline.stage} of {self._pipeline.stages}"
-            error.add_note(f"Between {here} of the pipeline and the others a rank is the number of a stage")
-            raise
-
-    def _run(self, schedule: Schedule) -> float:
         pipeline = self._pipeline
         on_the_way: deque[Exchange] = deque()
         for tick in timeline(schedule, pipeline.stage, pipeline.stages, len(self._shapes), pipeline.chunks):

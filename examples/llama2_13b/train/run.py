@@ -46,8 +46,13 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
     folder = Path(flags.output_dir)
     # One process of a run writes, and so has the folder for all.
     with reserved(folder, f"{flags.COMMAND}: --output_dir") if mesh.is_first else nullcontext():
-        mesh.any_process(False)  # what others find in the folder is no other run's any more
-        return work(mesh)
+        try:
+            mesh.any_process(False)  # what others find in the folder is no other run's any more
+            return work(mesh)
+        except RuntimeError as error:  # a lost process among them
+            if mesh.processes > 1:
+                error.add_note(mesh.whereabouts())
+            raise
 
 
 def model_config(flags: TrainingFlags, mesh: Mesh) -> LlamaConfig:
