@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from fusionkit_planner import devices, rates
 from fusionkit_planner.rates import Level, Rates
@@ -20,9 +23,12 @@ def find(name: str, links: list[str]) -> Rates:
         ValueError: nobody has stated or measured them.
     """
     found = rates.read(name) if name.endswith(".json") else _stated(name)
-    levels = {level.devices: level for level in (*found.levels, *map(_level, links))}
+    named = [_level(text) for text in links]
+    levels = {level.devices: level for level in (*found.levels, *named)}
     ordered = tuple(levels[devices] for devices in sorted(levels))
-    source = {f"level of {level.devices}": f"{LINK} of the user" for level in map(_level, links)}
+    if named:
+        _require_nested(ordered)
+    source = {f"level of {level.devices}": f"{LINK} of the user" for level in named}
     return replace(found, levels=ordered, sources={**found.sources, **source})
 
 
@@ -49,11 +55,28 @@ def _level(text: str) -> Level:
             "plan train", "--link", "DEVICES:GB/s or DEVICES:GB/s:US, such as 1024:25:5", repr(text)
         ) from None
     latency = rest[0] if rest else 0.0
-    if count < 2 or not rate > 0 or latency < 0 or len(rest) > 1:
+    if count < 2 or not 0 < rate < math.inf or not 0 <= latency < math.inf or len(rest) > 1:
         raise argument_error(
-            "plan train", "--link", "at least 2 devices, a rate above 0 and a latency of at least 0", repr(text)
-        )
+            "plan train", "--link", "at least 2 devices, a finite rate above 0 and a finite latency of at least 0",
+            repr(text), advice="Write GB/s of one device, then microseconds, such as 1024:25:5",
+        )  # fmt: skip
     return Level(f"{count} devices", count, rate * 1e9, latency * 1e-6)
+
+
+def _require_nested(levels: Sequence[Level]) -> None:
+    """A wider level joins whole narrower ones, as a pod joins nodes."""
+    for inner, outer in pairwise(levels):
+        if outer.devices % inner.devices:
+            raise argument_error(
+                "plan train", "--link", f"of a multiple of the {inner.devices} devices that a narrower link joins",
+                outer.devices, "a network joins whole nodes",
+                f"Name {_rounded(outer.devices, inner.devices)} devices: fewer may be used",
+            )  # fmt: skip
+
+
+def _rounded(devices: int, unit: int) -> int:
+    """Up, to whole units."""
+    return -(-devices // unit) * unit
 
 
 def require_joined(found: Rates, devices: int) -> None:
@@ -62,5 +85,6 @@ def require_joined(found: Rates, devices: int) -> None:
     if devices > most:
         raise argument_error(
             "plan train", "--devices", f"at most {most}, which the rates of {found.name} join", devices,
-            "how fast more are joined is unknown", f"State it: {LINK}, such as --link {devices}:25:5",
+            "how fast more are joined is unknown",
+            f"State it: {LINK}, such as --link {_rounded(devices, most)}:25:5",
         )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -30,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.devices < 1:
         raise argument_error("plan probe", "--devices", "at least 1", options.devices)
-    if not options.seconds > 0:
-        raise argument_error("plan probe", "--seconds", "above 0", options.seconds)
+    if not 0 < options.seconds < math.inf:
+        rule, advice = "a finite number above 0", "About 110 measure all shapes"
+        raise argument_error("plan probe", "--seconds", rule, options.seconds, advice=advice)
     if absent := extras.missing("paddle"):
         raise ValueError(f"plan probe: {absent}")
     from fusionkit_planner import architecture, probe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,8 @@ def asked(options: argparse.Namespace) -> Question:
     fits = positions is None or sequence <= positions
     _require(fits, "--sequence", f"at most {positions}, the model's positions", sequence)
     memory = rates.memory_bytes / 1e9 if options.memory is None else options.memory
-    rule = "above 0" if options.memory is not None else "given: nobody states it for this device"
-    _require(memory > 0, "--memory", rule, memory)
+    rule = "a finite number above 0" if options.memory is not None else "given: nobody states it for this device"
+    _require(0 < memory < math.inf, "--memory", rule, memory, "Write GB of one device, such as --memory 64")
     return search.Question(model, rates, options.devices, batch, sequence, memory * 1e9)
 
 
@@ -103,9 +104,9 @@ def positions_of(model: str) -> int | None:
     return architecture.size(config, "max_position_embeddings") if stated else None
 
 
-def _require(condition: bool, option: str, rule: str, got: object) -> None:
+def _require(condition: bool, option: str, rule: str, got: object, advice: str = "") -> None:
     if not condition:
-        raise argument_error("plan train", option, rule, got)
+        raise argument_error("plan train", option, rule, got, advice=advice)
 
 
 def _shown(candidates: Sequence[Any]) -> Iterable[Any]:

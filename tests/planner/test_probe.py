@@ -70,7 +70,8 @@ def test_two_processes_are_measured_and_the_search_takes_the_file(tmp_path, capf
     "options, message",
     [
         (["--devices", "0"], "--devices must be at least 1, got 0"),
-        (["--seconds", "0"], "--seconds must be above 0, got 0"),
+        (["--seconds", "0"], "--seconds must be a finite number above 0, got 0"),
+        (["--seconds", "inf"], "--seconds must be a finite number above 0, got inf. About 110"),
         (["--model", "nothing"], "--model must be a Hugging Face folder"),
     ],
 )
