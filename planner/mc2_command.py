@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from fusionkit import extras
@@ -22,15 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from fusionkit_planner import devices, report
+    from fusionkit_planner.result_files import require_writable, write_json
 
+    require_writable("plan", json=options.json, chart=options.chart)
     device = devices.find(options.device)
     check(options.tp, options.tokens)
     if absent := extras.missing(*(["matplotlib"] if options.chart else [])):
         raise ValueError(f"plan: --chart: {absent}")
     print(report.text(device, options.tokens, options.tp))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report.as_json(device, options.tokens, options.tp), indent=1) + "\n")
+        write_json(options.json, report.as_json(device, options.tokens, options.tp))
     if options.chart:
         from fusionkit_planner import chart
 

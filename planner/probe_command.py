@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -37,11 +36,12 @@ def run(options: argparse.Namespace) -> int:
     if absent := extras.missing("paddle"):
         raise ValueError(f"plan probe: {absent}")
     from fusionkit_planner import architecture, probe
+    from fusionkit_planner.result_files import require_writable, write_json
 
     model = architecture.read(options.model) if options.model else None
-    options.json.parent.mkdir(parents=True, exist_ok=True)
+    require_writable("plan probe", json=options.json)
     rates = probe.probe(probe.Wanted(options.devices, options.seconds, options.dtype, model), _shown)
-    options.json.write_text(json.dumps(rates.as_json(), indent=1) + "\n")
+    write_json(options.json, rates.as_json())
     print(text(rates, options.json))
     if remark := busy():
         print(remark, file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -49,16 +48,18 @@ def run(options: argparse.Namespace) -> int:
     if absent := extras.missing(*(["matplotlib"] if options.chart else [])):
         raise ValueError(f"plan train: --chart: {absent}")
     from fusionkit_planner import search, sft_flags, train_report
+    from fusionkit_planner.result_files import require_writable, write_json
 
+    require_writable("plan train", json=options.json, chart=options.chart, write=options.write)
     question = asked(options)
     answer = search.search(question, _shown)
     if options.json:
-        _write(options.json, train_report.as_json(answer))
+        write_json(options.json, train_report.as_json(answer))
     if not answer.plans:
         raise ValueError(train_report.nothing(answer))
     print(train_report.text(answer))
     if options.write:
-        _write(options.write, sft_flags.flags(answer.plans[0].layout, question.sequence, question.rates.dtype))
+        write_json(options.write, sft_flags.flags(answer.plans[0].layout, question.sequence, question.rates.dtype))
     if options.chart:
         _draw(options.chart, answer)
     return 0
@@ -114,11 +115,6 @@ def _shown(candidates: Sequence[Any]) -> Iterable[Any]:
 
     shown: Iterable[Any] = tqdm(candidates, desc="layouts", unit="", leave=False, delay=1, disable=None)
     return shown
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _draw(path: Path, answer: Answer) -> None:

@@ -24,15 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from fusionkit_planner.result_files import require_writable, write_json
     from fusionkit_planner.validate import report, rows
 
+    if options.json != SCREEN:
+        require_writable("plan validate", json=options.json)
     found = report.validate(rows.read(options.fit), rows.read(options.judge))
-    document = json.dumps(report.as_json(found), indent=1)
     if options.json == SCREEN:
-        print(document)
+        print(json.dumps(report.as_json(found), indent=1))
         return 0
     print("\n".join(report.text(found)))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(document + "\n", encoding="utf-8")
+        write_json(options.json, report.as_json(found))
     return 0
