@@ -10,7 +10,9 @@ from typing import Any
 from fusionkit.errors import argument_error
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")  # whose layers are those of `Architecture`
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # of Mixtral, Qwen and DeepSeek
 LLAMA = "Give the configuration of a Llama"
+THERE = "Give a path that is there: of a model its config.json is enough, and the Llama example has some in configs/"
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,12 @@ def configuration(path: str | Path) -> dict[str, Any]:
     """The fields of a Hugging Face folder's config.json, or of such a file.
 
     Raises:
-        ValueError: there is no such file, it is no JSON object, or its model_type is none of MODEL_TYPES.
+        ValueError: there is no such file, it is no JSON object, its model_type is none of MODEL_TYPES, or it is no
+            dense decoder: only some of its weights work on a token.
     """
     file = _file(path)
     if not file.is_file():
-        raise argument_error("plan", "--model", "a Hugging Face folder, or a config.json", repr(str(path)))
+        raise argument_error("plan", "--model", "a Hugging Face folder, or a config.json", repr(str(path)), advice=THERE)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -112,6 +115,9 @@ def configuration(path: str | Path) -> dict[str, Any]:
     if (name := config.get("model_type") or MODEL_TYPES[0]) not in MODEL_TYPES:
         rule = f"of model_type {' or '.join(MODEL_TYPES)}"
         raise argument_error("plan", "--model", rule, repr(name), "the layers of others are not counted", LLAMA)
+    for name in EXPERTS:
+        if (config.get(name) or 1) != 1:
+            raise argument_error("plan", "--model", f"a dense decoder, without {name}", config[name], advice=LLAMA)
     return config
 
 

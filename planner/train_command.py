@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 HELP = "find the fastest layout of a training that fits: tensor, pipeline, sharding, micro-batch, recomputation"
 ROWS = 128
 TOKENS = 4096
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # of Mixtral, Qwen and DeepSeek
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,16 +90,10 @@ def asked(options: argparse.Namespace) -> Question:
 
 
 def positions_of(model: str) -> int | None:
-    """Of a model's configuration; None where it states none.
-
-    Raises:
-        ValueError: it is no dense decoder: only some of its weights work on a token.
-    """
+    """Of a model's configuration; None where it states none."""
     from fusionkit_planner import architecture
 
     config = architecture.configuration(model)
-    for name in EXPERTS:
-        _require((config.get(name) or 1) == 1, "--model", f"a dense decoder, without {name}", config.get(name))
     stated = config.get("max_position_embeddings") is not None
     return architecture.size(config, "max_position_embeddings") if stated else None
 

@@ -19,6 +19,8 @@ from fusionkit.errors import argument_error
 GIB = 2.0**30
 GPT_VOCABULARY = 51200  # of GPT-2, padded to a multiple of 128 on each of 8 ranks
 NODE = 8
+MEND = "Correct that line, or delete it"
+FORMS_ARE = "docs/planner.md lists the four forms of measured steps"
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ def _read(path: Path) -> list[Row]:
             form = next((form for form in FORMS if set(form.columns) <= set(columns)), None)
             if form is None:
                 known = "; or ".join(",".join(form.columns) for form in FORMS)
-                raise argument_error("plan validate", "file", f"one with the columns {known}", f"{path} with {columns}")
+                raise argument_error("plan validate", "file", f"one with the columns {known}", f"{path} with {columns}", advice=FORMS_ARE)
             rows = [_row(form, values, f"{path.name}:{table.line_num}") for values in table]
     except (OSError, UnicodeDecodeError) as error:
-        raise argument_error("plan validate", "file", "one that can be read", str(path), str(error)) from None
+        why = getattr(error, "strerror", None) or str(error)
+        raise argument_error("plan validate", "file", "CSV text that can be read", str(path), why, FORMS_ARE) from None
     if not rows:
-        raise argument_error("plan validate", "file", "one with rows below its header", str(path))
+        advice = "Leave it out, or measure some steps"
+        raise argument_error("plan validate", "file", "one with rows below its header", str(path), advice=advice)
     return rows
 
 
@@ -82,9 +86,9 @@ def _row(form: Form, values: dict[str, str], name: str) -> Row:
     try:
         row = form.read(values, name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise argument_error("plan validate", name, "a row of the file's form", dict(values), str(error)) from None
+        raise argument_error("plan validate", name, "a row of the file's form", dict(values), str(error), MEND) from None
     if row.seconds is not None and not 0 < row.seconds < math.inf:
-        raise argument_error("plan validate", name, "a row whose step takes time", row.seconds)
+        raise argument_error("plan validate", name, "a row whose step takes time", row.seconds, advice=MEND)
     return row
 
 

@@ -272,7 +272,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(device, options, message, tmp
         ('{"num_attention_heads": "x"}', "whose num_attention_heads is a whole number above 0, got 'x'"),
         ('{"num_attention_heads": 5, "hidden_size": 8}', "num_attention_heads divides hidden_size 8, .*got 5"),
         ('{"model_type": "gpt_neox"}', "of model_type llama or mistral or qwen2, got 'gpt_neox'"),
-        (None, "folder"),
+        (None, "folder.* Give a path that is there: of a model its config.json is enough"),
     ],
 )
 def test_a_bad_model_is_named(content, message, tmp_path, capsys):
@@ -317,7 +317,9 @@ def test_experts_are_refused_and_positions_that_nobody_states_limit_nothing(tmp_
     file, config = tmp_path / "config.json", json.loads(CONFIG.read_text())
     file.write_text(json.dumps(config | {"num_local_experts": 8}))
     assert main(["plan", "train", "--model", str(file), "--device", "910b"]) == 2
-    assert "--model must be a dense decoder, without num_local_experts, got 8" in capsys.readouterr().err
+    assert "--model must be a dense decoder, without num_local_experts, got 8. Give" in capsys.readouterr().err
+    assert main(["plan", "probe", "--model", str(file), "--json", str(tmp_path / "probe.json")]) == 2
+    assert "--model must be a dense decoder, without num_local_experts, got 8. Give" in capsys.readouterr().err
     del config["max_position_embeddings"]
     file.write_text(json.dumps(config))
     assert main(["plan", "train", "--model", str(file), *"--device h200 --sequence 8192 --global-batch 1".split()]) == 0

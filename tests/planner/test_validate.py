@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,20 @@ def test_each_form_is_known_by_its_header(tmp_path):
 def test_a_row_that_cannot_be_is_named(line, message, tmp_path, capsys):
     file = str(written(tmp_path, [line] if line else []))
     assert main(["plan", "validate", "--fit", file, "--judge", file]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and re.search("[.] (Correct that line|Leave it out)", error)
+
+
+def test_a_file_that_is_none_of_the_forms_is_named_with_where_they_are_listed(tmp_path, capsys):
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe")
+    written(tmp_path, ["1,2"], "a,b")
+    for name, message in {
+        "nothing.csv": "file must be CSV text that can be read, got .*nothing.csv; No such file",
+        "bytes.csv": "file must be CSV text that can be read, got .*bytes.csv; 'utf-8' codec",
+        "rows.csv": "file must be one with the columns gpus,.*, got .*rows.csv with ..a., .b..",
+    }.items():
+        assert main(["plan", "validate", "--fit", str(tmp_path / name), "--judge", str(KORTHIKANTI)]) == 2
+        assert re.search(f"{message}.*[.] docs/planner.md lists the four forms", capsys.readouterr().err), name
 
 
 def test_the_command_says_what_it_was_fitted_on(tmp_path, capsys):
