@@ -105,7 +105,9 @@ def configuration(path: str | Path) -> dict[str, Any]:
     """
     file = _file(path)
     if not file.is_file():
-        raise argument_error("plan", "--model", "a Hugging Face folder, or a config.json", repr(str(path)), advice=THERE)
+        raise argument_error(
+            "plan", "--model", "a Hugging Face folder, or a config.json", repr(str(path)), advice=THERE
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

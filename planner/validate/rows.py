@@ -71,7 +71,9 @@ def _read(path: Path) -> list[Row]:
             form = next((form for form in FORMS if set(form.columns) <= set(columns)), None)
             if form is None:
                 known = "; or ".join(",".join(form.columns) for form in FORMS)
-                raise argument_error("plan validate", "file", f"one with the columns {known}", f"{path} with {columns}", advice=FORMS_ARE)
+                raise argument_error(
+                    "plan validate", "file", f"one with the columns {known}", f"{path} with {columns}", advice=FORMS_ARE
+                )
             rows = [_row(form, values, f"{path.name}:{table.line_num}") for values in table]
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
@@ -86,7 +88,9 @@ def _row(form: Form, values: dict[str, str], name: str) -> Row:
     try:
         row = form.read(values, name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise argument_error("plan validate", name, "a row of the file's form", dict(values), str(error), MEND) from None
+        raise argument_error(
+            "plan validate", name, "a row of the file's form", dict(values), str(error), MEND
+        ) from None
     if row.seconds is not None and not 0 < row.seconds < math.inf:
         raise argument_error("plan validate", name, "a row whose step takes time", row.seconds, advice=MEND)
     return row

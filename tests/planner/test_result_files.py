@@ -11,13 +11,13 @@ from fusionkit.cli import main
 from tests.prose import ROOT
 
 CONFIG = str(ROOT / "examples/llama2_13b/configs/llama2_13b.json")
+ROWS = str(Path(__file__).with_name("korthikanti.csv"))
 COMMANDS = {
     "train": (["train", "--device", "910b", "--model", CONFIG], ["--json", "--chart", "--write"]),
-    "validate": (["validate", *(f"--{which}={Path(__file__).with_name('korthikanti.csv')}" for which in ("fit", "judge"))],
-                 ["--json"]),
+    "validate": (["validate", "--fit", ROWS, "--judge", ROWS], ["--json"]),
     "probe": (["probe"], ["--json"]),
     "mc2": (["mc2", "--device", "910b"], ["--json", "--chart"]),
-}  # fmt: skip
+}
 BAD = {"folder": "Is a directory", "file/x": "Not a directory", "/proc/x": "No such file or directory"}
 
 
