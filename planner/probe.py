@@ -117,7 +117,19 @@ def probe(wanted: Wanted, progress: Progress) -> Rates:
         bandwidth = _bandwidth(workers, wanted, launch, about["memory_bytes"])
     rest = wanted.seconds - (time.monotonic() - begun)
     levels = _levels(wanted.devices, min(rest, SHARE_OF_COLLECTIVES * wanted.seconds), progress)
-    return _rates(wanted, about, workers.threads, launch, products, left_out, attention, bandwidth, levels)
+    is_host = about["device"] == "cpu"
+    return Rates(
+        name=about["name"],
+        dtype=wanted.dtype,
+        peak_flops=max(one.flops for one in products),
+        attention_flops=attention,
+        memory_bandwidth=bandwidth,
+        memory_bytes=about["memory_bytes"] / (wanted.devices if is_host else 1),
+        products=products,
+        levels=levels,
+        launch_seconds=launch,
+        sources=_sources(wanted, about["name"], workers.threads if is_host else None, products, left_out),
+    )
 
 
 def _require_host(about: dict[str, Any], devices: int) -> None:
@@ -202,40 +214,26 @@ def fitted(devices: int, measured: Sequence[tuple[int, float]]) -> tuple[float, 
     return (1 / float(per_byte) if per_byte > 0 else slowest), max(0.0, float(latency))
 
 
-def _rates(
-    wanted: Wanted,
-    about: dict[str, Any],
-    threads: int,
-    launch: float,
-    products: tuple[Product, ...],
-    left_out: int,
-    attention: float,
-    bandwidth: float,
-    levels: tuple[Level, ...],
-) -> Rates:
-    threads_too = f", {threads} threads each" if about["device"] == "cpu" else ""
-    where = f"measured on {about['name']}, {wanted.devices} at a time{threads_too}: "
+def _sources(
+    wanted: Wanted, name: str, threads: int | None, products: tuple[Product, ...], left_out: int
+) -> dict[str, str]:
+    """Of each rate.
+
+    Args:
+        threads: of each process on a host; None on another device.
+        left_out: shapes of products.
+    """
+    threads_too = f", {threads} threads each" if threads else ""
+    where = f"measured on {name}, {wanted.devices} at a time{threads_too}: "
     late = f", {left_out} left out for want of time" if left_out else ""
-    sources = {
+    rows = probe_shapes.attention_rows(max(one.flops for one in products))
+    link = f"{where}fusionkit's communicator in memory, gathers of 4 KiB to 64 MiB"
+    return {
         "peak_flops": f"{where}the fastest product",
         "products": f"{where}fused_linear, {wanted.dtype}, {len(products)} shapes{late}",
-        "attention_flops": f"{where}flash_attention, {wanted.dtype}, causal, a sequence of "
-        f"{probe_shapes.attention_rows(max(one.flops for one in products))}, forward",
+        "attention_flops": f"{where}flash_attention, {wanted.dtype}, causal, a sequence of {rows}, forward",
         "memory_bandwidth": f"{where}swiglu, {wanted.dtype}",
-        "memory_bytes": "of the host, divided by the devices" if about["device"] == "cpu" else "Paddle's",
+        "memory_bytes": "of the host, divided by the devices" if threads else "Paddle's",
         "launch_seconds": f"{where}swiglu of 16 elements",
-        "levels": f"{where}fusionkit's communicator in memory, gathers of 4 KiB to 64 MiB" if levels else "one device",
+        "levels": link if wanted.devices > 1 else "one device",
     }
-    share = wanted.devices if about["device"] == "cpu" else 1
-    return Rates(
-        name=about["name"],
-        dtype=wanted.dtype,
-        peak_flops=max(one.flops for one in products),
-        attention_flops=attention,
-        memory_bandwidth=bandwidth,
-        memory_bytes=about["memory_bytes"] / share,
-        products=products,
-        levels=levels,
-        launch_seconds=launch,
-        sources=sources,
-    )
