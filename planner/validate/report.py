@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from fusionkit_planner.validate import fitted_memory, fitted_time, judging, least_squares
+from fusionkit_planner.validate.distinct import Distinct, distinct
 from fusionkit_planner.validate.fitted_memory import Figure
 from fusionkit_planner.validate.fitted_time import Fitted
 from fusionkit_planner.validate.judging import Errors, Group
@@ -28,14 +29,14 @@ class Validation:
         fitted_rows: on which each was fitted.
         timed: judged rows with a measured time, and what was predicted, in seconds.
         figures: of memory.
-        again: judged rows that were fitted on, too.
+        rows: which rows count, and how many do not.
     """
 
     fitted: dict[str, Fitted]
     fitted_rows: dict[str, list[Row]]
     timed: list[tuple[Row, float]]
     figures: list[Figure]
-    again: int
+    rows: Distinct
 
     @property
     def time(self) -> Errors | None:
@@ -59,14 +60,15 @@ class Validation:
 
 
 def validate(fit: Sequence[Row], judge: Sequence[Row]) -> Validation:
-    """Fit each device on its rows, and predict what is judged.
+    """Fit each device on its rows, and predict what is judged, each row once.
 
     Raises:
         ValueError: a judged row's device has no row to fit on.
     """
     fitted, fitted_rows, timed, figures = {}, {}, [], []
-    for name in dict.fromkeys(row.device.name for row in judge):
-        own, judged = ([row for row in rows if row.device.name == name] for rows in (fit, judge))
+    counted = distinct(fit, judge)
+    for name in dict.fromkeys(row.device.name for row in counted.judge):
+        own, judged = ([row for row in rows if row.device.name == name] for rows in (counted.fit, counted.judge))
         rows = fitted_rows[name] = [row for row in own if row.seconds]
         if not rows:
             advice = "Measure some steps there, and give their file to --fit"
@@ -76,8 +78,7 @@ def validate(fit: Sequence[Row], judge: Sequence[Row]) -> Validation:
         with_time = [row for row in judged if row.seconds]
         timed += list(zip(with_time, fitted[name].seconds(with_time).tolist(), strict=True))
         figures += fitted_memory.figures(judged, fitted_memory.fit(own))
-    known = {replace(row, name="") for row in fit}
-    return Validation(fitted, fitted_rows, timed, figures, sum(replace(row, name="") in known for row in judge))
+    return Validation(fitted, fitted_rows, timed, figures, counted)
 
 
 def as_json(found: Validation) -> dict[str, Any]:
@@ -91,7 +92,9 @@ def as_json(found: Validation) -> dict[str, Any]:
         "regret_percent": max((group.regret for group in groups), default=None),
         "rank_correlation": min(correlations, default=None),
         "fitted_rows": {name: len(rows) for name, rows in found.fitted_rows.items()},
-        "judged_rows_that_were_fitted": found.again,
+        "judged_rows_that_were_fitted": found.rows.known,
+        "repeated_rows": found.rows.repeated,
+        "warnings": list(warnings(found)),
         "time": asdict(time) if time else None,
         "memory": {kind: asdict(errors) for kind in found.kinds if (errors := found.memory(kind))},
         "groups": [asdict(group) for group in groups],
@@ -106,11 +109,7 @@ def as_json(found: Validation) -> dict[str, Any]:
 def text(found: Validation) -> Iterator[str]:
     """Lines."""
     yield "simulated: times and memory below are predicted by the planner, and compared with measured rows"
-    if found.again:
-        yield (
-            f"{found.again} of the judged rows are among those that the model was fitted on: of these the errors are "
-            "of a fit, and predict nothing"
-        )
+    yield from warnings(found)
     for name, rows in found.fitted_rows.items():
         yield ""
         yield from _fitted(name, found.fitted[name], rows)
@@ -125,6 +124,29 @@ def text(found: Validation) -> Iterator[str]:
             )
     yield ""
     yield from _groups(found.groups)
+
+
+def warnings(found: Validation) -> Iterator[str]:
+    """What makes the figures say less than they seem to."""
+    counted = found.rows
+    if counted.repeated:
+        yield f"warning: {counted.repeated} rows stand in the files of --fit or of --judge again, and count once"
+    if counted.known and counted.judges_the_fit:
+        yield (
+            f"warning: all {counted.known} judged rows are among those that the model was fitted on, so the errors are "
+            "of a fit, and predict nothing. Give other rows to --judge"
+        )
+    elif counted.known:
+        yield (
+            f"warning: {counted.known} of the judged rows are among those that the model was fitted on, and are left "
+            f"out: the errors are of the other {len(counted.judge)}"
+        )
+    for name, rows in found.fitted_rows.items():
+        if len(rows) < (needed := len(parameters(rows[0].device))):
+            yield (
+                f"warning: {name} is fitted on {len(rows)} rows and has {needed} rates, so at least {needed} rows of "
+                "different layouts are needed. What fewer rows leave open stays near the data sheet"
+            )
 
 
 def _fitted(name: str, fitted: Fitted, rows: Sequence[Row]) -> Iterator[str]:

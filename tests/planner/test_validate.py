@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fusionkit_planner.validate import fitted_memory, fitted_time, judging, least_squares, report, rows
+from fusionkit_planner.validate.machine import parameters
 
 from fusionkit.cli import main
 
@@ -147,8 +148,44 @@ def test_the_command_says_what_it_was_fitted_on(tmp_path, capsys):
     arguments = ["--fit", str(file), "--judge", str(KORTHIKANTI), str(file), "--json", str(written_to)]
     assert main(["plan", "validate", *arguments]) == 0
     text = capsys.readouterr().out
-    assert "4 of the judged rows are among those that the model was fitted on" in text and "simulated" in text
-    assert json.loads(written_to.read_text())["time_mape_percent"] > 0
+    assert "warning: 4 of the judged rows are among those that the model was fitted on, and are left out" in text
+    assert "simulated" in text and json.loads(written_to.read_text())["time"]["rows"] == 8
+
+
+def judged(capsys, fit, judge):
+    options = [word for name, files in (("--fit", fit), ("--judge", judge)) for word in (name, *map(str, files))]
+    assert main(["plan", "validate", *options, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_row_counts_once_however_often_it_is_given(tmp_path, capsys):
+    """Four rows are fitted, and of the twelve others eight have a time. Places in files differ, and do not matter."""
+    fit = written(tmp_path, MEASURED.splitlines())
+    copy = tmp_path / "copy.csv"
+    copy.write_text(f"{ONE_NODE}\n" + "\n".join(reversed(MEASURED.splitlines())) + "\n")
+    once = judged(capsys, [fit], [KORTHIKANTI])
+    assert (once["time"]["rows"], once["repeated_rows"], once["judged_rows_that_were_fitted"]) == (8, 0, 0)
+    more = judged(capsys, [fit, copy], [KORTHIKANTI, fit, KORTHIKANTI])
+    assert (more["repeated_rows"], more["judged_rows_that_were_fitted"]) == (4 + 12, 4)
+    assert {name: more[name] for name in ("time", "rows", "groups", "fitted", "memory")} == {
+        name: once[name] for name in ("time", "rows", "groups", "fitted", "memory")
+    }
+    repeated, known, few = more["warnings"]
+    assert "16 rows stand in the files" in repeated and "4 of the judged rows" in known and "the other 12" in known
+    assert few == once["warnings"][0]
+    (all_known, _) = judged(capsys, [fit], [copy])["warnings"]
+    assert "all 4 judged rows" in all_known and "predict nothing. Give other rows to --judge" in all_known
+
+
+def test_few_fitted_rows_are_told_with_how_many_are_needed(tmp_path, capsys):
+    needed = len(parameters(rows.A100))
+    few = written(tmp_path, [f"8,{8 * n},8,2048,16,12,1024,2,1,4,{124.5 * n}" for n in range(1, needed)])
+    (warning,) = judged(capsys, [few], [KORTHIKANTI])["warnings"]
+    assert f"A100 is fitted on {needed - 1} rows and has {needed} rates, so at least {needed} rows of" in warning
+    assert main(["plan", "validate", "--fit", str(few), "--judge", str(KORTHIKANTI)]) == 0
+    assert warning in capsys.readouterr().out.splitlines()
+    enough = written(tmp_path, [f"8,{8 * n},8,2048,16,12,1024,2,1,4,{124.5 * n}" for n in range(1, needed + 1)])
+    assert judged(capsys, [enough], [KORTHIKANTI])["warnings"] == []
 
 
 def test_an_unknown_device_is_not_guessed(tmp_path, capsys):
