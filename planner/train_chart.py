@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fusionkit_planner.dominance import listed
 from fusionkit_planner.layout import Layout
 from fusionkit_planner.search import Answer, peak
 from fusionkit_planner.train_report import BEST, PARTS, rate
@@ -18,7 +19,8 @@ TIME_COLOURS = ("#3f6fb5", "#d1495b", "#cccccc", "#7b9e6b", "#f2c14e")
 def draw(path: Path, answer: Answer) -> None:
     from matplotlib.figure import Figure
 
-    question, plans = answer.question, answer.plans[:BEST]
+    question = answer.question
+    places, plans = zip(*listed(answer.plans, BEST), strict=True)
     figure = Figure(figsize=(13, 1.8 + 0.42 * len(plans)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     stages = [peak(question, plan.layout) for plan in plans]
@@ -32,7 +34,8 @@ def draw(path: Path, answer: Answer) -> None:
         right.annotate(f" {tokens} tokens/s/device", (plan.time.seconds, place), va="center", fontsize=8)
     right.set_xlim(0, 1.4 * max(plan.time.seconds for plan in plans))
     right.set(xlabel="seconds of a step", title="Time")
-    left.set_yticks(range(len(plans)), [f"{_label(plan.layout)}   {place}" for place, plan in enumerate(plans, 1)])
+    labels = [f"{_label(plan.layout)}   {place + 1}" for place, plan in zip(places, plans, strict=True)]
+    left.set_yticks(range(len(plans)), labels)
     left.invert_yaxis()
     figure.suptitle(
         f"simulated: {question.architecture.name} on {question.devices} x {question.rates.name}, "

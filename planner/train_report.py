@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fusionkit_planner import refusals
+from fusionkit_planner.dominance import dominators, listed
 from fusionkit_planner.layout import Layout
 from fusionkit_planner.rates import Rates
 from fusionkit_planner.report import columns
@@ -28,14 +29,16 @@ HEADER = ("", "tensor", "pipeline", "data", "sharding", "micro-batch", "recomput
 LEGEND = """\
 Simulated. pipeline 4x2: 4 stages of 2 virtual stages. sharding 4/2: 4 copies share stage 2, which divides optimizer and
 gradients (1: optimizer; 3: parameters too). GB: of the device that needs most. MFU: of the peak rate, recomputation
-not counted. exposed: seconds of collectives that nothing hides. bubble: seconds in which stages wait for each other."""
+not counted. exposed: seconds of collectives that nothing hides. bubble: seconds in which stages wait for each other.
+Missing places: plans that a listed one with the same tensor, pipeline and micro-batch replaces. It is no slower, and
+they need no less memory."""
 
 
 def text(answer: Answer) -> str:
     question = answer.question
     parts = [
         "\n".join(_title(question)),
-        columns([HEADER, *(_cells(question, place, plan) for place, plan in enumerate(answer.plans[:BEST], 1))]),
+        columns([HEADER, *(_cells(question, place + 1, plan) for place, plan in listed(answer.plans, BEST))]),
         LEGEND,
         "\n".join(_reasons(answer)),
         "\n".join(_memory(peak(question, answer.plans[0].layout))),
@@ -84,7 +87,7 @@ def _cells(question: Question, place: int, plan: Plan) -> tuple[str, ...]:
         rate(time.tokens_per_device(one, question.sequence)),
         f"{time.mfu(question.architecture, one, question.sequence, question.rates):.1%}",
         f"{time.exposed_communication:.3g}",
-        f"{max(time.bubble, 0):.3g}",
+        f"{round(max(time.bubble, 0), 9):.3g}",
     )
 
 
@@ -94,15 +97,17 @@ def rate(tokens: float) -> str:
 
 
 def _reasons(answer: Answer) -> Iterator[str]:
-    first, *others = answer.plans[:2]
-    for second in others:
-        yield why(first, second)
-    if not others:
-        yield "No other layout fits."
+    yield _why(answer) or "No layout of another kind fits, and none of this kind needs less memory."
+
+
+def _why(answer: Answer) -> str | None:
+    """None where only one plan is listed."""
+    (_, first), *others = listed(answer.plans, 2)
+    return why(first, others[0][1]) if others else None
 
 
 def why(first: Plan, second: Plan) -> str:
-    """In which parts of a step the first is faster, and what is different."""
+    """In which parts of a step the first listed plan is faster than the second, and what is different."""
     gained = second.time.seconds - first.time.seconds
     if gained < SAME * first.time.seconds:
         text = "The first and the second take as long"
@@ -182,14 +187,21 @@ def named(one: Layout) -> str:
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
-    """Seconds and bytes. The best ten have their memory in parts."""
-    question = answer.question
+    """Seconds and bytes. Those that are listed have their memory in parts.
+
+    `dominated_by` is the place, from 1, of the plan that is listed instead.
+    """
+    question, better = answer.question, dominators(answer.plans)
+    in_parts = {place for place, _ in listed(answer.plans, BEST)}
     asked = asdict(question) | {"rates": question.rates.as_json()}
     return {
         "simulated": True,
         "question": asked,
-        "plans": [_plan(question, plan, place <= BEST) for place, plan in enumerate(answer.plans, 1)],
-        "why": why(*answer.plans[:2]) if len(answer.plans) > 1 else None,
+        "plans": [
+            _plan(question, plan, place in in_parts) | {"dominated_by": None if by is None else by + 1}
+            for place, (plan, by) in enumerate(zip(answer.plans, better, strict=True))
+        ],
+        "why": _why(answer) if answer.plans else None,
         "refused": [refusals.as_json(each) for each in answer.refused],
     }
 
