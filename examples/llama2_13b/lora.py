@@ -44,6 +44,10 @@ class LoraFlags(SftFlags):
     )
     lora_path: str | None = flag("folder of an adapter to go on from", None)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", "at least 1")
+
     @cached_property
     def adapter(self) -> AdapterConfig:
         """What the flags ask for.

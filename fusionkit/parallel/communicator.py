@@ -16,7 +16,7 @@ import numpy as np
 
 from fusionkit.errors import argument_error
 from fusionkit.parallel.native import DTYPES, OPS, REDUCE_OPS, Call, Exchange, library, run_on_main_thread
-from fusionkit.parallel.store import Store, join_store
+from fusionkit.parallel.store import Store, join_store, number_of
 from fusionkit.parallel.work import CommunicatorError, Flight, Work, check, count_wait
 
 Array = np.ndarray[Any, Any]
@@ -75,6 +75,8 @@ class Communicator:
     returned, while a thread of the communicator moves the bytes. Calls in flight begin in the order in which they were
     made, which must be the same on all ranks. `out` is a contiguous array for the result, else a new one is made.
 
+    `number` is what errors call it: the same text on all ranks, another one for each communicator.
+
     Arrays are of bool, (u)int8 to (u)int64, float16, bfloat16 (ml_dtypes), float32, float64, complex64 or complex128.
 
     Raises:
@@ -88,6 +90,7 @@ class Communicator:
         if len(identifier) != library().fusionkit_parallel_id_size():
             raise argument_error("Communicator", "identifier", "what unique_id() gave", f"{len(identifier)} bytes")
         check(library().fusionkit_parallel_join(identifier, rank, world_size, timeout, ctypes.byref(self._handle)))
+        self.number = number_of(identifier)
 
     def _begin(self, rank: int, world_size: int, timeout: float) -> None:
         self._handle = ctypes.c_void_p()
@@ -128,7 +131,9 @@ class Communicator:
         """
         made = cls.__new__(cls)
         made._begin(rank, world_size, timeout)
-        made._handle = join_store(store, rank, world_size, name=name, address=address, host=host, timeout=timeout)
+        made._handle, made.number = join_store(
+            store, rank, world_size, name=name, address=address, host=host, timeout=timeout
+        )
         return made
 
     def all_reduce(self, array: Array, op: str = "sum", *, out: Array | None = None, sync_op: bool = True) -> Any:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -37,15 +38,15 @@ Member = dict[str, object]
 
 def join_store(
     store: Store, rank: int, world_size: int, *, name: str, address: str | None, host: str | None, timeout: float
-) -> ctypes.c_void_p:
-    """A communicator of the library. See Communicator.from_store."""
+) -> tuple[ctypes.c_void_p, str]:
+    """A communicator of the library, and its number. See Communicator.from_store."""
     meeting = Meeting(store, rank, world_size, name, timeout)
     listener = ctypes.c_void_p()
     try:
         meeting.publish(_listen(listener, default_address() if address is None else address, host))
         members = [meeting.find(each) for each in range(world_size)]
         require_reachable(members)
-        return meeting.join(listener, members)
+        return meeting.join(listener, members), number_of(bytes.fromhex(str(members[0]["key"])))
     except CommunicatorError as error:
         meeting.tell_failure(str(error))
         raise
@@ -200,6 +201,11 @@ def host_identity() -> str:
 def network_identity() -> str:
     """The same text for processes with the same network interfaces: one boot and network namespace."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.stat('/proc/self/ns/net').st_ino}"
+
+
+def number_of(identifier: bytes) -> str:
+    """What the library's errors call the communicator: the first eight bytes of an id, or of a group's key."""
+    return f"{int.from_bytes(identifier[:8], sys.byteorder):016x}"
 
 
 def _create_key() -> bytes:

@@ -143,7 +143,7 @@ def test_a_resumed_run_needs_the_same_adapter_and_the_same_model(tiny_folder, lo
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"lora_rank": 0}, "lora: the adapter's r must be an integer of at least 1, got 0"),
+        ({"lora_rank": 0}, "lora: --lora_rank must be at least 1, got 0"),
         ({"lora_alpha": -1.0}, "lora: the adapter's lora_alpha must be a number above 0"),
         ({"lora_dropout": 1.0}, r"lora: the adapter's lora_dropout must be in \[0, 1\), got 1"),
         ({"target_modules": "q_proj,lm_head"}, "the adapter's target_modules .*trains no adapter on it, got lm_head"),

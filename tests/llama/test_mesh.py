@@ -16,7 +16,6 @@ from examples.llama2_13b.parallel.degrees import Degrees
 from tests.emulator.emulated import run
 from tests.hanging import HANGING
 from tests.launch import LAUNCH
-from tests.llama.meshes import on_mesh
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,13 +34,6 @@ def test_ranks_stand_where_fleets_topology_puts_them(degrees):
                 groups = theirs.get_fused_ranks([THEIRS[axis] for axis in axes])
                 (group,) = [sorted(group) for group in groups if rank in group]
                 assert ours.group(rank, *axes) == group
-
-
-def test_a_process_tells_where_it_stands_and_who_the_ranks_of_its_groups_are():
-    texts = on_mesh(Degrees(data=2, pipeline=2, tensor=2), lambda mesh: mesh.whereabouts())
-    assert "process 3 of 8: data 0 of 2, pipeline 1 of 2, tensor 1 of 2." in texts[3], texts[3]
-    groups = "data 3 7; pipeline 1 3; tensor 2 3; replicas 3 7; world 0 1 2 3 4 5 6 7"
-    assert texts[3].endswith(groups), texts[3]
 
 
 def test_data_takes_what_the_flags_leave():
@@ -64,6 +56,15 @@ def test_data_takes_what_the_flags_leave():
 def test_degrees_that_do_not_divide_the_processes_are_refused_with_the_nearest_that_do(processes, asked, rule, nearest):
     with pytest.raises(ValueError, match=f"sft: .*{rule}.* nearest for so many is {nearest}. .*launch"):
         Degrees.of("sft", processes, **asked)
+
+
+@pytest.mark.parametrize(
+    "processes, asked, have", [(1, {}, "one process has"), (8, {"tensor": 4, "pipeline": 2}, "the 8 processes have")]
+)
+def test_sharding_between_nobody_is_refused(processes, asked, have):
+    """The flag would have no effect. One that was meant for several processes may have been started without them."""
+    with pytest.raises(ValueError, match=f"sft: --sharding must be left out where {have} one copy.*{2 * processes}: "):
+        Degrees.of("sft", processes, sharding=-1, **asked)
 
 
 def answers(folder, launch, *degrees):

@@ -92,6 +92,7 @@ def test_a_killed_stage_ends_the_others_with_its_name(five_layers, eleven_sample
             launcher.kill()
     assert "rank 1 must answer" in printed(log), printed(log)
     assert "process 0 of 2: pipeline 0 of 2" in printed(log), printed(log)  # whichever call met it
+    assert "group pipeline: from 0 on the processes 0 1" in printed(log), printed(log)
 
 
 def stage_of(launcher, rank):

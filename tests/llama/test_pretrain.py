@@ -348,6 +348,14 @@ def test_every_flag_that_decides_is_held_against_the_checkpoint(pretrain_flags):
     }
 
 
+def test_a_checkpoint_of_another_command_is_refused_as_such(sft_flags, pretrain_flags):
+    state = training_state.TrainingState(1, "data", deciding(sft_flags(), Mesh()), {})
+    flags = deciding(pretrain_flags(), Mesh())
+    words = "pretrain: the checkpoint must be one of pretrain, got checkpoint-1, whose run had no --split"
+    with pytest.raises(ValueError, match=words):
+        training_state.require_same(state, "data", flags, Path("checkpoint-1"), "pretrain")
+
+
 def test_an_older_checkpoint_without_a_decay_goes_on(pretrain_flags, tmp_path):
     flags = deciding(pretrain_flags(), Mesh())
     older = {name: value for name, value in flags.items() if name != "decay_steps"}

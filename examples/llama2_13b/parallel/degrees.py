@@ -33,12 +33,14 @@ class Degrees:
         """What the flags ask for; data takes what they leave. sharding -1 leaves data nothing.
 
         Raises:
-            ValueError: the processes do not make whole copies of the model.
+            ValueError: the processes do not make whole copies of the model, or one where sharding wants several.
         """
         asked = {"tensor": tensor, "pipeline": pipeline, "sharding": max(sharding, 1)}
         rest, left = divmod(processes, math.prod(asked.values()))
         if left or not rest:
             raise ValueError(_refusal(command, processes, asked))
+        if sharding == -1 and rest == 1:
+            raise ValueError(_nobody_to_share(command, processes))
         if sharding == -1:
             return cls(1, pipeline, rest, tensor)
         return cls(rest, pipeline, sharding, tensor)
@@ -70,6 +72,14 @@ def _refusal(command: str, processes: int, asked: dict[str, int]) -> str:
         f"{command}: {flags} must be a divisor of the number of processes {processes}, got "
         f"{' x '.join(map(str, asked.values()))}. The nearest for so many is {nearest}. Or start a multiple of "
         f"{math.prod(asked.values())}: {LAUNCH}"
+    )
+
+
+def _nobody_to_share(command: str, processes: int) -> str:
+    have = f"the {processes} processes have" if processes > 1 else "one process has"
+    return (
+        f"{command}: --sharding must be left out where {have} one copy of the model, got 1 copy to divide the "
+        f"optimizer's work. Leave it out, or start a multiple of {2 * processes}: {LAUNCH}"
     )
 
 

@@ -21,7 +21,7 @@ import paddle
 from paddle import Tensor
 from paddle.distributed.fleet.utils.sequence_parallel_utils import is_sequence_parallel_parameter
 
-from examples.llama2_13b.parallel.pipeline import is_shared
+from examples.llama2_13b.parallel.pipeline import Forward, is_shared
 from examples.llama2_13b.parallel.trace import COMMUNICATION, EXPOSED, Trace
 from fusionkit.parallel import collectives
 
@@ -89,6 +89,7 @@ class Gradients:
         self._wanted = NEVER  # of them, before each round of sending
         self._sent = 0  # buckets, of all rounds
         self._on_the_way: deque[Bucket] = deque()
+        self._failure: BaseException | None = None  # of a hook
 
     def watch(self) -> Gradients:
         """Have the backward pass tell of every gradient, for `expect`."""
@@ -107,15 +108,42 @@ class Gradients:
         self._sent = 0
 
     def arrived(self, name: str) -> None:
-        """A backward pass has added to this gradient."""
-        self._passes[name] += 1
-        while self._sent < len(self._early) * len(self._wanted) and self._is_ready():
-            self._send_next()
+        """A backward pass has added to this gradient.
+
+        What fails here waits for `checked` or `reduce`. Paddle 3.3.1 goes on after a hook that raises: a later layer
+        then fails with an error of its own, and the first one is lost.
+        """
+        if self._failure is not None:
+            return
+        try:
+            self._passes[name] += 1
+            while self._sent < len(self._early) * len(self._wanted) and self._is_ready():
+                self._send_next()
+        except BaseException as error:  # a second Ctrl-C too
+            self._failure = error
+
+    def checked(self, forward: Forward) -> Forward:
+        """The same, but that it raises what has failed in the backward passes before."""
+
+        def run(*micro_batch: Any) -> Tensor:
+            self._raise_failure()
+            return forward(*micro_batch)
+
+        return run
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def reduce(self) -> None:
         """Every gradient becomes that of the whole copy, and its mean over the copies; one that had no rows counts
         with zeros. Frozen parameters have none. With sharding the owner of a parameter gets the mean, the others
-        none."""
+        none.
+
+        Raises:
+            CommunicatorError: a rank is lost, perhaps while the backward pass computed.
+        """
+        self._raise_failure()
         self._sum_of_tokens()
         if self._mesh.replicas is not None:
             self._mean()

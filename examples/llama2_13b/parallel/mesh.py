@@ -33,7 +33,7 @@ from examples.llama2_13b.parallel.trace import Trace
 from examples.llama2_13b.parallel.writers import Writers
 from fusionkit.optimizer import global_norm
 from fusionkit.parallel import Communicator
-from fusionkit.parallel.groups import communicator_of
+from fusionkit.parallel.groups import communicator_of, known_communicator
 
 Item = TypeVar("Item")
 # That hosts wait for each other, with devices and without: all wait for the slowest to write its part of a checkpoint,
@@ -113,17 +113,37 @@ class Mesh:
         """Of all processes."""
         return Ranks(self.world).rank
 
-    def whereabouts(self) -> str:
-        """Where this process stands, and who the ranks are that an error of one of its groups counts."""
-        degrees = self.degrees
-        axes = [axis for axis in AXES if getattr(degrees, axis) > 1]
-        places = ", ".join(f"{axis} {degrees.places(self.rank)[axis]} of {getattr(degrees, axis)}" for axis in axes)
-        groups = {name: degrees.group(self.rank, *GROUPS[name]) for name in [*axes, "replicas", "world"]}
-        ranks = "; ".join(f"{name} {' '.join(map(str, ranks))}" for name, ranks in groups.items() if len(ranks) > 1)
-        return (
-            f"This is process {self.rank} of {self.processes}: {places}. Each group counts its ranks from 0. These are "
-            f"the processes of this one's groups, in the order of ranks: {ranks}"
-        )
+    def whereabouts(self, error: str) -> str:
+        """Where this process stands, and which processes the ranks are that an error counts.
+
+        Args:
+            error: its text. An error of a communicator has the communicator's number.
+        """
+        axes = [axis for axis in AXES if getattr(self.degrees, axis) > 1]
+        stands = self.degrees.places(self.rank)
+        places = ", ".join(f"{axis} {stands[axis]} of {getattr(self.degrees, axis)}" for axis in axes)
+        here = f"This is process {self.rank} of {self.processes}: {places}"
+        members = {name: " ".join(map(str, ranks)) for name, ranks in self._members().items()}
+        for name, communicator in self._communicators().items():
+            if communicator.number in error:
+                whose = f"the group {name}: from 0 on the processes {members[name]}"
+                return f"{here}. The error counts the ranks of {whose}"
+        every = "; ".join(f"{name} {ranks}" for name, ranks in members.items())
+        return f"{here}. An error counts the ranks of a group, from 0 on these processes: {every}"
+
+    def _groups(self) -> dict[str, Any]:
+        """Of several processes; where two are of the same processes, the one along one axis comes first."""
+        axes = {"pipeline": self.pipeline.group, "sharding": self.sharding.group, "tensor": self.tensor.group}
+        groups = {"data": self.data, **axes, "replicas": self.replicas, "world": self.world}
+        return {name: group for name, group in groups.items() if group is not None}
+
+    def _members(self) -> dict[str, list[int]]:
+        """The processes of each group, in the order of its ranks."""
+        return {name: self.degrees.group(self.rank, *GROUPS[name]) for name in self._groups()}
+
+    def _communicators(self) -> dict[str, Communicator]:
+        found = {name: known_communicator(group) for name, group in self._groups().items()}
+        return {name: communicator for name, communicator in found.items() if communicator is not None}
 
     @property
     def copies(self) -> int:

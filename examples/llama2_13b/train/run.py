@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,20 @@ def start(flags: TrainingFlags, work: Callable[[Mesh], int]) -> int:
     )
     folder = Path(flags.output_dir)
     # One process of a run writes, and so has the folder for all.
-    with reserved(folder, f"{flags.COMMAND}: --output_dir") if mesh.is_first else nullcontext():
-        try:
-            mesh.any_process(False)  # what others find in the folder is no other run's any more
-            return work(mesh)
-        except RuntimeError as error:  # a lost process among them
-            if mesh.processes > 1:
-                error.add_note(mesh.whereabouts())
-            raise
+    with reserved(folder, f"{flags.COMMAND}: --output_dir") if mesh.is_first else nullcontext(), telling_who(mesh):
+        mesh.any_process(False)  # what others find in the folder is no other run's any more
+        return work(mesh)
+
+
+@contextmanager
+def telling_who(mesh: Mesh) -> Iterator[None]:
+    """An error counts the ranks of one group: say which processes they are, where a trace is shown."""
+    try:
+        yield
+    except Exception as error:  # in a backward pass Paddle 3.3.1 makes an OSError or a SystemError of any other
+        if mesh.processes > 1:
+            error.add_note(mesh.whereabouts("".join(traceback.format_exception(error))))
+        raise
 
 
 def model_config(flags: TrainingFlags, mesh: Mesh) -> LlamaConfig:

@@ -218,7 +218,9 @@ class Trainer:
         self._gradients.expect(len(batches), self._most(rows, flags.per_device_train_batch_size))
         num_targets = max(num_targets, 1.0)
         divisor = num_targets / self.mesh.copies  # averaged over the copies below
-        own_total = self.mesh.pipeline.train(*self._work(batches), divisor, self.mesh.trace)
+        forward, shapes, dtype = self._work(batches)
+        forward = self._gradients.checked(forward)
+        own_total = self.mesh.pipeline.train(forward, shapes, dtype, divisor, self.mesh.trace)
         self._gradients.reduce()
         (total,) = self.mesh.totals(own_total)
         self._update(rate, total, batches, divisor)

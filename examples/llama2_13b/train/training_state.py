@@ -260,6 +260,10 @@ def require_same(state: TrainingState, data: str, flags: Mapping[str, Any], fold
     Raises:
         ValueError: naming the first flag, or the data.
     """
+    known = {*state.flags, "rows_per_step"}
+    if lacking := [name for name, value in flags.items() if value is not None and name not in known]:
+        rule = f"one of {command}, got {folder}, whose run had no --{lacking[0]}"
+        raise ValueError(f"{command}: the checkpoint must be {rule}. Name another, or start anew")
     for name, value in flags.items():
         if name == "rows_per_step":
             _require_rows(state.flags, value, folder, command)
