@@ -35,6 +35,8 @@ from tests.llama.test_token_files import documents_of, megatron, write
 
 pytestmark = pytest.mark.usefixtures("no_measuring", "no_drawing")
 
+CONSTANT = {"lr_scheduler_type": "constant"}
+
 
 @pytest.fixture(scope="module")
 def tokens(tiny_folder, tmp_path_factory):
@@ -289,7 +291,8 @@ def test_files_of_other_programs_are_trained_on(pretrain_flags, tokens, tmp_path
         ({"max_seq_length": 257}, "--max_seq_length must be at most 256, the model's positions, got 257"),
         ({"eval_iters": 0}, "--eval_iters must be at least 1"),
         ({"decay_steps": 2}, "--decay_steps must be above warmup_steps 2, got 2"),
-        ({"decay_steps": 5, "lr_scheduler_type": "constant"}, "--decay_steps must be left out with a constant rate"),
+        (CONSTANT | {"decay_steps": 5, "min_learning_rate": 0.0}, "--decay_steps must be left out with a constant"),
+        (CONSTANT, "--min_learning_rate must be left out with a constant rate, got 0.0001"),
         ({"min_learning_rate": 1.0}, "--min_learning_rate must be at most learning_rate"),
     ],
 )

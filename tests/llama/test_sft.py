@@ -436,6 +436,17 @@ def test_other_rows_in_a_step_are_refused_when_resuming(sft_flags, tmp_path, rec
         sft(resumed)
 
 
+@pytest.mark.parametrize("decay_steps", [None, 3])
+def test_a_run_that_is_made_longer_tells_what_becomes_of_its_rates(sft_flags, tmp_path, capsys, decay_steps):
+    sft(sft_flags(max_steps=2, save_steps=1, decay_steps=decay_steps))
+    text = "the learning rate falls up to step 4 now, up to step 2 before"
+    assert text not in capsys.readouterr().out
+    sft(sft_flags(max_steps=4, decay_steps=decay_steps, resume_from_checkpoint="last"))
+    assert (text in capsys.readouterr().out) == (decay_steps is None)
+    rates = [line["learning_rate"] for line in read_log(tmp_path / "run" / "log.jsonl")]
+    assert rates == [learning_rate(step, "linear", 1e-3, 0.0, 2, decay_steps or 4) for step in range(4)]
+
+
 def test_every_flag_that_decides_is_held_against_the_checkpoint(sft_flags, tmp_path):
     """Whatever changes the samples that a step sees, or how it learns from them."""
     flags = deciding(sft_flags(), Mesh())

@@ -29,6 +29,7 @@ from examples.llama2_13b.train.optimizer import AdamW
 from examples.llama2_13b.train.report import Report
 from examples.llama2_13b.train.trainer import Trainer, deciding
 from examples.llama2_13b.train.training_flags import TrainingFlags
+from examples.llama2_13b.train.training_state import TrainingState
 from fusionkit.rehearsal import NOTE
 
 
@@ -129,7 +130,8 @@ def train(
     mesh.any_process(False)  # all have looked at the output folder before the first changes it
     if mesh.is_first:
         _prepare_output(flags, stale)
-        for line in (*about, *_describe(trainer, peak), *memory.describe(predicted, mesh.pipeline.stages)):
+        memory_lines = memory.describe(predicted, mesh.pipeline.stages)
+        for line in (*about, *_describe(trainer, peak), *_other_decay(trainer, state), *memory_lines):
             say(line)
     return _run(trainer, peak, predicted, done)
 
@@ -220,6 +222,16 @@ def _describe(trainer: Trainer, peak: float) -> list[str]:
         f"steps: {trainer.step} to {trainer.num_steps}, {dtype} arithmetic{processes}",
         f"peak: fused_linear {dtype} {peak / 1e9:.0f} GFLOP/s, measured now; MFU is relative to it",
     ]
+
+
+def _other_decay(trainer: Trainer, state: TrainingState | None) -> list[str]:
+    """The rate falls to the end of the run, wherever that is: another number of steps changes every rate to come."""
+    flags, before = trainer.flags, None if state is None else state.num_steps
+    ends_with_run = flags.decay_steps is None and flags.lr_scheduler_type != "constant"
+    if before in (None, trainer.num_steps) or not ends_with_run:
+        return []
+    now = f"the learning rate falls up to step {trainer.num_steps} now, up to step {before} before"
+    return [f"{now}. A run that is to be made longer begins with --decay_steps"]
 
 
 def _set_device(flags: TrainingFlags) -> None:

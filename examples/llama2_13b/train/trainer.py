@@ -298,7 +298,8 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         if fk.is_rehearsal():
             return
-        state = {"step": self.step, "data": self.train.fingerprint(), "flags": deciding(self.flags, self.mesh)}
+        about = {"step": self.step, "num_steps": self.num_steps, "data": self.train.fingerprint()}
+        state = about | {"flags": deciding(self.flags, self.mesh)}
         self._checkpoints.save(self.step, state)
 
     def _save_model(self, output: Path) -> None:

@@ -89,6 +89,8 @@ class TrainingFlags(Checked):
         again = self.recompute or self.recompute_granularity == "full"
         self.require(again, "recompute_granularity", "left out without recompute")
         self.require(self.min_learning_rate <= self.learning_rate, "min_learning_rate", "at most learning_rate")
+        falls = self.lr_scheduler_type != "constant" or self.min_learning_rate == 0
+        self.require(falls, "min_learning_rate", "left out with a constant rate")
         interleaves = self.virtual_pp_degree == 1 or self.pipeline_parallel_degree > 1
         self.require(interleaves, "virtual_pp_degree", "1 where pipeline_parallel_degree is 1")
         self.require(self.sharding in ("", *STAGES), "sharding", f"{' or '.join(STAGES)}, or empty")

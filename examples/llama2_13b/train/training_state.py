@@ -42,6 +42,7 @@ class TrainingState:
         optimizer: the scalars of the optimizer's state.
         stored_dtypes: of the run's first model, for its last one; a checkpoint is float32.
         checksums: the CRC-32 of every other file, in hexadecimal digits.
+        num_steps: of the run that wrote it, from its first to its last; older checkpoints do not know.
     """
 
     step: int
@@ -50,6 +51,7 @@ class TrainingState:
     optimizer: dict[str, float]
     stored_dtypes: dict[str, str] | None = None
     checksums: dict[str, str] | None = None
+    num_steps: int | None = None
 
 
 class Progress(IntEnum):
