@@ -6,9 +6,12 @@ import traceback
 
 import pytest
 
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.sft import sft
+from examples.llama2_13b.train import metrics
 from examples.llama2_13b.train.run import telling_who
 from tests.llama.meshes import on_mesh
 from tests.llama.test_pipeline import Run, batches, folder_of  # noqa: F401
@@ -78,6 +81,23 @@ def test_what_a_backward_pass_has_met_ends_the_next_forward_pass():
     for call in (forward, run.reduce):
         with pytest.raises(TypeError, match="NoneType"):
             call()
+
+
+def test_a_run_begins_no_micro_batch_after_it(sft_flags, monkeypatch):
+    class Lost(RuntimeError):
+        pass
+
+    def lose(gradients, *counts):
+        gradients._failure = Lost()
+
+    def loss(*arguments):
+        raise AssertionError("a forward pass")
+
+    monkeypatch.setattr(gradients.Gradients, "expect", lose)
+    monkeypatch.setattr(Llama, "loss", loss)
+    monkeypatch.setattr(metrics, "measure_peak_flops", lambda dtype: 1e11)
+    with pytest.raises(Lost):
+        sft(sft_flags(max_steps=1, warmup_steps=0))
 
 
 def test_a_process_tells_where_it_stands_and_who_the_ranks_of_its_groups_are():

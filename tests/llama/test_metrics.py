@@ -56,4 +56,5 @@ def test_a_line_counts_real_tokens_of_the_job_and_the_use_of_each_device(sft_fla
 
     for found, flops in on_mesh(degrees, line):
         assert found["tokens_per_second"] == sum(LENGTHS) / SECONDS
+        assert found["tokens_per_second_per_device"] == sum(LENGTHS) / SECONDS / degrees.processes
         assert found["mfu"] == pytest.approx(flops / SECONDS / (1e9 * degrees.processes))

@@ -20,6 +20,7 @@ from tests.hanging import HANGING
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # What makes a browser fetch something.
 FETCHES = {"src", "href", "srcset", "data", "action", "poster", "xlink:href"}
+DEVICE = "tokens_per_second_per_device"
 EMPTY = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -52,7 +53,7 @@ class Page(HTMLParser):
 
 
 def report(**changes):
-    log = [{"step": step, "loss": 4.0 - step, "tokens_per_second": 300.0, "mfu": 0.5} for step in (1, 2, 3)]
+    log = [{"step": step, "loss": 4.0 - step, DEVICE: 100.0, "mfu": 0.5} for step in (1, 2, 3)]
     log[-1]["eval_loss"] = 1.5
     memories = [Memory(rank, rank, 10**9, 10**9, 2 * 10**9, 5 * 10**8, 0, 5 * 10**9, "the head") for rank in range(3)]
     values = {
@@ -133,9 +134,9 @@ def points(chart, colour):
 
 def test_the_log_can_be_read_from_the_charts():
     log = [
-        {"step": 5, "loss": 4.0, "tokens_per_second": 300.0, "mfu": 0.5},
-        {"step": 6, "loss": 1.0, "tokens_per_second": 600.0, "mfu": 0.2, "eval_loss": 2.0},
-        {"step": 8, "loss": 3.0, "tokens_per_second": 450.0, "mfu": 0.4, "eval_loss": 1.0},
+        {"step": 5, "loss": 4.0, "tokens_per_second": 200.0, DEVICE: 100.0, "mfu": 0.5},  # on two processes
+        {"step": 6, "loss": 1.0, "tokens_per_second": 600.0, DEVICE: 200.0, "mfu": 0.2, "eval_loss": 2.0},
+        {"step": 8, "loss": 3.0, "tokens_per_second": 450.0, DEVICE: 150.0, "mfu": 0.4, "eval_loss": 1.0},
     ]
     found = charts(report(log=log).page())
     training, evaluation = svg.COLOURS

@@ -63,11 +63,10 @@ class Attention(nn.Layer):
         heads, key_value_heads, _ = own_counts(config, shards)
         self.heads = [heads, key_value_heads, key_value_heads]
         self.head_dim = config.head_dim
-        features = shards.size * sum(self.heads) * config.head_dim
+        queries, keys = (count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads))
         deviation = config.initializer_range
-        self.qkv_proj = shards.column(config.hidden_size, features, deviation, config.has_qkv_bias)
-        attended = config.num_attention_heads * config.head_dim
-        self.o_proj = shards.row(attended, config.hidden_size, deviation, config.has_output_bias)
+        self.qkv_proj = shards.column(config.hidden_size, queries + 2 * keys, deviation, config.has_qkv_bias)
+        self.o_proj = shards.row(queries, config.hidden_size, deviation, config.has_output_bias)
 
     def forward(
         self, x_TH: Tensor, batch_size: int, rotate: RotaryEmbedding, position_ids_BS: Tensor | None, attend: Attend

@@ -69,20 +69,18 @@ class Report:
         )
 
     def _charts(self) -> list[str]:
-        processes = len(self.measured)
-
         def over_steps(name: str, factor: float = 1.0) -> list[tuple[float, float]]:
             return [(line["step"], line[name] * factor) for line in self.log if name in line]
 
         losses = {"training": over_steps("loss"), "evaluation": over_steps("eval_loss")}
-        ranks = [str(rank) for rank in range(processes)]
+        ranks = [str(rank) for rank in range(len(self.measured))]
         memory = {
             "predicted": [one.peak / 1e9 for one in self.predicted],
             "measured": [size / 1e9 for size in self.measured] if any(self.measured) else [],
         }
         return [
             svg.lines("loss per token (nats)", {name: points for name, points in losses.items() if points}),
-            svg.lines("tokens/s/device", {"tokens/s/device": over_steps("tokens_per_second", 1 / processes)}),
+            svg.lines("tokens/s/device", {"tokens/s/device": over_steps("tokens_per_second_per_device")}),
             svg.lines("MFU (%)", {"MFU": over_steps("mfu", 100)}),
             svg.bars("peak memory by rank (GB)", ranks, {name: sizes for name, sizes in memory.items() if sizes}),
         ]

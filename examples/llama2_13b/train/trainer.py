@@ -233,6 +233,7 @@ class Trainer:
             "loss": total / num_targets,
             "learning_rate": rate,
             "tokens_per_second": num_tokens / seconds,
+            "tokens_per_second_per_device": num_tokens / seconds / self.mesh.processes,
             "mfu": flops / seconds / (peak_flops * self.mesh.processes),
         }
         if fk.is_rehearsal():
