@@ -11,6 +11,7 @@ from fusionkit.backend import Check
 from fusionkit.frameworks import paddle_home
 
 TIMEOUT = 180.0  # seconds; importing Paddle takes one to three, and up to thirty from a cold disk
+LATE = "did not end within"
 
 
 def tried(name: str, code: str, fix: str) -> Check:
@@ -18,6 +19,8 @@ def tried(name: str, code: str, fix: str) -> Check:
     passed, found = attempt(code)
     if not passed and "SettingError" in found:
         fix = "correct that setting"
+    elif found.startswith(LATE):
+        fix = "try again when the machine does less, and report it if it stays so"
     elif not passed and "paddle" in code and (problem := paddle_home.unusable()):
         found, fix = problem
     return Check(name, passed, found, fix)
@@ -37,7 +40,7 @@ def attempt(code: str) -> tuple[bool, str]:
             timeout=TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        return False, f"did not end within {TIMEOUT:.0f} s"
+        return False, f"{LATE} {TIMEOUT:g} s"
     if ended.returncode < 0:
         return False, f"died of signal {-ended.returncode}"
     lines = [line for line in (ended.stderr if ended.returncode else ended.stdout).splitlines() if line.strip()]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fusionkit import rehearsal
 from fusionkit.capability import Predicate
 from fusionkit.dtypes import FLOATING
 
@@ -29,7 +30,7 @@ CORE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "FUSIONKIT_BACKEND": (),
     "FUSIONKIT_STRICT": ("0", "1"),
     "FUSIONKIT_MC2": ("0", "1"),
-    "FUSIONKIT_REHEARSAL": ("0", "1"),
+    rehearsal.VARIABLE: ("0", "1"),
     "FUSIONKIT_CONFIG": (),
 }
 

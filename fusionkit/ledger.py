@@ -41,30 +41,30 @@ class Ledger(Mapping[Entry, int]):
 
     The reason is "chosen" for a first choice, "fallback: ..." where a wanted backend refused, "not offered: ..." where
     the device's backend does not have the op, and "refused: ..." with backend "none" where nothing could run.
-    The sum of all counts is the number of calls; `routes` says how kernels with several ways went.
+    The sum of all counts is the number of calls; `ways` says how kernels with several of them went.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counters: dict[Entry, Counter] = {}
-        self._routes: dict[Entry, Counter] = {}
+        self._ways: dict[Entry, Counter] = {}
 
     def counter(self, op: str, backend: str, reason: str) -> Counter:
         with self._lock:
             return self._counters.setdefault((op, backend, reason), Counter())
 
-    def route(self, op: str, backend: str, way: str) -> Counter:
+    def way(self, op: str, backend: str, way: str) -> Counter:
         """For a kernel that has several ways: counts one of them, for the same call or for a part of it."""
         with self._lock:
-            return self._routes.setdefault((op, backend, way), Counter())
+            return self._ways.setdefault((op, backend, way), Counter())
 
-    def routes(self) -> dict[Entry, int]:
+    def ways(self) -> dict[Entry, int]:
         """How often each way of a kernel was gone: (op, backend, way) -> count."""
-        return self._counts(self._routes)
+        return self._counts(self._ways)
 
     def reset(self) -> None:
         with self._lock:
-            for counter in (*self._counters.values(), *self._routes.values()):
+            for counter in (*self._counters.values(), *self._ways.values()):
                 counter.reset()
 
     def _counts(self, counted: dict[Entry, Counter] | None = None) -> dict[Entry, int]:
@@ -83,9 +83,9 @@ class Ledger(Mapping[Entry, int]):
 
     def __str__(self) -> str:
         rows = [f"{count:>8}  {op}  {backend}  {reason}" for (op, backend, reason), count in self._counts().items()]
-        ways = [f"{count:>8}  {op}  {backend}  {way}" for (op, backend, way), count in self.routes().items()]
+        ways = [f"{count:>8}  {op}  {backend}  {way}" for (op, backend, way), count in self.ways().items()]
         shown = ["   calls  op  backend  reason", *rows]
-        return "\n".join([*shown, "   times  op  backend  route", *ways] if ways else shown)
+        return "\n".join([*shown, "   times  op  backend  way", *ways] if ways else shown)
 
 
 _ledger = Ledger()

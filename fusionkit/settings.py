@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from fusionkit import registry
+from fusionkit import registry, rehearsal
 from fusionkit.backend import CORE_SETTINGS
 from fusionkit.errors import SettingError, nearest
 
@@ -110,6 +110,8 @@ def _file_settings() -> tuple[dict[str, str], dict[str, str]]:
     if "config" in content:
         raise SettingError(f"{path}: config cannot be set in the file itself")
     flat = _flatten(content)
+    if rehearsal.VARIABLE in flat:
+        raise SettingError(f"{path}: {rehearsal.VARIABLE} must be set in the environment; devices read no file")
     return flat, dict.fromkeys(flat, path)
 
 

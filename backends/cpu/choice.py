@@ -46,7 +46,7 @@ def _serial(op: str, reason: str) -> None:
         raise NoBackendError(
             f"{op}: {reason}; FUSIONKIT_STRICT=1 forbids to run without overlap. Give it more rows, or unset it"
         )
-    ledger().route(op, "cpu", SERIAL).add()
+    ledger().way(op, "cpu", SERIAL).add()
 
 
 def described(x: Any, weight: Any, more: str = "") -> str:

@@ -28,10 +28,12 @@ if native.matmul_library() != "onednn" and runtime._paddle_libs() and not settin
 refused = f"; not amx: {reason}" if (reason := native.refused_isas()) else ""
 print(f"runs with {native.isa()} on {native.num_threads()} threads, products by {native.matmul_library()}{refused}")
 """
+# Beside a card Paddle makes tensors there, if it is not told otherwise.
 PADDLE_CALL = """
 import paddle
 import fusionkit as fk
 
+paddle.set_device("cpu")
 x = paddle.ones([2, 64])
 with fk.use_backend("cpu"):
     assert (fk.fused_linear(x, paddle.ones([64, 48])).numpy() == 64).all()

@@ -30,7 +30,7 @@ PLAIN = AllOf(
 )
 PLAIN_NOTE = "plain attention of 16 bits: torch's scaled_dot_product_attention runs it"
 OURS, FRAMEWORKS = (
-    ledger().route("flash_attention", "gpu", f"ran by {name}")
+    ledger().way("flash_attention", "gpu", f"ran by {name}")
     for name in ("its own kernel", "torch's scaled_dot_product_attention")
 )
 

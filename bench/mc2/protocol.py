@@ -47,7 +47,7 @@ class Watch:
 
 def _counts() -> dict[Entry, int]:
     """Calls, and which way they went."""
-    return {**fusionkit.ledger(), **fusionkit.ledger().routes()}
+    return {**fusionkit.ledger(), **fusionkit.ledger().ways()}
 
 
 def run(

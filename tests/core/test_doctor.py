@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from fusionkit_backends.cpu import health
 
 import fusionkit as fk
-from fusionkit import cli, foreign
+from fusionkit import attempt, cli, foreign
 from fusionkit.attempt import tried
 
 ROOT = Path(fk.__file__).parents[1]
@@ -116,6 +117,24 @@ def test_what_fails_is_told_in_one_line(code, found):
     check = tried("beads", code, "buy beads")
     assert (check.passed, check.found, check.fix) == (False, found, "buy beads")
     assert tried("beads", "print('all'); print('there')", "").found == "there"
+
+
+def test_a_late_answer_is_no_reason_to_build_again(monkeypatch):
+    monkeypatch.setattr(attempt, "TIMEOUT", 0.1)
+    check = tried("beads", "import time; time.sleep(60)", "buy beads")
+    assert (check.passed, check.found) == (False, "did not end within 0.1 s") and "machine does less" in check.fix
+
+
+def test_the_guide_shows_what_doctor_prints():
+    """But for what differs from machine to machine: instruction set, threads and what sets their number."""
+
+    def alike(text):
+        text = re.sub(r"runs with \w+ on \d+ threads?, products by onednn.*", "runs", text)
+        return re.sub(r"threads: \d+ \(.*\)", "threads", text)
+
+    page = (ROOT / "docs/install/cpu.md").read_text()
+    (shown,) = re.findall(r"<!-- doctor: cpu.*-->\n```\n(.*?)```", page, re.DOTALL)
+    assert alike(shown).count("runs\n") == 1 and alike(shown) in alike(doctor().stdout)
 
 
 def test_a_wrong_setting_is_no_reason_to_build_again(monkeypatch):

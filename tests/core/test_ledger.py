@@ -28,13 +28,13 @@ def test_a_collective_that_runs_serially_is_one_call():
     x, weight = np.ones((4, 8), np.float32), np.ones((8, 3), np.float32)
     run_ranks(2, lambda rank, group: fk.all_gather_matmul(x, weight, group=group))
     assert dict(fk.ledger()) == {("all_gather_matmul", "cpu", "chosen"): 2}
-    ((op, backend, way), count) = next(iter(fk.ledger().routes().items()))
+    ((op, backend, way), count) = next(iter(fk.ledger().ways().items()))
     assert (op, backend, count) == ("all_gather_matmul", "cpu", 2) and way.startswith("serial: ")
     assert "2  all_gather_matmul  cpu  serial: " in str(fk.ledger())
 
 
-def test_reset_forgets_routes_too():
-    fk.ledger().route("op", "toy", "the long way").add()
-    assert fk.ledger().routes() == {("op", "toy", "the long way"): 1} and not fk.ledger()
+def test_reset_forgets_ways_too():
+    fk.ledger().way("op", "toy", "the long way").add()
+    assert fk.ledger().ways() == {("op", "toy", "the long way"): 1} and not fk.ledger()
     fk.ledger().reset()
-    assert not fk.ledger().routes() and "route" not in str(fk.ledger())
+    assert not fk.ledger().ways() and "way" not in str(fk.ledger())

@@ -158,6 +158,13 @@ def test_mc2_is_on_unless_environment_or_file_say_otherwise(tmp_path):
     assert in_process(shown, FUSIONKIT_CONFIG=str(file), FUSIONKIT_MC2="1") == "True"
 
 
+def test_a_file_cannot_set_a_rehearsal_which_devices_read_from_the_environment(tmp_path):
+    (file := tmp_path / "fusionkit.toml").write_text("rehearsal = true\n")
+    said = in_process("fk.fusion_rms_norm(X, W)", FUSIONKIT_CONFIG=str(file))
+    assert f"{file}: FUSIONKIT_REHEARSAL must be set in the environment; devices read no file" in said
+    assert in_process("print(fk.is_rehearsal())", FUSIONKIT_REHEARSAL="1") == "True"
+
+
 def test_unknown_settings_do_not_break_the_import():
     assert in_process("print('imported')", FUSIONKIT_BAKEND="cpu") == "imported"
 

@@ -21,7 +21,6 @@ from tests.launch import LAUNCH
 # A product of 1e9 FLOPs takes 1 s, 1e6 bytes take 1 s in memory and 10 s on the link, a message 0.5 s more.
 RATES = Rates("machine", "float32", 1e9, 1e6, 1e9, levels=(Level("node", 4, 1e5, 0.5),), sources={"levels": "a wire"})
 RATES_FILE = {**RATES.as_json(), "peak_flops": 1e12, "memory_bandwidth": 1e10}
-MATRIX = [[4, 1024, 1024]] * 2
 
 
 def kernel(name, inputs, outputs):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import paddle
 
+from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 
 
@@ -17,7 +18,7 @@ def main(tensor, sharding):
     parameter = paddle.create_parameter([3], "float32")
     if rank != 0:  # a copy without rows has no gradient
         parameter.grad = paddle.full([3], float(rank))
-    mesh.reduce_gradients([parameter])
+    Gradients(mesh, [parameter]).reduce()
     answer = {
         "rank": rank,
         "copy": [mesh.copy, mesh.copies],

@@ -20,7 +20,7 @@ def test_a_large_gradient_becomes_the_mean_in_its_own_memory(monkeypatch):
             (parameter * float(1 + number + 4 * mesh.data.rank)).sum().backward()
         _, large, _ = parameters
         before = large.grad.data_ptr()
-        mesh.reduce_gradients(parameters)
+        gradients.Gradients(mesh, parameters).reduce()
         return large.grad.data_ptr() == before, [parameter.grad.numpy() for parameter in parameters]
 
     for stays, means in on_mesh(Degrees(data=2), work):

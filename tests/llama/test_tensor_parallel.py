@@ -13,6 +13,7 @@ import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import GRANULARITIES
+from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.train import training_state
@@ -62,7 +63,7 @@ class Run:
         for _ in range(steps):
             loss_sum, num_tokens = self.model.loss(*batch(self.step, self.model.config.vocab_size))
             (loss_sum / num_tokens.astype("float32")).backward()
-            self.mesh.reduce_gradients(self.model.parameters())
+            Gradients(self.mesh, self.model.parameters()).reduce()
             self.gradients = self.gradients or self.whole(lambda parameter: parameter.grad)
             self.norm = self.optimizer.step(1e-2)
             self.losses.append(float(loss_sum) / int(num_tokens))
@@ -189,7 +190,7 @@ def test_every_rank_has_the_logits_of_the_whole_vocabulary(uneven_folder, dtype,
         ids, _, positions, ends = batch(0, 509)
         logits = run.model(ids, positions, ends)
         logits.logsumexp(-1).sum().backward()
-        run.mesh.reduce_gradients(run.model.parameters())
+        Gradients(run.mesh, run.model.parameters()).reduce()
         return logits.numpy(), run.whole(lambda parameter: parameter.grad)
 
     exact, exact_gradients = both(dtype="float32")

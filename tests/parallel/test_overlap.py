@@ -167,7 +167,7 @@ def test_few_rows_run_serially_and_it_shows():
 
     for text in run_ranks(2, run):
         assert "-> cpu: chosen" in text and SERIAL in text
-    assert fk.ledger().routes()["all_gather_matmul", "cpu", SERIAL] == 2
+    assert fk.ledger().ways()["all_gather_matmul", "cpu", SERIAL] == 2
 
 
 def test_a_slow_link_and_many_rows_overlap(monkeypatch):
@@ -183,7 +183,7 @@ def test_a_slow_link_and_many_rows_overlap(monkeypatch):
         return sum(event.lane == "wait" for event in events)
 
     assert min(run_ranks(2, run)) > 1
-    assert ("matmul_all_reduce", "cpu", SERIAL) not in fk.ledger().routes()
+    assert ("matmul_all_reduce", "cpu", SERIAL) not in fk.ledger().ways()
 
 
 @pytest.mark.parametrize("name", COLLECTIVE_OPS)

@@ -11,7 +11,7 @@ from typing import Any
 import paddle
 
 from examples.llama2_13b.bench import tensor_parallel_rank
-from examples.llama2_13b.bench.training_step import tokens
+from examples.llama2_13b.bench.phases import tokens
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.gradients import Gradients

@@ -13,9 +13,10 @@ import paddle
 from fusionkit_bench.mc2.rank import die_with, serve
 
 import fusionkit as fk
-from examples.llama2_13b.bench.training_step import BETA1, BETA2, EPSILON, WEIGHT_DECAY, tokens, weight
+from examples.llama2_13b.bench.phases import BETA1, BETA2, EPSILON, WEIGHT_DECAY, tokens, weight
 from examples.llama2_13b.model import Llama, layout
 from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
 from examples.llama2_13b.train.optimizer import AdamW
@@ -100,7 +101,7 @@ class Trained:
         loss_sum, num_tokens = self._model.loss(*self._batch)
         loss = loss_sum / num_tokens.astype("float32")
         loss.backward()
-        self._mesh.reduce_gradients(self._model.parameters())
+        Gradients(self._mesh, self._model.parameters()).reduce()
         self._optimizer.step(LEARNING_RATE)
         return float(loss)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from examples.llama2_13b.bench import training_step
+from examples.llama2_13b.bench import phases as shared
 from examples.llama2_13b.model.config import LlamaConfig
 
 
@@ -85,25 +85,25 @@ def build(config: LlamaConfig, dtype: torch.dtype) -> Llama:
     for name, parameter in model.named_parameters():
         is_linear = parameter.ndim == 2 and not name.startswith("embed")
         shape = tuple(parameter.shape[::-1] if is_linear else parameter.shape)
-        value = torch.from_numpy(training_step.weight(name, shape, config.initializer_range))
+        value = torch.from_numpy(shared.weight(name, shape, config.initializer_range))
         parameter.data = (value.T if is_linear else value).to(dtype).contiguous()
     return model
 
 
-def phases(config: LlamaConfig, seq_len: int, all_bfloat16: bool, compiled: bool = False) -> training_step.Phases:
+def phases(config: LlamaConfig, seq_len: int, all_bfloat16: bool, compiled: bool = False) -> shared.Phases:
     dtype = torch.bfloat16 if all_bfloat16 else torch.float32
     model = build(config, dtype)
     angles = torch.arange(seq_len)[:, None] / config.rope_theta ** (
         torch.arange(0, config.head_dim, 2) / config.head_dim
     )
     cos_SD, sin_SD = (torch.cat((f(angles), f(angles)), dim=-1).to(torch.bfloat16) for f in (torch.cos, torch.sin))
-    input_ids, labels = map(torch.from_numpy, training_step.tokens(config, seq_len))
+    input_ids, labels = map(torch.from_numpy, shared.tokens(config, seq_len))
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices}, {"params": norms, "weight_decay": 0.0}],
-        lr=training_step.LEARNING_RATE, betas=(training_step.BETA1, training_step.BETA2), eps=training_step.EPSILON,
-        weight_decay=training_step.WEIGHT_DECAY, fused=True,
+        lr=shared.LEARNING_RATE, betas=(shared.BETA1, shared.BETA2), eps=shared.EPSILON,
+        weight_decay=shared.WEIGHT_DECAY, fused=True,
     )  # fmt: skip
     loss: Any = torch.compile(model.loss) if compiled else model.loss
 
@@ -116,4 +116,4 @@ def phases(config: LlamaConfig, seq_len: int, all_bfloat16: bool, compiled: bool
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return training_step.Phases(forward, lambda value: value.backward(), update)
+    return shared.Phases(forward, lambda value: value.backward(), update)

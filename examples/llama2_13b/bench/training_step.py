@@ -1,78 +1,32 @@
-"""One contestant of the training benchmark: builds a Llama from given weights and times its steps, in this process."""
+"""The contestants of the training benchmark: each builds a Llama from given weights and times its steps, here."""
 
 from __future__ import annotations
 
 import resource
 import time
-import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from examples.llama2_13b.bench.phases import (
+    BETA1,
+    BETA2,
+    EPSILON,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Phases,
+    tokens,
+    weight,
+)
 from examples.llama2_13b.model.adapter_config import AdapterConfig
 from examples.llama2_13b.model.adapter_folder import adapter_rows
 from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.layout import Table, adapted, layout
 from examples.llama2_13b.parallel.mesh import Mesh
 
-BETA1, BETA2, EPSILON, WEIGHT_DECAY = 0.9, 0.95, 1e-8, 0.1
-LEARNING_RATE = 1e-5
 ADAPTER, LORA_LEARNING_RATE = AdapterConfig(rank=32, alpha=64), 1e-4
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: its loss before the update, and where its seconds went."""
-
-    loss: float
-    forward: float
-    backward: float
-    optimizer: float
-
-    @property
-    def seconds(self) -> float:
-        return self.forward + self.backward + self.optimizer
-
-
-@dataclass(frozen=True)
-class Phases:
-    """A model and its optimizer as three calls; the loss is read after the backward pass, where devices have ended."""
-
-    forward: Callable[[], Any]
-    backward: Callable[[Any], None]
-    update: Callable[[], object]
-
-    def step(self) -> Step:
-        started = time.perf_counter()
-        loss = self.forward()
-        after_forward = time.perf_counter()
-        self.backward(loss)
-        value = loss.item()
-        after_backward = time.perf_counter()
-        self.update()
-        ended = time.perf_counter()
-        return Step(value, after_forward - started, after_backward - after_forward, ended - after_backward)
-
-
-def weight(name: str, shape: tuple[int, ...], scale: float) -> np.ndarray[Any, Any]:
-    """The parameter's first value, the same in every framework: ones, or uniform with standard deviation `scale`.
-
-    Matrices are [in_features, out_features], the embedding [vocab_size, hidden_size].
-    """
-    if len(shape) == 1:
-        return np.ones(shape, np.float32)
-    values = np.random.default_rng(zlib.crc32(name.encode())).random(shape, dtype=np.float32)
-    values -= 0.5
-    values *= scale * 12**0.5
-    return values
-
-
-def tokens(config: LlamaConfig, seq_len: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(input_ids, labels), [1, seq_len] each."""
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, seq_len + 1))
-    return ids[:, :-1], ids[:, 1:]
 
 
 def fusionkit(config: LlamaConfig, seq_len: int) -> Phases:

@@ -15,18 +15,16 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import paddle
 from paddle import Tensor
 from paddle.distributed.fleet.utils.sequence_parallel_utils import is_sequence_parallel_parameter
 
+from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import Forward, is_shared
 from examples.llama2_13b.parallel.trace import COMMUNICATION, EXPOSED, Trace
 from fusionkit.parallel import collectives
-
-if TYPE_CHECKING:
-    from examples.llama2_13b.parallel.mesh import Mesh
 
 Item = TypeVar("Item")
 # 10 MB take 10 ms at 1 GB/s, so the start of a message is a small part. Matrices of 13B have 26 million elements.

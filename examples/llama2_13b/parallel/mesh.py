@@ -24,7 +24,6 @@ import paddle
 from paddle.distributed import fleet
 
 from examples.llama2_13b.parallel.degrees import AXES, Degrees
-from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel, counts_here
 from examples.llama2_13b.parallel.ranks import Ranks
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding
@@ -208,10 +207,6 @@ class Mesh:
         padded[: len(own)] = own
         rows = communicator_of(self.world).all_gather(padded).reshape(len(lengths), -1)
         return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
-
-    def reduce_gradients(self, parameters: Iterable[paddle.Tensor]) -> None:
-        """`Gradients.reduce`, after a step whose backward passes nobody watched."""
-        Gradients(self, parameters).reduce()
 
     def gradient_norm(self, parameters: Iterable[paddle.Tensor]) -> float:
         """Of all gradients: shards count on their ranks, what several ranks have once. The same on all."""

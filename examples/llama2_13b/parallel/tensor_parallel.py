@@ -134,7 +134,7 @@ class TensorParallel(Ranks):
         parameter.is_distributed = self.size > 1
 
     def mark_of_own_tokens(self, parameter: Tensor) -> None:
-        """All ranks have it. With divided tokens its gradient is a part, which `Mesh.reduce_gradients` completes."""
+        """All ranks have it. With divided tokens its gradient is a part, which `Gradients.reduce` completes."""
         if self.divides_tokens:
             mark_as_sequence_parallel_parameter(parameter)
 
