@@ -83,10 +83,18 @@ def test_there_are_no_circles():
     assert circle(graph(sources)) is None
 
 
+def upwards(arrows, module):
+    return {other for other in arrows[module] if layer(other) > layer(module)}
+
+
 @pytest.mark.parametrize("module", ARROWS)
 def test_no_arrow_leads_upwards(module):
-    upwards = {other for other in ARROWS[module] if layer(other) > layer(module)}
-    assert not upwards
+    assert not upwards(ARROWS, module)
+
+
+def test_an_arrow_upwards_out_of_a_function_is_found():
+    planted = graph(SOURCES | {"fusionkit.errors": "def f():\n    from fusionkit import select"})
+    assert upwards(planted, "fusionkit.errors") == {"fusionkit.select"}
 
 
 def test_the_core_does_not_know_the_emulator():
