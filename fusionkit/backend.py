@@ -51,6 +51,7 @@ class Kernel:
         vjp: "module:function" over NumPy arrays: `(grad_outputs, **arguments) -> {input: gradient}`. Without it the
             gradients through NumPy come from the framework's own autograd.
         pack: "module:function" of `fused_linear` kernels that lay out weights: `(array, dtype, device) -> payload`.
+        pack_quantized: as `pack`, of weights in 8 or 4 bits: `(QuantizedWeight, device) -> payload`.
         dtypes: of the first input.
         when: predicates that must all hold.
         directions: ("forward",) marks a kernel without gradient.
@@ -68,6 +69,7 @@ class Kernel:
     directions: tuple[str, ...] = ("forward", "backward")
     vjp: str | None = None
     pack: str | None = None
+    pack_quantized: str | None = None
     checks_sizes: bool = False
     batch_invariant: bool = False
     notes: tuple[tuple[Predicate, str], ...] = ()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusionkit import frameworks
-from fusionkit.dtypes import FLOATING
+from fusionkit.dtypes import FLOATING, QUANTIZED
 from fusionkit.errors import argument_error
 from fusionkit.frameworks import Framework, framework_of
 from fusionkit.spec import UNKNOWN, Input, OpSpec, TensorSpec
@@ -127,11 +127,11 @@ class Call:
 
     def _check_dtype(self, declared: Input) -> None:
         packed = self.tensors[declared.name].packed_by is not None
-        if packed and self.wants_gradient:
-            return  # refused for that, by every backend: another dtype of the pack would not help
         dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
         allowed = {dtypes.get(dtype, dtype) for dtype in declared.dtypes}
         got = dtypes[declared.name]
+        if packed and (self.wants_gradient or got in QUANTIZED):
+            return  # a gradient is refused by every backend, whatever the pack's dtype; x of any dtype takes codes
         repack = 'Pack the weight with fusionkit.pack_weight(weight, dtype="float32"), which x of any dtype takes'
         self.require(
             got in allowed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 FLOATING = ("float32", "bfloat16", "float16")
+QUANTIZED = ("int8", "int4")  # what a pack of a weight holds besides floats
 INTEGER = ("int32", "int64")
 DTYPES = (*FLOATING, "float64", "bool", "uint8", "int8", *INTEGER)
 

@@ -34,14 +34,17 @@ def rounding_to(dtype: str) -> Rounding:
 
 
 def to_float64(value: Any) -> Any:
-    """Floating arrays in float64; everything else as it is. bfloat16 is of NumPy's kind "V"."""
+    """Floating arrays in float64, and a quantized weight's values; everything else as it is. bfloat16 is of NumPy's
+    kind "V"."""
     import numpy as np
+
+    from fusionkit.quantized_weight import QuantizedWeight
 
     if isinstance(value, list | tuple):  # one entry per rank, or several results
         return type(value)(map(to_float64, value))
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biu":
         return value.astype(np.float64, copy=False)
-    return value
+    return value.dequantize() if isinstance(value, QuantizedWeight) else value
 
 
 def _in_float64(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +52,11 @@ def _in_float64(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stored(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Rounding]:
-    """The roundings that belong to the op's meaning; float64 arguments have none."""
+    """The roundings that belong to the op's meaning; float64 arguments have none, nor has a quantized weight."""
+    from fusionkit.quantized_weight import QuantizedWeight
+
+    if any(isinstance(value, QuantizedWeight) for value in arguments.values()):
+        return dict.fromkeys(spec.stored, exact)
     named = {keyword: arguments[name] for keyword, name in spec.stored.items()}
     dtypes = {keyword: (value[0] if isinstance(value, list) else value).dtype.name for keyword, value in named.items()}
     return {keyword: exact if dtype == "float64" else rounding_to(dtype) for keyword, dtype in dtypes.items()}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusionkit import arguments, frameworks, kernel_function, select
 from fusionkit.backend import Kernel
 from fusionkit.call import describe
-from fusionkit.dtypes import FLOATING
+from fusionkit.dtypes import FLOATING, QUANTIZED
 from fusionkit.errors import argument_error
 from fusionkit.ops import load_spec
 from fusionkit.spec import Array, TensorSpec
 
+if TYPE_CHECKING:  # it imports NumPy
+    from fusionkit.quantized_weight import QuantizedWeight
+
 OP = "pack_weight"
-DTYPES = ("bfloat16", "float32")
-LATER = ("int8", "int4")
+FLOATS = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +28,10 @@ class PackedWeight:
     Args:
         backend: who packed it, and alone can read it.
         in_features, out_features: the weight's shape.
-        dtype: of the packed values: "bfloat16" or "float32".
+        dtype: of the packed values: "bfloat16", "float32", "int8" or "int4".
         device: where the payload lives: "cpu", "toy:0", ...
         payload: the backend's own layout. It does not follow later changes of the weight.
+        group_size, symmetric: of int8 and int4, as of `pack_weight`.
     """
 
     backend: str
@@ -37,6 +40,8 @@ class PackedWeight:
     dtype: str
     device: str
     payload: Any = field(repr=False)
+    group_size: int | None = None
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", sys.intern(str(self.dtype)))  # dispatch compares dtypes with `is`
@@ -65,44 +70,73 @@ class PackedWeight:
         return self.payload
 
 
-def pack_weight(weight: Any, *, dtype: str | None = None, group_size: int | None = None) -> PackedWeight:
+def pack_weight(
+    weight: Any, *, dtype: str | None = None, group_size: int | None = None, symmetric: bool = True
+) -> PackedWeight:
     """Lay out a linear weight for `fused_linear`, once.
 
     The backend is the first that policy wants, that can run `fused_linear` on the weight's device and that packs.
 
     Args:
         weight: [in_features, out_features], float32 / bfloat16 / float16; a Paddle tensor or a NumPy array. Read once:
-            later changes do not reach the packed weight.
-        dtype: of the packed values, "bfloat16" or "float32"; None: the weight's own, and float32 of a float16 weight.
-            `fused_linear` takes the pack with x of that dtype, or of any dtype when it is float32: the product is then
-            in float32, without rounding the weight to x's dtype.
-        group_size: weights that share a scale; None for the dtypes above, which have none.
+            later changes do not reach the packed weight. Or a `fusionkit.quantized_weight.QuantizedWeight`, which is
+            packed as it is, without dtype, group_size and symmetric.
+        dtype: of the packed values, "bfloat16", "float32", "int8" or "int4"; None: the weight's own, and float32 of a
+            float16 weight. `fused_linear` takes a bfloat16 pack with x of that dtype, and the others with x of any
+            dtype: the product is then in float32, without rounding the weight to x's dtype.
+        group_size: of int8 and int4: how many in_features of a column share a scale, 16, 32, 64 or 128; None: all.
+        symmetric: of int8 and int4: True: values are code * scale. False: each group has a minimum too.
 
     Returns:
-        A `PackedWeight` of the weight's shape, each value rounded once to dtype.
+        A `PackedWeight` of the weight's shape. bfloat16 and float32: each value rounded once. int8 and int4: each
+        value within half a scale of the weight's, as `fusionkit.quantized_weight.quantize` says.
 
     Raises:
-        ValueError: weight is not a floating matrix, or dtype or group_size is not as above.
+        ValueError: weight is not a finite floating matrix, or dtype, group_size or symmetric is not as above.
         TypeError: weight is not a tensor with values.
         NoBackendError: no backend that policy allows can pack it.
     """
-    _check_format(dtype, group_size)
+    from fusionkit.quantized_weight import QuantizedWeight, quantize
+
+    if isinstance(weight, QuantizedWeight):
+        return _pack_quantized(_as_it_is(weight, dtype, group_size, symmetric), "cpu")
+    _check_format(dtype, group_size, symmetric)
     array, device = _on_host(weight)
+    if dtype in QUANTIZED:
+        return _pack_quantized(quantize(array, dtype, group_size, symmetric), device)
     dtype = dtype or ("bfloat16" if array.dtype.name == "bfloat16" else "float32")
     if array.ndim != 2 or array.dtype.name not in FLOATING:
         got = f"{list(array.shape)} {array.dtype.name}"
         raise argument_error(OP, "weight", f"[in_features, out_features] of dtype {' or '.join(FLOATING)}", got)
-    backend, kernel = _packer(array.shape, dtype, device)
+    backend, kernel = _packer(array.shape, dtype, device, "pack")
     payload = kernel_function.resolve(str(kernel.pack))(array, dtype, device)
     return PackedWeight(backend, array.shape[0], array.shape[1], dtype, device, payload)
 
 
-def _check_format(dtype: str | None, group_size: int | None) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        context = f"{dtype} packs are not supported yet" if dtype in LATER else ""
-        raise argument_error(OP, "dtype", " or ".join(DTYPES), repr(dtype), context)
-    if group_size is not None:
-        raise argument_error(OP, "group_size", "None", group_size, f"{' and '.join(DTYPES)} packs have no scales")
+def _pack_quantized(weight: QuantizedWeight, device: str) -> PackedWeight:
+    backend, kernel = _packer(weight.shape, "float32", device, "pack_quantized")
+    payload = kernel_function.resolve(str(kernel.pack_quantized))(weight, device)
+    return PackedWeight(backend, *weight.shape, weight.dtype, device, payload, weight.group_size, weight.symmetric)
+
+
+def _as_it_is(weight: QuantizedWeight, dtype: str | None, group_size: int | None, symmetric: bool) -> QuantizedWeight:
+    asked = {"dtype": (dtype, None), "group_size": (group_size, None), "symmetric": (symmetric, True)}
+    for name, (got, default) in asked.items():
+        if got != default:
+            context = "a QuantizedWeight is packed as it is"
+            raise argument_error(OP, name, repr(default), repr(got), context, "Leave it out")
+    return weight
+
+
+def _check_format(dtype: str | None, group_size: int | None, symmetric: bool) -> None:
+    if dtype is not None and dtype not in (*FLOATS, *QUANTIZED):
+        raise argument_error(OP, "dtype", " or ".join((*FLOATS, *QUANTIZED)), repr(dtype))
+    if dtype not in QUANTIZED:
+        context = f"{' and '.join(FLOATS)} packs have no scales"
+        if group_size is not None:
+            raise argument_error(OP, "group_size", "None", group_size, context)
+        if symmetric is not True:
+            raise argument_error(OP, "symmetric", "True", repr(symmetric), context)
 
 
 def _on_host(weight: Any) -> tuple[Array, str]:
@@ -118,10 +152,10 @@ def _on_host(weight: Any) -> tuple[Array, str]:
     return to_numpy(weight), str(framework.describe(weight).device)
 
 
-def _packer(shape: tuple[int, ...], dtype: str, device: str) -> tuple[str, Kernel]:
-    """The backend that packs, and its kernel: the choice for a call of `fused_linear`, among those that pack."""
+def _packer(shape: tuple[int, ...], dtype: str, device: str, packing: select.Packing) -> tuple[str, Kernel]:
+    """The backend that packs, and its kernel: the choice for a call of `fused_linear`, among those that pack so."""
     x, weight = TensorSpec((1, shape[0]), dtype, device), TensorSpec(shape, dtype, device)
     spec = load_spec("fused_linear")
-    chosen, _ = select.select(describe(spec, *arguments.bind(spec, (x, weight), {}), training=False), packing=True)
+    chosen, _ = select.select(describe(spec, *arguments.bind(spec, (x, weight), {}), training=False), packing)
     assert chosen.kernel is not None
     return chosen.backend, chosen.kernel

@@ -31,7 +31,9 @@ from fusionkit.comparison import (
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.ledger import ledger
 from fusionkit.op import Op
+from fusionkit.packed_weight import pack_weight
 from fusionkit.policy import use_backend
+from fusionkit.quantized_weight import quantize
 from fusionkit.select import CHOSEN
 from fusionkit.spec import Array, Case, OpSpec
 
@@ -63,11 +65,11 @@ class Run:
 
 def applies(spec: OpSpec, case: Case, route: Route) -> bool:
     """Ops that write their inputs are not run as a traced function of copies: the predictor's tests cover them. A
-    program that is traced holds no collective op, and PyTorch's tensors no group of ours."""
+    program that is traced holds no collective op and no pack, and PyTorch's tensors no group of ours."""
     spans_ranks = spec.collective or case in spec.group_cases
     if route == "torch":
-        return not spans_ranks
-    return route != "static" or not (spec.mutates or spans_ranks)
+        return not (spans_ranks or case.quantized)
+    return route != "static" or not (spec.mutates or spans_ranks or case.quantized)
 
 
 def serves(backend: Backend, route: Route) -> bool:
@@ -88,7 +90,17 @@ def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdic
     made = arguments_of(op.spec, case, dtype)
     if made.get("group") is not None and device_of(backend, route) != "cpu":
         return Verdict("no", ("the ranks of a device are processes, not threads of this one",))
+    if case.quantized and not packs_quantized(op, backend, route):
+        return Verdict("no", ("packs no int8 or int4 weights",))
     return _verdict(op, arguments.of_rank(op.spec, made, 0), backend, route, training=False)
+
+
+def packs_quantized(op: Op, backend: str, route: Route) -> bool:
+    """Whether the backend's kernel for the route's tensors packs weights in 8 and 4 bits."""
+    declared = _plugin(backend).backend
+    if declared is None or op.__name__ not in declared.kernels:
+        return False
+    return declared.kernels[op.__name__].serving(FRAMEWORKS.get(route, route)).pack_quantized is not None
 
 
 def _verdict(op: Op, made: Mapping[str, Any], backend: str, route: Route, training: bool) -> Verdict:
@@ -139,7 +151,9 @@ def check(op: Op, case: Case, dtype: str, backend: str, route: Route, **how: Any
     """
     asked = Run(backend, route, **how)
     made = arguments_of(op.spec, case, dtype)
-    if made.get("group") is not None:
+    if case.quantized:
+        compared = _check_quantized(op, case, made, dtype, asked)
+    elif made.get("group") is not None:
         compared = _check_ranks(op, made, dtype, asked)
     else:
         got, written, grads, gradients = _run(op, made, asked)
@@ -162,6 +176,17 @@ def _run(op: Op, made: Mapping[str, Any], asked: Run, rank: int = 0) -> tuple[An
             return got, written, None, None
         grads = asked.grads_of(op.spec, got, rank)
         return got, written, grads, _counted(op, backend, lambda: backward(made, grads))
+
+
+def _check_quantized(op: Op, case: Case, made: Mapping[str, Any], dtype: str, asked: Run) -> list[Comparison]:
+    """The forward with a weight in 8 or 4 bits, beside the float64 product with the values of its codes."""
+    name = next(declared.name for declared in op.spec.inputs if declared.packable)
+    weight = quantize(made[name], **case.quantized)
+    forward, _ = _runners(op, asked)
+    with use_backend(asked.backend):
+        packed = pack_weight(weight)
+        got, _ = _counted(op, asked.backend, lambda: forward({**_copied(made), name: packed}))
+    return compare_outputs(op.spec, {**made, name: weight}, got, {}, dtype)
 
 
 def _check_ranks(op: Op, made: dict[str, Any], dtype: str, asked: Run) -> list[Comparison]:

@@ -5,8 +5,10 @@ Fallback happens here, by verdicts, and never by catching a kernel's exception.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from fusionkit import kernel_function, policy, registry, settings
 from fusionkit.backend import ANY_DEVICE, PROOF_IN_WORDS, Backend, Kernel
@@ -16,6 +18,8 @@ from fusionkit.errors import NoBackendError
 from fusionkit.ops import load_spec
 
 CHOSEN = "chosen"
+Packing = Literal["pack", "pack_quantized"]  # the field of `Kernel` that a weight is packed by
+_PACKS_NONE: Mapping[Packing, str] = {"pack": "packs no weights", "pack_quantized": "packs no int8 or int4 weights"}
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,9 @@ def _place(plugin: registry.Plugin, device_type: str) -> int | None:
     return NAMED_FOR_ANOTHER if plugin.name in plugin.backend.device_types else BESIDE
 
 
-def judge(plugin: registry.Plugin, call: Call, packing: bool = False) -> Candidate:
+def judge(plugin: registry.Plugin, call: Call, packing: Packing | None = None) -> Candidate:
     """A plugin's verdict on a call, with the first kind of reason that decides it. `packing`: it must also be able to
-    pack the call's weight."""
+    pack the call's weight so."""
     backend = plugin.backend
     if backend is None:
         return Candidate(plugin.name, Verdict("no", (f"not available: {plugin.problem}",)), None, True)
@@ -80,8 +84,8 @@ def judge(plugin: registry.Plugin, call: Call, packing: bool = False) -> Candida
     proof = PROOF_IN_WORDS[backend.proven_on]
     remarks = tuple(filter(None, (proof, missing and f"not on this machine: {missing}")))
     verdict = judge_kernel(kernel, call)
-    if packing and kernel.pack is None:
-        verdict = Verdict("no", (*(verdict.reasons if verdict.answer == "no" else ()), "packs no weights"))
+    if packing is not None and getattr(kernel, packing) is None:
+        verdict = Verdict("no", (*(verdict.reasons if verdict.answer == "no" else ()), _PACKS_NONE[packing]))
     return Candidate(plugin.name, verdict, kernel, offered, remarks)
 
 
@@ -162,7 +166,7 @@ def _judge_packing(call: Call) -> Verdict:
     return Verdict("yes")
 
 
-def select(call: Call, packing: bool = False) -> tuple[Candidate, str]:
+def select(call: Call, packing: Packing | None = None) -> tuple[Candidate, str]:
     """The backend that runs the call, or packs its weight, and the ledger's reason.
 
     Raises:
@@ -191,7 +195,7 @@ def _reason(skipped: list[Candidate]) -> str:
     return f"{kind}: " + "; ".join(f"{c.backend}: {', '.join(c.verdict.reasons)}" for c in skipped)
 
 
-def _refusal(call: Call, names: tuple[str, ...], source: str | None, packing: bool) -> str:
+def _refusal(call: Call, names: tuple[str, ...], source: str | None, packing: Packing | None) -> str:
     """The error of a refused call: every candidate with its reasons, and a way out."""
     asked = "pack_weight" if packing else call.spec.name
     head = f"{asked}: no backend {'packs this weight' if packing else 'accepts this call'} ({in_words(call)})"

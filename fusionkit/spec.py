@@ -143,12 +143,15 @@ class Case:
             to the dtype under test, and inputs whose only dtype is float32 to float32. Integers and scalars stay.
         llama: one of Llama 2 13B's sizes, used by benchmarks and left out of quick runs.
         keep_float32: inputs that stay float32 when the dtype under test has 16 bits (master weights).
+        quantized: how the packable input is packed, in the words of `pack_weight`: dtype, group_size, symmetric. Parity
+            holds the result against the values that its codes stand for. {}: the input is handed over as it is.
     """
 
     name: str
     arguments: Callable[[np.random.Generator], dict[str, Any]]
     llama: bool = False
     keep_float32: tuple[str, ...] = ()
+    quantized: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

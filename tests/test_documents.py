@@ -22,21 +22,26 @@ README = (ROOT / "README.md").read_text()
 LAYOUT = (ROOT / "docs/layout.md").read_text()
 
 
+def blocks(mark: str, text: str) -> list[str]:
+    """The fenced code after each such marker comment."""
+    found = re.findall(rf"<!-- {mark} -->\n```\w*\n(.*?)```", text, re.S)
+    assert found, mark
+    return found
+
+
 def block(mark: str, text: str = README) -> str:
-    """The fenced code after a marker comment."""
-    match = re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", text, re.S)
-    assert match, mark
-    return match[1]
+    return blocks(mark, text)[0]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/calling_ops.md"])
-def test_an_example_prints_what_the_page_says(name, tmp_path):
+@pytest.mark.parametrize("name", ["README.md", "docs/calling_ops.md", "docs/quantization.md"])
+def test_examples_print_what_the_page_says(name, tmp_path):
     page = (ROOT / name).read_text()
     script = tmp_path / "example.py"
-    script.write_text(block("example", page))
-    run = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == block("output", page)
+    for example, output in zip(blocks("example", page), blocks("output", page), strict=True):
+        script.write_text(example)
+        run = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout == output
 
 
 def test_readme_table_is_generated():

@@ -11,6 +11,7 @@ from fusionkit_backends.cpu.serial import SERIAL, IsSerial
 from fusionkit.adapters.conditions import UNTRACED_GROUP
 from fusionkit.backend import Backend, Check, Kernel
 from fusionkit.capability import AllOf, OneOf, Predicate
+from fusionkit.dtypes import QUANTIZED
 from fusionkit.ops import OP_NAMES, load_spec
 
 
@@ -39,11 +40,21 @@ _BATCH_INVARIANT = (
     "swiglu",
 )
 
+_NOTES: dict[str, tuple[tuple[Predicate, str], ...]] = {
+    "fused_linear": (
+        (
+            OneOf("weight.dtype", QUANTIZED),
+            "a quantized pack: for any number of rows of x, in any floating dtype; multiplied in float32; batch"
+            " invariant; no gradient, and not in a traced program",
+        ),
+    )
+}
+
 _DEFINED = re.compile(r"^def (\w+)\(", re.MULTILINE)
 
 
 def _kernel(op: str, source: Path) -> Kernel:
-    """What a file defines is what its kernel has: `through_<framework>`, `vjp`, `pack`. It is read, not imported."""
+    """What a file defines is what its kernel has: `through_<framework>`, `vjp`, `pack...`. It is read, not imported."""
     module = f"fusionkit_backends.cpu.{op}"
     defined = _DEFINED.findall(source.read_text(encoding="utf-8"))
     frameworks = [name.removeprefix("through_") for name in defined if name.startswith("through_")]
@@ -56,9 +67,10 @@ def _kernel(op: str, source: Path) -> Kernel:
         directions=("forward", "backward") if "vjp" in defined else ("forward",),
         when=(*(OneOf(f"{name}.packed_by", (None, "cpu")) for name in packable), *_CONDITIONS.get(op, ())),
         pack=f"{module}:pack" if "pack" in defined else None,
+        pack_quantized=f"{module}:pack_quantized" if "pack_quantized" in defined else None,
         checks_sizes=not spec.collective,
         batch_invariant=op in _BATCH_INVARIANT,
-        notes=(*notes, *((_SERIAL[op],) if op in _SERIAL else ())),
+        notes=(*notes, *_NOTES.get(op, ()), *((_SERIAL[op],) if op in _SERIAL else ())),
     )
 
 

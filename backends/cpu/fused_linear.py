@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from fusionkit_backends.cpu import paddle_ops, runtime
+from fusionkit_backends.cpu.quantized_panels import quantized_panels
 
 from fusionkit import policy
+from fusionkit.dtypes import QUANTIZED
 from fusionkit.errors import argument_error
+from fusionkit.ledger import ledger
 from fusionkit.packed_weight import PackedWeight
+from fusionkit.quantized_weight import QuantizedWeight
 from fusionkit.spec import Array
 
 
@@ -28,6 +33,10 @@ class PackedBytes:
 
 def pack(array: Array, dtype: str, device: str) -> PackedBytes:
     return PackedBytes(runtime.native().pack_weight(array, dtype, policy.batch_invariant()))
+
+
+def pack_quantized(weight: QuantizedWeight, device: str) -> PackedBytes:
+    return PackedBytes(quantized_panels(weight))
 
 
 def through_paddle(x: Any, weight: Any, bias: Any = None) -> Any:
@@ -49,6 +58,7 @@ def _packed_through_paddle(x: Any, weight: PackedWeight, bias: Any) -> Any:
         context = "packed bytes fit one machine, and a program may run on another"
         raise argument_error("fused_linear", "weight", "a tensor while a program is traced", "a PackedWeight", context)
     x, bias = paddle_ops.inputs(x, bias)
+    _count_way(x, weight)
     packed = weight.payload_for("cpu").tensor
     (y,) = paddle_ops.run("fusionkit_fused_linear_packed", x, packed, bias, *weight.shape, policy.batch_invariant())
     return y
@@ -58,8 +68,17 @@ def through_numpy(x: Any, weight: Any, bias: Any = None) -> Any:
     native, invariant = runtime.native(), policy.batch_invariant()
     if isinstance(weight, PackedWeight):
         packed = weight.payload_for("cpu").array
+        _count_way(x, weight)
         return native.linear_packed(x, packed, *weight.shape, bias, batch_invariant=invariant)
     return native.linear(x, weight, bias, invariant)
+
+
+def _count_way(x: Any, weight: PackedWeight) -> None:
+    """In the ledger: how the codes of a quantized weight become floats, which depends on the rows."""
+    if weight.dtype in QUANTIZED:
+        few = math.prod(x.shape[:-1]) <= runtime.native().most_rows_in_registers()
+        way = f"{weight.dtype} dequantized {'in registers' if few else 'to panels'}"
+        ledger().route("fused_linear", "cpu", way).add()
 
 
 def vjp(grad_outputs: Any, x: Any, weight: Any, bias: Any = None) -> dict[str, Any]:

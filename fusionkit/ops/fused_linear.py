@@ -32,7 +32,8 @@ def fused_linear(x: Any, weight: Any, bias: Any = None) -> Any:
     Args:
         x: [..., in_features], float32 / bfloat16 / float16.
         weight: [in_features, out_features], dtype of x, or float32: a float32 weight is rounded to x's dtype for the
-            product, while its gradient stays float32. Or a `PackedWeight` of that shape, which has no gradient.
+            product, while its gradient stays float32. Or a `PackedWeight` of that shape, which has no gradient; one of
+            int8 or int4 stands for code * scale + minimum, unrounded, and x may have any of its dtypes.
         bias: [out_features], dtype of x, or float32; None for no bias.
 
     Returns:
@@ -73,7 +74,15 @@ def reference_vjp(
     return gradients
 
 
-def case(*rows: int, k: int, n: int, bias: bool = True, name: str = "", keep_float32: tuple[str, ...] = ()) -> Case:
+def case(
+    *rows: int,
+    k: int,
+    n: int,
+    bias: bool = True,
+    name: str = "",
+    keep_float32: tuple[str, ...] = (),
+    quantized: Mapping[str, Any] | None = None,
+) -> Case:
     def arguments(rng: np.random.Generator) -> dict[str, Any]:
         return {
             "x": rng.standard_normal((*rows, k)),
@@ -82,7 +91,15 @@ def case(*rows: int, k: int, n: int, bias: bool = True, name: str = "", keep_flo
         }
 
     label = name or "x".join([*(f"T{size}" for size in rows), f"K{k}", f"N{n}"]) + ("" if bias else "-no-bias")
-    return Case(label, arguments, llama=k >= 4096, keep_float32=keep_float32)
+    return Case(label, arguments, llama=k >= 4096, keep_float32=keep_float32, quantized=quantized or {})
+
+
+def quantized(rows: int, k: int, n: int, dtype: str, group_size: int | None, symmetric: bool = True) -> Case:
+    """Rows from 9 on meet a panel of floats on cpu, fewer the codes."""
+    groups = "per-column" if group_size is None else f"groups-of-{group_size}"
+    name = f"T{rows}xK{k}xN{n}-{dtype}-{groups}" + ("" if symmetric else "-minimums")
+    how = {"dtype": dtype, "group_size": group_size, "symmetric": symmetric}
+    return case(rows, k=k, n=n, bias=rows % 2 == 1, name=name, quantized=how)
 
 
 def invalid(name: str, match: str, error: type[Exception] = ValueError, **arguments: Any) -> InvalidCase:
@@ -91,11 +108,13 @@ def invalid(name: str, match: str, error: type[Exception] = ValueError, **argume
 
 
 def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
-    """The product alone, and with the backward two more; the bias counts as if it were there."""
+    """The product alone, and with the backward two more; the bias counts as if it were there. `weight_bytes` in dims is
+    what a quantized weight takes, `QuantizedWeight.num_bytes`."""
     rows, k, n = dims["..."], dims["in_features"], dims["out_features"]
     read, written = rows * k + k * n + n, rows * n
     if not training:
-        return Cost(2.0 * rows * k * n, itemsize * read, itemsize * written)
+        weight_bytes = dims.get("weight_bytes", itemsize * k * n)
+        return Cost(2.0 * rows * k * n, itemsize * (rows * k + n) + weight_bytes, itemsize * written)
     return Cost(6.0 * rows * k * n, itemsize * (2 * read + written), itemsize * (written + read))
 
 
@@ -139,6 +158,15 @@ spec = OpSpec(
         case(5, k=33, n=17, name="float32-bias", keep_float32=("bias",)),
         case(5, k=33, n=17, name="float32-weight-and-bias", keep_float32=("weight", "bias")),
         case(7, k=5120, n=640, bias=False, name="T7xK5120xN640"),
+        quantized(1, 129, 70, "int8", 32),
+        quantized(5, 97, 64, "int8", None),
+        quantized(3, 67, 65, "int8", 16, symmetric=False),
+        quantized(13, 130, 131, "int8", 64),
+        quantized(1, 131, 66, "int4", 32, symmetric=False),
+        quantized(4, 257, 63, "int4", 64),
+        quantized(8, 37, 5, "int4", None, symmetric=False),
+        quantized(9, 300, 129, "int4", 128, symmetric=False),
+        quantized(1, 1, 1, "int4", 32),
     ),
     invalid_cases=(
         invalid("weight-in-features", r"weight must be .* with in_features = 8", weight=np.ones((7, 4))),

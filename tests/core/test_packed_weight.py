@@ -69,7 +69,7 @@ def test_training_through_a_packed_weight_is_refused():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"dtype": "int8"}, "dtype must be bfloat16 or float32, got 'int8'; int8 packs are not supported yet"),
+        ({"dtype": "int2"}, "dtype must be bfloat16 or float32 or int8 or int4, got 'int2'"),
         ({"group_size": 64}, "group_size must be None, got 64"),
         ({"weight": WEIGHT[0]}, r"weight must be \[in_features, out_features\]"),
         ({"weight": WEIGHT.astype("i4")}, "weight must be .* got .*int32"),

@@ -15,7 +15,7 @@ KERNELS = {op: kernel for op, kernel in TORCH.items() if "torch" in kernel.funct
 
 def runs(op, case, dtype):
     """Llama's sizes, each of which takes up to a minute, in the dtype that they are used in; all others in each."""
-    return not case.llama or dtype == "bfloat16"
+    return parity.applies(getattr(fk, op).spec, case, "torch") and (not case.llama or dtype == "bfloat16")
 
 
 def is_taken(op, kernel, case, dtype):

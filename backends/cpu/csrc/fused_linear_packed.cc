@@ -5,6 +5,7 @@
 #include "check.h"
 #include "linear_operands.h"
 #include "packed_weight.h"
+#include "quantized_weight.h"
 
 namespace fusionkit_cpu {
 
@@ -30,14 +31,19 @@ void linear_packed(const Tensor& x, const void* packed, size_t packed_size, int6
   require_activations(kOp, "x", x);
   if (last_size(x) != in_features)
     fail(kOp, "x", "of " + std::to_string(in_features) + " features on its last axis", describe(x));
-  require_packed(kOp, packed, packed_size, x.dtype, in_features, out_features, batch_invariant);
+  const bool quantized = is_quantized(packed, packed_size);
+  if (quantized)
+    require_quantized(kOp, packed, packed_size, in_features, out_features);
+  else
+    require_packed(kOp, packed, packed_size, x.dtype, in_features, out_features, batch_invariant);
   require_bias(kOp, "bias", bias, x, out_features);
   require_leading(kOp, "y", y, x, out_features);
   require(is_contiguous(y), kOp, "y", "contiguous", y);
   const RowMatrix rows(x);
   const FloatBias float_bias(bias);
-  product_packed(rows.matrix(), packed, contiguous(y.data, y.dtype, rows.matrix().rows, out_features),
-                 float_bias.data(), batch_invariant);
+  const Matrix c = contiguous(y.data, y.dtype, rows.matrix().rows, out_features);
+  if (quantized) return product_quantized(rows.matrix(), packed, c, float_bias.data());
+  product_packed(rows.matrix(), packed, c, float_bias.data(), batch_invariant);
 }
 
 }  // namespace fusionkit_cpu

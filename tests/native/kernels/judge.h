@@ -32,6 +32,7 @@ void check_swiglu(DType dtype);
 void check_attention(DType dtype);
 void check_paged_attention(DType dtype);
 void check_linear(DType dtype);
+void check_quantized(DType dtype);
 void check_cross_entropy(DType dtype);
 void check_refusals();
 

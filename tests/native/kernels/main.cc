@@ -38,6 +38,7 @@ void run_cases() {
     check_rope(dtype);
     check_swiglu(dtype);
     check_linear(dtype);
+    check_quantized(dtype);
     check_cross_entropy(dtype);
   }
   check_refusals();

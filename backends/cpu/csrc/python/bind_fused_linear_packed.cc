@@ -55,6 +55,7 @@ FUSIONKIT_BIND(fused_linear_packed) {
   module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
              "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(),
              "batch_invariant"_a = false, "-> y, which is out if given");
+  module.def("most_rows_in_registers", &most_rows_in_registers, "of x, beside a weight of 8 or 4 bits");
 }
 
 }  // namespace fusionkit_cpu

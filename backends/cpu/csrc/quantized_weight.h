@@ -1,0 +1,21 @@
+// A weight of 8 or 4 bits, packed: one block of bytes that describes itself, alike for all instruction sets.
+#pragma once
+
+#include <cstddef>
+
+#include "matrix.h"
+
+namespace fusionkit_cpu {
+
+// Whether the block says so of itself; one that is not a pack at all does not.
+bool is_quantized(const void* packed, size_t packed_size);
+
+// Throws, naming `op`, unless the block is whole and holds a weight of this shape.
+void require_quantized(const char* op, const void* packed, size_t packed_size, int64_t in_features,
+                       int64_t out_features);
+
+// c = a W + bias for a block that passed require_quantized(), in float32. A row of c has the same bits whatever the
+// other rows are, and how many.
+void product_quantized(const Matrix& a, const void* packed, const Matrix& c, const float* bias);
+
+}  // namespace fusionkit_cpu

@@ -1,0 +1,113 @@
+// fused_linear with a weight of 8 or 4 bits, whose bytes are written here as csrc/kernels/quantized_product.h says.
+#include <algorithm>
+#include <cstring>
+
+#include "fused_linear_packed.h"
+#include "judge.h"
+
+namespace kernel_tests {
+namespace {
+
+constexpr int64_t kHeaderBytes = 64, kCols = 64;
+
+struct Quantized {
+  int64_t in, out, group_size;
+  int bits;
+  DType scale_dtype;
+  bool has_minimums;
+
+  int64_t scale_bytes() const { return scale_dtype == DType::kFloat16 ? 2 : 4; }
+  int64_t words_at() const { return kCols * scale_bytes() * (has_minimums ? 2 : 1); }
+  int64_t group_bytes(int64_t depth) const { return words_at() + (depth * bits + 31) / 32 * kCols * 4; }
+  // Where the group of k begins in a panel; of in: where the panel ends.
+  int64_t group_at(int64_t k) const {
+    int64_t at = 0;
+    for (int64_t begin = 0; begin < in && begin + group_size <= k; begin += group_size)
+      at += group_bytes(std::min(group_size, in - begin));
+    return k == in && in % group_size != 0 ? at + group_bytes(in % group_size) : at;
+  }
+  int64_t num_bytes() const { return kHeaderBytes + (out + kCols - 1) / kCols * group_at(in); }
+};
+
+void write_header(const Quantized& q, unsigned char* packed) {
+  const uint32_t format = 1;
+  const int64_t sizes[] = {q.in, q.out, q.group_size, q.num_bytes()};
+  std::memcpy(packed, "FKQUANTS", 8);
+  std::memcpy(packed + 8, &format, sizeof format);
+  packed[12] = static_cast<unsigned char>(q.bits);
+  packed[13] = q.has_minimums;
+  packed[14] = static_cast<unsigned char>(q.scale_bytes());
+  std::memcpy(packed + 16, sizes, sizeof sizes);
+}
+
+// A scale or minimum that the dtype holds.
+void write_value(DType dtype, double value, unsigned char* to) {
+  Guarded one(dtype, {1});
+  one.set(0, value);
+  std::memcpy(to, one.data(), dtype == DType::kFloat16 ? 2 : 4);
+}
+
+void write_code(const Quantized& q, int64_t code, int64_t k, int64_t col, unsigned char* words) {
+  const int64_t per_word = 32 / q.bits, i = k % per_word;
+  unsigned char* word = words + (k / per_word * kCols + col) * 4;
+  const int64_t kept = code & ((1 << q.bits) - 1);
+  word[i % 4] = static_cast<unsigned char>(word[i % 4] | kept << (i < 4 ? 0 : 4));
+}
+
+// Fills the block and returns the values, [in, out].
+Doubles pack(const Quantized& q, unsigned char* packed) {
+  std::memset(packed, 0, q.num_bytes());
+  write_header(q, packed);
+  Doubles weight(q.in * q.out);
+  for (int64_t j = 0; j < q.out; ++j)
+    for (int64_t k = 0; k < q.in; ++k) {
+      unsigned char* group = packed + kHeaderBytes + j / kCols * q.group_at(q.in) + q.group_at(k - k % q.group_size);
+      const int64_t col = j % kCols;
+      const double scale = static_cast<double>((j + k / q.group_size) % 7 - 3) / 64;
+      const double minimum = q.has_minimums ? static_cast<double>(j % 5) / 8 - 1 : 0;
+      if (k % q.group_size == 0) {
+        write_value(q.scale_dtype, scale, group + col * q.scale_bytes());
+        if (q.has_minimums) write_value(q.scale_dtype, minimum, group + (kCols + col) * q.scale_bytes());
+      }
+      const int64_t code = random_below(int64_t{1} << q.bits) - (q.has_minimums ? 0 : int64_t{1} << (q.bits - 1));
+      write_code(q, code, k % q.group_size, col, group + q.words_at());
+      weight[k * q.out + j] = static_cast<double>(code) * scale + minimum;
+    }
+  return weight;
+}
+
+void check(DType dtype, const Quantized& q, int64_t rows, bool with_bias) {
+  begin_case(std::string("quantized ") + dtype_name(dtype) + " " + text({rows, q.in, q.out}) + " bits " +
+             text({q.bits}) + " group " + text({q.group_size}) + " " + dtype_name(q.scale_dtype) +
+             (q.has_minimums ? " minimums" : "") + (with_bias ? " bias" : ""));
+  const Guarded x = random(dtype, {rows, q.in}), bias = random(DType::kFloat32, {q.out});
+  Guarded packed(DType::kBool, {q.num_bytes()}, 64), y(dtype, {rows, q.out});
+  const Doubles weight = pack(q, static_cast<unsigned char*>(packed.data()));
+  fusionkit_cpu::linear_packed(x, packed.data(), q.num_bytes(), q.in, q.out, with_bias ? bias.view() : Tensor{}, y);
+  Doubles want(rows * q.out);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < q.out; ++j) {
+      double& sum = want[i * q.out + j];
+      for (int64_t k = 0; k < q.in; ++k) sum += x[i * q.in + k] * weight[k * q.out + j];
+      if (with_bias) sum += bias[j];
+    }
+  expect_close("y of the quantized weight", y, want, {128, 0.52});
+}
+
+}  // namespace
+
+void check_quantized(DType dtype) {
+  struct Sizes {
+    int64_t rows, in, out;
+  };
+  int number = 0;  // scale's dtype and bias go by turns
+  for (const Sizes& s : {Sizes{1, 1, 1}, {1, 130, 65}, {2, 67, 64}, {7, 33, 3}, {8, 48, 129}, {9, 131, 70}})
+    for (const int bits : {8, 4})
+      for (const bool has_minimums : {false, true})
+        for (const int64_t group_size : {int64_t{16}, int64_t{64}, s.in}) {
+          const DType scale_dtype = ++number % 2 ? DType::kFloat16 : DType::kFloat32;
+          check(dtype, {s.in, s.out, group_size, bits, scale_dtype, has_minimums}, s.rows, number % 3 == 0);
+        }
+}
+
+}  // namespace kernel_tests

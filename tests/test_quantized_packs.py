@@ -1,0 +1,195 @@
+"""Packs of 8 and 4 bits on cpu: their bits, what each call is refused for, and what the ledger and `explain` say."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+from fusionkit_backends.cpu import quantized_panels, runtime
+
+import fusionkit as fk
+from fusionkit.gguf_blocks import from_gguf
+from fusionkit.quantized_weight import quantize
+from tests import guard_pages
+
+ISAS = runtime.native().available_isas()
+FORMATS = [(dtype, size, even) for dtype in ("int8", "int4") for size in (16, 32, 128, None) for even in (True, False)]
+ROWS = (1, 2, 3, 4, 7, 8, 9, 13, 97)  # on both sides of what the kernels choose by
+WEIGHT = np.random.default_rng(0).standard_normal((203, 70)).astype(np.float32)
+X = np.random.default_rng(1).standard_normal((97, 203)).astype(np.float32)
+BIAS = np.random.default_rng(2).standard_normal(70).astype(np.float32)
+
+
+def bits(array):
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype, group_size, symmetric", FORMATS)
+def test_the_bits_are_those_of_a_float_weight_with_the_same_values(native, isa, dtype, group_size, symmetric):
+    """Whatever the rows, the threads and x's dtype; no bit depends on what makes them floats."""
+    native.set_isa(isa)
+    quantized = quantize(WEIGHT, dtype, group_size, symmetric)
+    packed, values = fk.pack_weight(quantized), quantized.dequantize().astype(np.float32)
+    with fk.use_batch_invariant():
+        plain = fk.pack_weight(values)
+        for x in (X, X.astype(ml_dtypes.bfloat16)):
+            want = fk.fused_linear(x, plain, BIAS)
+            for threads, rows in zip((1, 2, 3) * 3, ROWS, strict=True):
+                native.set_num_threads(threads)
+                with fk.use_batch_invariant(False):
+                    y = fk.fused_linear(x[:rows], packed, BIAS)
+                np.testing.assert_array_equal(bits(y), bits(want[:rows]), f"{rows=} {threads=} {x.dtype=}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"])
+def test_a_gguf_tensor_against_float64(native, isa, type_name):
+    gguf = pytest.importorskip("gguf")
+    native.set_isa(isa)
+    rng = np.random.default_rng(3)
+    kind = gguf.GGMLQuantizationType[type_name]
+    blocks = rng.integers(0, 256, (67, 512 // gguf.GGML_QUANT_SIZES[kind][0], gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    at = slice(208, 210) if type_name == "Q6_K" else slice(0, 4) if type_name in ("Q4_1", "Q4_K") else slice(0, 2)
+    blocks[..., at] = rng.uniform(1e-3, 1e-2, (*blocks.shape[:2], (at.stop - at.start) // 2)).astype("f2").view("u1")
+    blocks = blocks.reshape(len(blocks), -1)
+    weight = gguf.quants.dequantize(blocks, kind).T.astype(np.float64)
+    packed = fk.pack_weight(from_gguf(blocks, type_name))
+    for rows in (1, 20):
+        x = rng.standard_normal((rows, 512)).astype(np.float32)
+        want = x.astype(np.float64) @ weight
+        error = np.abs(fk.fused_linear(x, packed) - want).max() / np.sqrt(np.mean(want**2))
+        assert error < 128 * 2.0**-23, error
+
+
+def test_a_pack_of_floats_is_that_of_their_codes_and_a_copy_of_it_works():
+    how = {"dtype": "int4", "group_size": 32, "symmetric": False}
+    want = fk.fused_linear(X, fk.pack_weight(quantize(WEIGHT, **how)))
+    packed = fk.pack_weight(WEIGHT, **how)
+    assert (packed.dtype, packed.group_size, packed.symmetric, packed.shape) == ("int4", 32, False, WEIGHT.shape)
+    for each in (packed, pickle.loads(pickle.dumps(packed)), copy.deepcopy(packed)):
+        np.testing.assert_array_equal(fk.fused_linear(X, each), want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_paddle_tensors(dtype):
+    paddle = pytest.importorskip("paddle")
+    quantized = quantize(WEIGHT, "int8", 64)
+    packed = fk.pack_weight(paddle.to_tensor(WEIGHT), dtype="int8", group_size=64)
+    x = paddle.to_tensor(X).cast(dtype)
+    y = fk.fused_linear(x, packed, paddle.to_tensor(BIAS))
+    want = fk.fused_linear.reference(x.cast("float32").numpy(), quantized, BIAS)
+    epsilon = {"float32": 2.0**-17, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
+    assert y.dtype == x.dtype
+    np.testing.assert_allclose(y.cast("float32").numpy(), want, rtol=epsilon, atol=epsilon * np.sqrt(np.mean(want**2)))
+    x.stop_gradient = False
+    with pytest.raises(fk.NoBackendError, match="weight is packed, for inference only, and gradients are wanted"):
+        fk.fused_linear(x, packed)
+
+
+def test_a_program_that_is_traced_holds_no_pack():
+    paddle = pytest.importorskip("paddle")
+    packed = fk.pack_weight(WEIGHT, dtype="int8")
+
+    @paddle.jit.to_static(full_graph=True)
+    def program(x):
+        return fk.fused_linear(x, packed)
+
+    with paddle.no_grad(), pytest.raises(ValueError, match="weight must be a tensor while a program is traced"):
+        program(paddle.to_tensor(X))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1), (16, 64)])
+def test_weights_without_elements_and_of_whole_panels(shape):
+    packed = fk.pack_weight(np.full(shape, 7, np.float32), dtype="int4", group_size=16)  # the scale is 1
+    for rows in (0, 1, 9):
+        y = fk.fused_linear(np.ones((rows, shape[0]), np.float32), packed, np.arange(shape[1], dtype=np.float32))
+        np.testing.assert_array_equal(y, np.tile(7 * shape[0] + np.arange(shape[1]), (rows, 1)))
+
+
+def test_the_ledger_counts_the_ways_and_explain_says_what_a_pack_can_do():
+    packs = {dtype: fk.pack_weight(WEIGHT, dtype=dtype, group_size=32) for dtype in ("int8", "int4")}
+    for packed in packs.values():
+        for x in (X[0], X[:8], X[:9], X[:9].reshape(3, 3, -1)):
+            fk.fused_linear(x, packed)
+    ways = ("in registers", "to panels")
+    assert fk.ledger().routes() == {
+        ("fused_linear", "cpu", f"{dtype} dequantized {way}"): 2 for dtype in packs for way in ways
+    }
+    explained = fk.fused_linear.explain(X, packs["int4"])
+    assert explained.chosen == "cpu" and "a quantized pack: for any number of rows of x" in str(explained)
+    assert "eager  no       weight.packed_by must be None or eager, got cpu" in str(explained)
+    assert "quantized" not in str(fk.fused_linear.explain(X, WEIGHT))
+    asked = fk.fused_linear.explain(X, fk.TensorSpec(WEIGHT.shape, "int8", packed_by="cpu"), training=True)
+    assert asked.chosen is None and "gradients are wanted" in str(asked)
+
+
+def test_other_backends_refuse_by_name():
+    packed = fk.pack_weight(WEIGHT, dtype="int8")
+    with fk.use_backend("eager"):
+        with pytest.raises(fk.NoBackendError, match="\n  eager: packs no int8 or int4 weights\n"):
+            fk.pack_weight(WEIGHT, dtype="int8")
+        with pytest.raises(fk.NoBackendError, match="\n  eager: weight.packed_by must be None or eager, got cpu\n"):
+            fk.fused_linear(X, packed)
+    with pytest.raises(ValueError, match="weight must be of dtype float32 .*, got int8"):
+        fk.fused_linear.explain(X, fk.TensorSpec(WEIGHT.shape, "int8"))  # of no pack
+    for device, why in (("npu:0", "npu does not have fused_linear"), ("gpu:0", "weight.packed_by must be None")):
+        explained = fk.fused_linear.explain(X, packed, device=device)
+        assert explained.chosen is None and f"{device[:3]}    no       {why}" in str(explained)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"weight": quantize(WEIGHT, "int8"), "dtype": "int4"}, "dtype must be None, got 'int4'; a QuantizedWeight is"),
+        ({"weight": quantize(WEIGHT, "int8"), "group_size": 32}, "group_size must be None, got 32; a QuantizedWeight"),
+        ({"weight": quantize(WEIGHT, "int8"), "symmetric": False}, "symmetric must be True, got False; a QuantizedW"),
+        ({"dtype": "int8", "group_size": 48}, "group_size must be 16, 32, 64, 128 or None"),
+        ({"dtype": "int8", "weight": WEIGHT[0]}, r"weight must be \[in_features, out_features\]"),
+        ({"dtype": "int4", "weight": WEIGHT.astype("i4")}, "weight must be .* got .*int32"),
+        ({"dtype": "bfloat16", "symmetric": False}, "symmetric must be True, got False; bfloat16 and float32 packs"),
+    ],
+)
+def test_bad_packs_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"pack_weight: {message}"):
+        fk.pack_weight(**({"weight": WEIGHT} | arguments))
+
+
+DAMAGE = {  # offset, bytes
+    "of this version": (8, b"\2"),
+    "a damaged header": (12, b"\5"),
+    "a damaged header, minimums": (13, b"\2"),
+    "a damaged header, scales": (14, b"\3"),
+    "a damaged header, a size": (23, b"\x80"),
+    "a damaged header, groups": (32, b"\x11"),
+    "a damaged header, no groups": (32, b"\0"),
+    "whole": (40, b"\0"),
+    "whole, other groups": (32, b"\x30"),
+    r"a weight of \[203, 70\]": (24, b"\x45"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_pack_is_refused(what):
+    array = quantized_panels.quantized_panels(quantize(WEIGHT, "int4", 32))
+    offset, replaced = DAMAGE[what]
+    assert array[offset] != replaced[0]
+    array[offset] = replaced[0]
+    with pytest.raises(ValueError, match=f"fused_linear_packed: packed must be .*{what.split(',')[0]}"):
+        runtime.native().linear_packed(X, array, *WEIGHT.shape)
+    with pytest.raises(ValueError, match="packed must be whole, "):
+        whole = quantized_panels.quantized_panels(quantize(WEIGHT, "int4", 32))
+        runtime.native().linear_packed(X, whole[:-64], *WEIGHT.shape)
+
+
+@pytest.mark.parametrize("dtype, group_size, symmetric", FORMATS)
+def test_a_pack_at_the_end_of_a_page(dtype, group_size, symmetric):
+    array = quantized_panels.quantized_panels(quantize(WEIGHT, dtype, group_size, symmetric))
+    assert array.ctypes.data % 64 == 0 and array.nbytes % 64 == 0
+    at_the_edge = guard_pages.guarded(array, "end")
+    for rows in (1, 9):
+        y = runtime.native().linear_packed(X[:rows], at_the_edge, *WEIGHT.shape)
+        np.testing.assert_array_equal(y, runtime.native().linear_packed(X[:rows], array, *WEIGHT.shape))
