@@ -23,3 +23,13 @@ def find(name: str) -> DeviceModel:
             if name and fits(full.lower(), name.lower()):
                 return model
     raise argument_error("plan", "--device", f"one of {', '.join(models)}, or how one begins", repr(name))
+
+
+def kind_of(name: str) -> str:
+    """How Paddle names the devices of this model: the name of its backend.
+
+    Raises:
+        ValueError: as `find`.
+    """
+    model = find(name)
+    return next(backend.name for backend in registry.loaded() if model in backend.device_models.values())

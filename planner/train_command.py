@@ -8,11 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusionkit_planner.verify import command as verification
+
 from fusionkit import extras
 from fusionkit.errors import argument_error
 
 if TYPE_CHECKING:
-    from fusionkit_planner.search import Answer, Question
+    from fusionkit_planner.search import Answer, Plan, Question
+    from fusionkit_planner.verify.run import Wanted
 
 HELP = "find the fastest layout of a training that fits: tensor, pipeline, sharding, micro-batch, recomputation"
 ROWS = 128
@@ -41,27 +44,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write", type=Path, metavar="FLAGS.json", help="the best plan as flags of the example's sft.py"
     )
+    verification.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     if absent := extras.missing(*(["matplotlib"] if options.chart else [])):
         raise ValueError(f"plan train: --chart: {absent}")
-    from fusionkit_planner import search, sft_flags, train_report
+    from fusionkit_planner import search, train_report
     from fusionkit_planner.result_files import require_writable, write_json
 
     require_writable("plan train", json=options.json, chart=options.chart, write=options.write)
     question = asked(options)
+    wanted = verification.wanted(options, question.memory_bytes)
     answer = search.search(question, _shown)
     if options.json:
         write_json(options.json, train_report.as_json(answer))
     if not answer.plans:
         raise ValueError(train_report.nothing(answer))
-    print(train_report.text(answer))
-    if options.write:
-        write_json(options.write, sft_flags.flags(answer.plans[0].layout, question.sequence, question.rates.dtype))
+    print(train_report.text(answer), flush=True)
+    _write_flags(options, answer, answer.plans[0])
     if options.chart:
         _draw(options.chart, answer)
-    return 0
+    return 0 if wanted is None else _verify(options, answer, wanted)
+
+
+def _verify(options: argparse.Namespace, answer: Answer, wanted: Wanted) -> int:
+    """The answer's files are there; what was measured takes their place."""
+    from fusionkit_planner import train_report
+    from fusionkit_planner.result_files import write_json
+    from fusionkit_planner.verify import report
+
+    found = verification.verify(options, answer, wanted)
+    where = wanted.launch.place
+    print("\n" + report.text(answer.question, where, found))
+    if options.json:
+        told = report.as_json(answer.question, where, found)
+        write_json(options.json, {**train_report.as_json(answer), "verification": told})
+    if found.best is not None:
+        _write_flags(options, answer, found.best)
+    return 128 + found.signal if found.signal else int(found.best is None)
+
+
+def _write_flags(options: argparse.Namespace, answer: Answer, plan: Plan) -> None:
+    from fusionkit_planner import sft_flags
+    from fusionkit_planner.result_files import write_json
+
+    if options.write:
+        question = answer.question
+        write_json(options.write, sft_flags.flags(plan.layout, question.sequence, question.rates.dtype))
 
 
 def asked(options: argparse.Namespace) -> Question:
@@ -73,7 +103,7 @@ def asked(options: argparse.Namespace) -> Question:
     from fusionkit_planner import architecture, known_rates, search
 
     model = architecture.read(options.model)
-    rates = known_rates.find(options.device, options.link)
+    rates = known_rates.find(options.device, verification.links(options))
     _require(options.devices >= 1, "--devices", "at least 1", options.devices)
     known_rates.require_joined(rates, options.devices)
     batch = max(ROWS, options.devices) if options.global_batch is None else options.global_batch

@@ -76,18 +76,25 @@ def _cells(question: Question, place: int, plan: Plan) -> tuple[str, ...]:
     one, time = plan.layout, plan.time
     return (
         str(place),
-        str(one.tensor),
-        f"{one.pipeline}x{one.virtual_stages}" if one.virtual_stages > 1 else str(one.pipeline),
-        str(one.data),
-        f"{one.sharding}/{one.stage}" if one.sharding > 1 else "-",
-        f"{one.micro_batch} of {one.micro_batches}",
-        one.recompute,
+        *layout_cells(one),
         f"{plan.needs_bytes / 1e9:.{1 if plan.needs_bytes >= 1e9 else 3}f}",
         f"{time.seconds:.3g}",
         rate(time.tokens_per_device(one, question.sequence)),
         f"{time.mfu(question.architecture, one, question.sequence, question.rates):.1%}",
         f"{time.exposed_communication:.3g}",
         f"{round(max(time.bubble, 0), 9):.3g}",
+    )
+
+
+def layout_cells(one: Layout) -> tuple[str, ...]:
+    """From tensor to recompute."""
+    return (
+        str(one.tensor),
+        f"{one.pipeline}x{one.virtual_stages}" if one.virtual_stages > 1 else str(one.pipeline),
+        str(one.data),
+        f"{one.sharding}/{one.stage}" if one.sharding > 1 else "-",
+        f"{one.micro_batch} of {one.micro_batches}",
+        one.recompute,
     )
 
 

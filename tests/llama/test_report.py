@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train import svg
 from examples.llama2_13b.train.memory import Memory
+from examples.llama2_13b.train.metrics import read_log
 from examples.llama2_13b.train.report import Report
 from tests.hanging import HANGING
 
@@ -208,6 +210,25 @@ def test_a_run_writes_its_page(sft_flags, no_measuring, no_drawing, tmp_path):
     page = Page((tmp_path / "run" / "report.html").read_text())
     assert page.texts["h1"] == ["sft run"] and "Ended with step 3 of 3." in page.texts["p"]
     assert "--learning_rate" in page.texts["td"]
+
+
+def test_a_run_that_only_measures_writes_figures_for_programs_and_no_model(
+    sft_flags, no_measuring, no_drawing, tmp_path, capsys
+):
+    assert sft(sft_flags(max_steps=2, warmup_steps=1, save_model=False)) == 0
+    figures = json.loads((tmp_path / "run" / "report.json").read_text())
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert figures["ending"] == "Ended with step 2 of 2." and set(figures["layout"].values()) == {1}
+    assert figures["memory"]["measured"] == [log[-1]["peak_memory"]]
+    (predicted,) = figures["memory"]["predicted"]
+    assert predicted["peak"] > predicted["parameters"] == predicted["gradients"] > 0
+    assert all(0 < line["seconds"] < 600 for line in log)
+    assert {path.name for path in (tmp_path / "run").iterdir()} - {".lock"} == {
+        "log.jsonl", "loss.png", "report.html", "report.json"
+    }  # fmt: skip
+    assert "log.jsonl, and no model as --save_model is false" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--save_dtype must be left out without a model to save, got float32"):
+        sft_flags(save_model=False, save_dtype="float32")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")

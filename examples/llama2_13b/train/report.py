@@ -1,9 +1,10 @@
-"""`report.html`: a run on one page, which needs no other file and no network."""
+"""`report.html`: a run on one page, which needs no other file and no network. `report.json`: its figures alone."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,21 @@ class Report:
     timeline: Sequence[str] = ()
 
     def write(self, path: Path) -> None:
+        """The page, and beside it what a program reads."""
+        atomic.write_file(path.with_suffix(".json"), (json.dumps(self.figures(), indent=1) + "\n").encode())
         atomic.write_file(path, self.page().encode(errors="replace"))
+
+    def figures(self) -> dict[str, Any]:
+        """Memory in bytes, of each rank in their order."""
+        return {
+            "ending": self.ending,
+            "layout": dict(self.layout),
+            "memory": {
+                "predicted": [asdict(one) for one in self.predicted],
+                "measured": list(self.measured),
+                "measured_of": self.measured_of,
+            },
+        }
 
     def page(self) -> str:
         title = escape(self.title)

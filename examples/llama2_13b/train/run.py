@@ -167,13 +167,18 @@ def _ended(trainer: Trainer, interrupted: int, predicted: list[memory.Memory], d
     elif trainer.mesh.is_first:
         if trainer.test_loss is not None:
             say(f"test loss: {trainer.test_loss:.4f}")
-        written = f"{NOTE}, so no model was written; log.jsonl" if fk.is_rehearsal() else "model and log.jsonl"
-        say(f"{written}: {trainer.flags.output_dir}")
+        say(f"{_written(trainer.flags)}: {trainer.flags.output_dir}")
     return 128 + interrupted if interrupted else 0
 
 
+def _written(flags: TrainingFlags) -> str:
+    if fk.is_rehearsal():
+        return f"{NOTE}, so no model was written; log.jsonl"
+    return "model and log.jsonl" if flags.save_model else "log.jsonl, and no model as --save_model is false"
+
+
 def _report(trainer: Trainer, ending: str, predicted: list[memory.Memory], done: int) -> None:
-    """Write `report.html`, and say the timeline and the memory that was measured. All processes call this."""
+    """Write the report, and say the timeline and the memory that was measured. All processes call this."""
     measured = [peak for (peak,) in trainer.mesh.gathered([trainer.peak_memory])]
     if not trainer.mesh.is_first:
         return
@@ -278,5 +283,5 @@ def _prepare_output(flags: TrainingFlags, stale: Iterable[str]) -> None:
         for checkpoint in training_state.checkpoints(output):
             shutil.rmtree(checkpoint)
         shutil.rmtree(output / "tensorboard", ignore_errors=True)
-        for name in ("log.jsonl", "report.html", "trace.json", *stale):
+        for name in ("log.jsonl", "report.html", "report.json", "trace.json", *stale):
             (output / name).unlink(missing_ok=True)

@@ -232,6 +232,7 @@ class Trainer:
             "step": self.step + 1,
             "loss": total / num_targets,
             "learning_rate": rate,
+            "seconds": seconds,
             "tokens_per_second": num_tokens / seconds,
             "tokens_per_second_per_device": num_tokens / seconds / self.mesh.processes,
             "mfu": flops / seconds / (peak_flops * self.mesh.processes),
@@ -304,7 +305,7 @@ class Trainer:
         self._checkpoints.save(self.step, state)
 
     def _save_model(self, output: Path) -> None:
-        if fk.is_rehearsal():
+        if fk.is_rehearsal() or not self.flags.save_model:
             return
         if self.mesh.is_first:
             training_state.write_files(output, self.files)

@@ -39,6 +39,7 @@ class TrainingFlags(Checked):
     max_grad_norm: float = flag("limit of the gradient's global norm; 0 for none", 1.0)
     bf16: bool = flag("bfloat16 arithmetic; parameters and optimizer stay float32", False)
     save_dtype: str | None = flag(f"of the final model: {' | '.join(DTYPES)}; that of its source if not given", None)
+    save_model: bool = flag("false: write no model at the end, for a run that only measures", True)
     recompute: bool = flag("compute activations again instead of keeping them", False)
     recompute_granularity: str = flag(
         "full | full_attn | core_attn: of a layer all, its attention, or that without its products", "full"
@@ -84,6 +85,7 @@ class TrainingFlags(Checked):
             self.require(self.decay_steps > self.warmup_steps, "decay_steps", f"above warmup_steps {self.warmup_steps}")
             self.require(self.lr_scheduler_type != "constant", "decay_steps", "left out with a constant rate")
         self.require(self.save_dtype in (None, *DTYPES), "save_dtype", " or ".join(DTYPES))
+        self.require(self.save_model or self.save_dtype is None, "save_dtype", "left out without a model to save")
         named = " or ".join(GRANULARITIES)
         self.require(self.recompute_granularity in GRANULARITIES, "recompute_granularity", named)
         again = self.recompute or self.recompute_granularity == "full"
