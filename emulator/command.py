@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rehearse", action="store_true", help=rehearses)
     parser.add_argument("--report", metavar="FILE", help="of a rehearsal, as JSON")
     parser.add_argument("--trace", metavar="FILE", help="of a rehearsal's last step in simulated time, for Chrome")
+    uneven = "of a rehearsal: stages of the pipeline are meant to have unequal numbers of layers"
+    parser.add_argument("--uneven", action="store_true", help=uneven)
     rates = f"whose rates it takes: a name or a file of `plan probe` (default for npu: {DEFAULT_RATES})"
     parser.add_argument("--device", metavar="NAME", help=rates)
     joined = f"{known_rates.LINK}: so many devices are joined at this rate, as for plan train"
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         run_command = rehearsal.passed_through if options.fallbacks is None else partial(_counted, options.fallbacks)
         if options.rehearse:
             given = {**os.environ, **variables}
-            return rehearsal.run(command, given, run_command, options.report, options.trace, rates)
+            return rehearsal.run(command, given, run_command, options.report, options.trace, rates, options.uneven)
         if options.fallbacks is not None:
             return run_command(command, {**os.environ, **variables})
         os.execvpe(command[0], command, {**os.environ, **variables})
@@ -91,6 +93,8 @@ def _check(options: argparse.Namespace) -> int:
         raise ValueError(f"emulate: --devices must be given with --rehearse, got none. {advice}")
     if options.report is not None and not options.rehearse:
         raise ValueError("emulate: --report must come with --rehearse, whose findings it is for. Add --rehearse")
+    if options.uneven and not options.rehearse:
+        raise ValueError("emulate: --uneven must come with --rehearse, which compares stages. Add --rehearse")
     if options.trace is not None and not options.rehearse:
         raise ValueError("emulate: --trace must come with --rehearse, whose step it shows. Add --rehearse")
     if (options.device or options.link) and options.trace is None:

@@ -1,6 +1,7 @@
 """`fusionkit emulate --rehearse`: runs a command whose devices compute nothing, and tells what its processes found.
 
-Each process keeps a file of JSON lines, emulator/csrc/rehearsal/record.h, which is there however the process ends.
+Each process keeps a file of JSON lines, emulator/csrc/rehearsal/record.h, which is there however the process ends, and
+one of what its forward passes call, emulator/csrc/rehearsal/forward.cc.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusionkit_emulator import environment, timeline
+from fusionkit_emulator import environment, stages, timeline
 from fusionkit_planner.rates import Rates
 
 from fusionkit.rehearsal import NOTE, VARIABLE
@@ -30,7 +31,11 @@ Run = Callable[[Sequence[str], Mapping[str, str]], int]
 
 @dataclass(frozen=True)
 class Rank:
-    """What one process found; each field is a slot of its file, empty where it has not come so far."""
+    """What one process found; each field is a slot of its file, empty where it has not come so far.
+
+    Args:
+        forward: how often its forward passes call each kernel, by line of code.
+    """
 
     process: dict[str, Any]
     peak: dict[str, Any]
@@ -38,11 +43,13 @@ class Rank:
     failure: dict[str, Any]
     reads: dict[str, Any]
     counts: dict[str, Any]
+    forward: stages.Counts = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Rank:
         lines = path.read_text(errors="replace").splitlines()
-        return cls(*(_parsed(line) for line in [*lines, *[""] * len(SLOTS)][: len(SLOTS)]))
+        slots = (_parsed(line) for line in [*lines, *[""] * len(SLOTS)][: len(SLOTS)])
+        return cls(*slots, stages.read(path.with_suffix(".forward")))
 
     @property
     def number(self) -> int:
@@ -65,11 +72,13 @@ def run(
     output: str | None,
     trace: str | None = None,
     rates: Rates | None = None,
+    is_uneven: bool = False,
 ) -> int:
     """Run the command and print the report to stderr, and to the file `output` as JSON.
 
     Args:
         trace: the file of the timeline, which is priced by `rates`.
+        is_uneven: stages are meant to have unequal numbers of layers.
 
     Returns:
         The command's exit status. 1 where it is 0 and the rehearsal found a failure, or met no device.
@@ -79,13 +88,14 @@ def run(
         record[f"{environment.PREFIX}TRACE"] = str(int(trace is not None))
         status = run_command(command, {**variables, **record})
         ranks = ranks_of(Path(folder))
-        print("\n".join(report(ranks, status)), file=sys.stderr)
+        unequal = [] if is_uneven or status else unequal_stages(ranks)
+        print("\n".join([*report(ranks, status), *unequal]), file=sys.stderr)
         if trace is not None and rates is not None and ranks:
             processes = [(rank.process["pid"], rank.number) for rank in ranks]
             print("\n".join(timeline.write(trace, Path(folder), processes, rates)), file=sys.stderr)
     if output is not None:
-        Path(output).write_text(json.dumps(as_json(ranks, status), indent=1) + "\n")
-    failed = not ranks or any(rank.failure for rank in ranks)
+        Path(output).write_text(json.dumps(as_json(ranks, status, unequal), indent=1) + "\n")
+    failed = not ranks or bool(unequal) or any(rank.failure for rank in ranks)
     return status or int(failed)
 
 
@@ -105,8 +115,15 @@ def ranks_of(folder: Path) -> list[Rank]:
     return sorted((rank for rank in found if rank.process), key=lambda rank: (rank.number, rank.process["pid"]))
 
 
-def as_json(ranks: Sequence[Rank], status: int) -> dict[str, Any]:
-    return {"note": NOTE, "status": status, "ranks": [vars(rank) for rank in ranks]}
+def as_json(ranks: Sequence[Rank], status: int, unequal: Sequence[str]) -> dict[str, Any]:
+    return {"note": NOTE, "status": status, "unequal_stages": unequal, "ranks": [vars(rank) for rank in ranks]}
+
+
+def unequal_stages(ranks: Sequence[Rank]) -> list[str]:
+    """Lines; none where a rank failed, and has not done all of its work."""
+    if any(rank.failure for rank in ranks):
+        return []
+    return list(stages.unequal([(rank.number, rank.forward) for rank in ranks]))
 
 
 def report(ranks: Sequence[Rank], status: int) -> Iterator[str]:

@@ -43,6 +43,28 @@ def layer(rank):
     distributed.all_gather([], x)  # what comes after the layers
 
 
+def stage(rank):
+    """Two stages of a pipeline, of two layers each, but the second has one more. Each has an end: that is no layer."""
+    x = paddle.ones([64, 64])
+    if rank == 1:
+        distributed.recv(x, 0)
+    for each in nn.LayerList([nn.Linear(64, 64) for _ in range(2 + rank)]):
+        x = each(x)  # a layer of the stage
+    if rank == 0:
+        distributed.send(x, 1)
+    paddle.tanh(x)  # an end of the model
+
+
+def even(rank):
+    """The same without the mistake, and an end that is longer on one stage."""
+    x = paddle.ones([64, 64])
+    for each in nn.LayerList([nn.Linear(64, 64) for _ in range(4)]):
+        x = each(x)
+    for _ in range(1 + 2 * rank):
+        x = paddle.tanh(x)
+    distributed.all_reduce(x)
+
+
 def deadlock(rank):
     x = paddle.ones([4096])
     distributed.recv(x, 1 - rank)  # both wait for the other

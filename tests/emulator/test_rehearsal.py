@@ -50,6 +50,13 @@ FOUND = {
         f"rank 0: all_gather of 4096 float32 as call 3 at .*{line('what comes after the layers')}",
         f"rank 1: all_reduce .sum. of 4096 float32 as call 3 at .*{line('sum of a layer')}",
     ],
+    "stage": [
+        "unequal numbers of layers:",
+        "  rank 0: fewest",
+        "  rank 1: 3 for each 2 of rank 0",
+        f"matmul of .*{line('a layer of the stage')} in stage: 2 on rank 0, 3 on rank 1",
+        "add --uneven if the stages are meant to differ",
+    ],
     "deadlock": [
         "rank . must answer within 4 s, got nothing",
         f"rank 0: in recv of 4096 float32 from rank 1 at .*{line('both wait for the other')}",
@@ -72,6 +79,16 @@ def test_a_mistake_is_found_and_named(tmp_path, mistake):
     assert re.search(".*".join(each.replace("(sum)", ".sum.") for each in FOUND[mistake]), report, re.DOTALL), report
 
 
+def test_equal_stages_with_unequal_ends_are_no_mistake_nor_are_stages_that_are_meant_to_differ(tmp_path):
+    root, report = str(Path(__file__).parents[2]), tmp_path / "report.json"
+    for mistake, options in (("even", ()), ("stage", ("--uneven",))):
+        launch = (LAUNCH, "--devices", "0,1", "--log_dir", str(tmp_path), str(MISTAKES), mistake)
+        ran = rehearse(*launch, devices=2, options=("--report", str(report), *options), PYTHONPATH=root)
+        assert ran.returncode == 0 and "FOUND" not in ran.stderr, ran.stderr
+        told = json.loads(report.read_text())
+        assert told["unequal_stages"] == [] and all(rank["forward"] for rank in told["ranks"])
+
+
 SIZES = SLICE | {"vocab_size": 511, "hidden_size": 256, "intermediate_size": 320, "head_dim": 32}
 # Axes of two ranks, and steps on each.
 STEP = {"rows": 2, "tokens": 64}
@@ -86,7 +103,7 @@ def test_memory_is_that_of_a_run_that_computes(tmp_path, axis):
     """What Paddle accounts, and what the rehearsal's own report says of its last step."""
     degrees, report = {f"{axis}_parallel_degree": 2}, tmp_path / "report.json"
     computed = steps_of(SIZES, degrees, LAYOUTS[axis], tmp_path / "computed")
-    options = ("--rehearse", "--report", str(report))
+    options = ("--rehearse", "--report", str(report), "--uneven")  # three layers on two stages
     rehearsed = steps_of(SIZES, degrees, LAYOUTS[axis], tmp_path / "rehearsed", options=options)
     for one, other in zip(computed, rehearsed, strict=True):
         assert len(one) == len(other) == len(LAYOUTS[axis])
@@ -156,6 +173,7 @@ def test_the_example_rehearses_without_weights_and_writes_no_model(tmp_path):
         (["npu", "--rehearse", "true"], "--devices must be given with --rehearse, got none. Write --devices 8"),
         (["gpu", "--rehearse", "--devices", "8", "true"], "no device type is called 'gpu'"),
         (["npu", "--report", "x.json", "true"], "--report must come with --rehearse"),
+        (["npu", "--uneven", "true"], "--uneven must come with --rehearse"),
         (
             ["npu", "--rehearse", "--devices", "2", "--report", "/nowhere/x.json", "true"],
             "--report must be a file in a folder that is there, got '/nowhere/x.json'",

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "device.h"
+#include "rehearsal/forward.h"
 #include "rehearsal/record.h"
 #include "rehearsal/trace.h"
 
@@ -39,6 +40,7 @@ void Accounts::begin(const char* name, const Caller& from) {
   ++number_;
   ++num_kernels_;
   count_kernel();
+  count_forward(name, from);
 }
 
 void Accounts::leave_update() {
