@@ -47,6 +47,7 @@ class Work:
         gathered_bytes: keys and values that go to the other ranks of context, whole.
         weights: elements whose gradient a product joins.
         kernels: launched.
+        collective, sent_bytes: of tensor parallelism that no product hides: of the embedding.
     """
 
     products: tuple[Matrix, ...] = ()
@@ -57,6 +58,8 @@ class Work:
     gathered_bytes: float = 0.0
     weights: float = 0.0
     kernels: float = 0.0
+    collective: Collective = ""
+    sent_bytes: float = 0.0
 
 
 def traffic_bytes(work: Work, system: System) -> float:
@@ -173,16 +176,24 @@ def head_backward(architecture: Architecture, layout: Layout, sequence: int, sys
 
 @lru_cache(maxsize=4096)
 def embedding_forward(architecture: Architecture, layout: Layout, sequence: int, system: System) -> Work:
-    """Rows are looked up: read and written."""
-    return Work(num_bytes=ELEMENT * 2.0 * tokens(layout, sequence) * architecture.hidden_size, kernels=3)
+    """Rows are looked up: read and written. Each rank of tensor has some rows, and their results are added."""
+    whole = float(ELEMENT * tokens(layout, sequence) * architecture.hidden_size)
+    added: Collective = "gather" if layout.sequence_parallel else "all_reduce"
+    if layout.tensor == 1:
+        return Work(num_bytes=2 * whole, kernels=3)
+    return Work(num_bytes=2 * whole, kernels=3, collective=added, sent_bytes=whole)
 
 
 @lru_cache(maxsize=4096)
 def embedding_backward(architecture: Architecture, layout: Layout, sequence: int, system: System) -> Work:
-    """Its gradient is as large as the table, whatever the number of tokens."""
+    """Its gradient is as large as the table, whatever the number of tokens. Ranks that divide tokens gather theirs."""
     a = architecture
+    whole = float(ELEMENT * tokens(layout, sequence) * a.hidden_size)
+    gathers = layout.tensor > 1 and layout.sequence_parallel
     return Work(
-        num_bytes=ELEMENT * 2.0 * tokens(layout, sequence) * a.hidden_size,
+        num_bytes=2 * whole,
         weights=a.hidden_size * a.vocab_size / layout.tensor,
         kernels=3,
+        collective="gather" if gathers else "",
+        sent_bytes=whole if gathers else 0.0,
     )

@@ -134,6 +134,10 @@ class Rates:
         level = self.level(distance + 1)
         return num_bytes / level.bandwidth + level.latency
 
+    def share_links(self, devices: int, others: int) -> bool:
+        """Whether what moves between so many neighbours takes the links of what moves between so many others."""
+        return self.level(devices).name == self.level(others).name
+
     def _ring_bandwidth(self, level: Level, stride: int) -> float:
         """A ring that leaves a node once has the links of all its devices there, but for the rings beside it."""
         inside = [one for one in self.levels if one.devices < level.devices]

@@ -31,6 +31,7 @@ class System:
         gathers_again: with sequence parallelism a product's input is gathered a second time, for the weight's gradient.
         hides_gradients: those of the gradients run beside the last backward pass.
         divides_sends: each rank of tensor sends a part of what goes to the next stage.
+        adds_tied: the first stage and the last add the gradients of a tied embedding when all passes have ended.
         data_is_outermost: neighbours along data are further apart than those of a pipeline, else nearer.
         source: of these.
     """
@@ -55,6 +56,7 @@ class System:
     gathers_again: bool
     hides_gradients: bool
     divides_sends: bool
+    adds_tied: bool
     data_is_outermost: bool
     source: str
 
@@ -82,6 +84,7 @@ FUSIONKIT = System(
     gathers_again=False,
     hides_gradients=True,
     divides_sends=False,
+    adds_tied=True,
     data_is_outermost=True,
     source="fusionkit's own ops: docs/mc2.md, docs/training.md, and the specs' costs",
 )

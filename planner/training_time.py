@@ -5,13 +5,14 @@ Source of the overlap of products with collectives: the bounds of docs/mc2.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fusionkit_planner import passes, pipeline_schedule
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.layout import Layout
-from fusionkit_planner.passes import Matrix, Work
+from fusionkit_planner.passes import Collective, Matrix, Work
 from fusionkit_planner.pipeline_schedule import Durations
 from fusionkit_planner.rates import Rates
 from fusionkit_planner.system import FUSIONKIT, System
@@ -30,6 +31,7 @@ class Machine(Protocol):
     def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
     def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
     def send_seconds(self, num_bytes: float, distance: int) -> float: ...
+    def share_links(self, devices: int, others: int) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -63,21 +65,31 @@ class StepTime:
 
 @dataclass(frozen=True)
 class PassTime:
-    """Seconds of a pass on one device; launches count where the device waits for them."""
+    """Seconds of a pass on one device; launches count where the device waits for them.
+
+    Args:
+        sending: of `compute` and `exposed`, those in which collectives of tensor or context move.
+    """
 
     compute: float = 0.0
     exposed: float = 0.0
     launches: float = 0.0
+    sending: float = 0.0
 
     @property
     def seconds(self) -> float:
         return self.compute + self.exposed + self.launches
 
     def __add__(self, other: PassTime) -> PassTime:
-        return PassTime(self.compute + other.compute, self.exposed + other.exposed, self.launches + other.launches)
+        return PassTime(
+            self.compute + other.compute,
+            self.exposed + other.exposed,
+            self.launches + other.launches,
+            self.sending + other.sending,
+        )
 
     def __mul__(self, count: float) -> PassTime:
-        return PassTime(count * self.compute, count * self.exposed, count * self.launches)
+        return PassTime(count * self.compute, count * self.exposed, count * self.launches, count * self.sending)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,8 @@ def step(
     busiest = max(range(len(stages)), key=lambda stage: durations[stage].work)
     work = sum((f + b for f, b in stages[busiest]), PassTime()) * layout.micro_batches
     sent = gradients(architecture, layout, rates, system)
-    hidden = min(sent.beside, hideaway(layout, durations[busiest])) if system.hides_gradients else 0.0
+    free = free_links(stages[busiest], layout, rates, system) if sent.beside else durations[busiest]
+    hidden = min(sent.beside, hideaway(layout, free)) if system.hides_gradients else 0.0
     optimizer = rates.update_seconds(weights(architecture, layout) / owners(layout), system)
     exposed = sent.seconds - hidden
     return StepTime(
@@ -155,8 +168,7 @@ def pieces(architecture: Architecture, layout: Layout, sequence: int, rates: Mac
         back = back + price(scores)
     sent = passes.ELEMENT * passes.tokens(layout, sequence) * architecture.hidden_size
     divides = layout.sequence_parallel or system.divides_sends
-    nearer = layout.sharding if system.data_is_outermost else layout.copies
-    distance = layout.tensor * layout.context * nearer
+    distance = distance_of_stages(layout, system)
     return Pieces(
         (ahead, back),
         (price(passes.embedding_forward(*given)), price(passes.embedding_backward(*given))),
@@ -189,26 +201,33 @@ def stage_passes(layers: int, layout: Layout, cut: Pieces) -> list[list[tuple[Pa
 
 def price_of(work: Work, layout: Layout, rates: Machine, system: System) -> PassTime:
     """A pass: kernels one after the other, and what their collectives take beyond them."""
-    compute, exposed = 0.0, 0.0
+    compute = 0.0
+    sending = exposed = _collective(work.collective, work.sent_bytes, layout, rates)
     for product in work.products:
         alone = rates.product_seconds(product.rows, product.in_features, product.out_features)
-        compute += alone
-        exposed += _exposed(product, alone, layout, rates, system)
+        sent = _collective(product.collective, product.sent_bytes, layout, rates)
+        compute, sending = compute + alone, sending + sent
+        exposed += _exposed(product, alone, sent, layout, system)
     compute += rates.attention_seconds(work.score_flops)
     compute += rates.traffic_seconds(work, system)
     if layout.context > 1 and work.gathered_bytes:
         gathered = rates.gather_seconds(layout.context, work.gathered_bytes, layout.tensor)
         exposed += max(0.0, gathered - rates.attention_seconds(work.score_flops) * (1 - 1 / layout.context))
-    return PassTime(compute, exposed, rates.waiting_seconds(work.kernels, compute + exposed))
+        sending += gathered
+    return PassTime(compute, exposed, rates.waiting_seconds(work.kernels, compute + exposed), sending)
 
 
-def _exposed(product: Matrix, alone: float, layout: Layout, rates: Machine, system: System) -> float:
-    """By the bounds of docs/mc2.md: one chunk of the product, or of a sum, has nothing to run beside it."""
-    if not product.collective:
+def _collective(name: Collective, num_bytes: float, layout: Layout, rates: Machine) -> float:
+    """Alone, between ranks of tensor."""
+    if not name:
         return 0.0
-    price = rates.all_reduce_seconds if product.collective == "all_reduce" else rates.gather_seconds
-    collective = price(layout.tensor, product.sent_bytes)
-    if not system.hides_tensor:
+    price = rates.all_reduce_seconds if name == "all_reduce" else rates.gather_seconds
+    return price(layout.tensor, num_bytes)
+
+
+def _exposed(product: Matrix, alone: float, collective: float, layout: Layout, system: System) -> float:
+    """By the bounds of docs/mc2.md: one chunk of the product, or of a sum, has nothing to run beside it."""
+    if not product.collective or not system.hides_tensor:
         return collective
     chunks = most_chunks(product.rows // layout.tensor, int(product.sent_bytes / product.rows))
     if product.collective == "all_reduce":
@@ -229,19 +248,51 @@ def owners(layout: Layout) -> int:
 
 
 def gradients(architecture: Architecture, layout: Layout, rates: Machine, system: System) -> Exchange:
-    """Of a step. Each owner's sum is that of its sharding ranks first, and then of their like along data."""
+    """Of a step. Each owner's sum is that of its sharding ranks first, and then of their like along data.
+
+    In the end the two stages with a tied embedding add theirs.
+    """
     count, stride = weights(architecture, layout), layout.tensor
     near, owning = layout.sharding * layout.context, owners(layout)
     outside = layout.pipeline if system.data_is_outermost else 1
-    sent = system.sent_gradient_bytes * count
+    sent, tied = system.sent_gradient_bytes * count, _tied_sum(architecture, layout, rates, system)
     if owning == 1:
-        return Exchange(rates.all_reduce_seconds(near * layout.data, sent, stride * outside), 0.0)
+        return Exchange(rates.all_reduce_seconds(near * layout.data, sent, stride * outside), tied)
     summed = (layout.micro_batches if layout.stage >= 2 else 1) * rates.gather_seconds(near, sent, stride)
     over_data = rates.all_reduce_seconds(layout.data, sent / owning, stride * near * outside)
     back = rates.gather_seconds(owning, system.sent_parameter_bytes * count, stride)
     if layout.stage == 3:
-        return Exchange(summed + 2 * layout.micro_batches * back, over_data)
-    return Exchange(summed, over_data + back)
+        return Exchange(summed + 2 * layout.micro_batches * back, over_data + tied)
+    return Exchange(summed, over_data + back + tied)
+
+
+def _tied_sum(architecture: Architecture, layout: Layout, rates: Machine, system: System) -> float:
+    """The first stage and the last send each other the gradient of their common table."""
+    if layout.pipeline == 1 or not architecture.is_tied or not system.adds_tied:
+        return 0.0
+    table = architecture.vocab_size * architecture.hidden_size / layout.tensor
+    distance = (layout.pipeline - 1) * distance_of_stages(layout, system)
+    return rates.send_seconds(system.sent_gradient_bytes * table, distance)
+
+
+def distance_of_stages(layout: Layout, system: System) -> int:
+    """Devices from one stage to the next."""
+    return layout.tensor * layout.context * (layout.sharding if system.data_is_outermost else layout.copies)
+
+
+def free_links(
+    chunks: Sequence[tuple[PassTime, PassTime]], layout: Layout, rates: Machine, system: System
+) -> Durations:
+    """A stage's passes without the seconds in which tensor's collectives hold the links that its exchange needs, too.
+
+    Where they share links one moves after the other, however they are interleaved: their bytes add up.
+    """
+    outside = layout.pipeline if system.data_is_outermost else 1
+    near = layout.tensor * layout.context * layout.sharding
+    span = near if owners(layout) > 1 else near * layout.data * outside
+    shared = layout.tensor * layout.context > 1 and rates.share_links(layout.tensor * layout.context, span)
+    free = [[each.seconds - (each.sending if shared else 0.0) for each in way] for way in zip(*chunks, strict=True)]
+    return Durations(tuple(free[0]), tuple(free[1]))
 
 
 def hideaway(layout: Layout, passes: Durations) -> float:

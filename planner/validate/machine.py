@@ -118,3 +118,6 @@ class FittedMachine:
         if distance < NODE:
             return num_bytes / self.of["link_rate"] + self.of["latency"]
         return num_bytes * NODE / self.of["node_rate"] + self.of["latency"]
+
+    def share_links(self, devices: int, others: int) -> bool:
+        return (devices <= NODE) == (others <= NODE)

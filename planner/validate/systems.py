@@ -27,6 +27,7 @@ MEGATRON_GPT = System(
     gathers_again=True,
     hides_gradients=False,
     divides_sends=True,
+    adds_tied=False,  # it does, but vTrain's rows do not say how long it takes: docs/planner.md, what is missed
     data_is_outermost=False,
     source="Narayanan et al. 2021, arXiv:2104.04473, sections 4.1 and 4.2; Korthikanti et al. 2022, arXiv:2205.05198",
 )
@@ -51,6 +52,7 @@ MEGATRON_CORE = System(
     gathers_again=True,
     hides_gradients=False,
     divides_sends=True,
+    adds_tied=True,
     data_is_outermost=False,
     source="Megatron-Core's documentation: distributed optimizer, fused cross entropy; SimuMax, docs/b200",
 )

@@ -60,13 +60,38 @@ def test_a_product_without_memory_traffic_takes_its_flops():
 
 def test_a_layer_sends_what_megatron_sends():
     """Two all-reduces forward and two backward, or their halves with sequence parallelism (arXiv:2205.05198, 4.2.2).
-    The head has one more of each direction."""
+    The head has one more backward, and the embedding forward; their halves have a dual each."""
     alone, whole = replace(FUSIONKIT, hides_tensor=False), 2 * 2048 * SMALL.hidden_size
     summed = training_time.step(SMALL, Layout(tensor=4), 2048, CARD, alone).exposed_communication
-    assert summed == pytest.approx((4 * SMALL.num_hidden_layers + 1) * CARD.all_reduce_seconds(4, whole))
+    assert summed == pytest.approx((4 * SMALL.num_hidden_layers + 2) * CARD.all_reduce_seconds(4, whole))
     halves = training_time.step(SMALL, Layout(tensor=4, sequence_parallel=True), 2048, CARD, alone)
-    times = 8 * SMALL.num_hidden_layers + 2
+    times = 8 * SMALL.num_hidden_layers + 4
     assert halves.exposed_communication == pytest.approx(times * CARD.gather_seconds(4, whole))
+
+
+def test_stages_with_a_tied_embedding_send_each_other_its_gradient():
+    """Once a step, in float32, after everything else: from stage 0 to stage 3, two devices each."""
+    layout, table = Layout(tensor=2, pipeline=4, micro_batches=4), SMALL.vocab_size * SMALL.hidden_size / 2
+    for model, told in ((SMALL, 0.0), (replace(SMALL, is_tied=True), CARD.send_seconds(4 * table, 6))):
+        found = training_time.gradients(model, layout, CARD, FUSIONKIT)
+        assert (found.beside, found.after) == (0.0, told)
+    tied = replace(SMALL, is_tied=True)
+    assert training_time.gradients(tied, Layout(tensor=2), CARD, FUSIONKIT).seconds == 0
+    assert training_time.gradients(tied, layout, CARD, replace(FUSIONKIT, adds_tied=False)).seconds == 0
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_what_travels_beside_passes_waits_while_tensors_collectives_hold_the_links(stage):
+    """Of one level of links they move one after the other; where ranks of tensor have links of their own, at a time."""
+    layout = Layout(tensor=2, sharding=4, stage=stage, sequence_parallel=True, micro_batches=2)
+    node, pair = Level("node", 8, 2e8, 0.0), Level("pair", 2, 2e8, 0.0)
+    one, two = (replace(CARD, levels=levels) for levels in ((node,), (pair, node)))
+    sent = one.gather_seconds(2, 2 * 2048 * SMALL.hidden_size)
+    # Of a layer 4 forward and 4 backward; of head and embedding one each.
+    forward, backward = (4 * SMALL.num_hidden_layers + 2) * sent, (4 * SMALL.num_hidden_layers + 2) * sent
+    held = {1: backward, 2: 2 * backward, 3: 2 * (forward + backward)}[stage]
+    same, apart = (training_time.step(SMALL, layout, 2048, rates).exposed_communication for rates in (one, two))
+    assert same - apart == pytest.approx(held)
 
 
 def test_ranks_of_context_gather_keys_and_values_and_send_their_gradients_back():
