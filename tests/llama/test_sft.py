@@ -547,6 +547,7 @@ def test_flags_come_from_the_command_line_and_a_json_file(tmp_path):
     "argv, words",
     [
         (("--learning_rat", "1"), "there is no flag --learning_rat; did you mean --learning_rate?"),
+        (("--logging_steps", "1"), "there is no flag --logging_steps; --help lists every flag"),
         (("--xyzzy", "1"), "there is no flag --xyzzy; --help lists every flag"),
         (("--max_steps", "many"), "--max_steps must be of type int, got 'many'"),
         (("--max_steps", "1.5"), "--max_steps must be of type int"),
