@@ -45,12 +45,19 @@ class Level:
         devices: that are together at this level, at most.
         bandwidth: bytes/s of one device in one direction, while all of them send.
         latency: seconds of a message without content.
+        is_mesh: each pair has a link of its own, and no other. So fewer devices have fewer links, and those of one
+            group are none of another's.
     """
 
     name: str
     devices: int
     bandwidth: float
     latency: float
+    is_mesh: bool = False
+
+    def bandwidth_to(self, peers: int) -> float:
+        """Of a device to so many others, bytes/s."""
+        return self.bandwidth * peers / (self.devices - 1) if self.is_mesh else self.bandwidth
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +130,7 @@ class Rates:
         if devices == 1:
             return 0.0
         level = self.level(devices * stride)
-        return (devices - 1) * (num_bytes / devices / self._ring_bandwidth(level, stride) + level.latency)
+        return (devices - 1) * (num_bytes / devices / self._ring_bandwidth(level, devices, stride) + level.latency)
 
     def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
         """A reduce-scatter, then a gather."""
@@ -132,17 +139,18 @@ class Rates:
     def send_seconds(self, num_bytes: float, distance: int) -> float:
         """From a device to the one that stands so many further on, while all of a level's devices send."""
         level = self.level(distance + 1)
-        return num_bytes / level.bandwidth + level.latency
+        return num_bytes / level.bandwidth_to(1) + level.latency
 
     def share_links(self, devices: int, others: int) -> bool:
         """Whether what moves between so many neighbours takes the links of what moves between so many others."""
-        return self.level(devices).name == self.level(others).name
+        one, other = self.level(devices), self.level(others)
+        return one.name == other.name and not one.is_mesh
 
-    def _ring_bandwidth(self, level: Level, stride: int) -> float:
+    def _ring_bandwidth(self, level: Level, devices: int, stride: int) -> float:
         """A ring that leaves a node once has the links of all its devices there, but for the rings beside it."""
         inside = [one for one in self.levels if one.devices < level.devices]
         if not inside or level.name == inside[-1].name:
-            return level.bandwidth
+            return level.bandwidth_to(devices - 1)
         return min(inside[-1].bandwidth, level.bandwidth * inside[-1].devices / min(stride, inside[-1].devices))
 
     def as_json(self) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def of(model: DeviceModel, dtype: str = "bfloat16") -> Rates:
         raise argument_error("plan", "dtype", known, dtype, f"{model.name} states no other rate", PROBE)
     mesh = model.link_topology == "mesh"
     sizes = (2, 4, NODE) if mesh else (NODE,)
-    joined = tuple(Level("node", size, model.link_bandwidth * (size - 1 if mesh else 1), 0.0) for size in sizes)
+    joined = tuple(Level("node", size, model.link_bandwidth * (size - 1 if mesh else 1), 0.0, mesh) for size in sizes)
     stated = "stated peak, nothing measured: "
     names = ("peak_flops", "memory_bandwidth", "memory_bytes", "levels")
     return Rates(

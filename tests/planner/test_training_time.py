@@ -181,8 +181,21 @@ def test_a_file_of_the_probe_comes_back(tmp_path):
     assert found.as_json() == measured.as_json() and found.products == measured.products
 
 
+def test_groups_on_a_mesh_have_the_links_between_their_own_members_alone():
+    """Eight devices with a link of 1 GB/s for each pair: of so many members each has one link fewer, wherever they
+    stand. A message takes one link, and groups along two axes share none."""
+    links = tuple(Level("node", size, (size - 1) * 1e9, 0.0, is_mesh=True) for size in (2, 4, 8))
+    mesh, switch = replace(CARD, levels=links), replace(CARD, levels=(Level("node", 8, 7e9, 0.0),))
+    for members, stride in ((2, 1), (2, 4), (4, 1), (4, 2), (8, 1)):
+        assert mesh.gather_seconds(members, 8e9, stride) == pytest.approx(8 / members)  # to all peers at a time
+        assert switch.gather_seconds(members, 8e9, stride) == pytest.approx((members - 1) * 8 / members / 7)
+    assert [mesh.send_seconds(1e9, distance) for distance in (1, 3, 4, 7)] == pytest.approx([1.0] * 4)
+    assert switch.share_links(2, 8) and not mesh.share_links(2, 8)
+
+
 def test_stated_rates_say_that_nothing_was_measured():
     card = rates.of(devices.find("910b"))
     assert card.level(2).bandwidth * 7 == card.level(8).bandwidth  # a mesh: a link to each peer
+    assert all(level.is_mesh for level in card.levels)
     assert all("nothing measured" in source for source in card.sources.values())
     assert rates.of(devices.find("A100")).level(2).bandwidth == 300e9
