@@ -116,7 +116,7 @@ def test_the_ledger_counts_the_ways_and_explain_says_what_a_pack_can_do():
         for x in (X[0], X[:8], X[:9], X[:9].reshape(3, 3, -1)):
             fk.fused_linear(x, packed)
     ways = ("in registers", "to panels")
-    assert fk.ledger().routes() == {
+    assert fk.ledger().ways() == {
         ("fused_linear", "cpu", f"{dtype} dequantized {way}"): 2 for dtype in packs for way in ways
     }
     explained = fk.fused_linear.explain(X, packs["int4"])

@@ -78,7 +78,7 @@ def _count_way(x: Any, weight: PackedWeight) -> None:
     if weight.dtype in QUANTIZED:
         few = math.prod(x.shape[:-1]) <= runtime.native().most_rows_in_registers()
         way = f"{weight.dtype} dequantized {'in registers' if few else 'to panels'}"
-        ledger().route("fused_linear", "cpu", way).add()
+        ledger().way("fused_linear", "cpu", way).add()
 
 
 def vjp(grad_outputs: Any, x: Any, weight: Any, bias: Any = None) -> dict[str, Any]:
