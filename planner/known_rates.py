@@ -14,10 +14,14 @@ from fusionkit.errors import argument_error
 
 THERE = "Run there: fusionkit plan probe --json probe.json, and give --device probe.json"
 LINK = "--link DEVICES:GB/s[:US]"
+USERS = f"{LINK} of the user"
 
 
-def find(name: str, links: list[str]) -> Rates:
+def find(name: str, links: list[str], whose: str = USERS) -> Rates:
     """Of `--device` and `--link`.
+
+    Args:
+        whose: the links are, in words.
 
     Raises:
         ValueError: nobody has stated or measured them.
@@ -28,7 +32,7 @@ def find(name: str, links: list[str]) -> Rates:
     ordered = tuple(levels[devices] for devices in sorted(levels))
     if named:
         _require_nested(ordered)
-    source = {f"level of {level.devices}": f"{LINK} of the user" for level in named}
+    source = {f"level of {level.devices}": whose for level in named}
     return replace(found, levels=ordered, sources={**found.sources, **source})
 
 

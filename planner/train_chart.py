@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,53 @@ MEMORY = ("parameters", "gradients", "optimizer", "activations", "logits", "buff
 MEMORY_COLOURS = ("#1f3b73", "#3f6fb5", "#8fb3e0", "#e08a2e", "#f2c14e", "#7b9e6b", "#cccccc")
 TIME_COLOURS = ("#3f6fb5", "#d1495b", "#cccccc", "#7b9e6b", "#f2c14e")
 
+Measured = Mapping[int, tuple[float, float | None]]  # place in the answer -> (bytes, seconds or None)
 
-def draw(path: Path, answer: Answer) -> None:
+
+def draw(path: Path, answer: Answer, measured: Measured | None = None) -> None:
+    """The plans of the list. What was measured of one of them is a diamond on its bars."""
     from matplotlib.figure import Figure
 
     question = answer.question
     places, plans = zip(*listed(answer.plans, BEST), strict=True)
     figure = Figure(figsize=(13, 1.8 + 0.42 * len(plans)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
+    measured = measured or {}
+    slowest = _marks(left, right, places, measured)
     stages = [peak(question, plan.layout) for plan in plans]
     _bars(left, {part: [getattr(stage, part) / 1e9 for stage in stages] for part in MEMORY}, MEMORY_COLOURS)
     left.axvline(question.memory_bytes / 1e9, color="black", linestyle="--", linewidth=1)
     left.set(xlabel="GB of the device that needs most; dashed: what it has", title="Memory")
     parts = {name: [getattr(plan.time, part) for plan in plans] for part, name in PARTS.items()}
     _bars(right, parts, TIME_COLOURS)
-    for place, plan in enumerate(plans):
+    for row, (place, plan) in enumerate(zip(places, plans, strict=True)):
         tokens = rate(plan.time.tokens_per_device(plan.layout, question.sequence))
-        right.annotate(f" {tokens} tokens/s/device", (plan.time.seconds, place), va="center", fontsize=8)
-    right.set_xlim(0, 1.4 * max(plan.time.seconds for plan in plans))
+        beyond = max(plan.time.seconds, measured.get(place, (0, None))[1] or 0)
+        right.annotate(f"  {tokens} tokens/s/device", (beyond, row), va="center", fontsize=8)
+    right.set_xlim(0, max(1.4 * max(plan.time.seconds for plan in plans), 1.4 * slowest))
     right.set(xlabel="seconds of a step", title="Time")
     labels = [f"{_label(plan.layout)}   {place + 1}" for place, plan in zip(places, plans, strict=True)]
     left.set_yticks(range(len(plans)), labels)
     left.invert_yaxis()
     figure.suptitle(
-        f"simulated: {question.architecture.name} on {question.devices} x {question.rates.name}, "
+        f"{'simulated, diamonds measured' if measured else 'simulated'}: "
+        f"{question.architecture.name} on {question.devices} x {question.rates.name}, "
         f"{question.global_batch} rows of {question.sequence} tokens",
         fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, format="png")
+
+
+def _marks(left: Any, right: Any, places: Sequence[int], measured: Measured) -> float:
+    """The most seconds among them; before the bars, whose legends name them."""
+    rows = [(row, *measured[place]) for row, place in enumerate(places) if place in measured]
+    memory = [(size / 1e9, row) for row, size, _ in rows]
+    time = [(seconds, row) for row, _, seconds in rows if seconds is not None]
+    for axes, points in ((left, memory), (right, time)):
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker="D", color="black", s=28, label="measured", zorder=3)
+    return max((seconds for seconds, _ in time), default=0.0)
 
 
 def _bars(axes: Any, parts: dict[str, list[float]], colours: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from fusionkit.errors import argument_error
 
 if TYPE_CHECKING:
     from fusionkit_planner.search import Answer, Plan, Question
+    from fusionkit_planner.train_chart import Measured
     from fusionkit_planner.verify.run import Wanted
 
 HELP = "find the fastest layout of a training that fits: tensor, pipeline, sharding, micro-batch, recomputation"
@@ -82,6 +83,8 @@ def _verify(options: argparse.Namespace, answer: Answer, wanted: Wanted) -> int:
         write_json(options.json, {**train_report.as_json(answer), "verification": told})
     if found.best is not None:
         _write_flags(options, answer, found.best)
+    if options.chart:
+        _draw(options.chart, answer, found.marks)
     return 128 + found.signal if found.signal else int(found.best is None)
 
 
@@ -103,7 +106,7 @@ def asked(options: argparse.Namespace) -> Question:
     from fusionkit_planner import architecture, known_rates, search
 
     model = architecture.read(options.model)
-    rates = known_rates.find(options.device, verification.links(options))
+    rates = known_rates.find(options.device, *verification.links(options))
     _require(options.devices >= 1, "--devices", "at least 1", options.devices)
     known_rates.require_joined(rates, options.devices)
     batch = max(ROWS, options.devices) if options.global_batch is None else options.global_batch
@@ -140,7 +143,7 @@ def _shown(candidates: Sequence[Any]) -> Iterable[Any]:
     return shown
 
 
-def _draw(path: Path, answer: Answer) -> None:
+def _draw(path: Path, answer: Answer, measured: Measured | None = None) -> None:
     from fusionkit_planner import train_chart
 
-    train_chart.draw(path, answer)
+    train_chart.draw(path, answer, measured)

@@ -78,13 +78,15 @@ def wanted(options: argparse.Namespace, memory_bytes: float) -> Wanted | None:
     return run.Wanted(model, options.data, entry, launch, steps, limit)
 
 
-def links(options: argparse.Namespace) -> list[str]:
-    """`--link`, or what `--shape` makes of it."""
+def links(options: argparse.Namespace) -> tuple[list[str], str]:
+    """(`--link`, or what `--shape` makes of it, whose they are)."""
+    from fusionkit_planner.known_rates import USERS
+
     if not options.shape or options.link:
-        return list(options.link)
+        return list(options.link), USERS
     from fusionkit_planner.verify.commands import bytes_per_s
 
-    return [f"{options.devices}:{bytes_per_s(options.shape) / 1e9}"]
+    return [f"{options.devices}:{bytes_per_s(options.shape) / 1e9}"], f"--shape {options.shape}, less headers"
 
 
 def verify(options: argparse.Namespace, answer: Answer, what: Wanted) -> Verified:

@@ -103,6 +103,11 @@ class Verified:
         """None where every run failed, or there was none."""
         return self.order[0][0] if any(not run.reason for run in self.runs) else None
 
+    @property
+    def marks(self) -> dict[int, tuple[float, float | None]]:
+        """Place in the answer, from 0 -> (bytes of the fullest rank, seconds), of the runs that did not fail."""
+        return {run.place - 1: (max(run.peaks), run.seconds) for run in self.runs if not run.reason}
+
     def of(self, plan: Plan) -> Measured | None:
         return next((run for run in self.runs if run.plan is plan), None)
 

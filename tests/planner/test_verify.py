@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -12,12 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
-from fusionkit_planner import dominance, search
+from fusionkit_planner import dominance, known_rates, search, train_chart, train_command
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.layout import Layout
 from fusionkit_planner.rates import Level, Rates
 from fusionkit_planner.search import Plan, Question
 from fusionkit_planner.training_time import StepTime
+from fusionkit_planner.verify import command as verification
 from fusionkit_planner.verify import commands, material, measured, place, reading, report, run
 from fusionkit_planner.verify.commands import Launch
 from fusionkit_planner.verify.measured import Correction, Measured
@@ -104,6 +106,42 @@ def test_one_factor_corrects_all_times_and_measurement_decides_the_order():
     assert "simulated x 3.000" in text and "The measured order is 3, 2, by places in the simulation" in text
     assert "Failed: plan 1, tensor 2" in text and "out of memory" in text
     assert "Largest error of a step's time: simulated 83.3%, corrected 100.0%" in text
+
+
+class Axes:
+    """Keeps what is drawn."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+
+    def scatter(self, x: list[float], y: list[float], **_: object) -> None:
+        self.points += zip(x, y, strict=True)
+
+
+def test_the_chart_marks_what_was_measured_on_the_bars_of_its_plan(tmp_path):
+    done = runs()
+    found = measured.verified(QUESTION, [each.plan for each in done], done, is_host=True)
+    left, right = Axes(), Axes()
+    assert train_chart._marks(left, right, (0, 2, 1), found.marks) == 12.0  # the second bar is the third plan
+    assert left.points == [(2.0, 1), (2.0, 2)] and right.points == [(6.0, 1), (12.0, 2)]
+    rehearsed = {1: (3e9, None)}
+    assert train_chart._marks(left, right, (0, 1), rehearsed) == 0.0
+    assert left.points[-1] == (3.0, 1) and len(right.points) == 2
+    train_chart.draw(tmp_path / "plan.png", search.search(QUESTION), found.marks)
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_shaped_link_is_the_simulated_one_without_headers():
+    def rates_of(*words: str) -> Rates:
+        parser = argparse.ArgumentParser()
+        train_command.add_arguments(parser)
+        options = parser.parse_args(["--model", "m", "--device", "910b", "--devices", "2", *words])
+        return known_rates.find("910b", *verification.links(options))
+
+    level = rates_of("--shape", "400mbit").level(2)
+    assert level.bandwidth == pytest.approx(0.96 * 50e6) and level.latency == 0
+    assert rates_of("--shape", "400mbit").sources["level of 2"] == "--shape 400mbit, less headers"
+    assert rates_of("--shape", "400mbit", "--link", "2:1").level(2).bandwidth == 1e9
 
 
 def test_a_plan_that_was_not_run_and_may_be_faster_is_named():
