@@ -120,7 +120,9 @@ class Call:
         if got is not None or not declared.optional:
             rule = "a tensor or None" if declared.optional else "a tensor"
             shown = "None" if got is None else f"{type(got).__name__} {got!r:.60}"
-            raise argument_error(self.spec.name, declared.name, rule, shown, self._legend(declared), kind=TypeError)
+            advice = "Give a tensor, or what fusionkit.pack_weight returns" if declared.packable else ""
+            legend = self._legend(declared)
+            raise argument_error(self.spec.name, declared.name, rule, shown, legend, advice, kind=TypeError)
         for axis in _axes(declared.shape):
             if axis.isidentifier():
                 self.dims.setdefault(axis, 0)

@@ -50,7 +50,8 @@ def from_gguf(blocks: Array, type_name: str) -> QuantizedWeight:
         ValueError: the type is another one, blocks are no whole rows of it, or a scale in them is not finite.
     """
     if type_name not in _TYPES:
-        raise argument_error("from_gguf", "type_name", " or ".join(_TYPES), repr(type_name))
+        advice = "Of other types make floats, by gguf.quants.dequantize, and give them to pack_weight"
+        raise argument_error("from_gguf", "type_name", " or ".join(_TYPES), repr(type_name), advice=advice)
     kind = _TYPES[type_name]
     if blocks.dtype != "uint8" or blocks.ndim != 2 or blocks.size == 0 or blocks.shape[1] % kind.num_bytes:
         rule = f"[out_features, a multiple of {kind.num_bytes}] uint8 for {type_name}, and not empty"

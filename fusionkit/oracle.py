@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fusionkit.errors import argument_error
 from fusionkit.spec import Array, OpSpec, Rounding, exact
 
 
@@ -44,6 +45,10 @@ def to_float64(value: Any) -> Any:
         return type(value)(map(to_float64, value))
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biu":
         return value.astype(np.float64, copy=False)
+    if hasattr(value, "describe_packed"):
+        rule, advice = "an array or a QuantizedWeight", "Give it what was packed"
+        got = f"a {type(value).__name__}; its layout is its backend's own"
+        raise argument_error("reference", "weight", rule, got, advice=advice, kind=TypeError)
     return value.dequantize() if isinstance(value, QuantizedWeight) else value
 
 

@@ -102,12 +102,12 @@ def pack_weight(
         return _pack_quantized(_as_it_is(weight, dtype, group_size, symmetric), "cpu")
     _check_format(dtype, group_size, symmetric)
     array, device = _on_host(weight)
-    if dtype in QUANTIZED:
-        return _pack_quantized(quantize(array, dtype, group_size, symmetric), device)
-    dtype = dtype or ("bfloat16" if array.dtype.name == "bfloat16" else "float32")
     if array.ndim != 2 or array.dtype.name not in FLOATING:
         got = f"{list(array.shape)} {array.dtype.name}"
         raise argument_error(OP, "weight", f"[in_features, out_features] of dtype {' or '.join(FLOATING)}", got)
+    if dtype in QUANTIZED:
+        return _pack_quantized(quantize(array, dtype, group_size, symmetric), device)
+    dtype = dtype or ("bfloat16" if array.dtype.name == "bfloat16" else "float32")
     backend, kernel = _packer(array.shape, dtype, device, "pack")
     payload = kernel_function.resolve(str(kernel.pack))(array, dtype, device)
     return PackedWeight(backend, array.shape[0], array.shape[1], dtype, device, payload)
@@ -131,11 +131,13 @@ def _as_it_is(weight: QuantizedWeight, dtype: str | None, group_size: int | None
 def _check_format(dtype: str | None, group_size: int | None, symmetric: bool) -> None:
     if dtype is not None and dtype not in (*FLOATS, *QUANTIZED):
         raise argument_error(OP, "dtype", " or ".join((*FLOATS, *QUANTIZED)), repr(dtype))
+    if not isinstance(symmetric, bool):
+        raise argument_error(OP, "symmetric", "True or False", repr(symmetric))
     if dtype not in QUANTIZED:
         context = f"{' and '.join(FLOATS)} packs have no scales"
         if group_size is not None:
             raise argument_error(OP, "group_size", "None", group_size, context)
-        if symmetric is not True:
+        if not symmetric:
             raise argument_error(OP, "symmetric", "True", repr(symmetric), context)
 
 

@@ -37,7 +37,8 @@ class QuantizedWeight:
         group_size: how many in_features share a scale, 16, 32, 64 or 128; the last group may be shorter. None: all.
 
     Raises:
-        ValueError: a shape, a dtype, a code or a scale is not as above; scales and minimums must be finite.
+        ValueError: a shape, a dtype, a code or a scale is not as above; scales and minimums must be finite, and float32
+            must hold the values of all codes.
     """
 
     codes: Array = field(repr=False)
@@ -60,6 +61,13 @@ class QuantizedWeight:
         low, high = code_range(self.dtype, self.minimums is None)
         if self.codes.size and not low <= self.codes.min() <= self.codes.max() <= high:
             raise _error("codes", f"from {low} to {high}", f"{self.codes.min()} to {self.codes.max()}")
+        self._require_float32_values(max(-low, high))
+
+    def _require_float32_values(self, largest_code: int) -> None:
+        """A kernel makes the values in float32: beyond it they would be infinities, and the reference's would not."""
+        scale, *minimum = (float(np.abs(each).max(initial=0)) for each in self._parameters())
+        if largest_code * scale + sum(minimum) > float(np.finfo(np.float32).max):
+            raise _error("scales", "so small that float32 holds each value", f"up to {scale:.3g}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -117,7 +125,8 @@ def quantize(weight: Array, dtype: str, group_size: int | None = None, symmetric
     """
     require_format(dtype, group_size)
     if weight.ndim != 2 or weight.dtype.name not in (*FLOATING, "float64"):
-        raise _error("weight", f"[in_features, out_features] of dtype {' or '.join(FLOATING)}", _shown(weight))
+        dtypes = " or ".join((*FLOATING, "float64"))
+        raise _error("weight", f"[in_features, out_features] of dtype {dtypes}", _shown(weight))
     in_features, out_features = weight.shape
     shape = num_groups(in_features, group_size), out_features
     codes = np.empty(weight.shape, np.int8 if symmetric else np.uint8)
@@ -138,7 +147,7 @@ def require_format(dtype: str, group_size: int | None) -> None:
     """Raises ValueError unless a quantized weight can have this dtype and these groups."""
     if dtype not in QUANTIZED:
         raise _error("dtype", " or ".join(QUANTIZED), repr(dtype))
-    if group_size is not None and group_size not in GROUP_SIZES:
+    if group_size is not None and (not isinstance(group_size, int | np.integer) or group_size not in GROUP_SIZES):
         rule = f"{', '.join(map(str, GROUP_SIZES))} or None (a whole column)"
         raise _error("group_size", rule, repr(group_size))
 

@@ -74,6 +74,36 @@ def test_a_pack_of_floats_is_that_of_their_codes_and_a_copy_of_it_works():
         np.testing.assert_array_equal(fk.fused_linear(X, each), want)
 
 
+def test_a_pack_that_paddle_has_used_is_copied_without_the_tensor_of_its_bytes():
+    paddle = pytest.importorskip("paddle")
+    packed = fk.pack_weight(WEIGHT, dtype="int8")
+    fresh = len(pickle.dumps(packed))
+    y = fk.fused_linear(paddle.to_tensor(X), packed)
+    assert len(pickle.dumps(packed)) == fresh
+    for each in (pickle.loads(pickle.dumps(packed)), copy.deepcopy(packed)):
+        assert not np.shares_memory(each.payload.array, packed.payload.array)
+        assert each.payload.tensor.data_ptr() == each.payload.array.ctypes.data
+        np.testing.assert_array_equal(fk.fused_linear(paddle.to_tensor(X), each).numpy(), y.numpy())
+
+
+def test_what_is_no_operand_is_refused_with_what_to_do():
+    quantized = quantize(WEIGHT, "int8")
+    with pytest.raises(TypeError, match="got QuantizedWeight .*Give a tensor, or what fusionkit.pack_weight returns"):
+        fk.fused_linear(X, quantized)
+    with pytest.raises(TypeError, match="weight must be an array or a QuantizedWeight, got a PackedWeight.*what was"):
+        fk.fused_linear.reference(X, fk.pack_weight(quantized))
+
+
+def test_bytes_at_any_address_give_the_same_bits():
+    array = quantized_panels.quantized_panels(quantize(WEIGHT, "int4", 32, False))
+    for shift in (1, 4, 63):
+        moved = np.empty(array.size + 64, np.uint8)[shift:][: array.size]
+        moved[:] = array
+        for rows in (3, 9):
+            y, want = (runtime.native().linear_packed(X[:rows], each, *WEIGHT.shape) for each in (moved, array))
+            np.testing.assert_array_equal(y, want)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_paddle_tensors(dtype):
     paddle = pytest.importorskip("paddle")
@@ -150,6 +180,10 @@ def test_other_backends_refuse_by_name():
         ({"dtype": "int8", "group_size": 48}, "group_size must be 16, 32, 64, 128 or None"),
         ({"dtype": "int8", "weight": WEIGHT[0]}, r"weight must be \[in_features, out_features\]"),
         ({"dtype": "int4", "weight": WEIGHT.astype("i4")}, "weight must be .* got .*int32"),
+        ({"dtype": "int4", "weight": WEIGHT.astype("f8")}, "weight must be .* got .*float64"),
+        ({"dtype": "int4", "symmetric": "no"}, "symmetric must be True or False, got 'no'"),
+        ({"dtype": "int4", "symmetric": None}, "symmetric must be True or False, got None"),
+        ({"dtype": "int4", "group_size": 32.0}, "group_size must be 16, 32, 64, 128 or None"),
         ({"dtype": "bfloat16", "symmetric": False}, "symmetric must be True, got False; bfloat16 and float32 packs"),
     ],
 )

@@ -24,6 +24,10 @@ class PackedBytes:
     def __init__(self, array: Array) -> None:
         self.array = array
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the tensor: a copy of both would hold the bytes twice."""
+        return PackedBytes, (self.array,)
+
     @functools.cached_property
     def tensor(self) -> Any:
         import paddle

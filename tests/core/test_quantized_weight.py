@@ -155,6 +155,16 @@ def arrays(codes=(33, 4), groups=2, dtype=np.int8):
         (lambda: QuantizedWeight(*arrays(dtype=np.uint8), None, "int4", 32), "codes must be .* of dtype int8, got .*"),
         (lambda: QuantizedWeight(*arrays(), arrays()[1], "int4", 32), "codes must be .* of dtype uint8, got .* int8"),
         (lambda: QuantizedWeight(arrays()[0] + 8, arrays()[1], None, "int4", 32), "codes must be from -8 to 7, got 8"),
+        (lambda: quantize(np.ones((32, 2)), "int8", 32.0), r"group_size must be 16, .* got 32\.0"),
+        (
+            lambda: QuantizedWeight(arrays()[0], arrays()[1] + np.float32(3e38), None, "int8", 32),
+            r"scales must be so small that float32 holds each value, got up to 3e\+38",
+        ),
+        (
+            lambda: QuantizedWeight(*arrays(dtype=np.uint8), None, "int8", 32),
+            r"codes must be .* of dtype int8, got \[33, 4\] uint8",
+        ),
+        (lambda: from_gguf(np.ones((2, 34), np.uint8), "F16"), "got 'F16'. Of other types make floats, by gguf"),
         (lambda: QuantizedWeight(arrays()[0], arrays()[1] / 0, None, "int8", 32), "scales must be finite"),
         (lambda: from_gguf(np.ones((2, 34), np.uint8), "Q5_K"), "from_gguf: type_name must be Q8_0 or .* got 'Q5_K'"),
         (lambda: from_gguf(np.ones((2, 33), np.uint8), "Q8_0"), r"a multiple of 34\] uint8 for Q8_0, and not empty"),
