@@ -8,12 +8,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
+
+from fusionkit_emulator.child import exit_status, hand_signals_to
 
 _LINE = re.compile(
     rb"I\d{4} [\d:.]+ +\d+ kernel_factory\.cc:\d+\] missing \w+ kernel: (\w+), "
@@ -35,19 +36,13 @@ def run(command: Sequence[str], environment: Mapping[str, str], logs: str) -> in
     before = {path: os.path.getsize(path) for path in glob.glob(logs)}
     counts: Counts = Counter()
     with subprocess.Popen(command, env={**environment, **glog}, stderr=subprocess.PIPE) as process:
-        _hand_signals_to(process)
+        hand_signals_to(process)
         assert process.stderr is not None
         _pass_through(process.stderr, counts)
     for path in sorted(glob.glob(logs)):
         _count_file(path, before.get(path, 0), counts)
     print(table(counts), file=sys.stderr)
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-def _hand_signals_to(process: subprocess.Popen[bytes]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, frame: process.send_signal(received))
+    return exit_status(process)
 
 
 def _pass_through(source: BinaryIO, counts: Counts) -> None:

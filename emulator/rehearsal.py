@@ -7,7 +7,6 @@ one of what its forward passes call, emulator/csrc/rehearsal/forward.cc.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit_emulator import environment, stages, timeline
+from fusionkit_emulator.child import exit_status, hand_signals_to
 from fusionkit_planner.rates import Rates
 
 from fusionkit.rehearsal import NOTE, VARIABLE
@@ -102,11 +102,9 @@ def run(
 def passed_through(command: Sequence[str], variables: Mapping[str, str]) -> int:
     """Run the command with this process's streams; its exit status, 128 + N after signal N."""
     with subprocess.Popen(command, env=variables) as process:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda received, frame: process.send_signal(received))
+        hand_signals_to(process)
         process.wait()
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return exit_status(process)
 
 
 def ranks_of(folder: Path) -> list[Rank]:

@@ -2,8 +2,8 @@
 
     python -m examples.llama2_13b.supervise --max_restarts 3 -- COMMAND --resume_from_checkpoint auto
 
-COMMAND is a training command, also under `paddle.distributed.launch`. That launcher has a flag `--max_restart`, which
-Paddle 3.3.1 reads with an etcd server only.
+COMMAND is a training command, also under `paddle.distributed.launch`. docs/training.md says why that launcher's own
+restarts do not serve.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if not __package__:  # python path/to/this/file, from any folder
 
 from examples.llama2_13b.io.flags import flag, main, words
 from examples.llama2_13b.io.remarks import say
+from examples.llama2_13b.io.signals import SIGNALS
 from examples.llama2_13b.io.text import ENCODING
 
 PROGRAM = "examples.llama2_13b.supervise"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = {128 + number for number in SIGNALS}  # a run that was asked to stop, and has saved
 
 
