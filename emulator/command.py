@@ -15,6 +15,7 @@ from fusionkit_planner.rates import Rates
 
 from fusionkit import registry
 from fusionkit.errors import nearest
+from fusionkit.rehearsal import NOTE
 
 HELP = "run a command on emulated devices, which are software: fusionkit emulate TYPE --devices 8 -- python train.py"
 
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         options.device_type, num_devices, memory, options.timeout, options.sync, options.unchecked, os.environ
     )
     devices = f"{num_devices} device{'s' if num_devices > 1 else ''} of {environment.in_gib(memory)}"
-    what = rehearsal.NOTE if options.rehearse else "a software stand-in, no hardware"
+    what = NOTE if options.rehearse else "a software stand-in, no hardware"
     print(f"fusionkit: emulated {options.device_type}, {devices}: {what}", file=sys.stderr)
     sys.stderr.flush()
     try:
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _counted(logs: str, command: Sequence[str], variables: Mapping[str, str]) -> int:
-    return int(fallbacks.run(command, variables, logs))
+    return fallbacks.run(command, variables, logs)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -113,7 +114,7 @@ def _rates(options: argparse.Namespace) -> Rates | None:
     name = options.device or (DEFAULT_RATES if options.device_type == "npu" else None)
     if name is None:
         raise ValueError(f"emulate: --device must be given with --trace on {options.device_type}. {known_rates.THERE}")
-    found: Rates = known_rates.find(name, options.link)
+    found = known_rates.find(name, options.link)
     known_rates.require_joined(found, options.devices)
     return found
 
@@ -121,6 +122,6 @@ def _rates(options: argparse.Namespace) -> Rates | None:
 def _memory(text: str) -> int:
     """Bytes of a size, or of a device model that a backend knows."""
     if text.endswith(tuple(environment.UNITS)):
-        return int(environment.parse_memory(text))
+        return environment.parse_memory(text)
     models = {name: model for backend in registry.loaded() for name, model in backend.device_models.items()}
     return int(models[text].memory_bytes if text in models else environment.parse_memory(text))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from typing import IO
 
 from fusionkit_emulator.child import exit_status, hand_signals_to
 
@@ -45,7 +45,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], logs: str) -> in
     return exit_status(process)
 
 
-def _pass_through(source: BinaryIO, counts: Counts) -> None:
+def _pass_through(source: IO[bytes], counts: Counts) -> None:
     held = b""
     while part := os.read(source.fileno(), 1 << 16):
         rest = take(held + part, counts)

@@ -160,7 +160,7 @@ def memory(ranks: Sequence[Rank]) -> Iterator[str]:
 
 def _is_of_one_step(rank: Rank) -> bool:
     peak = rank.peak
-    return rank.counts["steps_begun"] == 2 and peak["step"] == 1 and peak["parts"]["optimizer"] == 0
+    return bool(rank.counts["steps_begun"] == 2 and peak["step"] == 1 and peak["parts"]["optimizer"] == 0)
 
 
 def _when(rank: Rank) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -128,7 +128,7 @@ class RankReplay:
         self.kernels: list[Ran] = []
         self.calls: list[Ran] = []
         self.busy: list[list[float]] = []  # (start, end) of kernels that follow each other
-        self.seconds: Counter[str] = Counter()  # of kernels, by how they are priced
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # of kernels, by how they are priced
         self.counts: Counter[str] = Counter()
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +51,10 @@ def segments(rank: RankReplay, seconds: float) -> list[Segment]:
 
 def parts_of(rank: RankReplay, seconds: float) -> dict[str, float]:
     """Seconds of each part; they add up to the step."""
-    found: Counter[str] = Counter(dict.fromkeys(PARTS, 0.0))
+    found = dict.fromkeys(PARTS, 0.0)
     for each in segments(rank, seconds):
         found[each.part] += each.end - each.start
-    return dict(found)
+    return found
 
 
 def write(path: str, folder: Path, processes: Sequence[tuple[int, int]], rates: Rates) -> Iterator[str]:
