@@ -49,7 +49,7 @@ class Rank:
     def read(cls, path: Path) -> Rank:
         lines = path.read_text(errors="replace").splitlines()
         slots = (_parsed(line) for line in [*lines, *[""] * len(SLOTS)][: len(SLOTS)])
-        return cls(*slots, stages.read(path.with_suffix(".forward")))
+        return cls(*slots, forward=stages.read(path.with_suffix(".forward")))
 
     @property
     def number(self) -> int:
