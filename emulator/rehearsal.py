@@ -48,8 +48,9 @@ class Rank:
     @classmethod
     def read(cls, path: Path) -> Rank:
         lines = path.read_text(errors="replace").splitlines()
-        slots = (_parsed(line) for line in [*lines, *[""] * len(SLOTS)][: len(SLOTS)])
-        return cls(*slots, forward=stages.read(path.with_suffix(".forward")))
+        filled = zip(SLOTS, [*lines, *[""] * len(SLOTS)], strict=False)
+        slots = {name: _parsed(line) for name, line in filled}
+        return cls(**slots, forward=stages.read(path.with_suffix(".forward")))
 
     @property
     def number(self) -> int:
