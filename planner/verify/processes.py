@@ -17,7 +17,7 @@ MARK = "VERIFIED_RUN"  # each process of a run has it in its environment, with a
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0  # in which the others tell that one has failed
-KILL_SECONDS = 30.0
+KILL_SECONDS = 300.0  # a killed process needs some processor time to end; 30 s were too few on a starved machine
 
 
 class Stopped(BaseException):
