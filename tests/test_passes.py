@@ -12,10 +12,10 @@ from fusionkit_backends.npu.passes import passes as npu
 
 import fusionkit as fk
 from examples.llama2_13b.bench import step_ops
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.step_inputs import Part, collate
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import Llama
 from fusionkit import passes
 from fusionkit.errors import FusionkitError

@@ -19,11 +19,11 @@ import paddle
 from examples.llama2_13b.data.documents import files_of, read_documents
 from examples.llama2_13b.data.samples import read_examples, split_files
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 
 PROGRAM = "examples.llama2_13b.create"
 

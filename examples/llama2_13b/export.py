@@ -15,13 +15,13 @@ if not __package__:  # python path/to/this/file, from any folder
 import fusionkit as fk
 from examples.llama2_13b.data.chat_template import TEMPLATE
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.model_folder import config_of
 from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.io.reservation import LOCK, reserved
 from examples.llama2_13b.model.llama import DTYPES, Llama
-from examples.llama2_13b.model.model_folder import config_of
 from fusionkit import passes
 
 PROGRAM = "examples.llama2_13b.export"

@@ -16,10 +16,10 @@ from typing import Any
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
+from examples.llama2_13b.folders.adapter_config import TARGETS, AdapterConfig
+from examples.llama2_13b.folders.model_folder import weights_of
 from examples.llama2_13b.io.flags import flag, main
-from examples.llama2_13b.model.adapter_config import TARGETS, AdapterConfig
 from examples.llama2_13b.model.lora import LoraLlama
-from examples.llama2_13b.model.model_folder import weights_of
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.sft import SftFlags, fine_tune
 from examples.llama2_13b.train import run

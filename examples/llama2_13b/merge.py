@@ -17,17 +17,17 @@ from tqdm import tqdm
 
 from examples.llama2_13b.data.chat_template import TEMPLATE
 from examples.llama2_13b.data.tokenizer_folder import FILES, GENERATION, TokenizerFolder
+from examples.llama2_13b.folders import adapter_folder, checkpoint, safetensors_folder
+from examples.llama2_13b.folders.adapter_config import AdapterConfig
+from examples.llama2_13b.folders.adapter_folder import FACTORS, adapter_rows, targeted, tensor_name
+from examples.llama2_13b.folders.gguf_file import gguf_of
+from examples.llama2_13b.folders.layout import Array, elements, layout
+from examples.llama2_13b.folders.model_folder import config_of, fields_of
+from examples.llama2_13b.folders.stored_dtypes import NUMPY, rounded
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.io.remarks import Screen
 from examples.llama2_13b.io.reservation import LOCK, reserved
-from examples.llama2_13b.model import adapter_folder, checkpoint, safetensors_folder
-from examples.llama2_13b.model.adapter_config import AdapterConfig
-from examples.llama2_13b.model.adapter_folder import FACTORS, adapter_rows, targeted, tensor_name
-from examples.llama2_13b.model.gguf_file import gguf_of
-from examples.llama2_13b.model.layout import Array, elements, layout
-from examples.llama2_13b.model.model_folder import config_of, fields_of
-from examples.llama2_13b.model.stored_dtypes import NUMPY, rounded
 
 PROGRAM = "examples.llama2_13b.merge"
 

@@ -23,6 +23,7 @@ if not __package__:  # python path/to/this/file, from any folder
 
 from examples.llama2_13b.data.conversation import template_of
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate import prompts
 from examples.llama2_13b.generate.device import DEVICE, WITHOUT_PASSES, left_out, use_device
 from examples.llama2_13b.generate.engine import Engine, EngineLimits, EngineStats
@@ -35,7 +36,6 @@ from examples.llama2_13b.io import flags
 from examples.llama2_13b.io.flags import Checked, flag, words
 from examples.llama2_13b.io.remarks import required, say, shown
 from examples.llama2_13b.io.reservation import new_file
-from examples.llama2_13b.model.config import LlamaConfig
 
 PROGRAM = "examples.llama2_13b.predict"
 SETTINGS = (

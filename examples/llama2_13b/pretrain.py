@@ -21,8 +21,8 @@ from examples.llama2_13b.data.token_batches import TokenBatches, TokenRows, shar
 from examples.llama2_13b.data.token_files import TokenFiles, checksum
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.data.tokenizer_folder import HUGGING_FACE_TEMPLATE, TokenizerFolder, without_chat_template
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.io.flags import flag, main
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train import run
 from examples.llama2_13b.train.loss import next_token

@@ -22,6 +22,7 @@ if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
 from examples.llama2_13b.export import FILES, ExportFlags, export
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.device import DEVICE, WITHOUT_PASSES, left_out, use_device
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
@@ -29,7 +30,6 @@ from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.io import flags
 from examples.llama2_13b.io.flags import Checked, flag
 from examples.llama2_13b.io.remarks import say
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import DTYPES
 from examples.llama2_13b.serving.engine_thread import EngineThread
 from examples.llama2_13b.serving.http_server import HttpServer, listen

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from examples.llama2_13b.data import token_files
 from examples.llama2_13b.data.documents import SUFFIXES, files_of, read_documents
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.model_folder import config_of
 from examples.llama2_13b.io.flags import flag, main
 from examples.llama2_13b.io.remarks import Screen
 from examples.llama2_13b.io.reservation import reserved
-from examples.llama2_13b.model.model_folder import config_of
 
 PROGRAM = "examples.llama2_13b.tokenize_texts"
 

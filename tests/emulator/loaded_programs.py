@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 import fusionkit as fk
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.generate.step_inputs import Part, collate
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import Llama
 from fusionkit import passes
 from fusionkit.frameworks import custom_device

@@ -18,8 +18,8 @@ import paddle
 
 import fusionkit as fk
 from examples.llama2_13b.data.packing import Batch
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import Sharding

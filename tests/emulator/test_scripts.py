@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from examples.llama2_13b.folders.adapter_config import TARGETS
 from examples.llama2_13b.io.flags import parse
 from examples.llama2_13b.lora import LoraFlags
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.adapter_config import TARGETS
 from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.pretrain import PretrainFlags
 from examples.llama2_13b.sft import SftFlags

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from examples.llama2_13b.folders.safetensors_writer import Files
 from examples.llama2_13b.io.flags import main
-from examples.llama2_13b.model.safetensors_writer import Files
 from examples.llama2_13b.sft import PROGRAM, SftFlags, sft
 
 write = Files.write

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import quantize
 from safetensors.numpy import load_file
 
-from examples.llama2_13b.model.gguf_file import OF_LAYER, WHOLE
+from examples.llama2_13b.folders.gguf_file import OF_LAYER, WHOLE
 
 CONTROL, NORMAL = 3, 1
 

@@ -13,9 +13,9 @@ from examples.llama2_13b.data.chat_template import ChatTemplate
 from examples.llama2_13b.data.conversation import encode_messages
 from examples.llama2_13b.data.samples import fit, joined
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.model_folder import config_of
 from examples.llama2_13b.generate import prompts
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.model_folder import config_of
 from examples.llama2_13b.serving import forms
 from examples.llama2_13b.serving.errors import RequestError
 from examples.llama2_13b.serving.served_model import ServedModel

@@ -12,7 +12,7 @@ import pytest
 
 from examples.llama2_13b.bench import data_parallel as benchmark
 from examples.llama2_13b.bench.data_parallel_rank import Copy
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.parallel.mesh import Mesh
 from tests.hanging import HANGING
 from tests.llama.conftest import EXAMPLE

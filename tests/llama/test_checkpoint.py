@@ -24,9 +24,10 @@ from safetensors.numpy import load_file, save_file
 
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders import checkpoint
+from examples.llama2_13b.folders.layout import elements
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model import Llama, checkpoint
-from examples.llama2_13b.model.layout import elements
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
 from tests.llama.conftest import DATA, EXAMPLE
 from tests.llama.test_model import SIZES
@@ -371,7 +372,7 @@ def test_a_full_disk_leaves_the_previous_model_whole(folder, saved):
 SAVE_FOREVER = """
 import sys
 import paddle
-from examples.llama2_13b.model import checkpoint
+from examples.llama2_13b.folders import checkpoint
 from examples.llama2_13b.create import CreateFlags, create
 from tests.llama.test_checkpoint import SHARD_BYTES, make_model
 first, second = make_model(1), make_model(2)

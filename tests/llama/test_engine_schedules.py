@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.request import Request, SamplingSettings
 from examples.llama2_13b.generate.static_program import StaticProgram
-from examples.llama2_13b.model.config import LlamaConfig
 from tests.llama.prefix_model import answer_alone, finish, letters, make_engine, step
 
 CHOSEN = (

@@ -13,7 +13,7 @@ import pytest
 from examples.llama2_13b import export as exporting
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.export import ExportFlags, export
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders.config import LlamaConfig
 
 
 @pytest.fixture

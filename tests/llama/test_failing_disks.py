@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.llama2_13b.folders import checkpoint, safetensors_folder
+from examples.llama2_13b.folders.safetensors_layout import Layout, Stored
+from examples.llama2_13b.folders.safetensors_writer import Files, Piece
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model import Llama, checkpoint, safetensors_folder
-from examples.llama2_13b.model.safetensors_layout import Layout, Stored
-from examples.llama2_13b.model.safetensors_writer import Files, Piece
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.writers import Writers

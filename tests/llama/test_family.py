@@ -15,13 +15,13 @@ import fusionkit as fk
 from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.export import ExportFlags, export, narrow_matrices
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.layout import elements
+from examples.llama2_13b.folders.rope_scaling import Dynamic, Linear, Llama3, Yarn
 from examples.llama2_13b.generate.decode_step import DecodeStep
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import elements
-from examples.llama2_13b.model.rope_scaling import Dynamic, Linear, Llama3, Yarn
 from examples.llama2_13b.predict import PredictFlags, predict
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train.metrics import attention_flops

@@ -10,13 +10,13 @@ import paddle
 import pytest
 
 from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.request import Request, SamplingSettings
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.generate.step_inputs import Part, collate
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 
 MAX_LENGTH = 12
 LENGTHS = (1, 17, 5, 33, 2)  # with blocks of 16: one, over one block, over two

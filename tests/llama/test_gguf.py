@@ -20,11 +20,11 @@ from examples.llama2_13b.create import CreateFlags, create
 from examples.llama2_13b.data.conversation import encode_messages, template_of
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.folders.gguf_file import GGUFFile, gguf_of
+from examples.llama2_13b.folders.model_folder import config_of
 from examples.llama2_13b.lora import LoraFlags, lora
 from examples.llama2_13b.merge import MergeFlags, merge
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.gguf_file import GGUFFile, gguf_of
-from examples.llama2_13b.model.model_folder import config_of
 from examples.llama2_13b.predict import PredictFlags, predict
 from examples.llama2_13b.sft import SftFlags, sft
 from tests.llama.chat_templates import CHATML, CONVERSATIONS, TEXTS

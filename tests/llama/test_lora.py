@@ -17,11 +17,11 @@ from transformers import LlamaForCausalLM
 import fusionkit as fk
 from examples.llama2_13b import merge as merge_command
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.adapter_config import TARGETS, AdapterConfig
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.layout import Part, elements, layout, trainable
 from examples.llama2_13b.merge import MergeFlags, merge
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.adapter_config import TARGETS, AdapterConfig
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import Part, elements, layout, trainable
 from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.model.lora import Factors, Fork, LoraLlama, Sum, Update
 from examples.llama2_13b.parallel import gradients

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from examples.llama2_13b.model.adapter_config import AdapterConfig
+from examples.llama2_13b.folders.adapter_config import AdapterConfig
 from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh

@@ -12,10 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.folders import adapter_folder
 from examples.llama2_13b.io import flags as flags_module
 from examples.llama2_13b.lora import PROGRAM, LoraFlags, lora
 from examples.llama2_13b.merge import MergeFlags, merge
-from examples.llama2_13b.model import Llama, adapter_folder
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train.metrics import read_log
 from examples.llama2_13b.train.trainer import random_seed

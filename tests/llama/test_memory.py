@@ -9,9 +9,9 @@ import paddle
 import pytest
 
 import fusionkit as fk
+from examples.llama2_13b.folders.adapter_config import AdapterConfig
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.adapter_config import AdapterConfig
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh

@@ -13,9 +13,9 @@ import torch
 import transformers
 
 import fusionkit as fk
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.layout import layout
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import layout
 from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel, is_shard
 from tests.llama.conftest import EXAMPLE

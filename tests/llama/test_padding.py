@@ -12,8 +12,8 @@ import pytest
 import fusionkit as fk
 from examples.llama2_13b.data.packing import collate
 from examples.llama2_13b.data.samples import IGNORED, Sample
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.sft import sft
 from examples.llama2_13b.train.metrics import read_log
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from examples.llama2_13b.folders.model_folder import config_of, weights_of
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.model_folder import config_of, weights_of
 
 
 def weights(folder):

@@ -13,9 +13,10 @@ from transformers import LlamaForCausalLM
 
 from examples.llama2_13b.data.batches import filled
 from examples.llama2_13b.data.packing import Batch
-from examples.llama2_13b.model import Llama, layout
-from examples.llama2_13b.model.adapter_config import AdapterConfig
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders import layout
+from examples.llama2_13b.folders.adapter_config import AdapterConfig
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.lora import LoraLlama
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.gradients import Gradients

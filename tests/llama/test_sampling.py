@@ -11,10 +11,10 @@ import torch
 import transformers
 from transformers.generation import logits_process
 
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate import sampling
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.generate.request import SamplingSettings
-from examples.llama2_13b.model.config import LlamaConfig
 
 LOGITS = np.array([2.0, -1.0, 0.5, 1.5, -3.0], np.float32)
 

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from examples.llama2_13b import serve
 from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.prompts import from_texts
 from examples.llama2_13b.io import flags
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.predict import PROGRAM as PREDICT
 from examples.llama2_13b.predict import PredictFlags, Predictor
 from examples.llama2_13b.serve import PROGRAM, ServeFlags, load, make_engine, rows_and_cache

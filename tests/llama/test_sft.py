@@ -18,10 +18,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import fusionkit as fk
+from examples.llama2_13b.folders import safetensors_writer
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.layout import layout
 from examples.llama2_13b.io import flags as flags_module
-from examples.llama2_13b.model import Llama, safetensors_writer
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import layout
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train import metrics, training_state

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
+from examples.llama2_13b.folders import safetensors_folder, safetensors_writer
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model import safetensors_folder, safetensors_writer
 from examples.llama2_13b.sft import SftFlags, sft
 from examples.llama2_13b.train import loss_curve, metrics, training_state
 from examples.llama2_13b.train.interrupt import Interrupt

@@ -11,8 +11,8 @@ import pytest
 
 from examples.llama2_13b.data.batches import filled
 from examples.llama2_13b.data.packing import Batch
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.parallel import gradients
 from examples.llama2_13b.parallel.degrees import Degrees

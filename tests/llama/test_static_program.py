@@ -7,10 +7,10 @@ import gc
 import numpy as np
 
 from examples.llama2_13b.export import ExportFlags, export
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.generate.step_inputs import StepInputs
-from examples.llama2_13b.model.config import LlamaConfig
 
 
 def inputs(*lengths):

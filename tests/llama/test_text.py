@@ -10,11 +10,11 @@ import pytest
 from examples.llama2_13b.data.chat_template import ChatTemplate
 from examples.llama2_13b.data.samples import read_examples
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate import prompts
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.io import flags
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.sft import SftFlags
 
 MARK = "\ufeff"

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from examples.llama2_13b.data.chat_template import ChatTemplate
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.data.tokenizer_folder import TokenizerFolder, without_chat_template
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders.config import LlamaConfig
 
 NAMES = ("<pad>", "<s>", "</s>", "<unk>", "[INST]", "[/INST]")
 CONFIG = LlamaConfig(600, 16, 16, 1, 2, 64, 1e-5)

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from examples.llama2_13b.bench.load_memory import CONFIG, read_as, write_sparse
+from examples.llama2_13b.folders.safetensors_folder import Reader
+from examples.llama2_13b.folders.safetensors_layout import Layout, Stored
+from examples.llama2_13b.folders.safetensors_writer import BLOCK, Files, Piece
 from examples.llama2_13b.io import crc32
-from examples.llama2_13b.model.safetensors_folder import Reader
-from examples.llama2_13b.model.safetensors_layout import Layout, Stored
-from examples.llama2_13b.model.safetensors_writer import BLOCK, Files, Piece
 from examples.llama2_13b.parallel.writers import Writers
 from examples.llama2_13b.train.training_state import TrainingState, verify
 from fusionkit.parallel.parity import run_ranks

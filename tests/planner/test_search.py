@@ -17,8 +17,8 @@ from fusionkit_planner.training_time import StepTime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.llama2_13b.folders.family import MEMBERS
 from examples.llama2_13b.io import flags as command_flags
-from examples.llama2_13b.model.family import MEMBERS
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.sft import SftFlags
 from fusionkit.cli import main

@@ -9,8 +9,8 @@ import pytest
 from fusionkit_planner import architecture, training_memory
 from fusionkit_planner.layout import Layout
 
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.pipeline import PipelineParallel

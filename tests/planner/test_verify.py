@@ -27,8 +27,8 @@ from fusionkit_planner.verify.place import Place
 from fusionkit_planner.verify.processes import Running, marked
 
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.io import flags as command_flags
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.degrees import Degrees
 from examples.llama2_13b.sft import SftFlags, read_samples
 from fusionkit.cli import main

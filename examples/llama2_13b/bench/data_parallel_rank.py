@@ -12,8 +12,8 @@ import paddle
 
 from examples.llama2_13b.bench import tensor_parallel_rank
 from examples.llama2_13b.bench.phases import tokens
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from fusionkit.frameworks.paddle import host_view

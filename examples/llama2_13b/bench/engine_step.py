@@ -24,13 +24,13 @@ if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate import row
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.request import Request, SamplingSettings
 from examples.llama2_13b.generate.sampling import next_token
 from examples.llama2_13b.generate.static_program import StaticProgram
-from examples.llama2_13b.model.config import LlamaConfig
 
 WAYS = {
     "greedy": SamplingSettings(temperature=0),

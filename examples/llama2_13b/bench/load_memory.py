@@ -20,9 +20,9 @@ if not __package__:  # python path/to/this/file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import repository  # noqa: F401
 
-from examples.llama2_13b.model import checkpoint, safetensors_folder
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import elements, layout
+from examples.llama2_13b.folders import checkpoint, safetensors_folder
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.layout import elements, layout
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel
 from examples.llama2_13b.parallel.writers import Writers
 

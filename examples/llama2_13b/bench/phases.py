@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders.config import LlamaConfig
 
 BETA1, BETA2, EPSILON, WEIGHT_DECAY = 0.9, 0.95, 1e-8, 0.1
 LEARNING_RATE = 1e-5

@@ -24,7 +24,7 @@ if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
 from examples.llama2_13b.bench import training_step
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.train import metrics
 
 # Contestants, with whether their process keeps freed memory.

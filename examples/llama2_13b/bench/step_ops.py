@@ -24,10 +24,10 @@ if not __package__:  # python path/to/this/file, from any folder
 
 import paddle
 
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.step_inputs import Part, collate
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import DTYPES, Llama
 from fusionkit import passes
 from fusionkit.passes import reading, running

@@ -14,8 +14,9 @@ from fusionkit_bench.mc2.rank import die_with, serve
 
 import fusionkit as fk
 from examples.llama2_13b.bench.phases import BETA1, BETA2, EPSILON, WEIGHT_DECAY, tokens, weight
-from examples.llama2_13b.model import Llama, layout
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders import layout
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.gradients import Gradients
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.tensor_parallel import TensorParallel

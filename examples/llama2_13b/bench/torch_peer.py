@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from examples.llama2_13b.bench import phases as shared
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders.config import LlamaConfig
 
 
 class Attention(nn.Module):

@@ -20,10 +20,10 @@ from examples.llama2_13b.bench.phases import (
     tokens,
     weight,
 )
-from examples.llama2_13b.model.adapter_config import AdapterConfig
-from examples.llama2_13b.model.adapter_folder import adapter_rows
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import Table, adapted, layout
+from examples.llama2_13b.folders.adapter_config import AdapterConfig
+from examples.llama2_13b.folders.adapter_folder import adapter_rows
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.layout import Table, adapted, layout
 from examples.llama2_13b.parallel.mesh import Mesh
 
 ADAPTER, LORA_LEARNING_RATE = AdapterConfig(rank=32, alpha=64), 1e-4

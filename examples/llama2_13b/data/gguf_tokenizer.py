@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from examples.llama2_13b.data.begin_token import begin_with
 from examples.llama2_13b.data.sentencepiece_model import CONTROL, USER_DEFINED, Pieces
-from examples.llama2_13b.model.gguf_config import token_id
-from examples.llama2_13b.model.gguf_file import GGUFFile
+from examples.llama2_13b.folders.gguf_config import token_id
+from examples.llama2_13b.folders.gguf_file import GGUFFile
 
 KEY = "tokenizer.ggml."
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}

@@ -14,9 +14,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from examples.llama2_13b.data.begin_token import begin_with
 from examples.llama2_13b.data.tokenizer_folder import TokenizerFolder
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.model_folder import config_of
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.model_folder import config_of
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")  # ids 0, 1 and 2, as the configurations say
 Part = tuple[str, bool]  # a text, and whether the control tokens that it names are meant

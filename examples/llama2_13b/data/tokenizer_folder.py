@@ -12,10 +12,10 @@ import tokenizers
 from examples.llama2_13b.data import gguf_tokenizer
 from examples.llama2_13b.data.begin_token import begin_with, written_by
 from examples.llama2_13b.data.sentencepiece_model import read_model
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.gguf_file import gguf_of, opened
+from examples.llama2_13b.folders.model_folder import fields_of
 from examples.llama2_13b.io.text import ENCODING, parse_object
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.gguf_file import gguf_of, opened
-from examples.llama2_13b.model.model_folder import fields_of
 
 NAMING = ("tokenizer_config.json", "special_tokens_map.json")  # the first wins, as in transformers
 GENERATION = "generation_config.json"

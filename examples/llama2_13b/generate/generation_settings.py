@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.request import MAX_PENALTY, SamplingSettings, is_number
 from examples.llama2_13b.io.text import ENCODING
-from examples.llama2_13b.model.config import LlamaConfig
 
 FILE = "generation_config.json"
 STRATEGIES = ("sampling", "greedy_search")

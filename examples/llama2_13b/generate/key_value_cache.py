@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import paddle
 
-from examples.llama2_13b.model.config import LlamaConfig
+from examples.llama2_13b.folders.config import LlamaConfig
 
 
 class KeyValueCache:

@@ -13,10 +13,10 @@ import paddle
 from numpy.typing import NDArray
 from paddle.base.framework import _current_expected_place
 
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.step_inputs import StepInputs
 from examples.llama2_13b.io.text import ENCODING
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import DTYPES
 from fusionkit import passes
 

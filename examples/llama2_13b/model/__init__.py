@@ -1,4 +1,4 @@
-"""The Llama, its configuration, its parameters, and the folders that hold it."""
+"""The Llama, and its adapters."""
 
 from examples.llama2_13b.model.llama import Llama
 

@@ -23,13 +23,13 @@ import paddle
 from paddle import Tensor, nn
 
 import fusionkit as fk
-from examples.llama2_13b.model import checkpoint
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import Table, elements, layout
-from examples.llama2_13b.model.model_folder import config_of
-from examples.llama2_13b.model.safetensors_folder import MAX_SHARD_BYTES
-from examples.llama2_13b.model.safetensors_writer import Files
-from examples.llama2_13b.model.stored_dtypes import word
+from examples.llama2_13b.folders import checkpoint
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.layout import Table, elements, layout
+from examples.llama2_13b.folders.model_folder import config_of
+from examples.llama2_13b.folders.safetensors_folder import MAX_SHARD_BYTES
+from examples.llama2_13b.folders.safetensors_writer import Files
+from examples.llama2_13b.folders.stored_dtypes import word
 from examples.llama2_13b.parallel.divided_layers import DividedLayers, Turn
 from examples.llama2_13b.parallel.pipeline import ONE_STAGE, PipelineParallel
 from examples.llama2_13b.parallel.sharding import UNSHARDED, Sharding

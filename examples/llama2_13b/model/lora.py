@@ -22,13 +22,13 @@ from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
 import fusionkit as fk
-from examples.llama2_13b.model import adapter_folder, checkpoint
-from examples.llama2_13b.model.adapter_config import AdapterConfig
-from examples.llama2_13b.model.adapter_folder import FACTORS, adapter_rows, factor_name, module_of, targeted
-from examples.llama2_13b.model.layout import Array, Part, Table, adapted, layout, own, trainable
+from examples.llama2_13b.folders import adapter_folder, checkpoint
+from examples.llama2_13b.folders.adapter_config import AdapterConfig
+from examples.llama2_13b.folders.adapter_folder import FACTORS, adapter_rows, factor_name, module_of, targeted
+from examples.llama2_13b.folders.layout import Array, Part, Table, adapted, layout, own, trainable
+from examples.llama2_13b.folders.model_folder import config_of
+from examples.llama2_13b.folders.safetensors_writer import Files
 from examples.llama2_13b.model.llama import Llama
-from examples.llama2_13b.model.model_folder import config_of
-from examples.llama2_13b.model.safetensors_writer import Files
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.parallel.writers import Writers
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from examples.llama2_13b.data.conversation import Template, template_of
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.generate.request import SamplingSettings
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.serving.errors import too_long
 
 # A text with more is too long without being counted: encoding one of 1 MB takes 100 MB. English has four or five

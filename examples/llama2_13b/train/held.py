@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from examples.llama2_13b.folders.layout import Table, layer_of, layout
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.layout import Table, layer_of, layout
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import owners
 from examples.llama2_13b.train.kept import FLOAT32

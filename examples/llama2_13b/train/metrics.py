@@ -14,10 +14,10 @@ from typing import Any
 import paddle
 
 import fusionkit as fk
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.layout import Table
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import beside_the_work, say
-from examples.llama2_13b.model.config import LlamaConfig
-from examples.llama2_13b.model.layout import Table
 
 
 def model_flops(config: LlamaConfig, table: Table, document_lengths: list[int]) -> float:

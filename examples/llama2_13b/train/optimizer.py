@@ -9,8 +9,8 @@ from typing import Any
 import paddle
 from paddle import Tensor
 
-from examples.llama2_13b.model import checkpoint
-from examples.llama2_13b.model.layout import trainable
+from examples.llama2_13b.folders import checkpoint
+from examples.llama2_13b.folders.layout import trainable
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.trace import COMMUNICATION, COMPUTE, EXPOSED
 from fusionkit import optimizer

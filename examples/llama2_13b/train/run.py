@@ -14,13 +14,13 @@ import paddle
 
 import fusionkit as fk
 from examples.llama2_13b.data.batches import Batches
+from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.model_folder import config_of
 from examples.llama2_13b.io.remarks import beside_the_work, say
 from examples.llama2_13b.io.reservation import reserved
 from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model import Llama
-from examples.llama2_13b.model.config import LlamaConfig
 from examples.llama2_13b.model.llama import own_counts
-from examples.llama2_13b.model.model_folder import config_of
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.train import memory, metrics, training_state

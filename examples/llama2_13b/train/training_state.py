@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from examples.llama2_13b.folders import checkpoint, safetensors_folder
+from examples.llama2_13b.folders.layout import elements
+from examples.llama2_13b.folders.safetensors_writer import BLOCK, Piece
 from examples.llama2_13b.io import atomic, crc32
 from examples.llama2_13b.io.remarks import beside_the_work
 from examples.llama2_13b.io.text import ENCODING
-from examples.llama2_13b.model import Llama, checkpoint, safetensors_folder
-from examples.llama2_13b.model.layout import elements
-from examples.llama2_13b.model.safetensors_writer import BLOCK, Piece
+from examples.llama2_13b.model import Llama
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.writers import Writers
 from examples.llama2_13b.train.optimizer import MOMENTS, POWERS, AdamW

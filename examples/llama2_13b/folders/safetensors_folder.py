@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from examples.llama2_13b.folders import pickles, stored_dtypes
+from examples.llama2_13b.folders.safetensors_layout import read_layout
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.text import ENCODING
-from examples.llama2_13b.model import pickles, stored_dtypes
-from examples.llama2_13b.model.safetensors_layout import read_layout
 
 Array = NDArray[Any]
 FLOATING = tuple(stored_dtypes.NUMPY)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from examples.llama2_13b.folders import safetensors_folder, stored_dtypes
+from examples.llama2_13b.folders.layout import Array, Parameter, Part, Table, elements, layer_of
+from examples.llama2_13b.folders.model_folder import weights_of
+from examples.llama2_13b.folders.safetensors_layout import Layout, Stored
+from examples.llama2_13b.folders.safetensors_writer import Files, Piece
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import say
-from examples.llama2_13b.model import safetensors_folder, stored_dtypes
-from examples.llama2_13b.model.layout import Array, Parameter, Part, Table, elements, layer_of
-from examples.llama2_13b.model.model_folder import weights_of
-from examples.llama2_13b.model.safetensors_layout import Layout, Stored
-from examples.llama2_13b.model.safetensors_writer import Files, Piece
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.parallel.writers import Writers
 

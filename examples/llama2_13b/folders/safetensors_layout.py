@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.llama2_13b.model.stored_dtypes import NUMPY
+from examples.llama2_13b.folders.stored_dtypes import NUMPY
 
 ORDER = ("F64", "F32", "BF16", "F16")  # of dtypes in a file, as the library has it
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from examples.llama2_13b.model import gguf_config, pickles, safetensors_folder
-from examples.llama2_13b.model.config import LlamaConfig, read_fields
-from examples.llama2_13b.model.gguf_file import GGUFFile, gguf_of, opened
+from examples.llama2_13b.folders import gguf_config, pickles, safetensors_folder
+from examples.llama2_13b.folders.config import LlamaConfig, read_fields
+from examples.llama2_13b.folders.gguf_file import GGUFFile, gguf_of, opened
 
 
 def fields_of(source: str | Path) -> dict[str, Any]:

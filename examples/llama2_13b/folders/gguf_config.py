@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from examples.llama2_13b.model.gguf_file import ROPE_FACTORS, GGUFFile
-from examples.llama2_13b.model.rope import DEFAULT_THETA
-from examples.llama2_13b.model.rope_scaling import Llama3
+from examples.llama2_13b.folders.gguf_file import ROPE_FACTORS, GGUFFile
+from examples.llama2_13b.folders.rope import DEFAULT_THETA
+from examples.llama2_13b.folders.rope_scaling import Llama3
 
 ARCHITECTURES = ("llama", "qwen2")  # Mistral's models are stored as llama
 SIZES = {

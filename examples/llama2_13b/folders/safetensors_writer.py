@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.llama2_13b.folders.safetensors_layout import Layout
 from examples.llama2_13b.io import crc32
-from examples.llama2_13b.model.safetensors_layout import Layout
 from examples.llama2_13b.parallel.writers import Writers
 
 Array = NDArray[Any]

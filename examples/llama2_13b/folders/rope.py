@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from examples.llama2_13b.model.rope_scaling import KINDS, RopeScaling
+from examples.llama2_13b.folders.rope_scaling import KINDS, RopeScaling
 
 DEFAULT_THETA = 10000.0  # transformers' when no field says
 DICTIONARIES = ("rope_parameters", "rope_scaling")  # of transformers 5, which reads both names, and of 4

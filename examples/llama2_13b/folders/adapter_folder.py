@@ -7,10 +7,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from examples.llama2_13b.folders import checkpoint
+from examples.llama2_13b.folders.adapter_config import CONFIG, AdapterConfig
+from examples.llama2_13b.folders.layout import Parameter, Part, Table
 from examples.llama2_13b.io import atomic
-from examples.llama2_13b.model import checkpoint
-from examples.llama2_13b.model.adapter_config import CONFIG, AdapterConfig
-from examples.llama2_13b.model.layout import Parameter, Part, Table
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 
 PREFIX = "adapter_model"

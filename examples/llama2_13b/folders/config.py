@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from examples.llama2_13b.folders import family, rope
+from examples.llama2_13b.folders.family import FULL, MEMBERS, SLIDING
+from examples.llama2_13b.folders.rope_scaling import Frequencies, RopeScaling
 from examples.llama2_13b.io.text import parse_object
-from examples.llama2_13b.model import family, rope
-from examples.llama2_13b.model.family import FULL, MEMBERS, SLIDING
-from examples.llama2_13b.model.rope_scaling import Frequencies, RopeScaling
 
 # Values with which a field means what this model does; null and absence mean the same. Any other is another model.
 # family.py says what is different for one member of the family.
