@@ -94,7 +94,12 @@ def check_that_it_runs(python, folder, framework, installed_in, **variables):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     return Path(
-        shutil.copytree(ROOT, tmp_path_factory.mktemp("tree") / "fusionkit", ignore=shutil.ignore_patterns(*NOT_COPIED))
+        shutil.copytree(
+            ROOT,
+            tmp_path_factory.mktemp("tree") / "fusionkit",
+            ignore=shutil.ignore_patterns(*NOT_COPIED),
+            symlinks=True,
+        )
     )
 
 
