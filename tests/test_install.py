@@ -25,7 +25,9 @@ from native.incremental import CompileStep, compile_all, compiler
 pytestmark = pytest.mark.xdist_group("install")
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_COPIED = ".git .venv* .*_cache .hypothesis __pycache__ *.egg-info *.so lib lib.* bdist.* dist output".split()
+NOT_COPIED = (
+    "*.partial.o .git .venv* .*_cache .hypothesis __pycache__ *.egg-info *.so lib lib.* bdist.* dist output".split()
+)
 PROBE = """
 import json, sys
 import numpy as np
