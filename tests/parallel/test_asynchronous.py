@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import resource
 
 import ml_dtypes
 import numpy as np
@@ -71,8 +71,8 @@ def test_sums_refuse_what_has_no_order():
 
 def test_a_rank_alone_does_not_wait():
     with Communicator(unique_id(), 0, 1) as alone:
-        begin = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         for _ in range(100):
             alone.all_reduce(np.ones(3))
             alone.barrier()
-        assert time.monotonic() - begin < 1  # no call sleeps
+        assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < 20  # no call sleeps
