@@ -23,6 +23,7 @@ else:
     Array = Any
 Rounding = Callable[[Array], Array]
 
+HELD_AS_ARRAYS = "arrays"  # packed_by of `QuantizedArrays`: a kernel says by this name that it takes them
 UNKNOWN = -1  # a dimension that is not known while a static graph is traced
 
 
@@ -40,7 +41,7 @@ class TensorSpec:
         dtype: a name such as "bfloat16", or "bf16" for short.
         device: "cpu", "toy:0", ...; None for the framework's current device.
         contiguous: whether the last axis is dense and the others follow in row-major order.
-        packed_by: the backend that packed it, for a `PackedWeight`.
+        packed_by: the backend that packed it, for a `PackedWeight`; HELD_AS_ARRAYS for `QuantizedArrays`.
     """
 
     shape: tuple[int, ...]

@@ -13,6 +13,7 @@ from fusionkit.backend import Backend, Check, Kernel
 from fusionkit.capability import AllOf, OneOf, Predicate
 from fusionkit.dtypes import QUANTIZED
 from fusionkit.ops import OP_NAMES, load_spec
+from fusionkit.spec import HELD_AS_ARRAYS
 
 
 def _copied(name: str) -> tuple[Predicate, str]:
@@ -50,6 +51,7 @@ _NOTES: dict[str, tuple[tuple[Predicate, str], ...]] = {
     )
 }
 
+_OPERANDS = (None, "cpu", HELD_AS_ARRAYS)  # tensors, own packs, and the arrays of a quantized weight
 _DEFINED = re.compile(r"^def (\w+)\(", re.MULTILINE)
 
 
@@ -65,7 +67,7 @@ def _kernel(op: str, source: Path) -> Kernel:
         functions={framework: f"{module}:through_{framework}" for framework in frameworks},
         vjp=f"{module}:vjp" if "vjp" in defined else None,
         directions=("forward", "backward") if "vjp" in defined else ("forward",),
-        when=(*(OneOf(f"{name}.packed_by", (None, "cpu")) for name in packable), *_CONDITIONS.get(op, ())),
+        when=(*(OneOf(f"{name}.packed_by", _OPERANDS) for name in packable), *_CONDITIONS.get(op, ())),
         pack=f"{module}:pack" if "pack" in defined else None,
         pack_quantized=f"{module}:pack_quantized" if "pack_quantized" in defined else None,
         checks_sizes=not spec.collective,

@@ -14,6 +14,7 @@ from fusionkit.dtypes import QUANTIZED
 from fusionkit.errors import argument_error
 from fusionkit.ledger import ledger
 from fusionkit.packed_weight import PackedWeight
+from fusionkit.quantized_arrays import QuantizedArrays
 from fusionkit.quantized_weight import QuantizedWeight
 from fusionkit.spec import Array
 
@@ -46,6 +47,8 @@ def pack_quantized(weight: QuantizedWeight, device: str) -> PackedBytes:
 def through_paddle(x: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(weight, PackedWeight):
         return _packed_through_paddle(x, weight, bias)
+    if isinstance(weight, QuantizedArrays):
+        return _arrays_through_paddle(x, weight, bias)
     x, weight, bias = paddle_ops.inputs(x, weight, bias)
     choices = not x.stop_gradient, not weight.stop_gradient, policy.batch_invariant()
     if bias is None:
@@ -59,12 +62,24 @@ def _packed_through_paddle(x: Any, weight: PackedWeight, bias: Any) -> Any:
     import paddle
 
     if not paddle.in_dynamic_mode():
+        rule = "a tensor while a program is traced"
         context = "packed bytes fit one machine, and a program may run on another"
-        raise argument_error("fused_linear", "weight", "a tensor while a program is traced", "a PackedWeight", context)
+        advice = "Give it the tensor, or QuantizedArrays of codes: passes.load packs both"
+        raise argument_error("fused_linear", "weight", rule, "a PackedWeight", context, advice)
     x, bias = paddle_ops.inputs(x, bias)
     _count_way(x, weight)
     packed = weight.payload_for("cpu").tensor
     (y,) = paddle_ops.run("fusionkit_fused_linear_packed", x, packed, bias, *weight.shape, policy.batch_invariant())
+    return y
+
+
+def _arrays_through_paddle(x: Any, weight: QuantizedArrays, bias: Any) -> Any:
+    x, bias = paddle_ops.inputs(x, bias)
+    arrays = weight.codes, weight.scales, weight.minimums
+    bits = 8 if weight.dtype == "int8" else 4
+    ledger().way("fused_linear", "cpu", f"{weight.dtype} dequantized whole").add()
+    attributes = bits, weight.group_size or 0, weight.in_features
+    (y,) = paddle_ops.run("fusionkit_quantized_linear", x, *arrays, bias, *attributes)
     return y
 
 
@@ -74,6 +89,9 @@ def through_numpy(x: Any, weight: Any, bias: Any = None) -> Any:
         packed = weight.payload_for("cpu").array
         _count_way(x, weight)
         return native.linear_packed(x, packed, *weight.shape, bias, batch_invariant=invariant)
+    if isinstance(weight, QuantizedArrays):
+        advice = "Pack it: fusionkit.pack_weight(arrays.weight())"
+        raise argument_error("fused_linear", "weight", "an array or a PackedWeight", "QuantizedArrays", advice=advice)
     return native.linear(x, weight, bias, invariant)
 
 

@@ -33,7 +33,8 @@ def fused_linear(x: Any, weight: Any, bias: Any = None) -> Any:
         x: [..., in_features], float32 / bfloat16 / float16.
         weight: [in_features, out_features], dtype of x, or float32: a float32 weight is rounded to x's dtype for the
             product, while its gradient stays float32. Or a `PackedWeight` of that shape, which has no gradient; one of
-            int8 or int4 stands for code * scale + minimum, unrounded, and x may have any of its dtypes.
+            int8 or int4 stands for code * scale + minimum, unrounded, and x may have any of its dtypes. So do
+            `fusionkit.quantized_arrays.QuantizedArrays`, which alone may stand in a traced program.
         bias: [out_features], dtype of x, or float32; None for no bias.
 
     Returns:

@@ -10,7 +10,9 @@ from typing import Any
 
 from fusionkit import kernel_function, registry
 from fusionkit.backend import Backend
-from fusionkit.passes import files, neutral
+from fusionkit.errors import FusionkitError
+from fusionkit.passes import files, neutral, reading
+from fusionkit.passes.program import Program
 from fusionkit.passes.steps import Passes, rewritten
 
 
@@ -58,21 +60,32 @@ def load(
     Raises:
         FileNotFoundError: one of the program's files is missing.
         ValueError: one is truncated or not what its name says; or no pass is called as `without` says.
-        FusionkitError: a layer differs from what the passes know, and is named; or nothing there runs an operation.
+        FusionkitError: a layer differs from what the passes know, and is named; or nothing there runs an operation,
+            such as a product with weights of 8 or 4 bits.
         PluginError: no backend that is available offers the neutral ops.
     """
     if device.partition(":")[0] in neutral.backend().device_types:
         predictor = create_predictor(path)
         return Loaded(predictor.run, predictor.get_input_names())
-    from fusionkit.passes import reading, running
+    from fusionkit.passes import running
 
     program, tensors = reading.read(path, device)
+    require_floats(program, device)
     passes = _passes_for(device.partition(":")[0])
     fused, log = rewritten(program, passes, without, num_layers)
     with reading.on(device):
         ready = running.Running(fused, tensors, device, passes.functions, passes.keeps_state)
         singly = running.Running(program, tensors, device, {}) if fused.guards else None
     return Loaded(ready, ready.input_names, log, ready.operations, ready.refusal, singly)
+
+
+def require_floats(program: Program, device: str) -> None:
+    found = [each for each in program.operations if each.name == reading.QUANTIZED]
+    if found:
+        raise FusionkitError(
+            f"passes: weights on {device} must be floats, got codes of 8 or 4 bits in {len(found)} operations, "
+            f"first in fk.quantized_linear at {found[0].place}. Export the model with float weights, or load it for cpu"
+        )
 
 
 def _passes_for(device_type: str) -> Passes:

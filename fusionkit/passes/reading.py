@@ -13,6 +13,7 @@ from fusionkit.passes.program import NEUTRAL, Operation, Program, Type
 
 # The last is a promise of whoever runs the neutral ops; a device for which programs are rewritten makes none.
 _NO_MEANING = ("stop_gradient", "struct_name", "op_callstack", "weight_grad", "x_grad", "place", "batch_invariant")
+QUANTIZED = "custom_op.fusionkit_quantized_linear"  # a product with weights of 8 or 4 bits, as a program holds it
 _CONSTANTS = ("full", "full_int_array")
 
 
