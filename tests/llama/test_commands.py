@@ -14,7 +14,7 @@ ROOT = EXAMPLE.parents[1]
 COMMANDS = (
     *("create", "tokenize_texts", "pretrain", "sft", "lora", "supervise", "merge", "export", "predict", "demo"),
     *("data.adverts", "bench.step", "bench.tensor_parallel", "bench.load_memory", "bench.step_ops"),
-    "bench.engine_step",
+    *("bench.engine_step", "bench.decode"),
 )
 
 
@@ -23,9 +23,14 @@ def run(words, folder, **environment):
     return subprocess.run([sys.executable, *words], cwd=folder, env=clean | environment, capture_output=True, text=True)
 
 
+def file(command):
+    path = EXAMPLE / command.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_runs_as_a_file_from_any_folder(tmp_path, command):
-    done = run([EXAMPLE / f"{command.replace('.', '/')}.py", "--help"], tmp_path)
+    done = run([file(command), "--help"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"python -m examples.llama2_13b.{command}" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -55,5 +60,5 @@ def test_a_file_where_paddles_folder_must_be_is_one_line(tmp_path, words, in_the
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_so(tmp_path, command):
     (tmp_path / ".cache").touch()
-    done = run([EXAMPLE / f"{command.replace('.', '/')}.py", "--help"], tmp_path, HOME=str(tmp_path))
+    done = run([file(command), "--help"], tmp_path, HOME=str(tmp_path))
     assert done.returncode == 1 and done.stderr.startswith("error: Paddle needs") and len(done.stderr.splitlines()) == 1

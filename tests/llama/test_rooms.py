@@ -19,6 +19,7 @@ KNOWS = {
     "generate": ("io", "folders", "model", "data"),
     "serving": ("io", "folders", "data", "generate"),
     "bench": ("io", "parallel", "folders", "model", "data", "train", "generate"),
+    "bench/decode": ("bench", "io", "folders", "data", "generate"),
 }
 COMMANDS = {
     "create": {"io", "folders", "model", "data"},
@@ -67,7 +68,7 @@ def test_a_command_knows_what_it_needs(command):
 
 def test_the_page_lists_every_room_and_file():
     """Every folder with code is a room above, and the page lists the files of each."""
-    assert {path.parent.name for path in EXAMPLE.glob("*/*.py")} == set(KNOWS)
+    assert {str(path.parent.relative_to(EXAMPLE)) for path in EXAMPLE.rglob("*/*.py")} == set(KNOWS)
     assert {path.stem for path in EXAMPLE.glob("*.py")} - {"__init__", "repository"} == set(COMMANDS)
     page = (EXAMPLE / "README.md").read_text()
     for room in KNOWS:

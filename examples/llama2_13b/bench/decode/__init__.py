@@ -1,0 +1,1 @@
+"""Decoding and prefill of one model by fusionkit and its peers, in interleaved rounds."""
