@@ -52,6 +52,8 @@ class Kernel:
             gradients through NumPy come from the framework's own autograd.
         pack: "module:function" of `fused_linear` kernels that lay out weights: `(array, dtype, device) -> payload`.
         pack_quantized: as `pack`, of weights in 8 or 4 bits: `(QuantizedWeight, device) -> payload`.
+        differentiates_quantized: functions and `vjp` give the gradients of the other inputs through such a pack. It has
+            none itself. Without this, a call that wants gradients is refused.
         dtypes: of the first input.
         when: predicates that must all hold.
         directions: ("forward",) marks a kernel without gradient.
@@ -70,6 +72,7 @@ class Kernel:
     vjp: str | None = None
     pack: str | None = None
     pack_quantized: str | None = None
+    differentiates_quantized: bool = False
     checks_sizes: bool = False
     batch_invariant: bool = False
     notes: tuple[tuple[Predicate, str], ...] = ()

@@ -1,4 +1,4 @@
-"""A linear layer's weight, laid out once for the product by the backend that will run it. For inference."""
+"""A linear layer's weight, laid out once for the product by the backend that will run it. It is not trained."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ class PackedWeight:
     def shape(self) -> tuple[int, int]:
         return self.in_features, self.out_features
 
+    @property
+    def stop_gradient(self) -> bool:
+        """True, as of a frozen tensor: a pack has no gradient, and refuses to be told otherwise."""
+        return True
+
     def describe_packed(self) -> TensorSpec:
         """What dispatch asks of it, as of a tensor."""
         return TensorSpec(self.shape, self.dtype, self.device, packed_by=self.backend)
@@ -95,6 +100,8 @@ def pack_weight(
         ValueError: weight is not a finite floating matrix, or dtype, group_size or symmetric is not as above.
         TypeError: weight is not a tensor with values.
         NoBackendError: no backend that policy allows can pack it.
+
+    A pack has no gradient. Through one of int8 or int4 x and bias have theirs, where the backend says so.
     """
     from fusionkit.quantized_weight import QuantizedWeight, quantize
 

@@ -179,14 +179,22 @@ def _run(op: Op, made: Mapping[str, Any], asked: Run, rank: int = 0) -> tuple[An
 
 
 def _check_quantized(op: Op, case: Case, made: Mapping[str, Any], dtype: str, asked: Run) -> list[Comparison]:
-    """The forward with a weight in 8 or 4 bits, beside the float64 product with the values of its codes."""
+    """A weight in 8 or 4 bits, beside the float64 products with the values of its codes. It has no gradient itself."""
     name = next(declared.name for declared in op.spec.inputs if declared.packable)
     weight = quantize(made[name], **case.quantized)
-    forward, _ = _runners(op, asked)
     with use_backend(asked.backend):
-        packed = pack_weight(weight)
-        got, _ = _counted(op, asked.backend, lambda: forward({**_copied(made), name: packed}))
-    return compare_outputs(op.spec, {**made, name: weight}, got, {}, dtype)
+        packed = {**made, name: pack_weight(weight)}
+    meant = {**made, name: weight}
+    got, _, grads, gradients = _run(op, packed, asked)
+    compared = compare_outputs(op.spec, meant, got, {}, dtype)
+    if gradients is None:
+        return compared
+    if gradients.get(name) is not None:
+        raise ParityError(f"{op.__name__}: the pack has a gradient")
+    want = oracle.reference_vjp(op.spec, meant, grads)
+    del want[name]
+    rounded = composition(op.spec.tolerance.backward, dtype, partial(oracle.reference_vjp, op.spec, meant, grads), want)
+    return compared + compare_each_gradient(op.spec, meant, want, rounded, gradients)
 
 
 def _check_ranks(op: Op, made: dict[str, Any], dtype: str, asked: Run) -> list[Comparison]:

@@ -14,8 +14,10 @@ from fusionkit import kernel_function, policy, registry, settings
 from fusionkit.backend import ANY_DEVICE, PROOF_IN_WORDS, Backend, Kernel
 from fusionkit.call import Call
 from fusionkit.capability import ForwardOnly, LeftOut, OneOf, Predicate, Verdict, all_of
+from fusionkit.dtypes import QUANTIZED
 from fusionkit.errors import NoBackendError
 from fusionkit.ops import load_spec
+from fusionkit.spec import HELD_AS_ARRAYS
 
 CHOSEN = "chosen"
 Packing = Literal["pack", "pack_quantized"]  # the field of `Kernel` that a weight is packed by
@@ -102,7 +104,7 @@ def _missing(backend: Backend, kernel: Kernel) -> str | None:
 def judge_kernel(kernel: Kernel, call: Call) -> Verdict:
     """The kernel's declaration against the call."""
     declared = (predicate.judge(call) for predicate in conditions(kernel, call.spec.name))
-    return all_of([_judge_framework(kernel, call), _judge_packing(call), _judge_batch(kernel), *declared])
+    return all_of([_judge_framework(kernel, call), _judge_packing(kernel, call), _judge_batch(kernel), *declared])
 
 
 def notes(candidate: Candidate, call: Call) -> tuple[str, ...]:
@@ -159,10 +161,11 @@ def _judge_batch(kernel: Kernel) -> Verdict:
     return Verdict("yes")
 
 
-def _judge_packing(call: Call) -> Verdict:
-    packed = [name for name, tensor in call.tensors.items() if tensor.packed_by is not None]
-    if packed and call.training:
-        return Verdict("no", (f"{packed[0]} is packed, for inference only, and gradients are wanted",))
+def _judge_packing(kernel: Kernel, call: Call) -> Verdict:
+    for name, tensor in call.tensors.items():
+        passes = kernel.differentiates_quantized and tensor.dtype in QUANTIZED and tensor.packed_by != HELD_AS_ARRAYS
+        if tensor.packed_by is not None and not passes and call.training:
+            return Verdict("no", (f"{name} is packed, for inference only, and gradients are wanted",))
     return Verdict("yes")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from fusionkit_backends.cpu import quantized_panels, runtime
 
 import fusionkit as fk
 from fusionkit.gguf_blocks import from_gguf
+from fusionkit.quantized_arrays import QuantizedArrays
 from fusionkit.quantized_weight import quantize
 from tests import guard_pages
 
@@ -115,9 +117,78 @@ def test_paddle_tensors(dtype):
     epsilon = {"float32": 2.0**-17, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
     assert y.dtype == x.dtype
     np.testing.assert_allclose(y.cast("float32").numpy(), want, rtol=epsilon, atol=epsilon * np.sqrt(np.mean(want**2)))
-    x.stop_gradient = False
-    with pytest.raises(fk.NoBackendError, match="weight is packed, for inference only, and gradients are wanted"):
-        fk.fused_linear(x, packed)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype, group_size, symmetric", FORMATS)
+def test_the_gradients_bits_are_those_of_a_product_with_the_transpose(native, isa, dtype, group_size, symmetric):
+    """Of its values in float32, whatever the rows, the threads and dy's dtype; so the batch does not matter either."""
+    native.set_isa(isa)
+    weight = np.random.default_rng(4).standard_normal((70, 203)).astype(np.float32)
+    quantized = quantize(weight, dtype, group_size, symmetric)
+    packed = fk.pack_weight(quantized)
+    with fk.use_batch_invariant():
+        transpose = fk.pack_weight(quantized.dequantize().T.astype(np.float32))
+    for dy in (X, X.astype(ml_dtypes.bfloat16)):
+        with fk.use_batch_invariant():
+            want = fk.fused_linear(dy, transpose)
+        for threads, rows in zip((1, 2, 3) * 3, ROWS, strict=True):
+            native.set_num_threads(threads)
+            got = fk.fused_linear.vjp(np.zeros((rows, 70), dy.dtype), packed, grad_outputs=dy[:rows])
+            assert got.keys() == {"x"}  # the pack has none
+            np.testing.assert_array_equal(bits(got["x"]), bits(want[:rows]), f"{rows=} {threads=} {dy.dtype=}")
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=["both", "x", "bias"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_gradients_of_paddle_tensors_through_a_pack(dtype, wanted):
+    paddle = pytest.importorskip("paddle")
+    quantized = quantize(WEIGHT, "int4", 32, False)
+    packed = fk.pack_weight(quantized)
+    x, dy = (paddle.to_tensor(each).cast(dtype) for each in (X.reshape(1, 97, 203), X[:, :70].reshape(1, 97, 70)))
+    bias = paddle.to_tensor(BIAS)
+    x.stop_gradient, bias.stop_gradient = (not each for each in wanted)
+    fk.ledger().reset()
+    fk.fused_linear(x, packed, bias).backward(dy)
+    way = ("fused_linear", "cpu", "int4 dequantized to panels of its transpose, for x's gradient")
+    assert fk.ledger().ways().get(way, 0) == wanted[0]
+    exact = dy.cast("float32").numpy().astype(np.float64)
+    want = {"x": exact @ quantized.dequantize().T, "bias": exact.sum((0, 1))}
+    for name, tensor in (("x", x), ("bias", bias)):
+        assert (tensor.grad is None) == tensor.stop_gradient
+        if tensor.grad is not None:
+            assert tensor.grad.dtype == tensor.dtype
+            epsilon = {"float32": 2.0**-17, "bfloat16": 2.0**-8, "float16": 2.0**-11}[tensor.dtype.name.lower()]
+            error = np.abs(tensor.grad.cast("float32").numpy() - want[name])
+            assert np.all(error <= epsilon * np.maximum(np.abs(want[name]), np.sqrt(np.mean(want[name] ** 2))))
+
+
+def test_the_gradient_of_x_by_finite_differences():
+    """Of f(x) = sum(y * dy), which is linear in x: a step of any size will do, and a large one rounds least."""
+    packed = fk.pack_weight(WEIGHT, dtype="int8", group_size=32)
+    rng = np.random.default_rng(5)
+    x, direction, dy = (rng.standard_normal(shape).astype(np.float32) for shape in ((9, 203), (9, 203), (9, 70)))
+    dx = fk.fused_linear.vjp(x, packed, BIAS, grad_outputs=dy)["x"]
+    ahead, behind = (fk.fused_linear(x + step * direction, packed, BIAS).astype("f8") for step in (1, -1))
+    assert np.sum(dx * direction, dtype="f8") == pytest.approx(np.sum((ahead - behind) / 2 * dy), rel=1e-5)
+
+
+def test_x_is_not_kept_and_the_pack_has_no_gradient():
+    paddle = pytest.importorskip("paddle")
+    import weakref
+
+    packed = fk.pack_weight(WEIGHT, dtype="int8")
+    assert packed.stop_gradient
+    with pytest.raises(AttributeError, match="cannot assign to field 'stop_gradient'"):
+        packed.stop_gradient = False
+    leaf = paddle.to_tensor(X)
+    leaf.stop_gradient = False
+    x = leaf * 1
+    kept, y = weakref.ref(x), fk.fused_linear(x, packed)
+    del x
+    assert kept() is None
+    y.backward()
+    assert leaf.grad is not None
 
 
 def test_a_program_that_is_traced_holds_no_pack():
@@ -138,6 +209,8 @@ def test_weights_without_elements_and_of_whole_panels(shape):
     for rows in (0, 1, 9):
         y = fk.fused_linear(np.ones((rows, shape[0]), np.float32), packed, np.arange(shape[1], dtype=np.float32))
         np.testing.assert_array_equal(y, np.tile(7 * shape[0] + np.arange(shape[1]), (rows, 1)))
+        dx = fk.fused_linear.vjp(np.ones((rows, shape[0]), np.float32), packed, grad_outputs=np.ones_like(y))["x"]
+        np.testing.assert_array_equal(dx, np.full((rows, shape[0]), 7 * shape[1]))
 
 
 def test_the_ledger_counts_the_ways_and_explain_says_what_a_pack_can_do():
@@ -153,8 +226,19 @@ def test_the_ledger_counts_the_ways_and_explain_says_what_a_pack_can_do():
     assert explained.chosen == "cpu" and "a quantized pack: for any number of rows of x" in str(explained)
     assert "eager  no       weight.packed_by must be None or eager, got cpu" in str(explained)
     assert "quantized" not in str(fk.fused_linear.explain(X, WEIGHT))
-    asked = fk.fused_linear.explain(X, fk.TensorSpec(WEIGHT.shape, "int8", packed_by="cpu"), training=True)
-    assert asked.chosen is None and "gradients are wanted" in str(asked)
+    for dtype, chosen in (("int8", "cpu"), ("int4", "cpu"), ("float32", None)):
+        asked = fk.fused_linear.explain(X, fk.TensorSpec(WEIGHT.shape, dtype, packed_by="cpu"), training=True)
+        assert asked.chosen == chosen
+        assert ("cpu    no       weight is packed, for inference only, and gradients" in str(asked)) == (chosen is None)
+
+
+def test_codes_in_arrays_have_no_gradient_of_x():
+    paddle = pytest.importorskip("paddle")
+    x = paddle.to_tensor(X)
+    x.stop_gradient = False
+    arrays = QuantizedArrays.of(quantize(WEIGHT, "int8"))
+    with pytest.raises(fk.NoBackendError, match="weight is packed, for inference only, and gradients are wanted"):
+        fk.fused_linear(x, dataclasses.replace(arrays, codes=paddle.to_tensor(arrays.codes)))
 
 
 def test_other_backends_refuse_by_name():
@@ -214,6 +298,8 @@ def test_a_damaged_pack_is_refused(what):
     array[offset] = replaced[0]
     with pytest.raises(ValueError, match=f"fused_linear_packed: packed must be .*{what.split(',')[0]}"):
         runtime.native().linear_packed(X, array, *WEIGHT.shape)
+    with pytest.raises(ValueError, match=f"fused_linear_packed_grad: packed must be .*{what.split(',')[0]}"):
+        runtime.native().linear_packed_grad(array, *WEIGHT.shape, X[:, :70])
     with pytest.raises(ValueError, match="packed must be whole, "):
         whole = quantized_panels.quantized_panels(quantize(WEIGHT, "int4", 32))
         runtime.native().linear_packed(X, whole[:-64], *WEIGHT.shape)
@@ -227,3 +313,7 @@ def test_a_pack_at_the_end_of_a_page(dtype, group_size, symmetric):
     for rows in (1, 9):
         y = runtime.native().linear_packed(X[:rows], at_the_edge, *WEIGHT.shape)
         np.testing.assert_array_equal(y, runtime.native().linear_packed(X[:rows], array, *WEIGHT.shape))
+        dx, want = (
+            runtime.native().linear_packed_grad(each, *WEIGHT.shape, X[:rows, :70])[0] for each in (at_the_edge, array)
+        )
+        np.testing.assert_array_equal(dx, want)

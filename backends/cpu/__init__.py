@@ -46,7 +46,7 @@ _NOTES: dict[str, tuple[tuple[Predicate, str], ...]] = {
         (
             OneOf("weight.dtype", QUANTIZED),
             "a quantized pack: for any number of rows of x, in any floating dtype; multiplied in float32; batch"
-            " invariant; no gradient, and not in a traced program",
+            " invariant; a gradient of x and of the bias, none of the pack; not in a traced program",
         ),
     )
 }
@@ -70,6 +70,7 @@ def _kernel(op: str, source: Path) -> Kernel:
         when=(*(OneOf(f"{name}.packed_by", _OPERANDS) for name in packable), *_CONDITIONS.get(op, ())),
         pack=f"{module}:pack" if "pack" in defined else None,
         pack_quantized=f"{module}:pack_quantized" if "pack_quantized" in defined else None,
+        differentiates_quantized="pack_quantized" in defined,
         checks_sizes=not spec.collective,
         batch_invariant=op in _BATCH_INVARIANT,
         notes=(*notes, *_NOTES.get(op, ()), *((_SERIAL[op],) if op in _SERIAL else ())),

@@ -46,7 +46,12 @@ def pack_quantized(weight: QuantizedWeight, device: str) -> PackedBytes:
 
 def through_paddle(x: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(weight, PackedWeight):
-        return _packed_through_paddle(x, weight, bias)
+        x, bias = paddle_ops.inputs(x, bias)
+        y = packed_through_paddle(x, weight, bias)
+        _count_way(x, weight)
+        if weight.dtype in QUANTIZED and not x.stop_gradient:
+            _count_gradient(weight)
+        return y
     if isinstance(weight, QuantizedArrays):
         return _arrays_through_paddle(x, weight, bias)
     x, weight, bias = paddle_ops.inputs(x, weight, bias)
@@ -58,7 +63,8 @@ def through_paddle(x: Any, weight: Any, bias: Any = None) -> Any:
     return y
 
 
-def _packed_through_paddle(x: Any, weight: PackedWeight, bias: Any) -> Any:
+def packed_through_paddle(x: Any, weight: PackedWeight, bias: Any = None) -> Any:
+    """Of what `paddle_ops.inputs` gave; the ledger is not told."""
     import paddle
 
     if not paddle.in_dynamic_mode():
@@ -66,10 +72,20 @@ def _packed_through_paddle(x: Any, weight: PackedWeight, bias: Any) -> Any:
         context = "packed bytes fit one machine, and a program may run on another"
         advice = "Give it the tensor, or QuantizedArrays of codes: passes.load packs both"
         raise argument_error("fused_linear", "weight", rule, "a PackedWeight", context, advice)
-    x, bias = paddle_ops.inputs(x, bias)
-    _count_way(x, weight)
     packed = weight.payload_for("cpu").tensor
+    wanted = not x.stop_gradient, bias is not None and not bias.stop_gradient
+    if any(wanted):
+        return _through_quantized(x, weight, packed, bias, wanted)
     (y,) = paddle_ops.run("fusionkit_fused_linear_packed", x, packed, bias, *weight.shape, policy.batch_invariant())
+    return y
+
+
+def _through_quantized(x: Any, weight: PackedWeight, packed: Any, bias: Any, wanted: tuple[bool, bool]) -> Any:
+    """With gradients of x and bias, those that are wanted."""
+    if bias is None:
+        (y,) = paddle_ops.run("fusionkit_fused_linear_quantized", x, packed, *weight.shape)
+    else:
+        (y,) = paddle_ops.run("fusionkit_fused_linear_quantized_bias", x, packed, bias, *weight.shape, *wanted)
     return y
 
 
@@ -103,7 +119,18 @@ def _count_way(x: Any, weight: PackedWeight) -> None:
         ledger().way("fused_linear", "cpu", way).add()
 
 
+def _count_gradient(weight: PackedWeight) -> None:
+    way = f"{weight.dtype} dequantized to panels of its transpose, for x's gradient"
+    ledger().way("fused_linear", "cpu", way).add()
+
+
 def vjp(grad_outputs: Any, x: Any, weight: Any, bias: Any = None) -> dict[str, Any]:
+    """A pack gets no gradient."""
+    if isinstance(weight, PackedWeight):
+        _count_gradient(weight)
+        packed = weight.payload_for("cpu").array
+        dx, dbias = runtime.native().linear_packed_grad(packed, *weight.shape, grad_outputs, bias)
+        return {"x": dx} if bias is None else {"x": dx, "bias": dbias}
     dx, dweight, dbias = runtime.native().linear_grad(x, weight, grad_outputs, bias)
     gradients = {"x": dx, "weight": dweight}
     return gradients if bias is None else {**gradients, "bias": dbias}

@@ -4,8 +4,8 @@ Paddle 3.3 connects an op with its gradient at the op's first call, in a map of 
 threads' first calls end in "Attribute cast error", wrong gradients or a crash, in some 1 of 30 processes whose ranks
 are threads.
 
-The calls are small cases of the specs: one for each set of tensors that an op is given, because a bias may make it
-another custom op.
+The calls are small cases of the specs: one for each set of tensors that an op is given, because a bias or a pack may
+make it another custom op.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import fusionkit_backends.cpu
 import numpy as np
 
 from fusionkit.ops import load_spec
+from fusionkit.packed_weight import PackedWeight
+from fusionkit.quantized_weight import quantize
 from fusionkit.spec import Case, OpSpec
 
 Arguments = Mapping[str, Any]
@@ -25,6 +27,8 @@ Arguments = Mapping[str, Any]
 
 def calls() -> Iterator[tuple[OpSpec, Callable[..., Any], Arguments]]:
     """Each differentiable op's function over Paddle tensors, with the smallest arguments of each kind, as arrays."""
+    from fusionkit_backends.cpu.fused_linear import packed_through_paddle  # it imports this module
+
     for op, kernel in fusionkit_backends.cpu.backend.kernels.items():
         spec = load_spec(op)
         if spec.reference_vjp is None or spec.collective or "paddle" not in kernel.functions:
@@ -32,7 +36,8 @@ def calls() -> Iterator[tuple[OpSpec, Callable[..., Any], Arguments]]:
         module, _, name = kernel.functions["paddle"].partition(":")
         function = getattr(importlib.import_module(module), name)
         for arguments in _smallest(spec).values():
-            yield spec, function, arguments
+            packed = any(isinstance(value, PackedWeight) for value in arguments.values())
+            yield spec, packed_through_paddle if packed else function, arguments
 
 
 def connect() -> None:
@@ -49,21 +54,33 @@ def tensors_of(spec: OpSpec, arguments: Arguments) -> dict[str, Any]:
 
     tensors = {name: over_tensors(value, "cpu") for name, value in arguments.items()}
     for declared in spec.inputs:
-        if declared.differentiable and declared.name in tensors:
+        if declared.differentiable and not isinstance(tensors.get(declared.name), PackedWeight | None):
             tensors[declared.name].stop_gradient = False
     return tensors
 
 
 def _smallest(spec: OpSpec) -> dict[frozenset[str], Arguments]:
-    """The tensors that a case gives -> the arguments with the fewest elements, and no empty array."""
-    found: dict[frozenset[str], Arguments] = {}
-    for arguments in (_arguments(case) for case in spec.cases if not case.llama):
-        given = frozenset(name for name, value in arguments.items() if isinstance(value, np.ndarray))
-        if all(arguments[name].size for name in given) and (
-            given not in found or _num_elements(arguments) < _num_elements(found[given])
-        ):
-            found[given] = arguments
-    return found
+    """The tensors that a case gives, "packed" beside them -> the arguments with the fewest elements, none empty."""
+    found: dict[frozenset[str], tuple[int, Case, Arguments]] = {}
+    for case in (case for case in spec.cases if not case.llama):
+        arguments = _arguments(case)
+        sizes = {name: value.size for name, value in arguments.items() if isinstance(value, np.ndarray)}
+        given = frozenset((*sizes, "packed") if case.quantized else sizes)
+        if all(sizes.values()) and (given not in found or sum(sizes.values()) < found[given][0]):
+            found[given] = sum(sizes.values()), case, arguments
+    return {given: _packed(spec, case, arguments) for given, (_, case, arguments) in found.items()}
+
+
+def _packed(spec: OpSpec, case: Case, arguments: Arguments) -> Arguments:
+    """With the weight packed if the case asks for that. No policy has a say, as none has in these calls."""
+    if not case.quantized:
+        return arguments
+    from fusionkit_backends.cpu.fused_linear import pack_quantized
+
+    name = next(declared.name for declared in spec.inputs if declared.packable)
+    weight = quantize(arguments[name], **case.quantized)
+    format_ = weight.dtype, "cpu", pack_quantized(weight, "cpu"), weight.group_size, weight.symmetric
+    return {**arguments, name: PackedWeight("cpu", *weight.shape, *format_)}
 
 
 def _arguments(case: Case) -> dict[str, Any]:
@@ -73,7 +90,3 @@ def _arguments(case: Case) -> dict[str, Any]:
         for name, value in made.items()
         if value is not None
     }
-
-
-def _num_elements(arguments: Arguments) -> int:
-    return sum(value.size for value in arguments.values() if isinstance(value, np.ndarray))

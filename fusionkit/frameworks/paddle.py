@@ -162,7 +162,8 @@ def vjp(
 ) -> dict[str, np.ndarray[Any, Any] | None]:
     """Gradients of `function` through Paddle's autograd, NumPy arrays in and out."""
     tensors = {name: over_tensors(value, device) for name, value in arguments.items()}
-    wanted = [i.name for i in spec.inputs if i.differentiable and tensors.get(i.name) is not None]
+    differentiable = [i.name for i in spec.inputs if i.differentiable]
+    wanted = [name for name in differentiable if isinstance(tensors.get(name), paddle.Tensor)]  # a pack is frozen
     for name in wanted:
         tensors[name].stop_gradient = False
     outputs = _listed(function(**tensors))

@@ -33,8 +33,10 @@ def fused_linear(x: Any, weight: Any, bias: Any = None) -> Any:
         x: [..., in_features], float32 / bfloat16 / float16.
         weight: [in_features, out_features], dtype of x, or float32: a float32 weight is rounded to x's dtype for the
             product, while its gradient stays float32. Or a `PackedWeight` of that shape, which has no gradient; one of
-            int8 or int4 stands for code * scale + minimum, unrounded, and x may have any of its dtypes. So do
-            `fusionkit.quantized_arrays.QuantizedArrays`, which alone may stand in a traced program.
+            int8 or int4 stands for code * scale + minimum, unrounded, and x may have any of its dtypes. Through such a
+            one x and bias have gradients, dx = dy @ weight^T in float32; through one of floats there are none.
+            `fusionkit.quantized_arrays.QuantizedArrays` stand for the same, without gradients. They alone may stand in
+            a traced program.
         bias: [out_features], dtype of x, or float32; None for no bias.
 
     Returns:
@@ -110,12 +112,16 @@ def invalid(name: str, match: str, error: type[Exception] = ValueError, **argume
 
 def cost(dims: Mapping[str, Any], itemsize: int, training: bool) -> Cost:
     """The product alone, and with the backward two more; the bias counts as if it were there. `weight_bytes` in dims is
-    what a quantized weight takes, `QuantizedWeight.num_bytes`."""
+    what a quantized weight takes, `QuantizedWeight.num_bytes`. It is frozen: the backward is one product, which reads
+    the codes again and no x."""
     rows, k, n = dims["..."], dims["in_features"], dims["out_features"]
     read, written = rows * k + k * n + n, rows * n
     if not training:
         weight_bytes = dims.get("weight_bytes", itemsize * k * n)
         return Cost(2.0 * rows * k * n, itemsize * (rows * k + n) + weight_bytes, itemsize * written)
+    if "weight_bytes" in dims:
+        activations = rows * k + n + rows * n
+        return Cost(4.0 * rows * k * n, itemsize * activations + 2 * dims["weight_bytes"], itemsize * activations)
     return Cost(6.0 * rows * k * n, itemsize * (2 * read + written), itemsize * (written + read))
 
 
@@ -190,7 +196,8 @@ spec = OpSpec(
         ),
         backward=Epsilons(
             {"float32": 128, "bfloat16": 0.51, "float16": 0.52},
-            "the same sums, over out_features for x and over the rows for weight and bias.",
+            "the same sums, over out_features for x and over the rows for weight and bias. A quantized pack's values "
+            "are float32, rounded once at most.",
         ),
     ),
     cost=cost,

@@ -118,12 +118,15 @@ void require_quantized(const char* op, const void* packed, size_t packed_size, i
          "[" + std::to_string(header.in_features) + ", " + std::to_string(header.out_features) + "]");
 }
 
+QuantizedPanels panels_of(const void* packed) {
+  return {format_of(read_header(packed)), static_cast<const char*>(packed) + sizeof(Header)};
+}
+
 void product_quantized(const Matrix& a, const void* packed, const Matrix& c, const float* bias) {
   if (c.rows == 0 || c.cols == 0) return;
   // A weight without elements leaves the bias: a product of the ordinary kind.
   if (a.cols == 0) return product(a, contiguous(nullptr, a.dtype, 0, c.cols), a.dtype, c, {bias});
-  const QuantizedFormat format = format_of(read_header(packed));
-  const char* panels = static_cast<const char*>(packed) + sizeof(Header);
+  const auto [format, panels] = panels_of(packed);
   if (a.rows <= most_rows_in_registers()) return multiply_in_registers(a, format, panels, c, bias);
   multiply_dequantized(a, format, panels, c, bias);
 }

@@ -1,8 +1,10 @@
-// fused_linear with a weight of 8 or 4 bits, whose bytes are written here as csrc/kernels/quantized_product.h says.
+// fused_linear and its gradient with a weight of 8 or 4 bits, whose bytes are written here as
+// csrc/kernels/quantized_product.h says.
 #include <algorithm>
 #include <cstring>
 
 #include "fused_linear_packed.h"
+#include "fused_linear_packed_grad.h"
 #include "judge.h"
 
 namespace kernel_tests {
@@ -76,6 +78,20 @@ Doubles pack(const Quantized& q, unsigned char* packed) {
   return weight;
 }
 
+void check_gradient(DType dtype, const Quantized& q, int64_t rows, Guarded& packed, const Doubles& weight) {
+  const Guarded dy = random(dtype, {rows, q.out});
+  Guarded dx(dtype, {rows, q.in}), dbias(DType::kFloat32, {q.out});
+  fusionkit_cpu::linear_packed_grad(packed.data(), q.num_bytes(), q.in, q.out, dy, dx, dbias);
+  Doubles want(rows * q.in), want_dbias(q.out);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < q.out; ++j) {
+      want_dbias[j] += dy[i * q.out + j];
+      for (int64_t k = 0; k < q.in; ++k) want[i * q.in + k] += dy[i * q.out + j] * weight[k * q.out + j];
+    }
+  expect_close("dx through the quantized weight", dx, want, {128, 0.52});
+  expect_close("dbias beside the quantized weight", dbias, want_dbias, {128, 0.52});
+}
+
 void check(DType dtype, const Quantized& q, int64_t rows, bool with_bias) {
   begin_case(std::string("quantized ") + dtype_name(dtype) + " " + text({rows, q.in, q.out}) + " bits " +
              text({q.bits}) + " group " + text({q.group_size}) + " " + dtype_name(q.scale_dtype) +
@@ -92,6 +108,7 @@ void check(DType dtype, const Quantized& q, int64_t rows, bool with_bias) {
       if (with_bias) sum += bias[j];
     }
   expect_close("y of the quantized weight", y, want, {128, 0.52});
+  check_gradient(dtype, q, rows, packed, weight);
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
+#include <string>
 
 #include "arrays.h"
 #include "bind.h"
 #include "fused_linear_packed.h"
+#include "fused_linear_packed_grad.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -29,12 +31,16 @@ Array pack_weight_array(const Array& weight, const std::string& dtype, bool batc
   return packed;
 }
 
+void require_bytes(const char* op, const Bytes& packed) {
+  if (packed.ndim() != 1 || !(packed.flags() & py::array::c_style))
+    throw std::invalid_argument(std::string(op) +
+                                ": packed must be the contiguous uint8 array that pack_weight returned");
+}
+
 Array linear_packed_array(const Array& x, const Bytes& packed, int64_t in_features, int64_t out_features,
                           const OptionalArray& bias, const OptionalArray& out, bool batch_invariant) {
   const char* op = "fused_linear_packed";
-  if (packed.ndim() != 1 || !(packed.flags() & py::array::c_style))
-    throw std::invalid_argument(
-        "fused_linear_packed: packed must be the contiguous uint8 array that pack_weight returned");
+  require_bytes(op, packed);
   const Array y = out ? *out : empty_with_last(x, out_features);
   Call{linear_packed,
        view(op, "x", x),
@@ -48,6 +54,23 @@ Array linear_packed_array(const Array& x, const Bytes& packed, int64_t in_featur
   return y;
 }
 
+auto linear_packed_grad_arrays(const Bytes& packed, int64_t in_features, int64_t out_features, const Array& dy,
+                               const OptionalArray& bias) {
+  const char* op = "fused_linear_packed_grad";
+  require_bytes(op, packed);
+  const Array dx = empty_with_last(dy, in_features);
+  const OptionalArray dbias = bias ? OptionalArray(empty_like(*bias)) : std::nullopt;
+  Call{linear_packed_grad,
+       static_cast<const void*>(packed.data()),
+       static_cast<size_t>(packed.size()),
+       in_features,
+       out_features,
+       view(op, "dy", dy),
+       result(dx),
+       result(dbias)};
+  return py::make_tuple(dx, dbias);
+}
+
 }  // namespace
 
 FUSIONKIT_BIND(fused_linear_packed) {
@@ -55,6 +78,9 @@ FUSIONKIT_BIND(fused_linear_packed) {
   module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
              "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(),
              "batch_invariant"_a = false, "-> y, which is out if given");
+  module.def("linear_packed_grad", &linear_packed_grad_arrays, py::arg("packed").noconvert(), "in_features"_a,
+             "out_features"_a, "dy"_a, "bias"_a = py::none(),
+             "-> (dx, dbias or None), through a weight of 8 or 4 bits; of bias only shape and dtype are read");
   module.def("most_rows_in_registers", &most_rows_in_registers, "of x, beside a weight of 8 or 4 bits");
 }
 
