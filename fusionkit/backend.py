@@ -51,7 +51,8 @@ class Kernel:
         vjp: "module:function" over NumPy arrays: `(grad_outputs, **arguments) -> {input: gradient}`. Without it the
             gradients through NumPy come from the framework's own autograd.
         pack: "module:function" of `fused_linear` kernels that lay out weights: `(array, dtype, device) -> payload`.
-        pack_quantized: as `pack`, of weights in 8 or 4 bits: `(QuantizedWeight, device) -> payload`.
+        pack_quantized: as `pack`, of weights in 8 or 4 bits: `(QuantizedWeight, device) -> payload`, which has
+            `num_bytes`.
         differentiates_quantized: functions and `vjp` give the gradients of the other inputs through such a pack. It has
             none itself. Without this, a call that wants gradients is refused.
         dtypes: of the first input.

@@ -55,6 +55,11 @@ class PackedWeight:
         return self.in_features, self.out_features
 
     @property
+    def num_bytes(self) -> int:
+        """What an int8 or int4 pack takes in memory."""
+        return int(self.payload.num_bytes)
+
+    @property
     def stop_gradient(self) -> bool:
         """True, as of a frozen tensor: a pack has no gradient, and refuses to be told otherwise."""
         return True

@@ -29,6 +29,10 @@ class PackedBytes:
         """Without the tensor: a copy of both would hold the bytes twice."""
         return PackedBytes, (self.array,)
 
+    @property
+    def num_bytes(self) -> int:
+        return int(self.array.nbytes)
+
     @functools.cached_property
     def tensor(self) -> Any:
         import paddle

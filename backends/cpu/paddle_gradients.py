@@ -27,17 +27,17 @@ Arguments = Mapping[str, Any]
 
 def calls() -> Iterator[tuple[OpSpec, Callable[..., Any], Arguments]]:
     """Each differentiable op's function over Paddle tensors, with the smallest arguments of each kind, as arrays."""
-    from fusionkit_backends.cpu.fused_linear import packed_through_paddle  # it imports this module
-
     for op, kernel in fusionkit_backends.cpu.backend.kernels.items():
         spec = load_spec(op)
         if spec.reference_vjp is None or spec.collective or "paddle" not in kernel.functions:
             continue
-        module, _, name = kernel.functions["paddle"].partition(":")
-        function = getattr(importlib.import_module(module), name)
-        for arguments in _smallest(spec).values():
-            packed = any(isinstance(value, PackedWeight) for value in arguments.values())
-            yield spec, packed_through_paddle if packed else function, arguments
+        name, _, function = kernel.functions["paddle"].partition(":")
+        module = importlib.import_module(name)
+        for case, arguments in _smallest(spec).values():
+            if case.quantized:
+                yield spec, module.packed_through_paddle, _packed(spec, case, arguments, module)
+            else:
+                yield spec, getattr(module, function), arguments
 
 
 def connect() -> None:
@@ -59,8 +59,8 @@ def tensors_of(spec: OpSpec, arguments: Arguments) -> dict[str, Any]:
     return tensors
 
 
-def _smallest(spec: OpSpec) -> dict[frozenset[str], Arguments]:
-    """The tensors that a case gives, "packed" beside them -> the arguments with the fewest elements, none empty."""
+def _smallest(spec: OpSpec) -> dict[frozenset[str], tuple[Case, Arguments]]:
+    """The tensors that a case gives, "packed" beside them -> the one with the fewest elements, none empty."""
     found: dict[frozenset[str], tuple[int, Case, Arguments]] = {}
     for case in (case for case in spec.cases if not case.llama):
         arguments = _arguments(case)
@@ -68,18 +68,14 @@ def _smallest(spec: OpSpec) -> dict[frozenset[str], Arguments]:
         given = frozenset((*sizes, "packed") if case.quantized else sizes)
         if all(sizes.values()) and (given not in found or sum(sizes.values()) < found[given][0]):
             found[given] = sum(sizes.values()), case, arguments
-    return {given: _packed(spec, case, arguments) for given, (_, case, arguments) in found.items()}
+    return {given: (case, arguments) for given, (_, case, arguments) in found.items()}
 
 
-def _packed(spec: OpSpec, case: Case, arguments: Arguments) -> Arguments:
-    """With the weight packed if the case asks for that. No policy has a say, as none has in these calls."""
-    if not case.quantized:
-        return arguments
-    from fusionkit_backends.cpu.fused_linear import pack_quantized
-
+def _packed(spec: OpSpec, case: Case, arguments: Arguments, module: Any) -> Arguments:
+    """With the weight packed as the case says. No policy has a say, as none has in these calls."""
     name = next(declared.name for declared in spec.inputs if declared.packable)
     weight = quantize(arguments[name], **case.quantized)
-    format_ = weight.dtype, "cpu", pack_quantized(weight, "cpu"), weight.group_size, weight.symmetric
+    format_ = weight.dtype, "cpu", module.pack_quantized(weight, "cpu"), weight.group_size, weight.symmetric
     return {**arguments, name: PackedWeight("cpu", *weight.shape, *format_)}
 
 

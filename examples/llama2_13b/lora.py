@@ -19,15 +19,21 @@ if not __package__:  # python path/to/this/file, from any folder
 from examples.llama2_13b.folders.adapter_config import TARGETS, AdapterConfig
 from examples.llama2_13b.folders.model_folder import weights_of
 from examples.llama2_13b.io.flags import flag, main
+from examples.llama2_13b.model import packed_base
 from examples.llama2_13b.model.lora import LoraLlama
+from examples.llama2_13b.model.packed_base import PackFormat
 from examples.llama2_13b.parallel.mesh import Mesh
+from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.sft import SftFlags, fine_tune
 from examples.llama2_13b.train import run
 from fusionkit import is_rehearsal, keep_freed_memory
+from fusionkit.dtypes import QUANTIZED
+from fusionkit.quantized_weight import GROUP_SIZES
 from fusionkit.rehearsal import NOTE
 
 PROGRAM = "examples.llama2_13b.lora"
 RANK = 8
+GROUP_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +49,13 @@ class LoraFlags(SftFlags):
         f"layers with an adapter, between commas; those of lora_path or {','.join(TARGETS)} if not given", None
     )
     lora_path: str | None = flag("folder of an adapter to go on from", None)
+    weight_dtype: str | None = flag("of the frozen matrices: int8 | int4; float32 if not given", None)
+    group_size: int = flag("weights of a column that share a scale: 16, 32, 64, 128, or 0 for all", GROUP_SIZE)
+    symmetric: bool = flag("such groups have a scale alone; false: a minimum too", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_packs()
         self.require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", "at least 1")
 
     @cached_property
@@ -69,6 +79,25 @@ class LoraFlags(SftFlags):
             self.require(same, flag_name, f"{shown} as in {self.lora_path}, or left out")
         return self._checked(dataclasses.replace, start, **given)
 
+    def _require_packs(self) -> None:
+        """Packs of whole matrices: nothing divides them."""
+        if self.weight_dtype is None:
+            self.require(self.group_size == GROUP_SIZE, "group_size", "left out without weight_dtype")
+            return self.require(not self.symmetric, "symmetric", "left out without weight_dtype")
+        self.require(self.weight_dtype in QUANTIZED, "weight_dtype", " or ".join(QUANTIZED))
+        sizes = (*GROUP_SIZES, 0)
+        self.require(self.group_size in sizes, "group_size", " or ".join(map(str, sizes)))
+        instead = "as a pack is not divided; pipeline_parallel_degree divides the layers, and copies the rows"
+        self.require(self.tensor_parallel_degree == 1, "tensor_parallel_degree", f"1 with weight_dtype, {instead}")
+        rule = "stage1 or stage2 with weight_dtype, as a pack is not divided"
+        self.require(self.sharding != STAGES[-1], "sharding", rule)
+
+    @property
+    def packs(self) -> PackFormat | None:
+        if self.weight_dtype is None:
+            return None
+        return PackFormat(self.weight_dtype, self.group_size or None, self.symmetric)
+
     def _checked(self, make: Any, *args: Any, **values: Any) -> AdapterConfig:
         try:
             config: AdapterConfig = make(*args, **values)
@@ -84,6 +113,7 @@ class LoraFlags(SftFlags):
             "lora_dropout": adapter.dropout,
             "target_modules": ",".join(adapter.targets),
             "model_name_or_path": f"a model with digest {self._base_digest}",
+            "weight_dtype": self.packs and str(self.packs),
         }
 
     @cached_property
@@ -106,14 +136,23 @@ def lora(flags: LoraFlags) -> int:
     holds_model = (Path(flags.output_dir) / "config.json").exists()
     flags.require(not holds_model, "output_dir", "a folder without a model, which other programs would read instead")
     flags.adapter  # noqa: B018  a wrong one is refused before anything is loaded
-    return run.start(flags, lambda mesh: fine_tune(flags, mesh, open_model))
+    return run.start(flags, lambda mesh: _fine_tune(flags, mesh))
+
+
+def _fine_tune(flags: LoraFlags, mesh: Mesh) -> int:
+    """On the flags' device, which has been set."""
+    why_not = flags.packs and packed_base.why_not(flags.packs, flags.dtype)
+    if why_not:
+        advice = "Leave --weight_dtype out, or train on the CPU with --device cpu"
+        raise ValueError(f"lora: --weight_dtype must be left out here, got {flags.weight_dtype}; {why_not}\n{advice}")
+    return fine_tune(flags, mesh, open_model)
 
 
 def open_model(flags: LoraFlags, mesh: Mesh, checkpoint: Path | None) -> LoraLlama:
     """The frozen model with a new adapter, with that of `lora_path`, or with that of a checkpoint of this run."""
     base = flags.model_name_or_path
     how: dict[str, Any] = {"dtype": flags.dtype, "recompute": flags.recomputed}
-    how |= {"shards": mesh.tensor, "pipeline": mesh.pipeline, "sharding": mesh.sharding}
+    how |= {"packs": flags.packs, "shards": mesh.tensor, "pipeline": mesh.pipeline, "sharding": mesh.sharding}
     source = checkpoint or flags.lora_path
     if source is None:
         return LoraLlama.with_new_adapter(base, flags.adapter, flags.seed, **how)

@@ -95,7 +95,7 @@ def test_a_stage_keeps_as_many_micro_batches_as_stages_follow(monkeypatch, micro
     for stage in range(4):
         mesh = Mesh(pipeline=PipelineParallel(SimpleNamespace(world_size=4, rank=0)))
         sent = SimpleNamespace(stream=1)
-        most, worst = memory.Passes(None, mesh, stage, sent, Held({}, {}, 0, set())).walk(micro_batches)
+        most, worst = memory.Passes(None, mesh, stage, sent, Held({}, {}, {}, 0, set())).walk(micro_batches)
         assert most == worst.beside - (stage < 3) == 10 * min(micro_batches, 4 - stage)
 
 

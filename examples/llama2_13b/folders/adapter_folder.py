@@ -28,7 +28,7 @@ def adapter_rows(table: Table, adapter: AdapterConfig) -> Table:
     for name, parameter in table.items():
         for part in targeted(parameter, adapter):
             for factor, tensor in zip(FACTORS, _factors(part, adapter.rank), strict=True):
-                rows[factor_name(name, part, factor)] = replace(parameter, parts=(tensor,))
+                rows[factor_name(name, part, factor)] = replace(parameter, parts=(tensor,), held_bytes=None)
     return rows
 
 

@@ -74,6 +74,7 @@ class Parameter:
         is_decayed: weight decay applies.
         is_looked_up: tokens take rows of it, which costs no FLOPs.
         is_trainable: it gets gradients, and the optimizer has state for it.
+        held_bytes: what it takes in memory, of all ranks together; None: 4 an element.
     """
 
     parts: tuple[Part, ...]
@@ -81,6 +82,7 @@ class Parameter:
     is_decayed: bool = True
     is_looked_up: bool = False
     is_trainable: bool = True
+    held_bytes: int | None = None
 
     @property
     def size(self) -> int:

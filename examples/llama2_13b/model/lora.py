@@ -28,7 +28,9 @@ from examples.llama2_13b.folders.adapter_folder import FACTORS, adapter_rows, fa
 from examples.llama2_13b.folders.layout import Array, Part, Table, adapted, layout, own, trainable
 from examples.llama2_13b.folders.model_folder import config_of
 from examples.llama2_13b.folders.safetensors_writer import Files
+from examples.llama2_13b.model import packed_base
 from examples.llama2_13b.model.llama import Llama
+from examples.llama2_13b.model.packed_base import PackFormat
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.parallel.writers import Writers
 
@@ -98,6 +100,14 @@ class LoraLlama(Llama):
 
     adapter: AdapterConfig
     base: str  # the folder of the frozen weights
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, packs: PackFormat | None = None, **how: Any) -> Llama:
+        """As of `Llama`. packs: the matrices of the layers are packed so, one after another as they are read."""
+        if packs is None:
+            return super().from_pretrained(folder, *args, **how)
+        model: Llama = packed_base.load(cls, folder, packs, *args, **how)
+        return model
 
     @classmethod
     def with_new_adapter(

@@ -21,12 +21,14 @@ class Held:
 
     Args:
         sizes: elements of this rank's part of each parameter that its stage has.
+        table: of the parameters.
         owners: of those with a gradient: the rank of sharding that updates each.
         rank: of sharding, this rank's.
         elsewhere: names of those whose values are with another rank between steps.
     """
 
     sizes: dict[str, int]
+    table: Table
     owners: dict[str, int]
     rank: int
     elsewhere: set[str]
@@ -36,7 +38,12 @@ class Held:
         return {name for name, owner in self.owners.items() if owner == self.rank}
 
     def num_bytes(self, names: Iterable[str]) -> int:
-        return FLOAT32 * sum(self.sizes[name] for name in names)
+        return sum(self._bytes_of(name) for name in names)
+
+    def _bytes_of(self, name: str) -> int:
+        """A rank's part of what is packed is as large as its part of the elements."""
+        row, elements = self.table[name], self.sizes[name]
+        return FLOAT32 * elements if row.held_bytes is None else row.held_bytes * elements // row.size
 
 
 def held(model: Llama, mesh: Mesh, places: dict[str, int]) -> Held:
@@ -55,7 +62,7 @@ def held(model: Llama, mesh: Mesh, places: dict[str, int]) -> Held:
     if mesh.sharding.divides_parameters:
         base = owned([name for name in sizes if name in layout(model.config)])
         elsewhere = {name for name, one in base.items() if one != places["sharding"] and _is_matrix(name, table)}
-    return Held(sizes, trained, places["sharding"], elsewhere)
+    return Held(sizes, table, trained, places["sharding"], elsewhere)
 
 
 def elements(model: Llama, mesh: Mesh, stage: int, rank: int) -> dict[str, int]:

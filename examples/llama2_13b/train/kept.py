@@ -30,6 +30,7 @@ class Sizes:
         element: bytes of an activation's element.
         is_divided: several ranks have parts of each layer.
         kinds: of the kernel that serves each op, by the op's name.
+        is_frozen: only an adapter is trained: no matrix of the model has a gradient.
     """
 
     batch_size: int
@@ -44,6 +45,7 @@ class Sizes:
     element: int
     is_divided: bool
     kinds: Mapping[str, str]
+    is_frozen: bool = False
 
     @property
     def tokens(self) -> int:
@@ -100,8 +102,8 @@ def of_head(sizes: Sizes) -> int:
     """The last norm and the loss. A composition holds the shifted logits twice: for their sum and for the label's."""
     s = sizes
     if s.kinds["fused_linear_cross_entropy"] != COMPOSED:
-        gradients = s.tokens * s.hidden * s.element + s.hidden * s.vocab * FLOAT32  # taken in the forward pass
-        return _add_norm(s) + gradients
+        of_weight = 0 if s.is_frozen else s.hidden * s.vocab * FLOAT32
+        return _add_norm(s) + s.tokens * s.hidden * s.element + of_weight  # gradients are taken in the forward pass
     weight = s.hidden * s.vocab * FLOAT32 if s.rounds_weights else 0
     return _add_norm(s) + s.tokens * (s.hidden + 2 * s.vocab) * FLOAT32 + weight
 
@@ -132,7 +134,7 @@ def of_mlp_backward(sizes: Sizes) -> int:
     swiglu (two of a fused one), and that of down_proj's weight, which came before."""
     s = sizes
     width = 4 * FLOAT32 if s.kinds["swiglu"] == COMPOSED else 2 * s.element
-    return s.tokens * s.inner * width + s.inner * s.hidden * FLOAT32
+    return s.tokens * s.inner * width + (0 if s.is_frozen else s.inner * s.hidden * FLOAT32)
 
 
 def of_head_backward(sizes: Sizes) -> int:

@@ -231,6 +231,7 @@ def shapes_of(model: Llama, mesh: Mesh, step: Step, kinds: dict[str, str], rank:
         element=FLOAT32 if model.activation_dtype == "float32" else 2,
         is_divided=size > 1,
         kinds=kinds,
+        is_frozen=not all(row.is_trainable for row in model.table.values()),
     )
 
 
