@@ -14,7 +14,7 @@ from fusionkit_backends.cpu import quantized_panels, runtime
 import fusionkit as fk
 from fusionkit.gguf_blocks import from_gguf
 from fusionkit.quantized_arrays import QuantizedArrays
-from fusionkit.quantized_weight import quantize
+from fusionkit.quantized_weight import QuantizedWeight, quantize
 from tests import guard_pages
 
 ISAS = runtime.native().available_isas()
@@ -137,6 +137,20 @@ def test_the_gradients_bits_are_those_of_a_product_with_the_transpose(native, is
             got = fk.fused_linear.vjp(np.zeros((rows, 70), dy.dtype), packed, grad_outputs=dy[:rows])
             assert got.keys() == {"x"}  # the pack has none
             np.testing.assert_array_equal(bits(got["x"]), bits(want[:rows]), f"{rows=} {threads=} {dy.dtype=}")
+
+
+def test_the_gradient_of_a_deep_weight_is_made_in_pieces_with_the_same_bits():
+    """A panel takes 8.4 MB, so each is a piece; and 64 MB of sums hold 511 rows of dx."""
+    rng = np.random.default_rng(6)
+    shape = 32800, 130
+    codes = rng.integers(-8, 8, shape, np.int8)
+    quantized = QuantizedWeight(codes, rng.uniform(0.5, 1, (1, 130)).astype(np.float32), None, "int4")
+    dy = rng.standard_normal((513, 130), dtype=np.float32).astype(ml_dtypes.bfloat16)
+    x = np.empty((513, shape[0]), dy.dtype)
+    dx = fk.fused_linear.vjp(x, fk.pack_weight(quantized), grad_outputs=dy)["x"]
+    with fk.use_batch_invariant():
+        want = fk.fused_linear(dy, fk.pack_weight(quantized.dequantize().T.astype(np.float32)))
+    np.testing.assert_array_equal(bits(dx), bits(want))
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=["both", "x", "bias"])

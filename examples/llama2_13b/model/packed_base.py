@@ -5,7 +5,7 @@ Source: Dettmers et al. 2023, arXiv:2305.14314, section 3, with codes in equal s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,21 @@ def load(kind: Any, source: str | Path, form: PackFormat, dtype: str = "float32"
     weights = checkpoint.Reader(source, layout(config))
     with paddle.LazyGuard():  # no memory for what is replaced
         model = kind(config, dtype, **how)
-    for name in list(_matrices_of_layers(model)):
-        _replace(model, name, fk.pack_weight(weights.read(name), **vars(form)))
-    for name, parameter in list(model.named_parameters()):
-        value = weights.read(name)
-        if name in FLOAT_ENDS:
-            _set_end(model, name, value, dtype)
-        else:
-            parameter.set_value(value)
-    model.table = _with_sizes(model)
+    fill(model, lambda name: fk.pack_weight(weights.read(name), **vars(form)), weights.read)
     model.stored_dtypes = weights.dtypes()
     return model
+
+
+def fill(model: Any, pack_of: Callable[[str], PackedWeight], value_of: Callable[[str], Any]) -> None:
+    """Give a model without values its packs, and what it has in floats, by the parameters' names."""
+    for name in list(_matrices_of_layers(model)):
+        _replace(model, name, pack_of(name))
+    for name, parameter in list(model.named_parameters()):
+        if name in FLOAT_ENDS:
+            _set_end(model, name, value_of(name))
+        else:
+            parameter.set_value(value_of(name))
+    model.table = _with_sizes(model)
 
 
 def _matrices_of_layers(model: Any) -> Iterator[str]:
@@ -95,9 +99,9 @@ def _replace(model: Any, name: str, packed: PackedWeight) -> None:
     setattr(layer, own, PackedLinear(packed, getattr(layer, own).bias))
 
 
-def _set_end(model: Any, name: str, value: Any, dtype: str) -> None:
+def _set_end(model: Any, name: str, value: Any) -> None:
     """Embedding or head in the dtype of the activations, which both would round it to."""
-    layer = getattr(model, name.removesuffix(".weight"))
+    layer, dtype = getattr(model, name.removesuffix(".weight")), model.activation_dtype
     layer.weight = layer.create_parameter(list(value.shape), dtype=dtype)
     layer.weight.set_value(paddle.to_tensor(value).cast(dtype))
 
