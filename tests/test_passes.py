@@ -303,9 +303,12 @@ def test_an_operation_that_nothing_runs_is_named(program):
         running.Running(program, {}, "cpu", {})
 
 
-def test_a_device_without_passes_is_no_error(half):
-    loaded = passes.load(half, "cpu", without=["whatever"])
-    assert loaded.log == [] and "input_ids" in loaded.input_names
+def test_the_hosts_pass_can_be_left_out_by_its_name(half):
+    for without in (["pack_weights"], ["all"]):
+        loaded = passes.load(half, "cpu", without=without)
+        assert loaded.log == ["pass pack_weights: left out"] and loaded.input_names[0] == "input_ids"
+    with pytest.raises(ValueError, match="without must be of pack_weights or all, got 'whatever'"):
+        passes.load(half, "cpu", without=["whatever"])
 
 
 def test_the_bound_of_each_fusion_is_told(capsys):

@@ -11,7 +11,7 @@ from typing import Any
 from fusionkit import kernel_function, registry
 from fusionkit.backend import Backend
 from fusionkit.errors import FusionkitError
-from fusionkit.passes import files, neutral, reading
+from fusionkit.passes import files, neutral, packing, reading
 from fusionkit.passes.program import Program
 from fusionkit.passes.steps import Passes, rewritten
 
@@ -65,8 +65,7 @@ def load(
         PluginError: no backend that is available offers the neutral ops.
     """
     if device.partition(":")[0] in neutral.backend().device_types:
-        predictor = create_predictor(path)
-        return Loaded(predictor.run, predictor.get_input_names())
+        return _on_host(path, without)
     from fusionkit.passes import running
 
     program, tensors = reading.read(path, device)
@@ -77,6 +76,18 @@ def load(
         ready = running.Running(fused, tensors, device, passes.functions, passes.keeps_state)
         singly = running.Running(program, tensors, device, {}) if fused.guards else None
     return Loaded(ready, ready.input_names, log, ready.operations, ready.refusal, singly)
+
+
+def _on_host(path: str | Path, without: Sequence[str]) -> Loaded:
+    if packing.left_out(without):
+        predictor = create_predictor(path)
+        return Loaded(predictor.run, predictor.get_input_names(), [f"pass {packing.NAME}: left out"])
+    owner = neutral.load()
+    with packing.packed(path, owner) as written:
+        predictor = _predictor(path, written.program, written.parameters)
+    packs = written.packs
+    names = predictor.get_input_names()[len(packs) :]
+    return Loaded(lambda inputs: predictor.run([*packs, *inputs]), names, written.log)
 
 
 def require_floats(program: Program, device: str) -> None:
@@ -121,6 +132,10 @@ def create_predictor(path: str | Path) -> Any:
     """
     program, parameters = files.read_whole(path)
     load_neutral_ops()
+    return _predictor(path, program, parameters)
+
+
+def _predictor(path: str | Path, program: Path, parameters: Path | None) -> Any:
     import paddle.inference
 
     config = paddle.inference.Config(str(program), str(parameters or ""))

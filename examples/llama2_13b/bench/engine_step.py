@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -63,11 +64,11 @@ class Timed:
 
 
 class Measured:
-    """A folder that export wrote, whose steps are measured."""
+    """A folder that export wrote, whose steps are measured; without the passes that are named."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float], without_passes: Sequence[str] = ()) -> None:
         self._config = LlamaConfig.from_json(folder / "config.json")
-        self._program = StaticProgram(folder, self._config)
+        self._program = StaticProgram(folder, self._config, without_passes)
         self._run = Timed(self._program.program.run, clock)
         self._program.program = dataclasses.replace(self._program.program, run=self._run)
         self._step, self._choose = Timed(self._program, clock), Timed(next_token, clock)
@@ -106,14 +107,13 @@ class Measured:
         return dict(zip(PARTS, (ops, program - ops, choice, text, whole - program - choice - text), strict=True))
 
 
-def compared(measured: Measured, options: argparse.Namespace) -> dict[tuple[str, int], dict[str, float]]:
-    """(way, rows) -> the median of each part over the steps of all rounds."""
+def compared(programs: Mapping[str, Measured], options: argparse.Namespace) -> dict[tuple[str, int], dict[str, float]]:
+    """(way and which program, rows) -> the median of each part over the steps of all rounds."""
     seen: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for _ in range(options.rounds):
-        for way in options.ways:
-            for rows in options.rows:
-                steps = measured.steps(rows, options.cached, WAYS[way], options.steps)
-                seen.setdefault((way, rows), []).extend(steps)
+    for _, way, rows in itertools.product(range(options.rounds), options.ways, options.rows):
+        for which, measured in programs.items():
+            steps = measured.steps(rows, options.cached, WAYS[way], options.steps)
+            seen.setdefault((f"{way}{which}", rows), []).extend(steps)
     return {
         key: {part: statistics.median(step[part] for step in steps) for part in PARTS} for key, steps in seen.items()
     }
@@ -144,6 +144,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16], help="default: 1 16")
     for name, value, meaning in (("cached", 128, "tokens of each prompt"), ("steps", 20, "a round"), ("rounds", 3, "")):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument("--beside_unpacked", action="store_true", help="the program without its passes takes turns")
     parser.add_argument("--processor_time", action="store_true", help="instead of the time that passed")
     return parser.parse_args(argv)
 
@@ -151,7 +152,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     clock = time.process_time if options.processor_time else time.perf_counter
-    print(table(compared(Measured(options.model, clock), options)))
+    programs = {"": Measured(options.model, clock)}
+    if options.beside_unpacked:
+        programs[", no passes"] = Measured(options.model, clock, ["all"])
+    print(table(compared(programs, options)))
 
 
 if __name__ == "__main__":
