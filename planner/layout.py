@@ -64,8 +64,15 @@ class Layout:
         """Rows of a step."""
         return self.micro_batch * self.micro_batches * self.copies
 
-    def layers_of(self, stage: int, count: int) -> list[int]:
-        """How many layers each range of a pipeline stage has; the first ranges have one more if they are uneven."""
+    def ranges_of(self, stage: int, count: int) -> list[range]:
+        """The numbers of the layers of each range of a pipeline stage; the first ranges have one more if uneven."""
         ranges = self.pipeline * self.virtual_stages
         each, more = divmod(count, ranges)
-        return [each + (place < more) for place in range(stage, ranges, self.pipeline)]
+        return [
+            range(place * each + min(place, more), (place + 1) * each + min(place + 1, more))
+            for place in range(stage, ranges, self.pipeline)
+        ]
+
+    def layers_of(self, stage: int, count: int) -> list[int]:
+        """How many layers each range of a pipeline stage has."""
+        return list(map(len, self.ranges_of(stage, count)))

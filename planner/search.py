@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fusionkit_planner import candidates, refusals
+from fusionkit_planner import candidates, refusals, training_memory
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.candidates import Degrees
 from fusionkit_planner.layout import Layout
@@ -84,12 +84,19 @@ def search(question: Question, progress: Progress = iter) -> Answer:
     asked, refused = question, _refused_degrees(question)
     plans = []
     for found, layout in progress(_candidates(question)):
-        needs = peak(question, layout).total
+        needs = needed_bytes(question, layout)
         if needs > question.memory_bytes:
             refused.append(refusals.of_memory(found, layout, needs))
         else:
             plans.append(Plan(layout, needs, step(asked.architecture, layout, asked.sequence, asked.rates)))
     return Answer(question, tuple(sorted(plans, key=lambda plan: plan.rank)), tuple(refused))
+
+
+def needed_bytes(question: Question, layout: Layout) -> float:
+    """`total` of `peak`."""
+    asked = question
+    given = (asked.architecture, layout, asked.sequence, asked.rates.dtype)
+    return max(training_memory.needed_bytes(*given, stage) for stage in fullest(layout))
 
 
 def peak(question: Question, layout: Layout) -> StageMemory:

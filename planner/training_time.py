@@ -5,13 +5,14 @@ Source of the overlap of products with collectives: the bounds of docs/mc2.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 from fusionkit_planner import passes, pipeline_schedule
 from fusionkit_planner.architecture import Architecture
-from fusionkit_planner.layout import Layout
+from fusionkit_planner.layout import Layout, Recompute
 from fusionkit_planner.passes import Collective, Matrix, Work
 from fusionkit_planner.pipeline_schedule import Durations
 from fusionkit_planner.rates import Rates
@@ -20,7 +21,7 @@ from fusionkit_planner.system import FUSIONKIT, System
 from fusionkit.parallel.chunks import most_chunks
 
 
-class Machine(Protocol):
+class Machine(Hashable, Protocol):
     """What a machine takes, in seconds. `Rates` is one."""
 
     def product_seconds(self, rows: int, in_features: int, out_features: int) -> float: ...
@@ -128,32 +129,78 @@ def step(
     architecture: Architecture, layout: Layout, sequence: int, rates: Machine, system: System = FUSIONKIT
 ) -> StepTime:
     """Price one step."""
-    cut = pieces(architecture, layout, sequence, rates, system)
-    stages = stage_passes(architecture.num_hidden_layers, layout, cut)
-    durations = [
-        Durations(tuple(f.seconds for f, _ in chunks), tuple(b.seconds for _, b in chunks)) for chunks in stages
-    ]
-    seconds = pipeline_schedule.seconds(durations, layout.micro_batches, cut.send)
-    busiest = max(range(len(stages)), key=lambda stage: durations[stage].work)
-    work = sum((f + b for f, b in stages[busiest]), PassTime()) * layout.micro_batches
+    run = _pipeline(architecture.num_hidden_layers, _cut(layout), pieces(architecture, layout, sequence, rates, system))
+    work = run.work * layout.micro_batches
     sent = gradients(architecture, layout, rates, system)
-    free = free_links(stages[busiest], layout, rates, system) if sent.beside else durations[busiest]
-    hidden = min(sent.beside, hideaway(layout, free)) if system.hides_gradients else 0.0
+    hidden = 0.0
+    if sent.beside and system.hides_gradients:
+        hidden = min(sent.beside, hideaway(layout, free_links(run.chunks, layout, rates, system)))
     optimizer = rates.update_seconds(weights(architecture, layout) / owners(layout), system)
     exposed = sent.seconds - hidden
     return StepTime(
-        seconds=seconds + exposed + optimizer,
+        seconds=run.seconds + exposed + optimizer,
         compute=work.compute,
         exposed_communication=work.exposed + exposed,
-        bubble=seconds - work.seconds,
+        bubble=run.seconds - work.seconds,
         optimizer=optimizer,
         other=work.launches,
     )
 
 
+@dataclass(frozen=True)
+class Run:
+    """A step's passes.
+
+    Args:
+        seconds: until the last stage is done.
+        chunks: (forward, backward) of the busiest stage's chunks.
+    """
+
+    seconds: float
+    chunks: tuple[tuple[PassTime, PassTime], ...]
+
+    @property
+    def work(self) -> PassTime:
+        """Of a micro-batch."""
+        return sum((f + b for f, b in self.chunks), PassTime())
+
+
+def _cut(layout: Layout) -> Layout:
+    """What a pipeline's schedule depends on, and no more: layouts that differ in sharding alone share one replay."""
+    return Layout(pipeline=layout.pipeline, virtual_stages=layout.virtual_stages, micro_batches=layout.micro_batches)
+
+
+@lru_cache(maxsize=4096)
+def _pipeline(layers: int, layout: Layout, cut: Pieces) -> Run:
+    stages = stage_passes(layers, layout, cut)
+    durations = [
+        Durations(tuple(f.seconds for f, _ in chunks), tuple(b.seconds for _, b in chunks)) for chunks in stages
+    ]
+    seconds = pipeline_schedule.seconds(durations, layout.micro_batches, cut.send)
+    busiest = max(range(len(stages)), key=lambda stage: durations[stage].work)
+    return Run(seconds, tuple(stages[busiest]))
+
+
 def pieces(architecture: Architecture, layout: Layout, sequence: int, rates: Machine, system: System) -> Pieces:
     """What a layer, the ends of the model and a message take. They do not depend on how stages are filled."""
-    shape = shape_of(layout)
+    ways = _priced(architecture, shape_of(layout), layout.recompute, sequence, rates, system)
+    if layout.pipeline == 1:
+        return Pieces(*ways, 0.0)
+    sent = passes.ELEMENT * passes.tokens(layout, sequence) * architecture.hidden_size
+    divides = layout.sequence_parallel or system.divides_sends
+    return Pieces(
+        *ways, rates.send_seconds(sent / (layout.tensor if divides else 1), distance_of_stages(layout, system))
+    )
+
+
+BothWays = tuple[PassTime, PassTime]
+
+
+@lru_cache(maxsize=1024)
+def _priced(
+    architecture: Architecture, shape: Layout, recompute: Recompute, sequence: int, rates: Machine, system: System
+) -> tuple[BothWays, BothWays, BothWays]:
+    """(forward, backward) of a layer, of the embedding and of the head."""
     given = (architecture, shape, sequence, system)
 
     def price(work: Work) -> PassTime:
@@ -161,20 +208,12 @@ def pieces(architecture: Architecture, layout: Layout, sequence: int, rates: Mac
 
     forward = passes.layer_forward(*given)
     ahead, back = price(forward), price(passes.layer_backward(*given))
-    if layout.recompute == "full":
+    if recompute == "full":
         back = back + ahead
-    elif layout.recompute == "selective":
-        scores = replace(forward, products=(), num_bytes=0.0, kernels=0.2 * forward.kernels)
-        back = back + price(scores)
-    sent = passes.ELEMENT * passes.tokens(layout, sequence) * architecture.hidden_size
-    divides = layout.sequence_parallel or system.divides_sends
-    distance = distance_of_stages(layout, system)
-    return Pieces(
-        (ahead, back),
-        (price(passes.embedding_forward(*given)), price(passes.embedding_backward(*given))),
-        (price(passes.head_forward(*given)), price(passes.head_backward(*given))),
-        rates.send_seconds(sent / (layout.tensor if divides else 1), distance) if layout.pipeline > 1 else 0.0,
-    )
+    elif recompute == "selective":
+        back = back + price(replace(forward, products=(), num_bytes=0.0, kernels=0.2 * forward.kernels))
+    embedding = price(passes.embedding_forward(*given)), price(passes.embedding_backward(*given))
+    return (ahead, back), embedding, (price(passes.head_forward(*given)), price(passes.head_backward(*given)))
 
 
 def shape_of(layout: Layout) -> Layout:
@@ -236,8 +275,8 @@ def _exposed(product: Matrix, alone: float, collective: float, layout: Layout, s
 
 
 def weights(architecture: Architecture, layout: Layout) -> float:
-    """Elements of the largest stage on one device, as far as layers divide evenly."""
-    layers = max(sum(layout.layers_of(stage, architecture.num_hidden_layers)) for stage in range(layout.pipeline))
+    """Elements of the largest stage on one device, as far as layers divide evenly. The first has no fewer layers."""
+    layers = sum(layout.layers_of(0, architecture.num_hidden_layers))
     ends = (2 if layout.pipeline == 1 and not architecture.is_tied else 1) * architecture.vocab_size
     return (layers * architecture.parameters_of_layer + ends * architecture.hidden_size) / layout.tensor
 

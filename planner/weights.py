@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fusionkit_planner.architecture import Architecture
-from fusionkit_planner.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,3 @@ def owned(
         heapq.heapreplace(loads, (load + weights[place].elements, rank))
     _, most = max((load, -rank) for load, rank in loads)
     return tuple(owner == -most for owner in owners)
-
-
-def layers_of(layout: Layout, stage: int, count: int) -> list[range]:
-    """Numbers of the layers of each range of a stage."""
-    ranges = layout.pipeline * layout.virtual_stages
-    sizes = [layout.layers_of(place, count) for place in range(layout.pipeline)]
-    starts = [0]
-    for place in range(ranges):
-        starts.append(starts[-1] + sizes[place % layout.pipeline][place // layout.pipeline])
-    return [range(starts[place], starts[place + 1]) for place in range(stage, ranges, layout.pipeline)]

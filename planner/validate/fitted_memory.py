@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from fusionkit_planner import passes
-from fusionkit_planner.training_memory import backward_passes
+from fusionkit_planner.backward_moments import backward_passes
 from fusionkit_planner.validate import least_squares
 from fusionkit_planner.validate.least_squares import STEP, Array, Problem
 from fusionkit_planner.validate.rows import GIB, Row

@@ -81,7 +81,9 @@ def test_what_fits_is_below_the_limit_what_is_refused_above_and_the_fastest_is_f
     answer = search.search(ask(memory_bytes=limit))
     assert answer.plans and any(each.layout for each in answer.refused)
     for plan in answer.plans:
-        assert max(stage.total for stage in memory(SMALL, plan.layout, 128)) == plan.needs_bytes <= limit
+        needs = max(stage.total for stage in memory(SMALL, plan.layout, 128))
+        assert plan.needs_bytes == pytest.approx(needs, rel=1e-12)  # the same bytes in another order
+        assert plan.needs_bytes <= limit
     assert all(each.needs_bytes > limit for each in answer.refused if each.layout)
     seconds = [plan.time.seconds for plan in answer.plans]
     assert seconds == sorted(seconds)
@@ -122,6 +124,7 @@ def test_the_stages_that_are_looked_at_hold_the_fullest_one(data):
     layout = data.draw(st.sampled_from(layouts))
     every = max(stage.total for stage in memory(question.architecture, layout, question.sequence))
     assert search.peak(question, layout).total == pytest.approx(every, rel=1e-9)
+    assert search.needed_bytes(question, layout) == pytest.approx(every, rel=1e-9)
 
 
 def test_every_layout_for_eight_devices_is_priced_within_two_seconds_of_processor_time(processor_seconds):
