@@ -9,7 +9,8 @@ from typing import Literal
 
 from fusionkit_emulator.trace_record import Call, Kernel, Tensor
 from fusionkit_planner.rates import Rates
-from fusionkit_planner.system import FUSIONKIT
+
+from fusionkit.ops import load_spec
 
 How = Literal["products", "attention", "bytes", "unknown"]  # the last is priced by bytes too
 
@@ -119,9 +120,14 @@ def _sizes(x: Tensor, y: Tensor, result: Tensor) -> tuple[int, int, int]:
 
 
 def _attention_flops(kernel: Kernel) -> float:
-    """Of [batch, tokens, heads, head_dim]. Of equal queries and keys the masked half is not computed."""
+    """By the op's spec. Of [batch, tokens, heads, head_dim]; equally many queries and keys are taken to be causal."""
     q, k = kernel.inputs[:2]
-    batch, tokens, heads, width = q.shape
-    flops = 4.0 * batch * heads * tokens * k.shape[1] * width * (0.5 if tokens == k.shape[1] > 1 else 1.0)
+    batch_size, q_len, num_heads, head_dim = q.shape
+    dims = {
+        "batch_size": batch_size, "q_len": q_len, "kv_len": k.shape[1], "head_dim": head_dim, "num_heads": num_heads,
+        "num_key_value_heads": k.shape[2], "causal": q_len == k.shape[1] > 1,
+    }  # fmt: skip
+    cost = load_spec("flash_attention").cost
+    forward = cost(dims, q.element, False).flops
     is_backward = [each.shape for each in kernel.outputs[:2]] == [q.shape, k.shape]
-    return flops * (FUSIONKIT.attention_backward if is_backward else 1.0)
+    return cost(dims, q.element, True).flops - forward if is_backward else forward

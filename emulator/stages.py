@@ -2,7 +2,8 @@
 
 A layer more on all ranks of a stage breaks no collective, so only the work tells. Ranks are compared by kernel and line
 of code. Embedding, last norm, head and loss are on one stage alone and few beside the layers: a rank has more layers
-than another if it calls more of what makes up most of its own work.
+than another if it calls more of what makes up most of its own work. Where all ranks have both ends there is no
+pipeline, and copies of a model may see different numbers of batches, such as of an evaluation.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 MOST = 0.5  # of a rank's kernels
+ALIKE = 0.95  # of a rank's lines are those of all: an end that others lack has more than a twentieth
 SHOWN = 3  # lines
 Counts = Mapping[str, int]  # "kernel of line" -> calls in forward passes
 
@@ -34,7 +36,7 @@ def unequal(ranks: Sequence[tuple[int, Counts]]) -> Iterator[str]:
         ranks: number of each, and its calls.
     """
     shared = set.intersection(*(set(counts) for _, counts in ranks)) if ranks else set()
-    if not shared:
+    if not shared or all(len(shared) >= ALIKE * len(counts) for _, counts in ranks):
         return
     own = [(number, {key: counts[key] for key in shared}) for number, counts in ranks]
     least_rank, least = min(own, key=lambda one: sum(one[1].values()))

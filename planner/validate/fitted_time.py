@@ -89,7 +89,7 @@ def fit(rows: Sequence[Row]) -> Fitted:
     def slopes(x: Array, _: Array) -> Array:
         return _slopes(rows, named(x))
 
-    return named(least_squares.solve(Problem(begins, spreads, residuals, slopes)))
+    return named(least_squares.solve(Problem(begins, spreads, residuals, slopes, is_disturbed=True)))
 
 
 def _slopes(rows: Sequence[Row], at: Fitted) -> Array:

@@ -3,6 +3,7 @@
     minimise  sum_i huber((ln predicted_i - ln measured_i) / noise) + sum_j ((x_j - begin_j) / spread_j)^2
 
 huber(r) is r^2 up to OUTLIER, and grows by a straight line beyond, so that a wild row pulls no harder than a bad one.
+Where only disturbances make a wild row, it grows by a logarithm on their side, and the pull falls with the distance.
 Solved by Gauss and Newton's method with Levenberg's damping: first with the largest noise, then with what that leaves.
 """
 
@@ -33,12 +34,15 @@ class Problem:
         begins, spreads: of each number.
         residuals: logarithms of predicted over measured, of all rows.
         slopes: of the residuals by each number, [rows, numbers].
+        is_disturbed: what is measured may be any amount too large, and is never too small: a neighbour's traffic or a
+            hot device slows a step down, and nothing makes it faster than its machine.
     """
 
     begins: Array
     spreads: Array
     residuals: Callable[[Array], Array]
     slopes: Callable[[Array, Array], Array]
+    is_disturbed: bool = False
 
 
 def solve(problem: Problem) -> Array:
@@ -59,7 +63,7 @@ def _solve(problem: Problem, begins: Array, noise: float) -> Array:
     objective = _objective(problem, x, residuals, noise)
     for _ in range(ROUNDS):
         slopes = problem.slopes(x, residuals)
-        weights = np.minimum(1.0, OUTLIER * noise / np.maximum(np.abs(residuals), 1e-12)) / noise**2
+        weights = _weights(problem, residuals, noise)
         prior = 1 / problem.spreads**2
         curvature = slopes.T @ (weights[:, None] * slopes) + np.diag(prior)
         gradient = slopes.T @ (weights * residuals) + prior * (x - problem.begins)
@@ -80,7 +84,20 @@ def _solve(problem: Problem, begins: Array, noise: float) -> Array:
     return x
 
 
+def _weights(problem: Problem, residuals: Array, noise: float) -> Array:
+    """How hard each row pulls, by its residual."""
+    pull = np.minimum(1.0, OUTLIER * noise / np.maximum(np.abs(residuals), 1e-12))
+    return np.asarray(np.where(_beyond(problem, residuals), pull**2, pull) / noise**2)
+
+
+def _beyond(problem: Problem, residuals: Array) -> NDArray[np.bool_]:
+    """Rows that were measured larger than predicted, where a disturbance may be why."""
+    return np.asarray(problem.is_disturbed & (residuals < 0))
+
+
 def _objective(problem: Problem, x: Array, residuals: Array, noise: float) -> float:
     size = np.abs(residuals) / noise
-    huber = np.where(size < OUTLIER, size**2, 2 * OUTLIER * size - OUTLIER**2)
-    return float(huber.sum() + (((x - problem.begins) / problem.spreads) ** 2).sum())
+    far = np.maximum(size, OUTLIER)
+    falling = OUTLIER**2 * (1 + 2 * np.log(far / OUTLIER))
+    tail = np.where(_beyond(problem, residuals), falling, 2 * OUTLIER * far - OUTLIER**2)
+    return float(np.where(size < OUTLIER, size**2, tail).sum() + (((x - problem.begins) / problem.spreads) ** 2).sum())

@@ -1,7 +1,8 @@
 """A machine whose rates are fitted: few, and each of them physical.
 
 A product's tiles go over the device's cores in waves, so shapes that fill the last wave badly take longer. A host that
-launches kernels one by one is a floor. Rings share the links of their nodes.
+launches kernels one by one is a floor. Rings share the links of their nodes. The cards of a node never carry more than
+their data sheet says, whatever a few rows ask for.
 """
 
 from __future__ import annotations
@@ -53,7 +54,12 @@ def parameters(device: Device) -> list[Parameter]:
         Parameter("link_rate", 0.55 * device.link_bandwidth, 0.4, "bytes/s of a ring of four in a node"),
         Parameter("link_growth", math.e, 0.3, "exp of the power by which that grows with the ring's members, plus one"),
         Parameter("latency", 20e-6, 1.0, "seconds of a collective without content"),
-        Parameter("node_rate", 0.8 * device.node_bandwidth, 0.4, "bytes/s of a node's cards together"),
+        Parameter(
+            "node_rate",
+            0.8 * device.node_bandwidth,
+            0.4,
+            "bytes/s of a node's cards together, at most their data sheet's",
+        ),
         Parameter("step", 1e-3, 1.0, "seconds of a step beside all else"),
     ]
 
@@ -112,12 +118,16 @@ class FittedMachine:
         if devices * stride <= NODE:
             growth = math.pow(devices / 4, math.log(self.of["link_growth"]) - 1)
             return sent / (self.of["link_rate"] * growth) + self.of["latency"]
-        return sent * min(stride, NODE) / self.of["node_rate"] + 3 * self.of["latency"]
+        return sent * min(stride, NODE) / self._node_rate + 3 * self.of["latency"]
 
     def send_seconds(self, num_bytes: float, distance: int) -> float:
         if distance < NODE:
             return num_bytes / self.of["link_rate"] + self.of["latency"]
-        return num_bytes * NODE / self.of["node_rate"] + self.of["latency"]
+        return num_bytes * NODE / self._node_rate + self.of["latency"]
+
+    @property
+    def _node_rate(self) -> float:
+        return min(self.of["node_rate"], self.device.node_bandwidth)
 
     def share_links(self, devices: int, others: int) -> bool:
         return (devices <= NODE) == (others <= NODE)

@@ -50,6 +50,8 @@ def test_a_layer_more_is_found_with_its_ranks_and_lines(layers, told):
 
 def test_copies_that_see_other_rows_are_alike():
     assert list(stages.unequal([(0, calls(4, FIRST, LAST)), (1, calls(4, FIRST, LAST) | {"mask": 9})])) == []
+    evaluates = [(number, calls(4, FIRST, LAST, micro_batches=count)) for number, count in enumerate((6, 6, 4, 4))]
+    assert list(stages.unequal(evaluates)) == []
     assert list(stages.unequal([])) == list(stages.unequal([(0, {}), (1, calls(2))])) == []
 
 

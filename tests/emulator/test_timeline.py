@@ -175,8 +175,9 @@ def tensors(*shapes):
         ("matmul_grad", [(3, 10), (10, 7), (3, 7)], [(10, 7)], 2 * 3 * 10 * 7),
         ("fused_mm_allreduce", [(3, 10), (10, 7)], [(3, 7)], 2 * 3 * 10 * 7),
         ("fused_allgather_mm", [(3, 10), (10, 7)], [(6, 7), (6, 10)], 2 * 6 * 10 * 7),
-        ("flash_attention_npu", [(2, 8, 4, 16)] * 3, [(2, 8, 4, 16), (2, 4, 8, 8)], 2 * 2 * 4 * 8 * 8 * 16),
-        ("flash_attention_npu", [(2, 8, 4, 16)] * 4, [(2, 8, 4, 16)] * 3, 2.5 * 2 * 2 * 4 * 8 * 8 * 16),
+        ("flash_attention_npu", [(2, 8, 4, 16)] * 3, [(2, 8, 4, 16), (2, 4, 8, 8)], 4 * 2 * 4 * 16 * 36),
+        # of 8 x 8 pairs 36 are attended
+        ("flash_attention_npu", [(2, 8, 4, 16)] * 4, [(2, 8, 4, 16)] * 3, 2.5 * 4 * 2 * 4 * 16 * 36),
     ],
 )
 def test_flops_are_those_by_hand(name, inputs, outputs, flops):

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fusionkit_planner.validate import fitted_memory, fitted_time, judging, least_squares, report, rows
-from fusionkit_planner.validate.machine import parameters
+from fusionkit_planner.validate.machine import FittedMachine, parameters
+from fusionkit_planner.validate.systems import A100
 
 from fusionkit.cli import main
 
@@ -66,6 +67,33 @@ def test_least_squares_finds_a_line_past_an_outlier():
         np.zeros(2), np.full(2, 10.0), lambda x: slopes @ x - measured, lambda x, residuals: slopes
     )
     assert least_squares.solve(problem) == pytest.approx([2, 3], abs=0.02)
+
+
+@pytest.mark.parametrize("is_disturbed", [True, False])
+def test_rows_that_a_disturbance_made_slow_lose_their_pull(is_disturbed):
+    """A third of the rows is slow; without the trait they pull the line, and rows that are too fast always do."""
+    z = np.linspace(0, 1, 30)
+    measured = 2 + 3 * z
+    measured[::3] += 0.4
+    slopes = np.stack([np.ones_like(z), z], axis=1)
+
+    def miss(sign):
+        problem = least_squares.Problem(
+            np.zeros(2), np.full(2, 10.0), lambda x: slopes @ x - (2 + 3 * z + sign * (measured - 2 - 3 * z)),
+            lambda x, residuals: slopes, is_disturbed,
+        )  # fmt: skip
+        return abs(slopes @ least_squares.solve(problem) - 2 - 3 * z).max()
+
+    assert (miss(+1) < 0.01) == is_disturbed
+    assert miss(-1) > 0.02
+
+
+def test_cards_carry_no_more_than_their_data_sheet_says():
+    values = {one.name: one.begins for one in parameters(A100)}
+    stated, more = (FittedMachine(A100, values | {"node_rate": factor * A100.node_bandwidth}) for factor in (1.0, 1.7))
+    half = FittedMachine(A100, values | {"node_rate": 0.5 * A100.node_bandwidth})
+    for seconds in (lambda one: one.all_reduce_seconds(64, 1e9), lambda one: one.send_seconds(1e9, 8)):
+        assert seconds(more) == seconds(stated) < seconds(half)
 
 
 def test_regret_and_ranks_by_hand():
