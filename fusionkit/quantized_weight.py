@@ -18,9 +18,9 @@ from fusionkit.spec import Array
 OP = "pack_weight"
 GROUP_SIZES = (16, 32, 64, 128)
 _BITS = {"int8": 8, "int4": 4}
-_ELEMENTS_AT_A_TIME = 1 << 21  # in float64, 16 MB
+_ELEMENTS_AT_A_TIME = 1 << 18  # in float64, 2 MB, which a core's cache has
 # Of float16's precision, in float32's range. Subnormal float32 numbers would have fewer bits.
-_SCALE_BITS, _SMALLEST_SCALE = 11, float(np.finfo(np.float32).smallest_normal)
+_SCALE_BITS, SMALLEST_SCALE = 11, float(np.finfo(np.float32).smallest_normal)
 _TOO_LARGE = 2.0**126  # so that code * scale, at most the difference of two weights, fits float32
 
 
@@ -123,16 +123,13 @@ def quantize(weight: Array, dtype: str, group_size: int | None = None, symmetric
 
     Source: Jacob et al. 2018, arXiv:1712.05877, section 2.1, with the zero point as a float.
     """
-    require_format(dtype, group_size)
-    if weight.ndim != 2 or weight.dtype.name not in (*FLOATING, "float64"):
-        dtypes = " or ".join((*FLOATING, "float64"))
-        raise _error("weight", f"[in_features, out_features] of dtype {dtypes}", _shown(weight))
+    require_matrix(weight, dtype, group_size)
     in_features, out_features = weight.shape
     shape = num_groups(in_features, group_size), out_features
     codes = np.empty(weight.shape, np.int8 if symmetric else np.uint8)
     scales, minimums = np.zeros(shape, np.float32), None if symmetric else np.zeros(shape, np.float32)
-    for strip in _strips(in_features, out_features):
-        groups = _in_groups(weight[:, strip], group_size)
+    for strip in strips(in_features, out_features):
+        groups = in_groups(weight[:, strip], group_size)
         low, scale = _lowest_and_scale(groups, dtype, symmetric)
         rounded = np.rint((groups - low[:, None]) / np.where(scale > 0, scale, 1)[:, None])
         limits = code_range(dtype, symmetric)
@@ -141,6 +138,14 @@ def quantize(weight: Array, dtype: str, group_size: int | None = None, symmetric
         if minimums is not None:
             minimums[:, strip] = low
     return QuantizedWeight(codes, scales, minimums, dtype, group_size)
+
+
+def require_matrix(weight: Array, dtype: str, group_size: int | None) -> None:
+    """Raises ValueError unless these can be made into a quantized weight, finite values provided."""
+    require_format(dtype, group_size)
+    if weight.ndim != 2 or weight.dtype.name not in (*FLOATING, "float64"):
+        dtypes = " or ".join((*FLOATING, "float64"))
+        raise _error("weight", f"[in_features, out_features] of dtype {dtypes}", _shown(weight))
 
 
 def require_format(dtype: str, group_size: int | None) -> None:
@@ -166,13 +171,13 @@ def _group_of_each_row(in_features: int, group_size: int | None) -> Array:
     return np.arange(in_features) // (group_size or max(in_features, 1))
 
 
-def _strips(in_features: int, out_features: int) -> Iterator[slice]:
+def strips(in_features: int, out_features: int) -> Iterator[slice]:
     """Columns that are turned into float64 at a time."""
     step = max(1, _ELEMENTS_AT_A_TIME // max(in_features, 1))
     return (slice(begin, begin + step) for begin in range(0, out_features, step))
 
 
-def _in_groups(columns: Array, group_size: int | None) -> Array:
+def in_groups(columns: Array, group_size: int | None) -> Array:
     """[groups, group_size, columns] in float64. The last row fills up the last group: it changes no extreme."""
     values = columns.astype(np.float64)
     if not (np.abs(values) < _TOO_LARGE).all():
@@ -192,7 +197,7 @@ def _lowest_and_scale(groups: Array, dtype: str, symmetric: bool) -> tuple[Array
     else:
         low, high = -_rounded_up(-groups.min(axis=1)), groups.max(axis=1)
     span = high - low
-    return low, np.where(span > 0, np.maximum(_rounded_up(span / most), _SMALLEST_SCALE), 0)
+    return low, np.where(span > 0, np.maximum(_rounded_up(span / most), SMALLEST_SCALE), 0)
 
 
 def _rounded_up(values: Array) -> Array:

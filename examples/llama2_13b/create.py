@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ import paddle
 from examples.llama2_13b.data.documents import files_of, read_documents
 from examples.llama2_13b.data.samples import read_examples, split_files
 from examples.llama2_13b.data.tokenizer import Tokenizer
+from examples.llama2_13b.folders import random_folder
 from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.quantization import GROUP_SIZE_HELP, SYMMETRIC_HELP, asked
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
 from examples.llama2_13b.io.reservation import reserved
@@ -37,6 +40,9 @@ class CreateFlags:
     overwrite_output_dir: bool = flag("replace the model that output_dir holds", False)
     weights: bool = flag("false for config.json and tokenizer alone, which a rehearsal takes", True)
     json_key: str = flag("field of a JSON line that holds its text, without train.json", "text")
+    weight_dtype: str | None = flag("of the matrices: int8 | int4; floats if not given", None)
+    group_size: int = flag(GROUP_SIZE_HELP, 32)
+    symmetric: bool = flag(SYMMETRIC_HELP, False)
 
 
 def create(flags: CreateFlags) -> int:
@@ -56,14 +62,19 @@ def _create(flags: CreateFlags) -> int:
             "model up with --overwrite_output_dir"
         )
     config = LlamaConfig.from_json(flags.config)
+    rounding = asked("create", flags.weight_dtype, flags.group_size, flags.symmetric)
     tokenizer = Tokenizer.train(_texts(Path(flags.dataset_name_or_path), flags.json_key), config)
-    if flags.weights:
+    if flags.weights and rounding:
+        random_folder.write(Path(flags.output_dir), config, rounding, flags.seed)
+    elif flags.weights:
         paddle.seed(flags.seed)
         Llama(config).save_pretrained(flags.output_dir)
     else:
         _write_config(config, Path(flags.output_dir))
     tokenizer.save(Path(flags.output_dir))
-    print(f"{flags.output_dir}: {config.num_hidden_layers} layers, {tokenizer.vocab_size} tokens")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # in kB on Linux
+    size = f"{config.num_hidden_layers} layers, {tokenizer.vocab_size} tokens"
+    print(f"{flags.output_dir}: {size}; {memory:.1f} GB of memory at most")
     return 0
 
 

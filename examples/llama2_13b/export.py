@@ -6,6 +6,7 @@ python -m examples.llama2_13b.export --model_name_or_path output/sft --output_pa
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,16 @@ if not __package__:  # python path/to/this/file, from any folder
 import fusionkit as fk
 from examples.llama2_13b.data.chat_template import TEMPLATE
 from examples.llama2_13b.data.tokenizer import Tokenizer
-from examples.llama2_13b.folders.model_folder import config_of
+from examples.llama2_13b.folders.model_folder import config_of, is_quantized
+from examples.llama2_13b.folders.quantization import GROUP_SIZE_HELP, SYMMETRIC_HELP, Quantization, asked
 from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
+from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.io.reservation import LOCK, reserved
 from examples.llama2_13b.model.llama import DTYPES, Llama
+from examples.llama2_13b.model.quantized_llama import QuantizedLlama
 from fusionkit import passes
 
 PROGRAM = "examples.llama2_13b.export"
@@ -34,10 +38,19 @@ class ExportFlags:
     output_path: str = flag("the folder to write; an older export there is replaced as a whole")
     dtype: str = flag(f"of arithmetic, matrices and cache: {' | '.join(DTYPES)}", "float32")
     batch_invariant: bool = flag("an answer's bits do not depend on the batch; False is faster and lets them", True)
+    weight_dtype: str | None = flag(
+        "of matrices: int8 | int4, those stored so as they are; dtype if not given, and codes of a folder stay", None
+    )
+    group_size: int = flag(GROUP_SIZE_HELP, 32)
+    symmetric: bool = flag(SYMMETRIC_HELP, False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"export: --dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}")
+        self.rounding()
+
+    def rounding(self) -> Quantization | None:
+        return asked("export", self.weight_dtype, self.group_size, self.symmetric)
 
 
 def export(flags: ExportFlags) -> int:
@@ -49,22 +62,22 @@ def export(flags: ExportFlags) -> int:
     output = Path(flags.output_path)
     with reserved(output, "export: --output_path"):
         require_free(output)
-        _write(Path(flags.model_name_or_path), output, flags.dtype, flags.batch_invariant)
+        _write(flags, Path(flags.model_name_or_path), output)
     size = sum((output / name).stat().st_size for name in FILES)
     print(f"{output}: {', '.join(FILES)}, {size / 1e6:.1f} MB in {flags.dtype}, with config and tokenizer")
     return 0
 
 
-def _write(source: Path, output: Path, dtype: str, batch_invariant: bool) -> None:
+def _write(flags: ExportFlags, source: Path, output: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(source)
     settings = GenerationSettings.from_pretrained(source, config_of(source))
-    model = Llama.from_pretrained(source, dtype)
+    model = _model(flags, source)
     narrow_matrices(model)
     with atomic.new_folder(output) as folder:
         step = DecodeStep(model)
-        with fk.use_batch_invariant(batch_invariant):
+        with fk.use_batch_invariant(flags.batch_invariant):
             passes.export(step, folder / "model", step.input_spec())
-        config = {**model.config.to_dict(), "torch_dtype": dtype}
+        config = {**model.config.to_dict(), "torch_dtype": flags.dtype}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(folder)
         settings.save(folder)
@@ -72,6 +85,16 @@ def _write(source: Path, output: Path, dtype: str, batch_invariant: bool) -> Non
             (folder / TEMPLATE).write_bytes((source / TEMPLATE).read_bytes())
     if settings.without_effect:
         print(settings.without_effect)
+
+
+def _model(flags: ExportFlags, source: Path) -> Llama:
+    """In 8 or 4 bits if that is asked for, or if the folder is."""
+    rounding = flags.rounding()
+    if rounding is None and not is_quantized(source):
+        return Llama.from_pretrained(source, flags.dtype)
+    model = QuantizedLlama.load(source, flags.dtype, rounding)
+    say(model.summary, sys.stderr)
+    return model
 
 
 def require_free(output: Path) -> None:

@@ -23,6 +23,7 @@ from examples.llama2_13b.folders.adapter_folder import FACTORS, adapter_rows, ta
 from examples.llama2_13b.folders.gguf_file import gguf_of
 from examples.llama2_13b.folders.layout import Array, elements, layout
 from examples.llama2_13b.folders.model_folder import config_of, fields_of
+from examples.llama2_13b.folders.quantization import FIELD as QUANTIZATION
 from examples.llama2_13b.folders.stored_dtypes import NUMPY, rounded
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
@@ -87,8 +88,9 @@ class Merged:
 
             weight_map = safetensors_folder.write_shards(folder, "model", sizes, values)
         safetensors_folder.write_index(folder, "model", weight_map)
-        if gguf_of(self._base):
-            content = json.dumps(fields_of(self._base), indent=2) + "\n"
+        fields = fields_of(self._base)
+        if gguf_of(self._base) or fields.pop(QUANTIZATION, None):  # what is written is in floats
+            content = json.dumps(fields, indent=2) + "\n"
             (folder / "config.json").write_text(content, encoding="utf-8")
         else:
             (folder / "config.json").write_bytes((self._base / "config.json").read_bytes())

@@ -37,6 +37,7 @@ from examples.llama2_13b.serving.limits import is_loopback
 from examples.llama2_13b.serving.metrics import Metrics
 from examples.llama2_13b.serving.served_model import ServedModel
 from examples.llama2_13b.serving.server_state import Limits, ServerState
+from fusionkit.dtypes import QUANTIZED
 
 PROGRAM = "examples.llama2_13b.serve"
 DEFAULT_DTYPE = "float32"
@@ -53,6 +54,7 @@ class ServeFlags(Checked):
     COMMAND: ClassVar[str] = "serve"
     model: str = flag("folder that export wrote, or what export takes, which is exported first")
     dtype: str | None = flag(f"of a model's folder: {' | '.join(DTYPES)}; {DEFAULT_DTYPE} if not given", None)
+    weight_dtype: str | None = flag("likewise of its matrices: int8 | int4; dtype if not given", None)
     served_model_name: str | None = flag("how clients call it; the folder's name if not given", None)
     host: str = flag("address to listen at; other machines reach 0.0.0.0", "127.0.0.1")
     port: int = flag("0 is any that is free", 8000)
@@ -73,6 +75,7 @@ class ServeFlags(Checked):
 
     def __post_init__(self) -> None:
         self.require(self.dtype in (None, *DTYPES), "dtype", " or ".join(DTYPES))
+        self.require(self.weight_dtype in (None, *QUANTIZED), "weight_dtype", " or ".join(QUANTIZED))
         self.require(0 <= self.port < 2**16, "port", "from 0 to 65535")
         self.require(self.api_key is None or bool(self.api_key.strip()), "api_key", "a text that is not empty")
         for name in ("max_tokens_per_step", "max_body_bytes", "block_size"):
@@ -130,12 +133,14 @@ def name_of(source: Path) -> str:
 def exported(source: Path, flags: ServeFlags) -> Iterator[Path]:
     """The folder, or an export of it that is removed when the program has been read: one way to run a model."""
     if all((source / name).exists() for name in FILES):
-        flags.require(flags.dtype is None, "dtype", "left out with an exported folder, which has its own")
+        for name in ("dtype", "weight_dtype"):
+            flags.require(getattr(flags, name) is None, name, "left out with an exported folder, which has its own")
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="serve-") as temporary:
         folder = Path(temporary) / name_of(source)
-        export(ExportFlags(str(source), str(folder), flags.dtype or DEFAULT_DTYPE))
+        dtype = flags.dtype or DEFAULT_DTYPE
+        export(ExportFlags(str(source), str(folder), dtype, weight_dtype=flags.weight_dtype))
         yield folder
 
 

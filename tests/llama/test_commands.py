@@ -12,9 +12,21 @@ from tests.llama.conftest import EXAMPLE
 
 ROOT = EXAMPLE.parents[1]
 COMMANDS = (
-    *("create", "tokenize_texts", "pretrain", "sft", "lora", "supervise", "merge", "export", "predict", "demo"),
+    *(
+        "create",
+        "tokenize_texts",
+        "pretrain",
+        "sft",
+        "lora",
+        "supervise",
+        "merge",
+        "quantize",
+        "export",
+        "predict",
+        "demo",
+    ),
     *("data.adverts", "bench.step", "bench.tensor_parallel", "bench.load_memory", "bench.step_ops"),
-    *("bench.engine_step", "bench.decode"),
+    *("bench.engine_step", "bench.decode", "bench.perplexity"),
 )
 
 

@@ -37,3 +37,13 @@ def test_a_prefix_is_not_reused_where_the_fused_layers_would_be_left(tiny_folder
         answers.append(done.stdout)
         found.append(int(re.findall(r"(\d+) of \d+ prompt tokens found", done.stderr)[0]))
     assert answers[0] == answers[1] and found[0] == 0 < found[1]
+
+
+def test_codes_are_refused_by_name(tiny_folder, tmp_path):
+    """The vendor's ops take other codes and scales. What to do instead is said."""
+    export(ExportFlags(str(tiny_folder), str(tmp_path / "exported"), "float16", weight_dtype="int4"))
+    words = ("--model_name_or_path", str(tmp_path / "exported"), "--device", "npu:0", "one")
+    done = run("npu", sys.executable, "-m", "examples.llama2_13b.predict", *words)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "weights on npu:0 must be floats, got codes of 8 or 4 bits" in done.stderr
+    assert "Export the model with float weights, or load it for cpu" in done.stderr

@@ -29,6 +29,7 @@ COMMANDS = {
     "lora": {"io", "parallel", "folders", "model", "train", "sft"},
     "supervise": {"io"},
     "merge": {"io", "folders", "data"},
+    "quantize": {"io", "folders", "data"},
     "export": {"io", "folders", "model", "data", "generate"},
     "predict": {"io", "folders", "data", "generate"},
     "serve": {"io", "folders", "model", "generate", "serving", "export"},

@@ -14,13 +14,14 @@ import numpy as np
 
 from examples.llama2_13b.folders import safetensors_folder, stored_dtypes
 from examples.llama2_13b.folders.layout import Array, Parameter, Part, Table, elements, layer_of
-from examples.llama2_13b.folders.model_folder import weights_of
+from examples.llama2_13b.folders.model_folder import WithCodes, weights_of
 from examples.llama2_13b.folders.safetensors_layout import Layout, Stored
 from examples.llama2_13b.folders.safetensors_writer import Files, Piece
 from examples.llama2_13b.io import atomic
 from examples.llama2_13b.io.remarks import say
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.parallel.writers import Writers
+from fusionkit.quantized_weight import QuantizedWeight
 
 MAX_SHARD_BYTES = safetensors_folder.MAX_SHARD_BYTES
 PADDLENLP_NAME = ("model.", "llama.")  # how a name begins with transformers, and with PaddleNLP
@@ -86,9 +87,17 @@ class Reader:
 
     def tensor(self, name: str) -> Array:
         """A tensor by its name in the table, this rank's part: [out_features, in_features] if it is linear."""
+        return self._read(self._stored_by_name(name))
+
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """The whole of such a tensor as the source's own codes, [in_features, out_features]; None if it has none."""
+        files = self._files
+        return files.quantized(self._stored_by_name(name).name) if isinstance(files, WithCodes) else None
+
+    def _stored_by_name(self, name: str) -> Part:
         parts = {part.name: (row, place) for row, one in self._table.items() for place, part in enumerate(one.parts)}
         row, place = parts[name]
-        return self._read(self._stored[row][place])
+        return self._stored[row][place]
 
     def _read(self, part: Part) -> Array:
         tensor = self._read_as_stored(part)

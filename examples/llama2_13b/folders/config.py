@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.llama2_13b.folders import family, rope
+from examples.llama2_13b.folders import family, quantization, rope
 from examples.llama2_13b.folders.family import FULL, MEMBERS, SLIDING
 from examples.llama2_13b.folders.rope_scaling import Frequencies, RopeScaling
 from examples.llama2_13b.io.text import parse_object
@@ -76,7 +76,6 @@ SUPPORTED: dict[str, tuple[Any, ...] | None] = {
     "logits_soft_cap": (),
     "final_logit_softcapping": (),
     # how the weights are stored
-    "quantization_config": (),
     "compression_config": (),
     "quantization": (),
     "pruned_heads": ({},),
@@ -194,6 +193,7 @@ class LlamaConfig:
         """
         fields = {**fields, "model_type": fields.get("model_type") or "llama"}
         member = family.member(fields["model_type"], source)
+        quantization.of(fields, source)
         _require_supported(fields, {**SUPPORTED, **member.supported}, source)
         fields = {**member.defaults, **fields}
         fields |= {"rope_theta": rope.theta(fields, source), "rope_scaling": rope.scaling(fields, source)}

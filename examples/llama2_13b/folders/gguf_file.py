@@ -19,8 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What can be read, and the dtype that a saved model has instead: quantised tensors are floats from here on.
-SAVED_AS = {"F32": "F32", "F16": "F16", "BF16": "BF16"} | dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"), "F32")
+from fusionkit.gguf_blocks import from_gguf
+from fusionkit.quantized_weight import QuantizedWeight
+
+QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+# What can be read, and the dtype that a saved model has instead: `read` makes floats of quantised tensors.
+SAVED_AS = {"F32": "F32", "F16": "F16", "BF16": "BF16"} | dict.fromkeys(QUANTIZED, "F32")
 ROPE_FACTORS = "rope_freqs.weight"
 PERMUTED = ("self_attn.q_proj", "self_attn.k_proj")  # of the architecture llama
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -164,7 +168,14 @@ class GGUFFile:
             return np.asarray(self._dequantize(tensor.data, tensor.tensor_type)[begin:stop])
         return np.asarray(self._dequantize(tensor.data[begin:stop], tensor.tensor_type))
 
-    def _in_order(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """A matrix as its codes, [in_features, out_features], in the file's own rounding; None if it has no codes."""
+        tensor = self._tensors[name]
+        if len(tensor.shape) != 2 or tensor.tensor_type.name not in QUANTIZED:
+            return None
+        return from_gguf(self._in_order(name, np.asarray(tensor.data)), tensor.tensor_type.name)
+
+    def _in_order(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         module = name.rpartition(".")[0].rpartition("layers.")[2].partition(".")[2]
         if self.architecture != "llama" or module not in PERMUTED:
             return values

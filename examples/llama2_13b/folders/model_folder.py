@@ -8,6 +8,9 @@ from typing import Any
 from examples.llama2_13b.folders import gguf_config, pickles, safetensors_folder
 from examples.llama2_13b.folders.config import LlamaConfig, read_fields
 from examples.llama2_13b.folders.gguf_file import GGUFFile, gguf_of, opened
+from examples.llama2_13b.folders.quantized_folder import QuantizedFolder, quantization_of
+
+WithCodes = GGUFFile | QuantizedFolder  # they may have a matrix in 8 or 4 bits
 
 
 def fields_of(source: str | Path) -> dict[str, Any]:
@@ -33,11 +36,20 @@ def config_of(source: str | Path) -> LlamaConfig:
     return LlamaConfig.from_dict(fields_of(source), str(gguf_of(source) or Path(source) / "config.json"))
 
 
-def weights_of(source: str | Path, prefix: str = "model") -> safetensors_folder.Reader | GGUFFile:
+def weights_of(source: str | Path, prefix: str = "model") -> safetensors_folder.Reader | WithCodes:
     """The tensors of a model, or of another set in its folder.
 
     Raises:
         FileNotFoundError, ValueError: they are not there, or not as they should be; the file is named.
     """
-    file = gguf_of(source) if prefix == "model" else None
-    return opened(file) if file else safetensors_folder.Reader(source, prefix)
+    if prefix != "model":
+        return safetensors_folder.Reader(source, prefix)
+    if file := gguf_of(source):
+        return opened(file)
+    quantization = quantization_of(Path(source))
+    return QuantizedFolder(Path(source), quantization) if quantization else safetensors_folder.Reader(source, prefix)
+
+
+def is_quantized(source: str | Path) -> bool:
+    """Whether it is a folder of codes. A GGUF file may have some, and is read in floats unless they are asked for."""
+    return gguf_of(source) is None and quantization_of(Path(source)) is not None

@@ -95,11 +95,16 @@ class Reader:
         _read_runs(self.folder / file, stored.runs(part), memoryview(content))
         return bytes(content)
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool] = lambda name: False) -> None:
-        """Require exactly these tensors.
+    def check(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        ignored: Callable[[str], bool] = lambda name: False,
+        dtypes: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        """Require exactly these tensors, of a floating dtype where `dtypes` does not name others.
 
         Raises:
-            ValueError: one is missing, unknown, of another shape or not of a floating dtype. It is named with its file.
+            ValueError: one is missing, unknown, of another shape or dtype. It is named with its file.
         """
         found = {name for name in self._file_of if not ignored(name)}
         if missing := [name for name in shapes if name not in found]:
@@ -113,8 +118,9 @@ class Reader:
                 raise ValueError(
                     f"{where} must be {list(shape)}, got {stored.get_shape()}; see config.json{self._layout(name)}"
                 )
-            if stored.get_dtype() not in FLOATING:
-                raise ValueError(f"{where} must be {', '.join(FLOATING)}, got {stored.get_dtype()}")
+            wanted = (dtypes or {}).get(name, FLOATING)
+            if stored.get_dtype() not in wanted:
+                raise ValueError(f"{where} must be {', '.join(wanted)}, got {stored.get_dtype()}")
 
     def _layout(self, name: str) -> str:
         return " and format in the file's metadata, which stands for [in, out] weights" if self.is_in_out(name) else ""
@@ -125,13 +131,16 @@ class Reader:
 
     def read(self, name: str, part: tuple[slice, ...]) -> NDArray[np.float32]:
         """A part of the tensor, a slice for each axis: nothing else of it is read, and nothing mapped into memory."""
+        return self.read_as_stored(name, part).astype(np.float32, copy=False)
+
+    def read_as_stored(self, name: str, part: tuple[slice, ...]) -> Array:
+        """The same in the file's dtype."""
         file = self._file_of[name]
         stored = self._places[file][name]
-        shape = [one.stop - one.start for one in part]
-        tensor = np.empty(shape, stored_dtypes.NUMPY[stored.dtype])
+        tensor = np.empty([one.stop - one.start for one in part], stored.kind)
         if tensor.size:
             _read_runs(self.folder / file, stored.runs(part), tensor.reshape(-1).view(np.uint8).data)
-        return tensor.astype(np.float32, copy=False)
+        return tensor
 
 
 def _read_runs(path: Path, runs: tuple[int, int, int, int], content: memoryview) -> None:

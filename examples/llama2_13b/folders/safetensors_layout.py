@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.llama2_13b.folders.stored_dtypes import NUMPY
+import numpy as np
+
+from examples.llama2_13b.folders.stored_dtypes import CODES, NUMPY
 
 ORDER = ("F64", "F32", "BF16", "F16")  # of dtypes in a file, as the library has it
 
@@ -23,20 +25,25 @@ class Stored:
     offset: int = 0
 
     @property
+    def kind(self) -> np.dtype[Any]:
+        """As NumPy has it."""
+        return (NUMPY | CODES)[self.dtype]
+
+    @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * NUMPY[self.dtype].itemsize
+        return math.prod(self.shape) * self.kind.itemsize
 
     def runs(self, place: tuple[slice, ...]) -> tuple[int, int, int, int]:
         """Where a part of the tensor stands: (offset of the first run, bytes of a run, bytes from run to run, runs).
 
         Whole rows are one run. Parts of rows are a run each.
         """
-        row = math.prod(self.shape[1:]) * NUMPY[self.dtype].itemsize
+        row = math.prod(self.shape[1:]) * self.kind.itemsize
         rows = place[0].stop - place[0].start
         first = self.offset + place[0].start * row
         if len(place) == 1 or (place[1].start, place[1].stop) == (0, self.shape[1]):
             return first, rows * row, rows * row, 1
-        item = NUMPY[self.dtype].itemsize
+        item = self.kind.itemsize
         return first + place[1].start * item, (place[1].stop - place[1].start) * item, row, rows
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 NUMPY = {name: np.dtype(kind) for name, kind in
          (("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", ml_dtypes.bfloat16),
           ("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2))}  # fmt: skip
+CODES = {"I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}  # of quantized weights
 
 
 def word(dtype: str) -> str:
