@@ -77,7 +77,8 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& codes, const padd
                 const OptionalTensor& minimums, const OptionalTensor& bias, int64_t bits, int64_t group_size,
                 int64_t in_features) {
   const HostView view(kOp);
-  view("x", x);  // on the host, or refused
+  // All on the host, or refused: codes last, whose dtype is checked with it.
+  view("x", x), view("scales", scales), view("minimums", minimums), view("bias", bias), view.bytes("codes", codes);
   const Codes weight = checked(codes, scales, minimums, bits, group_size, in_features);
   const paddle::Tensor values = empty({in_features, weight.out_features}, paddle::DataType::FLOAT32);
   const auto values_view = view("weight", values);
