@@ -109,16 +109,20 @@ def test_other_matrices_leave_the_rest_as_it_was(models, tmp_path):
         assert np.abs(floats - theirs).max() <= (0 if wanted != "Q4_0" else np.abs(floats).max() / 8)
 
 
-def test_ours_answers_as_transformers_does(models, greedy, tmp_path):
-    export(ExportFlags(str(models / "Q8_0.gguf"), str(tmp_path / "exported")))
-    contestant = FusionkitEngine(tmp_path / "exported", 2)
+@pytest.mark.parametrize("weight_dtype", [None, "int8"], ids=["floats", "codes"])
+def test_ours_answers_as_transformers_does(models, greedy, tmp_path, weight_dtype):
+    file = models / "Q8_0.gguf"
+    export(ExportFlags(str(file), str(tmp_path / "exported"), weight_dtype=weight_dtype))
+    contestant = FusionkitEngine(tmp_path / "exported", 2, file if weight_dtype else None)
     answer = contestant.answer(PROMPTS, STEPS)
     assert answer.tokens == greedy and len({tuple(each) for each in greedy}) == len(PROMPTS)
     assert len(answer.steps_s) == STEPS and answer.prefill_s > 0 and min(answer.steps_s) > 0
     assert contestant.answer(PROMPTS[:1], STEPS).tokens == greedy[:1]
     whole = (tmp_path / "exported" / "model.pdiparams").stat().st_size
-    assert contestant.facts.bytes_a_step == whole - 320 * 64 * 4
-    assert (contestant.facts.weights, contestant.facts.cache) == ("float32", "float32")
+    floats = "float32", whole - 320 * 64 * 4
+    facts = contestant.facts
+    assert (facts.weights, facts.bytes_a_step) == (described(file) if weight_dtype else floats)
+    assert facts.cache == "float32"
 
 
 @pytest.mark.parametrize("name, make", PEERS.items())

@@ -28,9 +28,13 @@ from examples.llama2_13b.io.remarks import say
 
 ROOT = Path(__file__).parents[4]
 TEXT = ROOT / "examples/llama2_13b/README.md"
+CODES = "fusionkit codes"
+# Matrices that the file has in 8 or 4 bits stay as they are, which --weight_dtype says, whichever it names.
 EXPORTS = {
     "fusionkit float32": ("--dtype", "float32"),
     "fusionkit bfloat16": ("--dtype", "bfloat16"),
+    f"{CODES}, float32": ("--dtype", "float32", "--weight_dtype", "int8"),
+    f"{CODES}, bfloat16": ("--dtype", "bfloat16", "--weight_dtype", "int8"),
 }
 PEERS = ("llama.cpp", "OpenVINO GenAI")
 READ_BYTES = 512 << 20  # many times the caches
@@ -135,7 +139,8 @@ def entries_of(options: argparse.Namespace, model: Path, work: Work) -> list[Ent
     }
     for name in EXPORTS:
         if name in options.contestants:
-            makes[name] = partial(worker.fusionkit, _exported(name, model, options), options.threads)
+            codes = model if name.startswith(CODES) else None
+            makes[name] = partial(worker.fusionkit, _exported(name, model, options), options.threads, codes)
     return [Entry(name, makes[name]) for name in (*EXPORTS, *PEERS) if name in options.contestants]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.llama2_13b.bench.decode.contestant import Answer, Facts, Prompts
+from examples.llama2_13b.bench.decode.gguf_weights import described
 from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
@@ -24,27 +25,28 @@ class FusionkitEngine:
     Args:
         folder: that `export` wrote.
         num_threads: that its kernels use.
+        codes: the GGUF file whose codes the folder has as they are; None if it has floats.
     """
 
-    def __init__(self, folder: Path, num_threads: int) -> None:
+    def __init__(self, folder: Path, num_threads: int, codes: Path | None = None) -> None:
         native = importlib.import_module("fusionkit_backends.cpu.runtime").native()
         native.set_num_threads(num_threads)
         self._config = LlamaConfig.from_json(folder / "config.json")
         self._program = StaticProgram(folder, self._config)
+        weights, num_bytes = self._floats(folder) if codes is None else described(codes)
         self.facts = Facts(
             version=f"fusionkit {importlib.metadata.version('paddle-fusionkit')}",
             kernels=native.isa(),
-            weights=self._program.dtype,
+            weights=weights,
             cache=self._program.dtype,
-            bytes_a_step=(folder / WEIGHTS).stat().st_size - self._unread_bytes(),
+            bytes_a_step=num_bytes,
         )
 
-    def _unread_bytes(self) -> int:
-        """Of the embedding, from which a step takes a row a token, unless it is the head as well."""
-        config = self._config
-        if config.tie_word_embeddings:
-            return 0
-        return config.vocab_size * config.hidden_size * (4 if self._program.dtype == "float32" else 2)
+    def _floats(self, folder: Path) -> tuple[str, int]:
+        """(dtype, bytes of weights that a step reads): not of the embedding, unless it is the head as well."""
+        config, dtype = self._config, self._program.dtype
+        embedding = config.vocab_size * config.hidden_size * (4 if dtype == "float32" else 2)
+        return dtype, (folder / WEIGHTS).stat().st_size - (0 if config.tie_word_embeddings else embedding)
 
     def answer(self, prompts: Prompts, num_steps: int) -> Answer:
         engine = self._engine(prompts, num_steps)

@@ -16,10 +16,10 @@ from typing import Any
 from examples.llama2_13b.bench.decode.contestant import Missing
 
 
-def fusionkit(folder: Path, num_threads: int) -> Any:
+def fusionkit(folder: Path, num_threads: int, codes: Path | None) -> Any:
     from examples.llama2_13b.bench.decode.fusionkit_engine import FusionkitEngine
 
-    return FusionkitEngine(folder, num_threads)
+    return FusionkitEngine(folder, num_threads, codes)
 
 
 def llama_cpp(model: Path, num_threads: int) -> Any:
