@@ -18,10 +18,10 @@ if not __package__:  # python path/to/this/file, from any folder
 
 from examples.llama2_13b.folders.adapter_config import TARGETS, AdapterConfig
 from examples.llama2_13b.folders.model_folder import weights_of
+from examples.llama2_13b.folders.quantization import GROUP_SIZE_HELP, SYMMETRIC_HELP, Format
 from examples.llama2_13b.io.flags import flag, main
 from examples.llama2_13b.model import packed_base
 from examples.llama2_13b.model.lora import LoraLlama
-from examples.llama2_13b.model.packed_base import PackFormat
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.parallel.sharding import STAGES
 from examples.llama2_13b.sft import SftFlags, fine_tune
@@ -49,9 +49,11 @@ class LoraFlags(SftFlags):
         f"layers with an adapter, between commas; those of lora_path or {','.join(TARGETS)} if not given", None
     )
     lora_path: str | None = flag("folder of an adapter to go on from", None)
-    weight_dtype: str | None = flag("of the frozen matrices: int8 | int4; float32 if not given", None)
-    group_size: int = flag("weights of a column that share a scale: 16, 32, 64, 128, or 0 for all", GROUP_SIZE)
-    symmetric: bool = flag("such groups have a scale alone; false: a minimum too", False)
+    weight_dtype: str | None = flag(
+        "int8 | int4: the frozen matrices are rounded to it, or keep codes that they have; float32 if not given", None
+    )
+    group_size: int = flag(GROUP_SIZE_HELP, GROUP_SIZE)
+    symmetric: bool = flag(SYMMETRIC_HELP, False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,10 +95,10 @@ class LoraFlags(SftFlags):
         self.require(self.sharding != STAGES[-1], "sharding", rule)
 
     @property
-    def packs(self) -> PackFormat | None:
+    def packs(self) -> Format | None:
         if self.weight_dtype is None:
             return None
-        return PackFormat(self.weight_dtype, self.group_size or None, self.symmetric)
+        return Format(self.weight_dtype, self.group_size or None, self.symmetric)
 
     def _checked(self, make: Any, *args: Any, **values: Any) -> AdapterConfig:
         try:

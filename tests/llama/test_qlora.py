@@ -13,18 +13,20 @@ from safetensors.numpy import load_file
 
 import fusionkit as fk
 from examples.llama2_13b.folders.layout import trainable
+from examples.llama2_13b.folders.quantization import Format
 from examples.llama2_13b.lora import LoraFlags, lora
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.llama import GRANULARITIES
 from examples.llama2_13b.model.lora import LoraLlama
-from examples.llama2_13b.model.packed_base import FLOAT_ENDS, PackedLinear, PackFormat
+from examples.llama2_13b.model.packed_base import FLOAT_ENDS, PackedLinear
 from examples.llama2_13b.parallel.mesh import Mesh
 from examples.llama2_13b.train import memory
 from fusionkit.quantized_weight import quantize
+from tests.llama.quantized_models import mixed_types, of_blocks, quantized
 from tests.llama.test_lora import ADAPTER, LoraRun, assert_same_adapter, random_ids, transformers_model
 from tests.llama.test_tensor_parallel import assert_close, batch
 
-FORMATS = {"int8": PackFormat("int8", None, True), "int4": PackFormat("int4", 32, False)}
+FORMATS = {"int8": Format("int8", None, True), "int4": Format("int4", 32, False)}
 
 
 @pytest.fixture(scope="module", params=FORMATS.values(), ids=FORMATS)
@@ -81,7 +83,7 @@ def test_training_is_that_over_the_dequantized_base(tiny_folder, dequantized, fo
 
 def test_the_base_is_held_in_packs_and_16_bits(tiny_folder, form):
     model = LoraLlama.with_new_adapter(tiny_folder, ADAPTER, 7, packs=form, dtype="bfloat16")
-    packs = [layer.packed for _, layer in model.named_sublayers() if isinstance(layer, PackedLinear)]
+    packs = [each for _, one in model.named_sublayers() if isinstance(one, PackedLinear) for each in one.packs]
     assert len(packs) == 4 * 2 and {pack.dtype for pack in packs} == {form.dtype}
     named = dict(model.named_parameters())
     assert not [name for name in named if name.endswith("_proj.weight")]
@@ -96,6 +98,24 @@ def test_the_base_is_held_in_packs_and_16_bits(tiny_folder, form):
     assert (
         predicted.optimizer == 2 * predicted.gradients == 8 * sum(row.size for row in trainable(model.table).values())
     )
+
+
+def test_codes_that_the_base_has_are_kept(tiny_folder, tmp_path):
+    """Whatever is asked for. The base in floats has the values of the same codes."""
+    folder = quantized(tiny_folder, tmp_path, "int4", 32, False)
+    packed, floats = (LoraRun(folder, **how).train(2) for how in ({"packs": FORMATS["int8"]}, {}))
+    packs = [each for _, one in packed.model.named_sublayers() if isinstance(one, PackedLinear) for each in one.packs]
+    assert {(pack.dtype, pack.group_size) for pack in packs} == {("int4", 32)}
+    np.testing.assert_allclose(packed.losses, floats.losses, rtol=1e-5)
+
+
+def test_matrices_side_by_side_may_have_different_codes(tmp_path):
+    """Those of a GGUF file, whose v has 8 bits where q and k have 4."""
+    file = mixed_types(tmp_path, of_blocks(tmp_path))
+    packed, floats = (LoraRun(file, **how).train(2) for how in ({"packs": FORMATS["int8"]}, {}))
+    packs = packed.model.layers["0"].self_attn.qkv_proj.packs
+    assert [(pack.dtype, pack.shape[1]) for pack in packs] == [("int4", 96), ("int8", 32)]
+    np.testing.assert_allclose(packed.losses, floats.losses, rtol=1e-4)  # down_proj is rounded to 8 bits
 
 
 @pytest.fixture

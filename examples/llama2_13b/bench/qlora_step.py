@@ -57,7 +57,7 @@ def slice_of(num_layers: int, options: argparse.Namespace) -> Any:
     scale = config.initializer_range
     packed_base.fill(
         model,
-        lambda name: fk.pack_weight(random_codes(shapes[name], options.weight_dtype, options.group_size, scale)),
+        lambda name: [fk.pack_weight(random_codes(shapes[name], options.weight_dtype, options.group_size, scale))],
         lambda name: weight(name, shapes[name], scale),
     )
     model.begin_adapter("", ADAPTER, seed=0)

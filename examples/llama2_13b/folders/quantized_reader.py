@@ -71,6 +71,14 @@ class QuantizedReader:
         self._counts[f"in floats: {name}"] += len(parts)
         return self._weights.read(name)
 
+    def floats(self, name: str) -> Array:
+        """A row of the table in float32, whatever it is stored in."""
+        return self._weights.read(name)
+
+    def dtypes(self) -> dict[str, str]:
+        """Of every tensor, by its name in the table."""
+        return self._weights.dtypes()
+
     @property
     def summary(self) -> str:
         """What was read, in a line."""

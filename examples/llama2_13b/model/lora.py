@@ -27,10 +27,10 @@ from examples.llama2_13b.folders.adapter_config import AdapterConfig
 from examples.llama2_13b.folders.adapter_folder import FACTORS, adapter_rows, factor_name, module_of, targeted
 from examples.llama2_13b.folders.layout import Array, Part, Table, adapted, layout, own, trainable
 from examples.llama2_13b.folders.model_folder import config_of
+from examples.llama2_13b.folders.quantization import Format
 from examples.llama2_13b.folders.safetensors_writer import Files
 from examples.llama2_13b.model import packed_base
 from examples.llama2_13b.model.llama import Llama
-from examples.llama2_13b.model.packed_base import PackFormat
 from examples.llama2_13b.parallel.tensor_parallel import ALONE, TensorParallel
 from examples.llama2_13b.parallel.writers import Writers
 
@@ -102,7 +102,7 @@ class LoraLlama(Llama):
     base: str  # the folder of the frozen weights
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, packs: PackFormat | None = None, **how: Any) -> Llama:
+    def from_pretrained(cls, folder: str | Path, *args: Any, packs: Format | None = None, **how: Any) -> Llama:
         """As of `Llama`. packs: the matrices of the layers are packed so, one after another as they are read."""
         if packs is None:
             return super().from_pretrained(folder, *args, **how)

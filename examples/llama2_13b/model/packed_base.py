@@ -5,8 +5,8 @@ Source: Dettmers et al. 2023, arXiv:2305.14314, section 3, with codes in equal s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +14,76 @@ import paddle
 from paddle import Tensor, nn
 
 import fusionkit as fk
-from examples.llama2_13b.folders import checkpoint
 from examples.llama2_13b.folders.layout import Table, layout
 from examples.llama2_13b.folders.model_folder import config_of
+from examples.llama2_13b.folders.quantization import Format, Quantization
+from examples.llama2_13b.folders.quantized_reader import QuantizedReader
 from fusionkit.packed_weight import PackedWeight
+from fusionkit.quantized_weight import QuantizedWeight
 
 FLOAT_ENDS = ("embed_tokens.weight", "lm_head.weight")  # the loss is fused with the head, and takes no pack
 
 
-@dataclass(frozen=True)
-class PackFormat:
-    """As of `fusionkit.pack_weight`: int8 or int4, and how many weights of a column share a scale; None: all."""
-
-    dtype: str
-    group_size: int | None
-    symmetric: bool
-
-    def __str__(self) -> str:
-        groups = "a scale a column" if self.group_size is None else f"groups of {self.group_size}"
-        return f"{self.dtype}, {groups}{'' if self.symmetric else ' with minimums'}"
-
-
 class PackedLinear(nn.Layer):
-    """y = x @ weight + bias in x's dtype, with a frozen weight in 8 or 4 bits. It has no parameter but the bias."""
+    """y = x @ weight + bias in x's dtype, with a frozen weight in 8 or 4 bits. It has no parameter but the bias.
 
-    def __init__(self, packed: PackedWeight, bias: Tensor | None) -> None:
+    Args:
+        packs: the weight's columns from left to right. A GGUF file may have v in more bits than q and k.
+    """
+
+    def __init__(self, packs: Sequence[PackedWeight], bias: Tensor | None) -> None:
         super().__init__()
-        self.packed, self.bias = packed, bias
+        self.packs, self.bias = packs, bias
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(packed.num_bytes for packed in self.packs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return fk.fused_linear(x, self.packed, self.bias)
+        if len(self.packs) == 1:
+            return fk.fused_linear(x, self.packs[0], self.bias)
+        widths = [packed.out_features for packed in self.packs]
+        biases = [None] * len(widths) if self.bias is None else paddle.split(self.bias, widths)
+        return paddle.concat([fk.fused_linear(x, *each) for each in zip(self.packs, biases, strict=True)], axis=-1)
 
 
-def why_not(form: PackFormat, dtype: str) -> str | None:
+def why_not(form: Format, dtype: str) -> str | None:
     """Why adapters cannot be trained over such packs on Paddle's device; None if they can. Nothing is loaded."""
     x, weight = fk.TensorSpec((1, 1), dtype), fk.TensorSpec((1, 1), form.dtype, packed_by="cpu")
     asked = fk.fused_linear.explain(x, weight, device=paddle.get_device(), training=True)
     return None if asked.chosen else str(asked.reason)
 
 
-def load(kind: Any, source: str | Path, form: PackFormat, dtype: str = "float32", **how: Any) -> Any:
+def load(kind: Any, source: str | Path, form: Format, dtype: str = "float32", **how: Any) -> Any:
     """A model of that kind with the weights of a folder or a GGUF file. One matrix at a time is held in floats.
 
     Args:
         kind: a Llama's class.
-        form: of the layers' matrices.
+        form: what the layers' matrices are rounded to, unless they are stored as codes: these stay as they are.
         dtype, how: as of `Llama.from_pretrained`.
 
     Raises:
         FileNotFoundError, ValueError: as `Llama.from_pretrained`.
     """
     config = config_of(source)
-    weights = checkpoint.Reader(source, layout(config))
+    weights = QuantizedReader(source, layout(config), Quantization(form))
     with paddle.LazyGuard():  # no memory for what is replaced
         model = kind(config, dtype, **how)
-    fill(model, lambda name: fk.pack_weight(weights.read(name), **vars(form)), weights.read)
+    fill(model, lambda name: [fk.pack_weight(each) for each in _codes(weights, name)], weights.floats)
     model.stored_dtypes = weights.dtypes()
     return model
 
 
-def fill(model: Any, pack_of: Callable[[str], PackedWeight], value_of: Callable[[str], Any]) -> None:
+def _codes(weights: QuantizedReader, name: str) -> list[QuantizedWeight]:
+    found = weights.parameter(name)
+    assert isinstance(found, list)  # what has no codes is rounded
+    return found
+
+
+def fill(model: Any, packs_of: Callable[[str], Sequence[PackedWeight]], value_of: Callable[[str], Any]) -> None:
     """Give a model without values its packs, and what it has in floats, by the parameters' names."""
     for name in list(_matrices_of_layers(model)):
-        _replace(model, name, pack_of(name))
+        _replace(model, name, packs_of(name))
     for name, parameter in list(model.named_parameters()):
         if name in FLOAT_ENDS:
             _set_end(model, name, value_of(name))
@@ -93,10 +100,10 @@ def _matrices_of_layers(model: Any) -> Iterator[str]:
             yield name
 
 
-def _replace(model: Any, name: str, packed: PackedWeight) -> None:
+def _replace(model: Any, name: str, packs: Sequence[PackedWeight]) -> None:
     outer, _, own = name.removesuffix(".weight").rpartition(".")
     layer = dict(model.named_sublayers())[outer]
-    setattr(layer, own, PackedLinear(packed, getattr(layer, own).bias))
+    setattr(layer, own, PackedLinear(packs, getattr(layer, own).bias))
 
 
 def _set_end(model: Any, name: str, value: Any) -> None:
@@ -108,8 +115,8 @@ def _set_end(model: Any, name: str, value: Any) -> None:
 
 def _with_sizes(model: Any) -> Table:
     """The table, with the bytes that a parameter has here where they are not those of float32."""
-    packs = {f"{name}.weight": one.packed for name, one in model.named_sublayers() if isinstance(one, PackedLinear)}
-    held = {name: packed.num_bytes for name, packed in packs.items()}
+    packed = {name: one for name, one in model.named_sublayers() if isinstance(one, PackedLinear)}
+    held = {f"{name}.weight": one.num_bytes for name, one in packed.items()}
     for name, parameter in model.named_parameters():
         if name in FLOAT_ENDS:
             held[name] = parameter.size * parameter.element_size()
