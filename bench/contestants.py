@@ -93,8 +93,9 @@ def packed(subject: Subject, made: dict[str, Any], backend_name: str) -> dict[st
     name = subject.benchmark.packed
     if name is None:
         return made
+    how = subject.benchmark.case.quantized or {"dtype": subject.dtype}
     with use_backend(backend_name):
-        return {**made, name: pack_weight(made[name], dtype=subject.dtype)}
+        return {**made, name: pack_weight(made[name], **how)}
 
 
 def public(subject: Subject, arguments: dict[str, Any], backend_name: str, direction: str) -> Call:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,7 @@ import fusionkit as fk
 from fusionkit.gguf_blocks import from_gguf
 from fusionkit.quantized_arrays import QuantizedArrays
 from fusionkit.quantized_weight import QuantizedWeight, quantize
-from tests import guard_pages
+from tests import guard_pages, quantized_layout
 
 ISAS = runtime.native().available_isas()
 FORMATS = [(dtype, size, even) for dtype in ("int8", "int4") for size in (16, 32, 128, None) for even in (True, False)]
@@ -31,20 +32,83 @@ def bits(array):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype, group_size, symmetric", FORMATS)
-def test_the_bits_are_those_of_a_float_weight_with_the_same_values(native, isa, dtype, group_size, symmetric):
-    """Whatever the rows, the threads and x's dtype; no bit depends on what makes them floats."""
+def test_a_row_has_the_same_bits_in_any_company(native, isa, dtype, group_size, symmetric):
+    """Whatever the rows and the threads, inside use_batch_invariant and outside."""
     native.set_isa(isa)
-    quantized = quantize(WEIGHT, dtype, group_size, symmetric)
-    packed, values = fk.pack_weight(quantized), quantized.dequantize().astype(np.float32)
-    with fk.use_batch_invariant():
-        plain = fk.pack_weight(values)
-        for x in (X, X.astype(ml_dtypes.bfloat16)):
-            want = fk.fused_linear(x, plain, BIAS)
-            for threads, rows in zip((1, 2, 3) * 3, ROWS, strict=True):
-                native.set_num_threads(threads)
-                with fk.use_batch_invariant(False):
-                    y = fk.fused_linear(x[:rows], packed, BIAS)
-                np.testing.assert_array_equal(bits(y), bits(want[:rows]), f"{rows=} {threads=} {x.dtype=}")
+    packed = fk.pack_weight(quantize(WEIGHT, dtype, group_size, symmetric))
+    for x in (X, X.astype(ml_dtypes.bfloat16)):
+        with fk.use_batch_invariant():
+            want = np.concatenate([fk.fused_linear(row[None], packed, BIAS) for row in x])
+        for threads, rows in zip((1, 2, 3) * 3, ROWS, strict=True):
+            native.set_num_threads(threads)
+            y = fk.fused_linear(x[:rows], packed, BIAS)
+            np.testing.assert_array_equal(bits(y), bits(want[:rows]), f"{rows=} {threads=} {x.dtype=}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("group_size", [16, 32, 128, None])
+def test_numbers_beside_a_much_larger_one_keep_their_bits(native, isa, dtype, group_size):
+    """Each run of some rows has a large number, as a model's residuals have them."""
+    native.set_isa(isa)
+    weight = WEIGHT.copy()
+    weight[::32] = 0  # y is what the small numbers give
+    quantized = quantize(weight, dtype, group_size)
+    packed, values = fk.pack_weight(quantized), quantized.dequantize()
+    x = X[:9].copy()
+    x[::2, ::32] *= 4000
+    for kind in (np.float32, np.float16, ml_dtypes.bfloat16):
+        given = x.astype(kind)
+        want = given.astype(np.float64) @ values
+        y = fk.fused_linear(given, packed).astype(np.float64)
+        bound = 2.0**-16 * np.sqrt(np.mean(want**2)) + 0.51 * float(ml_dtypes.finfo(kind).eps) * np.abs(want)
+        assert (np.abs(y - want) <= bound).all(), kind
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_bfloat16_loses_is_within_its_bound_and_no_more_digits_are_multiplied(native, isa):
+    """A weight picks one small number of a run: y has it in units of 2^-14 of the largest's power of two."""
+    native.set_isa(isa)
+    weight = np.zeros((64, 70), np.float32)
+    weight[[5, 40]] = 7  # the scale is 1
+    packed = fk.pack_weight(weight, dtype="int4")
+    x = np.ones((5, 64), np.float32)
+    small, kept = 145 * 2.0**-16, 36 * 2.0**-14  # 36.25 units
+    x[:, 5], x[:, 40] = small, 0
+    x[4, 6:32] = small  # more of them: they need the second digit
+    y = fk.fused_linear(x.astype(ml_dtypes.bfloat16), packed)
+    want = np.array([7 * kept] * 4 + [7 * small]).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(y, want[:, None].repeat(70, axis=1))
+    assert small - kept <= 2.0**-16 * np.linalg.norm(x[0, :32])
+    np.testing.assert_array_equal(fk.fused_linear(x, packed), np.full((5, 70), 7 * small, np.float32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_rows_that_are_not_finite_are_multiplied_as_floats(native, isa, dtype):
+    native.set_isa(isa)
+    quantized = quantize(np.abs(WEIGHT) + 1, "int8", 32, symmetric=False)
+    packed = fk.pack_weight(quantized)
+    x = X[:6].astype(dtype)
+    clean = fk.fused_linear(x, packed, BIAS)
+    x[1, 7], x[3, 40], x[5, 0] = np.inf, -np.inf, np.nan
+    y = fk.fused_linear(x, packed, BIAS)
+    np.testing.assert_array_equal(bits(y[::2][:2]), bits(clean[::2][:2]))
+    assert (y[1] == np.inf).all() and (y[3] == -np.inf).all() and np.isnan(y[5].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_of_any_size_keep_their_precision(native, isa):
+    native.set_isa(isa)
+    quantized = quantize(WEIGHT, "int4", 32)
+    packed, values = fk.pack_weight(quantized), quantized.dequantize()
+    for size in (2.0**-149, 2.0**-133, 1e-35, 1e-9, 1e9, 1e30, 2.0**124):
+        x = (X[:3] / np.abs(X[:3]).max() * np.float32(size)).astype(np.float32)
+        want = x.astype(np.float64) @ values
+        held = np.abs(want) < np.finfo(np.float32).max
+        y = fk.fused_linear(x, packed).astype(np.float64)
+        error = np.abs(y - want)[held].max()
+        assert error <= 2.0**-18 * np.abs(want).max() + 2.0**-148, (size, error)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -94,6 +158,19 @@ def test_what_is_no_operand_is_refused_with_what_to_do():
         fk.fused_linear(X, quantized)
     with pytest.raises(TypeError, match="weight must be an array or a QuantizedWeight, got a PackedWeight.*what was"):
         fk.fused_linear.reference(X, fk.pack_weight(quantized))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype, group_size, symmetric", FORMATS)
+def test_a_pack_has_the_bytes_of_its_layout(native, isa, dtype, group_size, symmetric):
+    """However the codes lie in memory; float32 scales too."""
+    native.set_isa(isa)
+    for weight in (WEIGHT, WEIGHT[:16, :64], WEIGHT[:3, :1], WEIGHT * np.float32(1e-9)):
+        quantized = quantize(weight, dtype, group_size, symmetric)
+        want = quantized_layout.quantized_panels(quantized)
+        by_columns = replace(quantized, codes=np.asfortranarray(quantized.codes))
+        for each in (quantized, by_columns, replace(quantized, scales=np.asfortranarray(quantized.scales))):
+            np.testing.assert_array_equal(quantized_panels.quantized_panels(each), want)
 
 
 def test_bytes_at_any_address_give_the_same_bits():
@@ -232,10 +309,8 @@ def test_the_ledger_counts_the_ways_and_explain_says_what_a_pack_can_do():
     for packed in packs.values():
         for x in (X[0], X[:8], X[:9], X[:9].reshape(3, 3, -1)):
             fk.fused_linear(x, packed)
-    ways = ("in registers", "to panels")
-    assert fk.ledger().ways() == {
-        ("fused_linear", "cpu", f"{dtype} dequantized {way}"): 2 for dtype in packs for way in ways
-    }
+            fk.fused_linear(x.astype(ml_dtypes.bfloat16), packed)
+    assert fk.ledger().ways() == {("fused_linear", "cpu", f"{dtype} by digits of x"): 8 for dtype in packs}
     explained = fk.fused_linear.explain(X, packs["int4"])
     assert explained.chosen == "cpu" and "a quantized pack: for any number of rows of x" in str(explained)
     assert "eager  no       weight.packed_by must be None or eager, got cpu" in str(explained)
@@ -299,7 +374,8 @@ DAMAGE = {  # offset, bytes
     "a damaged header, groups": (32, b"\x11"),
     "a damaged header, no groups": (32, b"\0"),
     "whole": (40, b"\0"),
-    "whole, other groups": (32, b"\x30"),
+    "a damaged header, groups that split runs": (32, b"\x30"),
+    "whole, other groups": (32, b"\x40"),
     r"a weight of \[203, 70\]": (24, b"\x45"),
 }
 

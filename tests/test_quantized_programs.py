@@ -50,7 +50,7 @@ def test_a_call_with_arrays_has_the_bits_of_the_pack(dtype, group_size, symmetri
             y, want = layer(x), fk.fused_linear(x, packed, paddle.to_tensor(BIAS))
         assert y.dtype == x.dtype
         np.testing.assert_array_equal(bits(y), bits(want))
-    assert fk.ledger().ways()["fused_linear", "cpu", f"{dtype} dequantized whole"] == 3
+    assert fk.ledger().ways()["fused_linear", "cpu", f"{dtype} packed in the call"] == 3
 
 
 def test_a_program_holds_arrays_and_agrees_with_float64(tmp_path):

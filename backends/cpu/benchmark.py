@@ -40,6 +40,7 @@ TARGETS = (
     Target("fusion_rope", ".*", TRAINING, "ceiling", 0.80),
     Target(LINEAR, r"T1024x\w+", FORWARD, "ceiling", 0.93),
     Target(LINEAR, r"T1024x\w+-packed", FORWARD, "ceiling", 0.97),
+    Target(LINEAR, r"T1x.*-int[48]-.*", FORWARD, "ceiling", 0.85, state="cold"),
     Target(LINEAR, r"T1024x\w+", TRAINING, "ceiling", 0.88),
     *(
         Target(ATTENTION, case, direction, "ceiling", share, "bfloat16")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 from fusionkit_backends.cpu import paddle_ops, runtime
@@ -52,7 +51,7 @@ def through_paddle(x: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(weight, PackedWeight):
         x, bias = paddle_ops.inputs(x, bias)
         y = packed_through_paddle(x, weight, bias)
-        _count_way(x, weight)
+        _count_way(weight)
         if weight.dtype in QUANTIZED and not x.stop_gradient:
             _count_gradient(weight)
         return y
@@ -97,7 +96,7 @@ def _arrays_through_paddle(x: Any, weight: QuantizedArrays, bias: Any) -> Any:
     x, bias = paddle_ops.inputs(x, bias)
     arrays = weight.codes, weight.scales, weight.minimums
     bits = 8 if weight.dtype == "int8" else 4
-    ledger().way("fused_linear", "cpu", f"{weight.dtype} dequantized whole").add()
+    ledger().way("fused_linear", "cpu", f"{weight.dtype} packed in the call").add()
     attributes = bits, weight.group_size or 0, weight.in_features
     (y,) = paddle_ops.run("fusionkit_quantized_linear", x, *arrays, bias, *attributes)
     return y
@@ -107,7 +106,7 @@ def through_numpy(x: Any, weight: Any, bias: Any = None) -> Any:
     native, invariant = runtime.native(), policy.batch_invariant()
     if isinstance(weight, PackedWeight):
         packed = weight.payload_for("cpu").array
-        _count_way(x, weight)
+        _count_way(weight)
         return native.linear_packed(x, packed, *weight.shape, bias, batch_invariant=invariant)
     if isinstance(weight, QuantizedArrays):
         advice = "Pack it: fusionkit.pack_weight(arrays.weight())"
@@ -115,12 +114,10 @@ def through_numpy(x: Any, weight: Any, bias: Any = None) -> Any:
     return native.linear(x, weight, bias, invariant)
 
 
-def _count_way(x: Any, weight: PackedWeight) -> None:
-    """In the ledger: how the codes of a quantized weight become floats, which depends on the rows."""
+def _count_way(weight: PackedWeight) -> None:
+    """In the ledger: a quantized weight multiplies x's digits."""
     if weight.dtype in QUANTIZED:
-        few = math.prod(x.shape[:-1]) <= runtime.native().most_rows_in_registers()
-        way = f"{weight.dtype} dequantized {'in registers' if few else 'to panels'}"
-        ledger().way("fused_linear", "cpu", way).add()
+        ledger().way("fused_linear", "cpu", f"{weight.dtype} by digits of x").add()
 
 
 def _count_gradient(weight: PackedWeight) -> None:

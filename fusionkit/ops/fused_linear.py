@@ -98,7 +98,7 @@ def case(
 
 
 def quantized(rows: int, k: int, n: int, dtype: str, group_size: int | None, symmetric: bool = True) -> Case:
-    """Rows from 9 on meet a panel of floats on cpu, fewer the codes."""
+    """Four rows are a tile on cpu, and those that are left over go one by one."""
     groups = "per-column" if group_size is None else f"groups-of-{group_size}"
     name = f"T{rows}xK{k}xN{n}-{dtype}-{groups}" + ("" if symmetric else "-minimums")
     how = {"dtype": dtype, "group_size": group_size, "symmetric": symmetric}
@@ -134,11 +134,23 @@ def timed(rows: int, k: int, n: int) -> list[Benchmark]:
     return [Benchmark(plain), Benchmark(master, ("bfloat16",)), Benchmark(packed, packed="weight")]
 
 
+def timed_quantized(rows: int, k: int, n: int, dtype: str, group_size: int | None) -> Benchmark:
+    """A symmetric pack with float16 scales, read from memory as in decoding, where each weight is read once a token."""
+    num_bytes = {"int8": 1.0, "int4": 0.5}[dtype] * k * n + 2.0 * n * -(-k // (group_size or k))
+    made = quantized(rows, k, n, dtype, group_size)
+    return Benchmark(made, ("bfloat16",), {"weight_bytes": num_bytes}, packed="weight", cold=True)
+
+
+DECODED = ((5120, 5120), (5120, 13824), (13824, 5120))  # the weights of Llama 2 13B
+
 BENCHMARKS = (
     *timed(1024, 5120, 5120),
     *timed(1024, 5120, 13824),
     *timed(1024, 13824, 5120),
     *(benchmark for rows in (1, 8, 64) for benchmark in timed(rows, 5120, 5120)),
+    *(timed_quantized(1, k, n, dtype, 32) for k, n in DECODED for dtype in ("int8", "int4")),
+    *(timed_quantized(1, 5120, 13824, *each) for each in (("int8", None), ("int4", 128), ("int4", None))),
+    *(timed_quantized(rows, 5120, 13824, dtype, 32) for rows in (4, 16, 512) for dtype in ("int8", "int4")),
 )
 
 spec = OpSpec(
@@ -192,7 +204,8 @@ spec = OpSpec(
             {"float32": 128, "bfloat16": 0.51, "float16": 0.52},
             "one running float32 sum of K products is a random walk of K roundings with a standard deviation of about "
             "0.15 sqrt(K) epsilons of the root mean square: 11 at K = 5120, where 48 to 77 was measured among 4480 "
-            "elements (the walk's own size varies). In 16 bits that is 0.002 or 0.016 beside the output's rounding.",
+            "elements (the walk's own size varies). In 16 bits that is 0.002 or 0.016 beside the output's rounding. A "
+            "quantized pack may round bfloat16 x by 2^-16 of its norm, 0.002 epsilons a standard deviation of y.",
         ),
         backward=Epsilons(
             {"float32": 128, "bfloat16": 0.51, "float16": 0.52},

@@ -1,6 +1,7 @@
 #include "quantized_weight.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -15,10 +16,8 @@ namespace {
 
 constexpr char kMagic[8] = {'F', 'K', 'Q', 'U', 'A', 'N', 'T', 'S'};
 constexpr uint32_t kFormat = 1;
-constexpr int64_t kSmallestGroup = 16;
 constexpr int64_t kMostFeatures = int64_t{1} << 31;  // so that no size overflows
 
-// As backends/cpu/quantized_panels.py writes it.
 struct Header {
   char magic[8];
   uint32_t format;
@@ -28,6 +27,20 @@ struct Header {
   char padding[16];
 };
 static_assert(sizeof(Header) == 64);
+
+// Without the number of bytes, which follows from the rest.
+Header header_of(const QuantizedWeight& weight) {
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof kMagic);
+  header.format = kFormat;
+  header.bits = static_cast<uint8_t>(weight.bits);
+  header.has_minimums = weight.minimums != nullptr;
+  header.scale_bytes = static_cast<uint8_t>(element_size(weight.scale_dtype));
+  header.in_features = weight.in_features;
+  header.out_features = weight.out_features;
+  header.group_size = weight.group_size;
+  return header;
+}
 
 Header read_header(const void* packed) {
   Header header;
@@ -45,32 +58,66 @@ bool is_sound(const Header& header) {
   return (header.bits == 8 || header.bits == 4) && header.has_minimums <= 1 &&
          (header.scale_bytes == 2 || header.scale_bytes == 4) && fits(header.in_features) &&
          fits(header.out_features) && fits(header.group_size) && header.group_size > 0 &&
-         (header.group_size % kSmallestGroup == 0 || header.group_size >= header.in_features);
+         (header.group_size % kRun == 0 || header.group_size == kShortRun || header.group_size >= header.in_features);
 }
 
 uint64_t num_bytes(const Header& header) {
   return sizeof header + static_cast<uint64_t>(quantized_panels(header.out_features) * panel_bytes(format_of(header)));
 }
 
-// `a` in float32 with contiguous rows; `memory` holds what is converted.
-Matrix in_float32(const Matrix& a, const Buffer& memory) {
-  if (a.dtype == DType::kFloat32 && a.col_stride == 1) return a;
-  const Matrix to = contiguous(memory.as<void>(), DType::kFloat32, a.rows, a.cols);
-  convert(a, DType::kFloat32, nullptr, to);
+const float* offset(const float* bias, int64_t cols) { return bias == nullptr ? nullptr : bias + cols; }
+
+// `a` with rows that are contiguous; `memory` holds what is copied.
+Matrix in_rows(const Matrix& a, const Buffer& memory) {
+  if (a.col_stride == 1) return a;
+  const Matrix to = contiguous(memory.as<void>(), a.dtype, a.rows, a.cols);
+  convert(a, a.dtype, nullptr, to);
   return to;
 }
 
-const float* offset(const float* bias, int64_t cols) { return bias == nullptr ? nullptr : bias + cols; }
+Digits digit_sizes(const Matrix& a, const QuantizedFormat& format) {
+  Digits digits{};
+  digits.rows = a.rows;
+  digits.depth = (a.cols + kRun - 1) / kRun * kRun;
+  digits.run = run_of(format);
+  digits.num_runs = digits.depth / digits.run;
+  return digits;
+}
 
-void multiply_in_registers(const Matrix& a, const QuantizedFormat& format, const char* panels, const Matrix& c,
-                           const float* bias) {
-  const Buffer memory(a.rows * a.cols * sizeof(float));
-  const Matrix rows = in_float32(a, memory);
+// The digits of some rows, and the memory that they are in.
+class RowDigits {
+ public:
+  RowDigits(const Matrix& a, const QuantizedFormat& format)
+      : digits_(digit_sizes(a, format)),
+        values_(2 * sizeof(int16_t) * a.rows * digits_.depth),
+        sums_(2 * sizeof(int32_t) * a.rows * digits_.num_runs),
+        scales_(sizeof(float) * a.rows * (2 * digits_.num_runs + 1)),
+        has_low_(a.rows * digits_.num_runs) {
+    digits_.digits = values_.as<int16_t>();
+    digits_.digit_sums = sums_.as<int32_t>();
+    digits_.has_low = has_low_.as<uint8_t>();
+    digits_.run_scales = scales_.as<float>();
+    digits_.run_sums = digits_.run_scales + a.rows * digits_.num_runs;
+    digits_.row_scales = digits_.run_sums + a.rows * digits_.num_runs;
+    parallel_for(a.rows, 4,
+                 [&](int64_t begin, int64_t end, int) { FUSIONKIT_DISPATCH(make_digits, a, begin, end, digits_); });
+  }
+
+  const Digits& digits() const { return digits_; }
+
+ private:
+  Digits digits_;
+  Buffer values_, sums_, scales_, has_low_;
+};
+
+void multiply_digits(const Digits& digits, const QuantizedFormat& format, const char* panels, const Matrix& c,
+                     const float* bias) {
   parallel_for(quantized_panels(c.cols), 1, [&](int64_t begin, int64_t end, int) {
+    const Buffer sums(sizeof(float) * kQuantizedCols * c.rows);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t col = i * kQuantizedCols, col_end = std::min(col + kQuantizedCols, c.cols);
-      FUSIONKIT_DISPATCH(multiply_quantized, rows, format, panels + i * panel_bytes(format),
-                         slice_cols(c, col, col_end), offset(bias, col));
+      FUSIONKIT_DISPATCH(multiply_quantized, digits, format, panels + i * panel_bytes(format),
+                         slice_cols(c, col, col_end), offset(bias, col), sums.as<float>());
     }
   });
 }
@@ -96,9 +143,16 @@ void multiply_dequantized(const Matrix& a, const QuantizedFormat& format, const 
   }
 }
 
-}  // namespace
+void multiply_some_rows(const Matrix& a, const QuantizedFormat& format, const char* panels, const Matrix& c,
+                        const float* bias) {
+  const RowDigits rows(a, format);
+  multiply_digits(rows.digits(), format, panels, c, bias);
+  for (int64_t row = 0; row < a.rows; ++row)
+    if (std::isnan(rows.digits().row_scales[row]))
+      multiply_dequantized(slice_rows(a, row, row + 1), format, panels, slice_rows(c, row, row + 1), bias);
+}
 
-int64_t most_rows_in_registers() { return 8; }
+}  // namespace
 
 bool is_quantized(const void* packed, size_t packed_size) {
   return packed != nullptr && packed_size >= sizeof(Header) && std::memcmp(packed, kMagic, sizeof kMagic) == 0;
@@ -122,13 +176,40 @@ QuantizedPanels panels_of(const void* packed) {
   return {format_of(read_header(packed)), static_cast<const char*>(packed) + sizeof(Header)};
 }
 
+size_t quantized_size(const QuantizedWeight& weight) {
+  const Header header = header_of(weight);
+  if (!is_sound(header))
+    fail("pack_weight", "weight", "of 8 or 4 bits, in groups of 16 or of a multiple of 32",
+         std::to_string(weight.bits) + " bits in groups of " + std::to_string(weight.group_size));
+  return num_bytes(header);
+}
+
+void pack_quantized(const QuantizedWeight& weight, void* packed) {
+  Header header = header_of(weight);
+  header.num_bytes = quantized_size(weight);
+  std::memcpy(packed, &header, sizeof header);
+  const QuantizedFormat format = format_of(header);
+  const QuantizedSource source{weight.codes,          weight.row_stride, weight.col_stride,
+                               weight.codes_per_byte, weight.scales,     weight.minimums};
+  char* panels = static_cast<char*>(packed) + sizeof header;
+  parallel_for(quantized_panels(weight.out_features), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i)
+      FUSIONKIT_DISPATCH(pack_quantized_panel, source, format, weight.out_features, i * kQuantizedCols,
+                         panels + i * panel_bytes(format));
+  });
+}
+
 void product_quantized(const Matrix& a, const void* packed, const Matrix& c, const float* bias) {
   if (c.rows == 0 || c.cols == 0) return;
   // A weight without elements leaves the bias: a product of the ordinary kind.
   if (a.cols == 0) return product(a, contiguous(nullptr, a.dtype, 0, c.cols), a.dtype, c, {bias});
   const auto [format, panels] = panels_of(packed);
-  if (a.rows <= most_rows_in_registers()) return multiply_in_registers(a, format, panels, c, bias);
-  multiply_dequantized(a, format, panels, c, bias);
+  const Buffer memory(a.col_stride == 1 ? 0 : a.rows * a.cols * element_size(a.dtype));
+  const Matrix rows = in_rows(a, memory);
+  for (int64_t begin = 0; begin < a.rows; begin += kDigitRows) {
+    const int64_t end = std::min(begin + kDigitRows, a.rows);
+    multiply_some_rows(slice_rows(rows, begin, end), format, panels, slice_rows(c, begin, end), bias);
+  }
 }
 
 }  // namespace fusionkit_cpu

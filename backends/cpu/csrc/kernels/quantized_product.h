@@ -1,4 +1,6 @@
-// The product with a weight of 8 or 4 bits: how its panels lie, and what is done with one of them.
+// The product with a weight of 8 or 4 bits: how its panels lie, and what is done with one of them. x becomes integers
+// of 16 bits, whose products with codes have exact sums in 32 bits: the instructions for pairs of such integers take
+// twice as many products as those for floats.
 //
 // A panel holds kQuantizedCols columns, what is past the last one being zero. Its groups of k's follow each other, the
 // last one shorter. A group has the scales of all columns, their minimums if there are any, and words of 32 bits, side
@@ -18,7 +20,7 @@ struct QuantizedFormat {
   int bits;  // 8 or 4
   bool has_minimums;
   DType scale_dtype;          // float16 or float32; the minimums' too
-  int64_t depth, group_size;  // group_size is a multiple of 16, or at least depth
+  int64_t depth, group_size;  // group_size is kShortRun, a multiple of kRun, or at least depth
 };
 
 static inline int64_t codes_per_word(const QuantizedFormat& format) { return 32 / format.bits; }
@@ -38,15 +40,59 @@ static inline int64_t panel_bytes(const QuantizedFormat& format) {
   return groups * group_bytes(format, format.group_size) + (rest > 0 ? group_bytes(format, rest) : 0);
 }
 
+// What a panel is written from: codes [depth, out_features], or [depth / 2, out_features] where a byte holds two, the
+// first one in its low half; scales and minimums [groups, out_features].
+struct QuantizedSource {
+  const uint8_t* codes;
+  int64_t row_stride, col_stride;
+  int codes_per_byte;              // 2: of 4 bits
+  const float *scales, *minimums;  // minimums: null if there are none
+};
+
 static inline int64_t quantized_panels(int64_t cols) { return (cols + kQuantizedCols - 1) / kQuantizedCols; }
+
+// Rows of x as integers: x = row_scale * run_scale * (2^15 digit 0 + digit 1), where a run is kRun k's of a row, or
+// kShortRun if groups are as short. Digits have 15 bits and a sign. A run leaves digit 1 out if digit 0 holds
+// x, or bfloat16 x but for 2^-16 of the run's norm. Digits are in the order in which a word's pairs are multiplied: of
+// each four k's the first, the third, the second and the fourth.
+constexpr int64_t kShortRun = 16, kRun = 32;
+
+struct Digits {
+  int64_t rows, depth;  // depth is a multiple of kRun, what is past x's being zero
+  int64_t run, num_runs;
+  int16_t* digits;      // [2, rows, depth]; digit 1 is zeros where it is left out
+  int32_t* digit_sums;  // [2, rows, num_runs]
+  uint8_t* has_low;     // [rows, num_runs]: whether there is digit 1
+  float* run_scales;    // [rows, num_runs]: powers of two
+  float* run_sums;      // [rows, num_runs]: run_scale * the sum of both digits
+  float* row_scales;    // [rows]: powers of two; NaN: x is not finite, and the row's digits hold nothing
+};
+
+static inline int64_t run_of(const QuantizedFormat& format) {
+  return format.group_size == kShortRun && format.group_size < format.depth ? kShortRun : kRun;
+}
+
+// Rows whose sums a panel's block of k's is multiplied for.
+constexpr int64_t kDigitRows = 512;
 
 }  // namespace fusionkit_cpu
 
-FUSIONKIT_KERNELS(quantized_product,
-                  // c = a W + bias for the columns of one panel: c has as many, or fewer in the last panel. a is
-                  // float32 and each of its rows contiguous; c.col_stride is 1; bias may be null. The sum over k has
-                  // multiply_tile's order, so that the bits are those of the product with the dequantized panel.
-                  void multiply_quantized(const Matrix& a, const QuantizedFormat& format, const void* panel,
-                                          const Matrix& c, const float* bias);
+FUSIONKIT_KERNELS(quantized_pack,
+                  // The panel of the columns from `col` on. format.scale_dtype holds each scale and minimum as it is.
+                  void pack_quantized_panel(const QuantizedSource& source, const QuantizedFormat& format,
+                                            int64_t out_features, int64_t col, void* panel);)
+
+FUSIONKIT_KERNELS(quantized_digits,
+                  // Rows [begin, end) of x, whose col_stride is 1, at their place in `digits`.
+                  void make_digits(const Matrix& x, int64_t begin, int64_t end, const Digits& digits);)
+
+FUSIONKIT_KERNELS(
+    quantized_product,
+    // c = x W + bias for the columns of one panel: c has as many, or fewer in the last panel. c.col_stride
+    // is 1; bias may be null. `sums` holds kQuantizedCols floats a row. A row's sum over k has one order.
+    void multiply_quantized(const Digits& x, const QuantizedFormat& format, const void* panel, const Matrix& c,
+                            const float* bias, float* sums);)
+
+FUSIONKIT_KERNELS(quantized_values,
                   // A panel's values in own_panels(float32, depth), one after another.
                   void dequantize_panel(const QuantizedFormat& format, const void* panel, float* values);)

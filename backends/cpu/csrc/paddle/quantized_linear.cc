@@ -1,13 +1,12 @@
 // fusionkit_quantized_linear: x, codes, scales, minimums?, bias? -> y, with a weight of 8 or 4 bits in arrays that are
-// no backend's own; fusionkit/quantized_arrays.py says what they hold. It makes floats of the whole weight in every
-// call: a program's loader packs the arrays once instead. Both give the same bits. For inference: it has no gradient.
+// no backend's own; fusionkit/quantized_arrays.py says what they hold. It packs the whole weight in every call: a
+// program's loader packs the arrays once instead. Both give the same bits. For inference: it has no gradient.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "fused_linear.h"
+#include "fused_linear_packed.h"
 #include "host_view.h"
-#include "paddle/phi/api/include/api.h"
 
 namespace fusionkit_paddle {
 namespace {
@@ -23,32 +22,9 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(std::string(kOp) + ": " + what + ". Export the program again");
 }
 
-// Where the codes of one weight are, and what they stand for.
-struct Codes {
-  const uint8_t* bytes;
-  const float *scales, *minimums;  // minimums: null where codes are symmetric
-  int64_t bits, group_size, in_features, out_features;
-
-  int at(int64_t k, int64_t n) const {
-    if (bits == 8) return minimums ? bytes[k * out_features + n] : static_cast<int8_t>(bytes[k * out_features + n]);
-    const int code = (bytes[k / 2 * out_features + n] >> (k % 2 * 4)) & 15;
-    return minimums || code < 8 ? code : code - 16;
-  }
-
-  // Rounded once: a product of a code and a scale is exact in double.
-  void to_floats(float* values) const {
-    for (int64_t k = 0; k < in_features; ++k) {
-      const int64_t group = k / group_size * out_features;
-      for (int64_t n = 0; n < out_features; ++n) {
-        const double value = static_cast<double>(at(k, n)) * scales[group + n];
-        values[k * out_features + n] = static_cast<float>(minimums ? value + minimums[group + n] : value);
-      }
-    }
-  }
-};
-
-Codes checked(const paddle::Tensor& codes, const paddle::Tensor& scales, const OptionalTensor& minimums, int64_t bits,
-              int64_t group_size, int64_t in_features) {
+fusionkit_cpu::QuantizedWeight checked(const paddle::Tensor& codes, const paddle::Tensor& scales,
+                                       const OptionalTensor& minimums, int64_t bits, int64_t group_size,
+                                       int64_t in_features) {
   const HostView view(kOp);
   const int64_t group = group_size > 0 ? group_size : std::max<int64_t>(in_features, 1);
   const int64_t groups = (in_features + group - 1) / group;
@@ -64,13 +40,18 @@ Codes checked(const paddle::Tensor& codes, const paddle::Tensor& scales, const O
     return static_cast<const float*>(view.merged(name, each, 2).data);
   };
   const auto* bytes = static_cast<const uint8_t*>(view.bytes("codes", codes));
-  return {bytes,       floats("scales", scales), minimums ? floats("minimums", *minimums) : nullptr, bits, group,
-          in_features, codes.shape()[1]};
-}
-
-paddle::Tensor in_float32(const paddle::Tensor& tensor) {
-  return tensor.dtype() == paddle::DataType::FLOAT32 ? tensor
-                                                     : paddle::experimental::cast(tensor, paddle::DataType::FLOAT32);
+  const float* lowest = minimums ? floats("minimums", *minimums) : nullptr;
+  return {bytes,
+          codes.shape()[1],
+          1,
+          bits == 8 ? 1 : 2,
+          floats("scales", scales),
+          lowest,
+          static_cast<int>(bits),
+          in_features,
+          codes.shape()[1],
+          group,
+          fusionkit_cpu::DType::kFloat32};
 }
 
 Tensors forward(const paddle::Tensor& x, const paddle::Tensor& codes, const paddle::Tensor& scales,
@@ -79,15 +60,15 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& codes, const padd
   const HostView view(kOp);
   // All on the host, or refused: codes last, whose dtype is checked with it.
   view("x", x), view("scales", scales), view("minimums", minimums), view("bias", bias), view.bytes("codes", codes);
-  const Codes weight = checked(codes, scales, minimums, bits, group_size, in_features);
-  const paddle::Tensor values = empty({in_features, weight.out_features}, paddle::DataType::FLOAT32);
-  const auto values_view = view("weight", values);
-  if (values_view.data != nullptr) weight.to_floats(static_cast<float*>(values_view.data));
-  const paddle::Tensor rows = in_float32(x);
-  const OptionalTensor float_bias = bias ? OptionalTensor(in_float32(*bias)) : OptionalTensor();
-  const paddle::Tensor y = empty(output_shape(x.shape(), codes.shape()), paddle::DataType::FLOAT32);
-  fusionkit_cpu::linear(view("x", rows), values_view, view("bias", float_bias), view("y", y), true);
-  return {y.dtype() == x.dtype() ? y : paddle::experimental::cast(y, x.dtype())};
+  const auto weight = checked(codes, scales, minimums, bits, group_size, in_features);
+  const auto size = static_cast<int64_t>(fusionkit_cpu::quantized_size(weight));
+  const paddle::Tensor packed = empty({size}, paddle::DataType::UINT8);
+  auto* bytes = const_cast<void*>(view.bytes("packed", packed));
+  fusionkit_cpu::pack_quantized(weight, bytes);
+  const paddle::Tensor y = empty(output_shape(x.shape(), codes.shape()), x.dtype());
+  fusionkit_cpu::linear_packed(view("x", x), bytes, static_cast<size_t>(size), in_features, weight.out_features,
+                               view("bias", bias), view("y", y));
+  return {y};
 }
 
 std::vector<Shape> infer_shape(const Shape& x, const Shape& codes, const Shape&, const OptionalShape&,

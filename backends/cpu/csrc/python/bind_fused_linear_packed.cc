@@ -71,17 +71,34 @@ auto linear_packed_grad_arrays(const Bytes& packed, int64_t in_features, int64_t
   return py::make_tuple(dx, dbias);
 }
 
+using Codes = py::array_t<uint8_t, 0>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+// Codes of [in_features, out_features] in any order, and contiguous scales: fusionkit's QuantizedWeight has checked
+// them.
+Array pack_quantized_array(const Codes& codes, const Floats& scales, const std::optional<Floats>& minimums, int bits,
+                           int64_t group_size, const std::string& scale_dtype) {
+  const float* minimums_data = minimums ? minimums->data() : nullptr;
+  const QuantizedWeight weight{
+      codes.data(), codes.strides(0), codes.strides(1), 1,          scales.data(),           minimums_data,
+      bits,         codes.shape(0),   codes.shape(1),   group_size, dtype_named(scale_dtype)};
+  const Array packed = empty({static_cast<int64_t>(quantized_size(weight))}, py::dtype::of<uint8_t>());
+  Call{pack_quantized, weight, const_cast<void*>(packed.data())};
+  return packed;
+}
+
 }  // namespace
 
 FUSIONKIT_BIND(fused_linear_packed) {
   module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a, "batch_invariant"_a = false, "-> uint8 array");
+  module.def("pack_quantized", &pack_quantized_array, py::arg("codes").noconvert(), "scales"_a, "minimums"_a, "bits"_a,
+             "group_size"_a, "scale_dtype"_a, "-> uint8 array");
   module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
              "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(),
              "batch_invariant"_a = false, "-> y, which is out if given");
   module.def("linear_packed_grad", &linear_packed_grad_arrays, py::arg("packed").noconvert(), "in_features"_a,
              "out_features"_a, "dy"_a, "bias"_a = py::none(),
              "-> (dx, dbias or None), through a weight of 8 or 4 bits; of bias only shape and dtype are read");
-  module.def("most_rows_in_registers", &most_rows_in_registers, "of x, beside a weight of 8 or 4 bits");
 }
 
 }  // namespace fusionkit_cpu
