@@ -16,6 +16,7 @@ the spread is shown.
     target.py       ratios that a backend promises, and whether they are reached
     table.py, chart.py, record.py  for people, at a glance, for pytest-benchmark
     markdown.py     tables
+    fresh_memory.py  what memory costs that is fetched anew, and what keeping it costs
     dispatch.py     what choosing a backend costs
     batch_invariance.py  what `fk.use_batch_invariant` costs
     mc2/            how much communication the fused products hide

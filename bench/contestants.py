@@ -16,6 +16,7 @@ Call = Callable[[], object]
 Contestants = dict[tuple[str, str], Call]
 
 STREAM, PRODUCT, KERNEL, OP = "stream", "product", "kernel", "op"
+OP_AS_IT_COMES = "op, as it comes"
 COMPOSITION = "paddle"
 TUNED = " (tuned)"
 
@@ -58,8 +59,14 @@ def alone(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contesta
 
 
 def stock(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
-    """The composition of Paddle's own functions, in a process as it comes."""
-    return compositions(COMPOSITION, subject, made)
+    """The public op, and the composition of Paddle's own functions, in a process as it comes."""
+    return as_it_comes(backend_name, subject, made) | compositions(COMPOSITION, subject, made)
+
+
+def as_it_comes(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
+    """The public op alone."""
+    arguments = packed(subject, made, backend_name)
+    return {(OP_AS_IT_COMES, way): public(subject, arguments, backend_name, way) for way in subject.directions}
 
 
 def compositions(name: str, subject: Subject, made: dict[str, Any]) -> Contestants:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fusionkit_bench.contestants import COMPOSITION, KERNEL, OP, PRODUCT, STREAM, TUNED
+from fusionkit_bench.contestants import COMPOSITION, KERNEL, OP, OP_AS_IT_COMES, PRODUCT, STREAM, TUNED
 from fusionkit_bench.subject import Subject
 from pytest_benchmark.stats import Stats
 
@@ -78,9 +78,12 @@ class Result:
         return self.ratio(str(ceiling), KERNEL, direction)
 
     def times_faster(self, framework: str, direction: str, tuned: bool = False) -> float | None:
-        """How many times longer the best of a framework's variants takes than the op; None where it was not run."""
+        """How many times longer the best of a framework's variants takes than the op; None where it was not run.
+
+        Both in processes that keep freed memory (`tuned`), or both in processes as they come.
+        """
         peer = self.fastest(framework, direction, tuned)
-        return None if peer is None else self.ratio(peer, OP, direction)
+        return None if peer is None else self.ratio(peer, OP if tuned else OP_AS_IT_COMES, direction)
 
     def share_of_kernel(self, direction: str) -> float:
         return self.ratio(KERNEL, OP, direction)

@@ -30,8 +30,8 @@ LEGEND = """\
 kernel: into results made before; op: as users call it. Ceiling: the bytes by a stream with the same reads and writes,
 or the FLOPs at the rate of a packed product, whichever takes longer. Ratios are medians of each round's ratio. spread:
 interquartile range over the median of the kernel. x Paddle, x PyTorch: how many times longer the composition of the
-framework's own functions takes than the op, in a process as it comes and in one that keeps freed memory; none where it
-would hold more than 4 GB."""
+framework's own functions takes than the op, both in processes as they come, or tuned: both in processes that keep freed
+memory; none where it would hold more than 4 GB."""
 
 
 def rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:

@@ -16,8 +16,8 @@ class Target:
     Args:
         op: its name, or a regular expression that matches the whole of it; so too case, dtype and state.
         against: "ceiling": the kernel's rate over the ceiling's; "kernel": the public op's rate over the kernel's;
-            "torch" or "paddle": the stock peer's time over the public op's; "case NAME": the kernel's rate over that of
-            another case of the op.
+            "torch" or "paddle": the peer's time over the public op's, both in processes as they come; "case NAME": the
+            kernel's rate over that of another case of the op.
         at_least: the ratio.
         direction: "forward" or "forward + backward".
     """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,9 +25,10 @@ class Kind:
     """What a worker is: whose functions it times, and whether its process keeps freed memory."""
 
     name: str
-    contestants: str  # "alone", "tuned", "stock" or "torch"
+    contestants: str  # "alone", "tuned", "stock", "as_it_comes" or "torch"
     keeps_memory: bool
     leaves_threads_spinning: bool
+    variables: tuple[tuple[str, str], ...] = ()  # of its environment
 
 
 # Intel's OpenMP runtime, which Paddle brings, keeps idle threads spinning for 200 ms (KMP_BLOCKTIME).
@@ -64,7 +66,9 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, kind, backend), daemon=True)
-        with _inherited("OMP_NUM_THREADS", str(num_threads)):  # read by the child's runtimes when they are loaded
+        with ExitStack() as stack:  # read by the child's runtimes when they are loaded
+            for variable in (("OMP_NUM_THREADS", str(num_threads)), *kind.variables):
+                stack.enter_context(_inherited(*variable))
             self._process.start()
         theirs.close()
 
@@ -82,6 +86,12 @@ class Worker:
         self._send("time", key, number, cold)
         seconds: float = self._receive()
         return seconds
+
+    def page_faults(self) -> int:
+        """So far, of the kind that fetches no page from a disk."""
+        self._send("page faults")
+        count: int = self._receive()
+        return count
 
     def close(self) -> None:
         if self._process.is_alive():
@@ -134,6 +144,8 @@ def serve(connection: Connection, kind: Kind, backend: str) -> None:
                 calls = {}
                 calls = contestants(kind, backend, subject, made)
                 connection.send((list(calls), subject.dims(made)))
+            elif request == "page faults":
+                connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
             else:
                 key, number, cold = arguments
                 seconds = timed_cold(calls[key], number, caches) if cold else timed(calls[key], number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fusionkit_backends.cpu import health, targets, threads
+from fusionkit_backends.cpu import freed_memory, health, targets, threads
 from fusionkit_backends.cpu.serial import SERIAL, IsSerial
 
 from fusionkit.adapters.conditions import UNTRACED_GROUP
@@ -78,7 +78,7 @@ def _kernel(op: str, source: Path) -> Kernel:
 
 
 def _doctor() -> list[Check]:
-    return [*health.doctor(), threads.check()]
+    return [*health.doctor(), threads.check(), freed_memory.check()]
 
 
 backend = Backend(
@@ -88,7 +88,7 @@ backend = Backend(
     kernels={op: _kernel(op, file) for op in OP_NAMES if (file := Path(__file__).with_name(f"{op}.py")).exists()},
     available=health.unavailable,
     doctor=_doctor,
-    settings={"FUSIONKIT_CPU_ISA": targets.NAMES},
+    settings={"FUSIONKIT_CPU_ISA": targets.NAMES, freed_memory.SETTING: ("0", "1")},
     benchmark="fusionkit_backends.cpu.benchmark",
     neutral_ops="fusionkit_backends.cpu.paddle_ops:load",
 )

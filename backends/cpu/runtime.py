@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from types import ModuleType
 
-from fusionkit_backends.cpu import threads
+from fusionkit_backends.cpu import freed_memory, threads
 
 from fusionkit import settings
 
@@ -37,6 +37,7 @@ def _load() -> ModuleType:
     ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)
     module = importlib.import_module("fusionkit_backends.cpu._native")
     module.set_num_threads(threads.default().number)
+    module.set_reuse_freed_blocks(freed_memory.is_reused())
     if (isa := settings.value("FUSIONKIT_CPU_ISA")) is not None:
         module.set_isa(isa)
     if paddle_libs is not None:

@@ -4,8 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "freed_blocks.h"
 #include "paddle/common/enforce.h"
 #include "paddle/phi/api/include/api.h"
+#include "paddle/phi/api/include/tensor_utils.h"
 
 namespace fusionkit_paddle {
 
@@ -109,6 +111,11 @@ Shape leading_axes(Shape shape) {
 }
 
 paddle::Tensor empty(const Shape& shape, paddle::DataType dtype) {
+  size_t num_bytes = phi::SizeOf(dtype);
+  for (const int64_t size : shape) num_bytes *= size;
+  if (void* block = fusionkit_cpu::take_block(num_bytes)) {
+    return paddle::from_blob(block, shape, dtype, phi::DataLayout::NCHW, phi::CPUPlace(), fusionkit_cpu::give_block);
+  }
   return paddle::experimental::empty(shape, dtype, phi::CPUPlace());
 }
 

@@ -4,6 +4,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "freed_blocks.h"
 #include "result_arena.h"
 
 namespace py = pybind11;
@@ -87,6 +88,7 @@ Array empty(const std::vector<int64_t>& shape, const py::dtype& dtype) {
   size_t num_bytes = static_cast<size_t>(dtype.itemsize());
   for (int64_t size : shape) num_bytes *= static_cast<size_t>(size);
   if (ResultArena* arena = ResultArena::active()) return Array(dtype, shape, arena->take(num_bytes), py::cast(arena));
+  if (void* block = take_block(num_bytes)) return Array(dtype, shape, block, py::capsule(block, give_block));
   void* data = nullptr;  // not rounded up: a sanitizer then sees what lies past the last byte
   if (posix_memalign(&data, kAlignment, num_bytes > 0 ? num_bytes : 1) != 0) throw std::bad_alloc();
   const py::capsule owner(data, [](void* memory) { std::free(memory); });

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bind.h"
+#include "freed_blocks.h"
 #include "isa.h"
 #include "result_arena.h"
 
@@ -23,6 +24,11 @@ void bind_result_arena(py::module_& module) {
       .def("__exit__", [](ResultArena& self, const py::args&) { self.leave(); });
 }
 
+py::dict bytes_of_blocks() {
+  const BlockBytes bytes = block_bytes();
+  return py::dict("in_use"_a = bytes.in_use, "freed"_a = bytes.freed, "peak"_a = bytes.peak);
+}
+
 }  // namespace
 
 FUSIONKIT_BIND(machine) {
@@ -35,6 +41,8 @@ FUSIONKIT_BIND(machine) {
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
   module.def("load_onednn", &load_onednn, py::arg("path"), "True if products now run on this libdnnl.");
   module.def("matmul_library", &matmul_library, "onednn or blocked.");
+  module.def("set_reuse_freed_blocks", &set_reuse_freed_blocks, py::arg("on"), "Of large results; on at first.");
+  module.def("block_bytes", &bytes_of_blocks, "Of large results: in use, freed and kept, and the most used at once.");
   bind_result_arena(module);
 }
 
