@@ -130,13 +130,15 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_targets_are_held_against_ceiling_kernel_peers_and_other_calls():
-    results = [result(stream=1.0, kernel=2.0, op=2.5, paddle=5.0), result("T64xH5120", stream=1.0, kernel=4.0, op=4.0)]
+    as_it_comes = {contestants.OP_AS_IT_COMES: 4.0}  # what a peer in a process as it comes is held against
+    first = result(stream=1.0, kernel=2.0, op=2.5, paddle=5.0, **as_it_comes)
+    results = [first, result("T64xH5120", stream=1.0, kernel=4.0, op=4.0)]
     against = ("ceiling", "kernel", "paddle", "torch", "case T64xH5120")
     promised = [Target(".*", "T8x.*", FORWARD, name, 0.6) for name in against]
     judged = list(target.judge(promised, results))
     bytes_of_8_rows, bytes_of_64 = 8 + 1 + 8, 64 + 1 + 64  # in rows: x, the weight, y
     rates = (bytes_of_8_rows / 2.0) / (bytes_of_64 / 4.0)
-    assert [each.ratio for each in judged] == [0.5, 0.8, 2.0, None, pytest.approx(rates)]
+    assert [each.ratio for each in judged] == [0.5, 0.8, 1.25, None, pytest.approx(rates)]
     assert [each.reached for each in judged] == [False, True, True, False, False]
 
 
