@@ -205,9 +205,13 @@ def is_whole(build_info: Path, variant: Variant) -> bool:
 
 def best_isa(machine: str, cpuinfo: str) -> str:
     """The first of the targets that a processor has."""
-    listed = re.search(r"^flags\s*:(.*)$", cpuinfo, re.M)
-    name: str = targets.best(machine, set(listed[1].split()) if listed else set()).name
+    name: str = targets.best(machine, listed_features(cpuinfo)).name
     return name
+
+
+def listed_features(cpuinfo: str) -> set[str]:
+    listed = re.search(r"^flags\s*:(.*)$", cpuinfo, re.M)
+    return set(listed[1].split()) if listed else set()
 
 
 def build_locked(package_dir: Path, variant: Variant) -> None:

@@ -71,7 +71,21 @@ def needed(target: Target) -> list[Target]:
     return [target] if target.kernels is None or target.like is None else [target, *needed(named(target.like))]
 
 
-def best(machine: str, listed: set[str]) -> Target:
-    """The first target whose features are all `listed`, by /proc/cpuinfo's names: avx512_bf16 is avx512bf16 here."""
+def has(target: Target, listed: set[str]) -> bool:
+    """Whether its features are all `listed`, by /proc/cpuinfo's names: avx512_bf16 is avx512bf16 here."""
     plain = {name.replace("_", "").replace("-", "") for name in listed}
-    return next(each for each in of_machine(machine) if {name.replace("-", "") for name in features(each)} <= plain)
+    return {name.replace("-", "") for name in features(target)} <= plain
+
+
+def best(machine: str, listed: set[str]) -> Target:
+    """The first target that the processor runs."""
+    return next(each for each in of_machine(machine) if has(each, listed))
+
+
+def testable(machine: str, listed: set[str]) -> list[Target]:
+    """The targets that the processor runs, or whose model it does."""
+    return [
+        each
+        for each in of_machine(machine)
+        if has(each, listed) or (each.has_model and each.like and has(named(each.like), listed))
+    ]

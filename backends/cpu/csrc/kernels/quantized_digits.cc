@@ -109,7 +109,7 @@ void make_run(const T* x, int64_t n, float inverse, int64_t row, int64_t index, 
   digits.run_scales[at] = unit;
   digits.digit_sums[at] = made.store(0, to);
   digits.digit_sums[low_at] = made.store(1, to + digits.rows * digits.depth);
-  const int64_t q = (int64_t{digits.digit_sums[at]} << kDigitBits) + digits.digit_sums[low_at];
+  const int64_t q = int64_t{digits.digit_sums[at]} * (1 << kDigitBits) + digits.digit_sums[low_at];
   digits.run_sums[at] = static_cast<float>(q) * unit;
 }
 
