@@ -67,6 +67,22 @@ def sft_flags(tiny_folder, few_samples, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    """A folder whose rows are whole blocks of 32."""
+    from tests.llama.quantized_models import of_blocks
+
+    return of_blocks(tmp_path_factory.mktemp("blocks"))
+
+
+@pytest.fixture(scope="module")
+def mixed(blocks, tmp_path_factory):
+    """The same as a GGUF file, with codes of several types."""
+    from tests.llama.quantized_models import mixed_types
+
+    return mixed_types(tmp_path_factory.mktemp("mixed"), blocks)
+
+
+@pytest.fixture(scope="module")
 def no_nohup():
     """The suite may run under nohup, whose SIGHUP a process leaves ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -23,7 +23,7 @@ from examples.llama2_13b.model.quantized_llama import QuantizedLlama
 from examples.llama2_13b.quantize import QuantizeFlags, quantize
 from tests.llama.conftest import EXAMPLE
 from tests.llama.gguf_files import write
-from tests.llama.quantized_models import mixed_types, of_blocks, quantized
+from tests.llama.quantized_models import quantized
 
 BLOCKS = (Type.Q8_0, Type.Q4_0, Type.Q4_1)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -33,16 +33,6 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def plain(tiny_folder):
     """Rows of 48 and 80: a last group that is shorter."""
     return tiny_folder
-
-
-@pytest.fixture(scope="module")
-def mixed(blocks, tmp_path_factory):
-    return mixed_types(tmp_path_factory.mktemp("mixed"), blocks)
-
-
-@pytest.fixture(scope="module")
-def blocks(tmp_path_factory):
-    return of_blocks(tmp_path_factory.mktemp("blocks"))
 
 
 def floats(source):

@@ -21,7 +21,7 @@ from examples.llama2_13b.predict import PredictFlags, predict
 from examples.llama2_13b.serve import ServeFlags, exported
 from tests.llama import gguf_files
 from tests.llama.gguf_files import write
-from tests.llama.quantized_models import mixed_types, of_blocks, quantized
+from tests.llama.quantized_models import of_blocks, quantized
 from tests.llama.test_static_program import inputs
 
 
@@ -29,16 +29,6 @@ from tests.llama.test_static_program import inputs
 def biased(tmp_path_factory):
     """Biases beside the matrices."""
     return of_blocks(tmp_path_factory.mktemp("biased"), attention_bias=True)
-
-
-@pytest.fixture(scope="module")
-def mixed(blocks, tmp_path_factory):
-    return mixed_types(tmp_path_factory.mktemp("mixed"), blocks)
-
-
-@pytest.fixture(scope="module")
-def blocks(tmp_path_factory):
-    return of_blocks(tmp_path_factory.mktemp("blocks"))
 
 
 def logits(model):

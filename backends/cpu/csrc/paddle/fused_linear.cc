@@ -11,18 +11,13 @@ namespace {
 
 constexpr char kOp[] = "fusionkit_fused_linear";
 
-Shape output_shape(Shape x, const Shape& weight) {
-  if (!x.empty() && !weight.empty()) x.back() = weight.back();
-  return x;
-}
-
 paddle::Tensor product(const paddle::Tensor& x, const paddle::Tensor& weight, const paddle::Tensor* bias,
                        bool batch_invariant) {
   const HostView view(kOp);
   const auto x_view = view("x", x);
   const auto weight_view = view("weight", weight);
   const auto bias_view = bias ? view("bias", *bias) : fusionkit_cpu::Tensor();
-  paddle::Tensor y = empty(output_shape(x.shape(), weight.shape()), x.dtype());
+  paddle::Tensor y = empty(product_shape(x.shape(), weight.shape()), x.dtype());
   fusionkit_cpu::linear(x_view, weight_view, bias_view, view("y", y), batch_invariant);
   return y;
 }
@@ -59,11 +54,11 @@ Tensors backward_bias(const paddle::Tensor& x, const paddle::Tensor& weight, con
 }
 
 std::vector<Shape> infer_shape(const Shape& x, const Shape& weight, bool, bool, bool) {
-  return {output_shape(x, weight)};
+  return {product_shape(x, weight)};
 }
 
 std::vector<Shape> infer_shape_bias(const Shape& x, const Shape& weight, const Shape&, bool, bool, bool) {
-  return {output_shape(x, weight)};
+  return {product_shape(x, weight)};
 }
 
 std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddle::DataType&) { return {x}; }

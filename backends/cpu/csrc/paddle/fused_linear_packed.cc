@@ -9,18 +9,13 @@ namespace {
 
 constexpr char kOp[] = "fusionkit_fused_linear_packed";
 
-Shape output_shape(Shape x, int64_t out_features) {
-  if (!x.empty()) x.back() = out_features;
-  return x;
-}
-
 Tensors forward(const paddle::Tensor& x, const paddle::Tensor& packed, const OptionalTensor& bias, int64_t in_features,
                 int64_t out_features, bool batch_invariant) {
   const HostView view(kOp);
   const auto x_view = view("x", x);
   const auto bias_view = view("bias", bias);
   const void* bytes = view.bytes("packed", packed);
-  paddle::Tensor y = empty(output_shape(x.shape(), out_features), x.dtype());
+  paddle::Tensor y = empty(with_last_axis(x.shape(), out_features), x.dtype());
   fusionkit_cpu::linear_packed(x_view, bytes, static_cast<size_t>(packed.numel()), in_features, out_features, bias_view,
                                view("y", y), batch_invariant);
   return {y};
@@ -28,7 +23,7 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& packed, const Opt
 
 std::vector<Shape> infer_shape(const Shape& x, const Shape&, const OptionalShape&, int64_t, int64_t out_features,
                                bool) {
-  return {output_shape(x, out_features)};
+  return {with_last_axis(x, out_features)};
 }
 
 std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddle::DataType&, const OptionalDType&) {

@@ -10,17 +10,12 @@ namespace {
 
 constexpr char kOp[] = "fusionkit_fused_linear_quantized";
 
-Shape with_last(Shape shape, int64_t size) {
-  if (!shape.empty()) shape.back() = size;
-  return shape;
-}
-
 Tensors product(const paddle::Tensor& x, const paddle::Tensor& packed, const paddle::Tensor* bias, int64_t in_features,
                 int64_t out_features) {
   const HostView view(kOp);
   const auto x_view = view("x", x);
   const void* bytes = view.bytes("packed", packed);
-  paddle::Tensor y = empty(with_last(x.shape(), out_features), x.dtype());
+  paddle::Tensor y = empty(with_last_axis(x.shape(), out_features), x.dtype());
   fusionkit_cpu::linear_packed(x_view, bytes, static_cast<size_t>(packed.numel()), in_features, out_features,
                                bias ? view("bias", *bias) : fusionkit_cpu::Tensor(), view("y", y));
   return {y};
@@ -29,7 +24,7 @@ Tensors product(const paddle::Tensor& x, const paddle::Tensor& packed, const pad
 Tensors gradients(const paddle::Tensor& packed, const paddle::Tensor* bias, const paddle::Tensor& dy,
                   int64_t in_features, int64_t out_features, bool x_grad, bool bias_grad) {
   const HostView view(kOp);
-  Tensors result = {x_grad ? empty(with_last(dy.shape(), in_features), dy.dtype()) : no_gradient(dy)};
+  Tensors result = {x_grad ? empty(with_last_axis(dy.shape(), in_features), dy.dtype()) : no_gradient(dy)};
   if (bias) result.push_back(bias_grad ? empty_like(*bias) : no_gradient(*bias));
   fusionkit_cpu::linear_packed_grad(view.bytes("packed", packed), static_cast<size_t>(packed.numel()), in_features,
                                     out_features, view("the gradient of y", dy),
@@ -57,21 +52,21 @@ Tensors backward_bias(const paddle::Tensor& packed, const paddle::Tensor& bias, 
 }
 
 std::vector<Shape> infer_shape(const Shape& x, const Shape&, int64_t, int64_t out_features) {
-  return {with_last(x, out_features)};
+  return {with_last_axis(x, out_features)};
 }
 
 std::vector<Shape> infer_shape_bias(const Shape& x, const Shape&, const Shape&, int64_t, int64_t out_features, bool,
                                     bool) {
-  return {with_last(x, out_features)};
+  return {with_last_axis(x, out_features)};
 }
 
 std::vector<Shape> infer_grad_shape(const Shape&, const Shape& dy, int64_t in_features, int64_t) {
-  return {with_last(dy, in_features)};
+  return {with_last_axis(dy, in_features)};
 }
 
 std::vector<Shape> infer_grad_shape_bias(const Shape&, const Shape& bias, const Shape& dy, int64_t in_features, int64_t,
                                          bool, bool) {
-  return {with_last(dy, in_features), bias};
+  return {with_last_axis(dy, in_features), bias};
 }
 
 std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddle::DataType&) { return {x}; }

@@ -3,6 +3,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "freed_blocks.h"
 #include "paddle/common/enforce.h"
@@ -108,6 +109,15 @@ const void* HostView::bytes(const char* argument, const paddle::Tensor& tensor) 
 Shape leading_axes(Shape shape) {
   if (!shape.empty()) shape.pop_back();
   return shape;
+}
+
+Shape with_last_axis(Shape shape, int64_t size) {
+  if (!shape.empty()) shape.back() = size;
+  return shape;
+}
+
+Shape product_shape(Shape x, const Shape& weight) {
+  return weight.empty() ? x : with_last_axis(std::move(x), weight.back());
 }
 
 paddle::Tensor empty(const Shape& shape, paddle::DataType dtype) {

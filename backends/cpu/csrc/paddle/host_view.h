@@ -34,6 +34,9 @@ class HostView {
 
 // A shape without its last axis.
 Shape leading_axes(Shape shape);
+Shape with_last_axis(Shape shape, int64_t size);
+// Of x [..., in_features] times a weight [in_features, out_features].
+Shape product_shape(Shape x, const Shape& weight);
 
 paddle::Tensor empty(const Shape& shape, paddle::DataType dtype);
 paddle::Tensor empty_like(const paddle::Tensor& tensor);

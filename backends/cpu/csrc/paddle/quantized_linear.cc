@@ -13,11 +13,6 @@ namespace {
 
 constexpr char kOp[] = "fusionkit_quantized_linear";
 
-Shape output_shape(Shape x, const Shape& codes) {
-  if (!x.empty() && !codes.empty()) x.back() = codes.back();
-  return x;
-}
-
 void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(std::string(kOp) + ": " + what + ". Export the program again");
 }
@@ -65,7 +60,7 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& codes, const padd
   const paddle::Tensor packed = empty({size}, paddle::DataType::UINT8);
   auto* bytes = const_cast<void*>(view.bytes("packed", packed));
   fusionkit_cpu::pack_quantized(weight, bytes);
-  const paddle::Tensor y = empty(output_shape(x.shape(), codes.shape()), x.dtype());
+  const paddle::Tensor y = empty(product_shape(x.shape(), codes.shape()), x.dtype());
   fusionkit_cpu::linear_packed(view("x", x), bytes, static_cast<size_t>(size), in_features, weight.out_features,
                                view("bias", bias), view("y", y));
   return {y};
@@ -73,7 +68,7 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& codes, const padd
 
 std::vector<Shape> infer_shape(const Shape& x, const Shape& codes, const Shape&, const OptionalShape&,
                                const OptionalShape&, int64_t, int64_t, int64_t) {
-  return {output_shape(x, codes)};
+  return {product_shape(x, codes)};
 }
 
 std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddle::DataType&, const paddle::DataType&,
