@@ -16,14 +16,13 @@ NATIVE, NO_PADDLE = "native library", "not installed: NumPy arrays only"
 NUMPY_CALL = """
 import numpy as np
 import fusionkit as fk
-from fusionkit import settings
 from fusionkit_backends.cpu import runtime
 
 x, weight = np.ones((2, 64), np.float32), np.ones((64, 48), np.float32)
 with fk.use_backend("cpu"):
     assert (fk.fused_linear(x, weight) == 64).all()
 native = runtime.native()
-if native.matmul_library() != "onednn" and runtime._paddle_libs() and not settings.value("FUSIONKIT_CPU_ISA"):
+if runtime._paddle_libs() and not native.has_onednn():
     raise RuntimeError("the oneDNN in Paddle's folder cannot be used. Install Paddle again")
 refused = f"; not amx: {reason}" if (reason := native.refused_isas()) else ""
 print(f"runs with {native.isa()} on {native.num_threads()} threads, products by {native.matmul_library()}{refused}")

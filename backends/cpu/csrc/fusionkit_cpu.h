@@ -47,8 +47,10 @@ void set_isa(const std::string& name);  // for tests; not safe while kernels run
 int num_threads();
 void set_num_threads(int n);
 
-// Matrix products: "onednn" after load_onednn(path of libdnnl.so.3) returned true, else "blocked" (our own loop).
+// Matrix products: "onednn" where load_onednn(path of libdnnl.so.3) returned true and the target is the processor's
+// best and prefers it, else "blocked" (our own loop).
 bool load_onednn(const std::string& path);
+bool has_onednn();
 const char* matmul_library();
 
 }  // namespace fusionkit_cpu

@@ -146,12 +146,14 @@ void product_by_onednn(const Matrix& a, const Matrix& b, DType arithmetic, const
 
 bool uses_onednn() {
   static const std::string best = available_isas().front();
-  return onednn::api() != nullptr && best == isa();
+  return onednn::api() != nullptr && best == isa() && FUSIONKIT_DISPATCH(prefers_onednn);
 }
 
 DType compute_dtype(DType arithmetic) { return FUSIONKIT_DISPATCH(compute_dtype, arithmetic); }
 
 bool load_onednn(const std::string& path) { return onednn::load(path); }
+
+bool has_onednn() { return onednn::api() != nullptr; }
 
 const char* matmul_library() { return uses_onednn() ? "onednn" : "blocked"; }
 

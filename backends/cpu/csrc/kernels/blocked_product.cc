@@ -1,5 +1,7 @@
 // The matrix product without a library: B in panels, A repacked block by block, a micro-kernel of
 // kPanelRows x 2 vectors in registers. Sums are float32; k is walked in blocks of whole chains.
+#include <cstring>
+
 #include "kernels/panels.h"
 #include "kernels/products.h"
 #include "kernels/register_tile.h"
@@ -7,26 +9,13 @@
 namespace fusionkit_cpu::FUSIONKIT_ISA {
 namespace {
 
-constexpr int kTileRows = 8 * kPanelRows;
+constexpr int kTileRows = 96;  // whole panels
 // A panel's block of steps takes 32 KB with AVX-512: the first-level cache.
 constexpr int64_t kBlockEntries = 512 * kLanes;
 static_assert(kBlockEntries / (4 * kLanes) % FloatOperand::kLongestChain == 0);
 
 // What a micro-kernel does with the sums that are in c.
 enum class Sums { kStart, kContinue, kAddAtTheEnd };
-
-inline Vec load_sum(const float* c, int64_t n) {
-  if (n <= 0) return Vec{};
-  return n >= kLanes ? load(c) : load_partial(c, n);
-}
-
-inline void store_sum(float* c, int64_t n, Vec sum) {
-  if (n <= 0) return;
-  if (n >= kLanes)
-    store(c, sum);
-  else
-    store_partial(c, sum, n);
-}
 
 // Of C, `cols` columns from c on. A step of B's panel takes `width` entries.
 struct Output {
@@ -35,7 +24,8 @@ struct Output {
   Sums sums;
 };
 
-// One chain of c[Rows x Vectors] (+)= A panel * B panel.
+// One chain of c[Rows x Vectors] (+)= A panel * B panel, whole vectors alone: a call in here, as a part of a vector is
+// with AVX2, would move the sums to the stack and halve the speed.
 template <class Operand, int Rows, int Vectors>
 [[gnu::always_inline]] inline void micro_chain(const typename Operand::Group* a, const typename Operand::Group* b,
                                                int64_t width, int64_t steps, const Output& out) {
@@ -44,8 +34,7 @@ template <class Operand, int Rows, int Vectors>
 #pragma GCC unroll 12
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-      for (int n = 0; n < Vectors; ++n)
-        sums[i][n] = load_sum(out.c + i * out.stride + n * kLanes, out.cols - n * kLanes);
+      for (int n = 0; n < Vectors; ++n) sums[i][n] = load(out.c + i * out.stride + n * kLanes);
   const auto right_at = [&](int64_t k, int n) { return Operand::load_groups(b + k * width + n * kLanes); };
   add_products<Operand, Rows, Vectors>({a, 1, kPanelRows}, steps, right_at, sums);
 #pragma GCC unroll 12
@@ -53,9 +42,7 @@ template <class Operand, int Rows, int Vectors>
 #pragma GCC unroll 4
     for (int n = 0; n < Vectors; ++n) {
       float* c = out.c + i * out.stride + n * kLanes;
-      const int64_t left = out.cols - n * kLanes;
-      if (out.sums == Sums::kAddAtTheEnd) sums[i][n] += load_sum(c, left);
-      store_sum(c, left, sums[i][n]);
+      store(c, out.sums == Sums::kAddAtTheEnd ? sums[i][n] + load(c) : sums[i][n]);
     }
 }
 
@@ -70,12 +57,27 @@ void micro(const typename Operand::Group* a, const typename Operand::Group* b, i
   }
 }
 
+// The same for fewer columns than Vectors hold: in a tile of its own, from and to c.
+template <class Operand, int Rows, int Vectors>
+void micro_part(const typename Operand::Group* a, const typename Operand::Group* b, int64_t width, int64_t steps,
+                const Output& out) {
+  constexpr int64_t kCols = Vectors * kLanes;
+  float tile[Rows * kCols] = {};
+  for (int i = 0; i < Rows && out.sums != Sums::kStart; ++i)
+    std::memcpy(tile + i * kCols, out.c + i * out.stride, out.cols * sizeof(float));
+  micro<Operand, Rows, Vectors>(a, b, width, steps, {tile, kCols, kCols, out.sums});
+  for (int i = 0; i < Rows; ++i) std::memcpy(out.c + i * out.stride, tile + i * kCols, out.cols * sizeof(float));
+}
+
 // All columns of a panel, Vectors at a time.
 template <class Operand, int Rows, int Vectors>
 void micro_panel(const typename Operand::Group* a, const typename Operand::Group* b, int64_t width, int64_t steps,
                  Output out) {
   for (int64_t col = 0; col < width && out.cols > 0; col += Vectors * kLanes) {
-    micro<Operand, Rows, Vectors>(a, b + col, width, steps, out);
+    if (out.cols >= Vectors * kLanes)
+      micro<Operand, Rows, Vectors>(a, b + col, width, steps, out);
+    else
+      micro_part<Operand, Rows, Vectors>(a, b + col, width, steps, out);
     out.c += Vectors * kLanes;
     out.cols -= Vectors * kLanes;
   }
@@ -128,8 +130,15 @@ void pack_rows(const Matrix& a, DType compute, uint32_t* panels) {
   });
 }
 
-// Of A, in panels: the deepest block is that of the narrowest panel of B.
-constexpr int64_t kBlockBytes = int64_t{kTileRows} * (kBlockEntries / kPanelCols) * sizeof(uint32_t);
+// The k's that a product walks at a time.
+int64_t block_depth(const PanelFormat& format) {
+  return kBlockEntries / format.cols * (in_pairs(format.compute) ? 2 : 1);
+}
+
+// Where the block that begins at k lies among the blocks of `rows` packed rows.
+int64_t left_offset(int64_t rows, int64_t k, const PanelFormat& format) {
+  return round_up(rows, kPanelRows) * k * element_size(format.compute);
+}
 
 }  // namespace
 
@@ -141,26 +150,44 @@ DType compute_dtype(DType storage) {
   return DType::kFloat32;
 }
 
-int64_t tile_rows() { return kTileRows; }
+// With AVX2 oneDNN takes 0.8 to 1 of this product's time from 128 rows on, but up to twice with a pack and fewer rows
+// (Zen 3). Its bits then depend on a call's rows and strides, and one row of a pack rounds four times as much as MKL's.
+bool prefers_onednn() { return kLanes != 8; }
 
-int64_t tile_scratch_bytes(int64_t cols) { return kBlockBytes + kTileRows * cols * int64_t{sizeof(float)}; }
+int64_t tile_rows(int64_t rows) {
+  const int64_t tiles = rows < kTileRows ? 1 : (rows + kTileRows - 1) / kTileRows;
+  return round_up((rows + tiles - 1) / tiles, kPanelRows);
+}
 
-void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panels, const Matrix& c, const float* bias,
-                   bool accumulate, void* scratch) {
+int64_t tile_scratch_bytes(int64_t cols) { return kTileRows * cols * int64_t{sizeof(float)}; }
+
+int64_t num_blocks(const PanelFormat& format) {
+  const int64_t block = block_depth(format);
+  return (format.depth + block - 1) / block;
+}
+
+int64_t left_bytes(int64_t rows, const PanelFormat& format) { return left_offset(rows, format.depth, format); }
+
+void pack_left(const Matrix& a, const PanelFormat& format, int64_t begin, int64_t end, void* left) {
+  const int64_t block = block_depth(format);
+  for (int64_t k = begin * block; k < end * block && k < a.cols; k += block)
+    pack_rows(slice_cols(a, k, a.cols - k < block ? a.cols : k + block), format.compute,
+              reinterpret_cast<uint32_t*>(static_cast<char*>(left) + left_offset(a.rows, k, format)));
+}
+
+void multiply_tile(const void* left, const PanelFormat& format, const void* panels, int64_t depth, const Matrix& c,
+                   const float* bias, bool accumulate, void* scratch) {
   const MicroKernel kernel = micro_kernel(format.compute);
-  const int64_t step = in_pairs(format.compute) ? 2 : 1;
-  const int64_t depth_block = kBlockEntries / format.cols * step;
+  const int64_t block = block_depth(format);
   const bool direct = c.dtype == DType::kFloat32 && bias == nullptr;
-  Output out = {
-      direct ? static_cast<float*>(c.data) : reinterpret_cast<float*>(static_cast<char*>(scratch) + kBlockBytes),
-      direct ? c.row_stride : c.cols, c.cols, accumulate ? Sums::kAddAtTheEnd : Sums::kStart};
-  for (int64_t k = 0; k < a.cols; k += depth_block) {
-    const int64_t depth = a.cols - k < depth_block ? a.cols - k : depth_block;
-    const int64_t a_bytes = padded_depth(format.compute, depth) * kPanelRows * element_size(format.compute);
-    pack_rows(slice_cols(a, k, k + depth), format.compute, static_cast<uint32_t*>(scratch));
-    multiply_block(kernel, static_cast<const char*>(scratch), a_bytes,
+  Output out = {direct ? static_cast<float*>(c.data) : static_cast<float*>(scratch), direct ? c.row_stride : c.cols,
+                c.cols, accumulate ? Sums::kAddAtTheEnd : Sums::kStart};
+  for (int64_t k = 0; k < depth; k += block) {
+    const int64_t padded = padded_depth(format.compute, depth - k < block ? depth - k : block);
+    multiply_block(kernel, static_cast<const char*>(left) + left_offset(c.rows, k, format),
+                   padded * kPanelRows * element_size(format.compute),
                    static_cast<const char*>(panels) + k * format.cols * element_size(format.compute), format,
-                   (depth + step - 1) / step, a.rows, out);
+                   in_pairs(format.compute) ? padded / 2 : padded, c.rows, out);
     if (!accumulate) out.sums = in_pairs(format.compute) ? Sums::kContinue : Sums::kAddAtTheEnd;
   }
   if (direct) return;

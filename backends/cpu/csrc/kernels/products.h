@@ -38,12 +38,19 @@ FUSIONKIT_KERNELS(
     blocked_product,
     // The dtype that products of this storage multiply in: bfloat16 only where the processor has units for it.
     DType compute_dtype(DType storage);
+    // Whether oneDNN's products are wanted where it is there.
+    bool prefers_onednn();
 
-    int64_t tile_rows(); int64_t tile_scratch_bytes(int64_t cols);
-    // c = a B + bias, or c += a B, for a tile of at most tile_rows() rows, from panels that pack_strips writes.
-    // c.col_stride is 1. bias may be null. `scratch` has tile_scratch_bytes(c.cols) bytes. The sum over k has one
-    // order, whatever the tile, unless it accumulates.
-    void multiply_tile(const Matrix& a, const PanelFormat& format, const void* panels, const Matrix& c,
+    // The rows of C's tiles where there are `rows`: equal ones, of whole panels.
+    int64_t tile_rows(int64_t rows); int64_t tile_scratch_bytes(int64_t cols);
+    // The rows of A of one tile, laid out for multiply_tile in left_bytes() bytes, in num_blocks() blocks of k.
+    // Blocks [begin, end) are written at their place.
+    int64_t num_blocks(const PanelFormat& format); int64_t left_bytes(int64_t rows, const PanelFormat& format);
+    void pack_left(const Matrix& a, const PanelFormat& format, int64_t begin, int64_t end, void* left);
+    // c = A B + bias, or c += A B, for a tile of at most tile_rows() rows, from `depth` k's that pack_left and
+    // pack_strips write. c.col_stride is 1. bias may be null. `scratch` has tile_scratch_bytes(c.cols) bytes. The sum
+    // over k has one order, whatever the tile, unless it accumulates.
+    void multiply_tile(const void* left, const PanelFormat& format, const void* panels, int64_t depth, const Matrix& c,
                        const float* bias, bool accumulate, void* scratch);)
 
 FUSIONKIT_KERNELS(
@@ -53,7 +60,9 @@ FUSIONKIT_KERNELS(
     // unpacked_scratch_bytes(c.rows, c.cols) bytes. The sum over k has multiply_tile's order.
     void multiply_unpacked(const Matrix& a, const Matrix& b, DType round_to, const Matrix& c, const float* bias,
                            bool accumulate, void* scratch);
-    int64_t unpacked_scratch_bytes(int64_t rows, int64_t cols);)
+    int64_t unpacked_scratch_bytes(int64_t rows, int64_t cols);
+    // With more rows, packing B costs less than reading it in short pieces.
+    int64_t most_unpacked_rows();)
 
 FUSIONKIT_KERNELS(
     product_rows,

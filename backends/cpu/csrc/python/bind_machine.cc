@@ -39,7 +39,8 @@ FUSIONKIT_BIND(machine) {
   module.def("set_isa", &set_isa, py::arg("name"), "For tests; not while kernels run.");
   module.def("num_threads", &num_threads, "Threads of each kernel.");
   module.def("set_num_threads", &set_num_threads, py::arg("n"));
-  module.def("load_onednn", &load_onednn, py::arg("path"), "True if products now run on this libdnnl.");
+  module.def("load_onednn", &load_onednn, py::arg("path"), "Whether the libdnnl is loaded.");
+  module.def("has_onednn", &has_onednn, "Whether a libdnnl is loaded.");
   module.def("matmul_library", &matmul_library, "onednn or blocked.");
   module.def("set_reuse_freed_blocks", &set_reuse_freed_blocks, py::arg("on"), "Of large results; on at first.");
   module.def("block_bytes", &bytes_of_blocks, "Of large results: in use, freed and kept, and the most used at once.");
