@@ -276,6 +276,15 @@ def test_the_size_of_the_parameters_is_known_before_they_are_written(tmp_path, c
     assert sizes_of_program(tmp_path, layer)["program.pdiparams"] == want
 
 
+def test_parameters_and_buffers_that_no_output_needs_are_not_written(tmp_path):
+    """Paddle leaves them out, and a file that lacks them is no sign of a full disk."""
+    layer = Weighted(64)
+    layer.unused = layer.create_parameter([5])
+    layer.register_buffer("unused_table", paddle.ones([7]))
+    want = passes.files.parameters_size([layer.weight, layer.norm, layer.table])
+    assert sizes_of_program(tmp_path, layer)["program.pdiparams"] == want
+
+
 @pytest.mark.parametrize("file", ["program.json", "program.pdiparams"])
 def test_a_damaged_byte_is_found_before_the_program_runs(tmp_path, file):
     passes.export(Weighted(64), tmp_path / "program", specs(x=[-1, 48]))

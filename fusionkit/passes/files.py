@@ -51,23 +51,34 @@ def seal(path: Path, tensors: Sequence[Any]) -> None:
     """Write down size and checksum of each file that Paddle wrote, once all of it is on the disk.
 
     Args:
-        tensors: the program's parameters and buffers; they decide what `.pdiparams` must measure.
+        tensors: the layer's parameters and buffers; those in the program decide what `.pdiparams` must measure.
 
     Raises:
         OSError: a file is not as long as it must be.
     """
     files = [with_suffix(path, PROGRAM)]
-    if tensors:
-        files.append(with_suffix(path, PARAMETERS))
-        _require_written(files[-1], parameters_size(tensors))
     try:
-        json.loads(files[0].read_bytes())
+        program = json.loads(files[0].read_bytes())
     except ValueError as error:
         raise OSError(f"export: {files[0].name} must be whole JSON on the disk, got {error}; {_CURE}") from None
+    names = set(_parameters(program["program"]))
+    if stored := [tensor for tensor in tensors if tensor.name in names]:
+        files.append(with_suffix(path, PARAMETERS))
+        _require_written(files[-1], parameters_size(stored))
     for file in files:
         _sync(file)
     sizes = {file.name: {"bytes": file.stat().st_size, "crc32": checksum(file)} for file in files}
     with_suffix(path, SIZES).write_text(json.dumps(sizes) + "\n", encoding="utf-8")
+
+
+def _parameters(node: Any) -> Iterator[str]:
+    """Names of the parameters that a written program reads. Paddle leaves out what no output depends on."""
+    for region in node.get("regions", ()):
+        for block in region["blocks"]:
+            for op in block["ops"]:
+                if op["#"] == "p":  # builtin.parameter, in Paddle 3.3's own short form; its name is the last attribute
+                    yield op["A"][-1]
+                yield from _parameters(op)
 
 
 _CURE = "the disk is full or takes no larger file (FAT: 4 GiB; `ulimit -f`). What was there before is whole"
