@@ -22,6 +22,7 @@ from examples.llama2_13b.export import ExportFlags, export
 from examples.llama2_13b.lora import LoraFlags, lora
 from examples.llama2_13b.merge import MergeFlags, merge
 from examples.llama2_13b.model import Llama
+from examples.llama2_13b.model.quantized_llama import QuantizedLlama
 from examples.llama2_13b.predict import PredictFlags, predict
 from tests.llama.chat_templates import CONVERSATIONS, TEXTS
 from tests.llama.conftest import DATA
@@ -98,8 +99,8 @@ def test_thirty_conversations_are_written_as_transformers_does(file, tokenizer):
         assert ours.decode(ours.encode(text)) == text
 
 
-def test_logits_are_within_1e_4(file, expected):
-    ours, template, model = Tokenizer.from_pretrained(file), template_of(file), Llama.from_pretrained(file)
+def furthest_logit(model, file, expected):
+    ours, template = Tokenizer.from_pretrained(file), template_of(file)
     model.eval()
     worst = 0.0
     with paddle.no_grad():
@@ -107,7 +108,18 @@ def test_logits_are_within_1e_4(file, expected):
             ids = encode_messages(message(prompt), ours, template)
             worst = max(worst, float(np.abs(model(paddle.to_tensor([ids])).numpy()[0] - theirs).max()))
     print(f"\nlogits differ by at most {worst:.1e}")
-    assert worst < 1e-4
+    return worst
+
+
+def test_logits_are_within_1e_4(file, expected):
+    assert furthest_logit(Llama.from_pretrained(file), file, expected) < 1e-4
+
+
+def test_logits_from_the_codes_of_the_file_are_within_1e_3(file, expected):
+    """transformers multiplies by the codes' values in floats."""
+    model = QuantizedLlama.load(file, "float32")
+    assert "120 matrices" in model.summary, model.summary
+    assert furthest_logit(model, file, expected) < 1e-3
 
 
 def test_greedy_answers_are_equal(file, expected, tmp_path):
