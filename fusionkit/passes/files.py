@@ -55,16 +55,21 @@ def seal(path: Path, tensors: Sequence[Any]) -> None:
 
     Raises:
         OSError: a file is not as long as it must be.
+        RuntimeError: Paddle's files do not say which parameters the program has.
     """
     files = [with_suffix(path, PROGRAM)]
     try:
         program = json.loads(files[0].read_bytes())
     except ValueError as error:
         raise OSError(f"export: {files[0].name} must be whole JSON on the disk, got {error}; {_CURE}") from None
-    names = set(_parameters(program["program"]))
-    if stored := [tensor for tensor in tensors if tensor.name in names]:
-        files.append(with_suffix(path, PARAMETERS))
-        _require_written(files[-1], parameters_size(stored))
+    needed = set(_parameters(program["program"]))
+    stored = [tensor for tensor in tensors if tensor.name in needed]
+    parameters = with_suffix(path, PARAMETERS)
+    if len(stored) != len(needed) or parameters.exists() != bool(stored):
+        raise RuntimeError(f"export: the parameters of {files[0].name} must be the layer's, got {sorted(needed)}")
+    if stored:
+        files.append(parameters)
+        _require_written(parameters, parameters_size(stored))
     for file in files:
         _sync(file)
     sizes = {file.name: {"bytes": file.stat().st_size, "crc32": checksum(file)} for file in files}

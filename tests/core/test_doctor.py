@@ -127,7 +127,7 @@ def test_a_late_answer_is_no_reason_to_build_again(monkeypatch):
 
 
 def test_the_guide_shows_what_doctor_prints():
-    """But for what differs from machine to machine: instruction set, threads and what sets their number."""
+    """But for what differs from machine to machine: instruction set, products, threads and what sets their number."""
 
     def alike(text):
         text = re.sub(r"runs with \w+ on \d+ threads?, products by \w+.*", "runs", text)

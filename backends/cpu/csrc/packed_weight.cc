@@ -124,12 +124,13 @@ void require_packed(const char* op, const void* packed, size_t packed_size, DTyp
   if (header.data_offset < sizeof header || header.data_offset > header.num_bytes ||
       header.layout_bytes > header.data_offset - sizeof header)
     fail(op, "packed", "a weight from pack_weight", "a damaged header. Pack the weight again");
-  if (header.panel_cols != 0 && !holds_panels(header))
+  if ((header.panel_cols != 0 || header.layout_bytes == 0) && !holds_panels(header))
     fail(op, "packed", "a weight from pack_weight", "a damaged header. Pack the weight again");
   require_maker(op, header);
   if (batch_invariant && header.panel_cols == 0)
     fail(op, "packed", "packed for batch invariant products",
-         "a layout that " + onednn_maker() + " alone reads. Pack the weight inside fusionkit.use_batch_invariant()");
+         std::string("a layout that ") + header.maker +
+             " alone reads. Pack the weight inside fusionkit.use_batch_invariant()");
   if (header.in_features != in_features || header.out_features != out_features)
     fail(op, "packed", "a weight of [" + std::to_string(in_features) + ", " + std::to_string(out_features) + "]",
          "[" + std::to_string(header.in_features) + ", " + std::to_string(header.out_features) + "]");

@@ -1,9 +1,9 @@
 // Matrix products of stored operands: one interface over oneDNN and the own blocked loop.
 //
 // float16 storage is multiplied as float32 on either: processors without AVX512-FP16 have no units for it. So is
-// bfloat16 where the processor lacks AVX512-BF16. oneDNN serves the processor's best instruction set only; a lower one
-// that was forced runs the own loop, which is compiled for it. Up to eight rows run in a loop of ours in any case,
-// which reads B once as it is stored: 3 ms against 15 for 1 x 5120 x 5120 in bfloat16 on two Zen 5 cores.
+// bfloat16 where the processor lacks AVX512-BF16. oneDNN serves AVX-512 only, and where that is the processor's best: a
+// lower one that was forced runs the own loop, which is compiled for it. Up to eight rows run in a loop of ours in any
+// case, which reads B once as it is stored: 3 ms against 15 for 1 x 5120 x 5120 in bfloat16 on two Zen 5 cores.
 //
 // The own loops add each sum in one order of k, whatever the rows: see kernels/operands.h. oneDNN splits k by sizes
 // and threads. So a product that is to be batch invariant runs the own loops.

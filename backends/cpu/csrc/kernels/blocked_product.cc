@@ -1,5 +1,5 @@
-// The matrix product without a library: B in panels, A repacked block by block, a micro-kernel of
-// kPanelRows x 2 vectors in registers. Sums are float32; k is walked in blocks of whole chains.
+// The matrix product without a library: A and B in panels, a micro-kernel of kPanelRows x 2 vectors in registers. Sums
+// are float32; k is walked in blocks of whole chains.
 #include <cstring>
 
 #include "kernels/panels.h"
@@ -12,10 +12,7 @@ namespace {
 constexpr int kTileRows = 96;  // whole panels
 // A panel's block of steps takes 32 KB with AVX-512: the first-level cache.
 constexpr int64_t kBlockEntries = 512 * kLanes;
-static_assert(kBlockEntries / (4 * kLanes) % FloatOperand::kLongestChain == 0);
-
-// What a micro-kernel does with the sums that are in c.
-enum class Sums { kStart, kContinue, kAddAtTheEnd };
+static_assert(kBlockEntries / kWidestPanel % FloatOperand::kLongestChain == 0);
 
 // Of C, `cols` columns from c on. A step of B's panel takes `width` entries.
 struct Output {
@@ -42,7 +39,7 @@ template <class Operand, int Rows, int Vectors>
 #pragma GCC unroll 4
     for (int n = 0; n < Vectors; ++n) {
       float* c = out.c + i * out.stride + n * kLanes;
-      store(c, out.sums == Sums::kAddAtTheEnd ? sums[i][n] + load(c) : sums[i][n]);
+      store(c, out.sums == Sums::kAdd ? sums[i][n] + load(c) : sums[i][n]);
     }
 }
 
@@ -50,7 +47,7 @@ template <class Operand, int Rows, int Vectors>
 template <class Operand, int Rows, int Vectors>
 void micro(const typename Operand::Group* a, const typename Operand::Group* b, int64_t width, int64_t steps,
            Output out) {
-  for (int64_t k = 0; k < steps; out.sums = Sums::kAddAtTheEnd) {
+  for (int64_t k = 0; k < steps; out.sums = Sums::kAdd) {
     const int64_t chain = steps - k < Operand::kLongestChain ? steps - k : Operand::kLongestChain;
     micro_chain<Operand, Rows, Vectors>(a + k * kPanelRows, b + k * width, width, chain, out);
     k += chain;
@@ -152,7 +149,7 @@ DType compute_dtype(DType storage) {
 
 // With AVX2 oneDNN takes 0.8 to 1 of this product's time from 128 rows on, but up to twice with a pack and fewer rows
 // (Zen 3). Its bits then depend on a call's rows and strides, and one row of a pack rounds four times as much as MKL's.
-bool prefers_onednn() { return kLanes != 8; }
+bool prefers_onednn() { return kLanes == 16; }
 
 int64_t tile_rows(int64_t rows) {
   const int64_t tiles = rows < kTileRows ? 1 : (rows + kTileRows - 1) / kTileRows;
@@ -176,19 +173,21 @@ void pack_left(const Matrix& a, const PanelFormat& format, int64_t begin, int64_
 }
 
 void multiply_tile(const void* left, const PanelFormat& format, const void* panels, int64_t depth, const Matrix& c,
-                   const float* bias, bool accumulate, void* scratch) {
+                   const float* bias, Sums sums, void* scratch) {
   const MicroKernel kernel = micro_kernel(format.compute);
   const int64_t block = block_depth(format);
   const bool direct = c.dtype == DType::kFloat32 && bias == nullptr;
+  // A chain goes on where it was; a new one is added.
+  const Sums continued = in_pairs(format.compute) ? Sums::kContinue : Sums::kAdd;
   Output out = {direct ? static_cast<float*>(c.data) : static_cast<float*>(scratch), direct ? c.row_stride : c.cols,
-                c.cols, accumulate ? Sums::kAddAtTheEnd : Sums::kStart};
+                c.cols, sums == Sums::kContinue ? continued : sums};
   for (int64_t k = 0; k < depth; k += block) {
     const int64_t padded = padded_depth(format.compute, depth - k < block ? depth - k : block);
     multiply_block(kernel, static_cast<const char*>(left) + left_offset(c.rows, k, format),
                    padded * kPanelRows * element_size(format.compute),
                    static_cast<const char*>(panels) + k * format.cols * element_size(format.compute), format,
                    in_pairs(format.compute) ? padded / 2 : padded, c.rows, out);
-    if (!accumulate) out.sums = in_pairs(format.compute) ? Sums::kContinue : Sums::kAddAtTheEnd;
+    if (out.sums == Sums::kStart) out.sums = continued;
   }
   if (direct) return;
   convert_rows(contiguous(out.c, DType::kFloat32, c.rows, c.cols), DType::kFloat32, bias, c);

@@ -6,9 +6,6 @@
 namespace fusionkit_cpu::FUSIONKIT_ISA {
 namespace {
 
-// The width of oneDNN's panels with AVX-512.
-constexpr int kWidePanel = 64;
-
 template <int Width, class Entries>
 void pack(const Entries& entries, const Matrix& b, const PanelFormat& format, int64_t begin, int64_t end,
           uint32_t* panels) {
@@ -45,7 +42,7 @@ void transpose_tile(const Entries& entries, const Matrix& from, int64_t row, int
 
 PanelFormat own_panels(DType compute, int64_t depth) { return {compute, kPanelCols, padded_depth(compute, depth)}; }
 
-bool packs_panels(const PanelFormat& format) { return format.cols == kPanelCols || format.cols == kWidePanel; }
+bool packs_panels(const PanelFormat& format) { return format.cols == kPanelCols || format.cols == kWidestPanel; }
 
 int64_t num_strips(const PanelFormat& format) {
   const int64_t rows = in_pairs(format.compute) ? 2 * kLanes : kLanes;
@@ -55,7 +52,7 @@ int64_t num_strips(const PanelFormat& format) {
 void pack_strips(const Matrix& b, DType round_to, const PanelFormat& format, int64_t begin, int64_t end, void* panels) {
   auto* out = static_cast<uint32_t*>(panels);
   visit_entries(b.dtype, round_to, format.compute, [&](auto entries) {
-    if (format.cols == kWidePanel) return pack<kWidePanel>(entries, b, format, begin, end, out);
+    if (format.cols == kWidestPanel) return pack<kWidestPanel>(entries, b, format, begin, end, out);
     pack<kPanelCols>(entries, b, format, begin, end, out);
   });
 }

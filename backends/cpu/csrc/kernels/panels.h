@@ -15,6 +15,8 @@ namespace FUSIONKIT_ISA {
 // 24 of 32 registers hold sums with AVX-512, 12 of 16 otherwise.
 constexpr int kPanelRows = kLanes == 16 ? 12 : 6;
 constexpr int kPanelCols = 2 * kLanes;
+// That of oneDNN with AVX-512.
+constexpr int kWidestPanel = kLanes == 16 ? 4 * kLanes : kPanelCols;
 
 static inline bool in_pairs(DType compute) { return compute == DType::kBFloat16; }
 

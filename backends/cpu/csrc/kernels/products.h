@@ -18,6 +18,9 @@ struct PanelFormat {
   int64_t count(int64_t num_cols) const { return (num_cols + cols - 1) / cols; }
 };
 
+// What multiply_tile does with the numbers in c: nothing, adds to them, or takes them for the sums of the k's before.
+enum class Sums { kStart, kAdd, kContinue };
+
 }  // namespace fusionkit_cpu
 
 FUSIONKIT_KERNELS(
@@ -41,17 +44,18 @@ FUSIONKIT_KERNELS(
     // Whether oneDNN's products are wanted where it is there.
     bool prefers_onednn();
 
-    // The rows of C's tiles where there are `rows`: equal ones, of whole panels.
+    // The rows of C's tiles where there are `rows`: whole panels, about equal ones.
     int64_t tile_rows(int64_t rows); int64_t tile_scratch_bytes(int64_t cols);
     // The rows of A of one tile, laid out for multiply_tile in left_bytes() bytes, in num_blocks() blocks of k.
     // Blocks [begin, end) are written at their place.
     int64_t num_blocks(const PanelFormat& format); int64_t left_bytes(int64_t rows, const PanelFormat& format);
     void pack_left(const Matrix& a, const PanelFormat& format, int64_t begin, int64_t end, void* left);
-    // c = A B + bias, or c += A B, for a tile of at most tile_rows() rows, from `depth` k's that pack_left and
-    // pack_strips write. c.col_stride is 1. bias may be null. `scratch` has tile_scratch_bytes(c.cols) bytes. The sum
-    // over k has one order, whatever the tile, unless it accumulates.
+    // c = A B + bias for a tile of at most tile_rows() rows, from `depth` k's that pack_left and pack_strips write, or
+    // with what `sums` says of c. c.col_stride is 1, and its dtype is float32 unless sums is kStart. bias may be null.
+    // `scratch` has tile_scratch_bytes(c.cols) bytes. The sum over k has one order, whatever the tile and wherever
+    // whole chains are cut, unless it adds.
     void multiply_tile(const void* left, const PanelFormat& format, const void* panels, int64_t depth, const Matrix& c,
-                       const float* bias, bool accumulate, void* scratch);)
+                       const float* bias, Sums sums, void* scratch);)
 
 FUSIONKIT_KERNELS(
     unpacked_product,
