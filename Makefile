@@ -92,7 +92,7 @@ sanitize: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers $(STAMPS)/tes
 	@$(PYTHON) -m tests.sanitize
 
 bench: build $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/peers
-	@$(VENV)/bin/fusionkit bench --table output/bench/table.md --chart output/bench/roofline.png \
+	@$(VENV)/bin/fusionkit bench --table output/bench/table.md --chart output/bench/chart.png \
 	  --json output/bench/results.json
 	@echo "== a training step of Llama 2 13B's widths: some 20 minutes, 20 GB of memory"
 	@$(PYTHON) -m examples.llama2_13b.bench.step --json output/bench/step.json

@@ -14,7 +14,9 @@ the spread is shown.
     rounds.py       interleaved rounds over the workers
     result.py       medians, floors, ratios
     target.py       ratios that a backend promises, and whether they are reached
-    table.py, chart.py, record.py  for people, at a glance, for pytest-benchmark
+    table.py        every result, for people
+    chart.py        one row an op, at a glance
+    record.py       JSON, for pytest-benchmark, and the way back
     markdown.py     tables
     fresh_memory.py  what memory costs that is fetched anew, and what keeping it costs
     dispatch.py     what choosing a backend costs

@@ -1,102 +1,128 @@
-"""A picture of a run: each call under the machine's roof, and as a share of its own ceiling."""
+"""A picture of a run, for a glance: one row an op, at Llama 2 13B's sizes, with its ceiling and its peers.
+
+    python -m fusionkit_bench.chart results.json chart.png
+
+draws what `fusionkit bench --json` wrote. All else that was measured stands in the table alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionkit_bench.contestants import KERNEL, PRODUCT, STREAM
+from fusionkit_bench import record
+from fusionkit_bench.contestants import COMPOSITION, KERNEL, OP, OP_AS_IT_COMES
 from fusionkit_bench.result import Result
-from fusionkit_bench.target import Judged
+from fusionkit_bench.subject import FORWARD, TRAINING, Subject, leading
+
+CEILING, PUBLIC, PYTORCH, PADDLE = "ceiling", "public op", "PyTorch", "Paddle's own ops"
+MARKS = {  # in the order of the legend
+    KERNEL: {"marker": "o", "color": "C0", "s": 55},
+    PUBLIC: {"marker": "o", "facecolors": "none", "edgecolors": "C0", "s": 120, "linewidths": 1.6},
+    PYTORCH: {"marker": "s", "color": "C1", "s": 48},
+    PADDLE: {"marker": "D", "color": "C2", "s": 42},
+}
+PASSES = (FORWARD, TRAINING)
 
 
-def draw(path: Path, results: Sequence[Result], judged: Sequence[Judged], title: str) -> None:
+@dataclass(frozen=True)
+class Row:
+    """One op.
+
+    Args:
+        times: pass -> contestant -> how many times as long as the ceiling it takes.
+        is_memory_kept: in the processes of the op and its peers; else they are as they come.
+    """
+
+    subject: Subject
+    times: Mapping[str, Mapping[str, float]]
+    is_memory_kept: bool
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """With warm caches, of each op its leading call."""
+    warm = {result.subject: result for result in results if not result.cold}
+    return [row(warm[subject]) for subject in leading(warm)]
+
+
+def row(result: Result) -> Row:
+    kept = (OP_AS_IT_COMES, FORWARD) not in result.stats
+    times = {way: times_of_ceiling(result, way, OP if kept else OP_AS_IT_COMES) for way in result.subject.directions}
+    return Row(result.subject, times, kept)
+
+
+def times_of_ceiling(result: Result, way: str, public: str) -> dict[str, float]:
+    """Peers stand as far from the op as the table's ratios say."""
+    op = result.ratio(public, result.ceiling_name(way), way)
+    faster = {PYTORCH: result.times_faster("torch", way), PADDLE: result.times_faster(COMPOSITION, way)}
+    peers = {name: op * times for name, times in faster.items() if times is not None}
+    return {KERNEL: 1 / result.share_of_ceiling(way), PUBLIC: op} | peers
+
+
+def draw(path: Path, drawn: Sequence[Row], title: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(drawn, title).savefig(path, dpi=100, format="png")
+
+
+def picture(drawn: Sequence[Row], title: str) -> Any:
     from matplotlib.figure import Figure
 
-    bars = [(result, direction) for result in results for direction in result.subject.directions]
-    figure = Figure(figsize=(17, max(6.0, 0.17 * len(bars) + 1.5)), layout="constrained")
-    roof, shares = figure.subplots(1, 2, width_ratios=(3, 4))
-    colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(r.subject.op_name for r in results))}
-    draw_roof(roof, bars, colours)
-    draw_shares(shares, bars, judged, colours)
-    figure.suptitle(title, fontsize=10, parse_math=False)  # a processor may have any name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, format="png")
+    figure = Figure(figsize=(13, 2.6 + 0.55 * len(drawn)), layout="constrained")
+    panels = figure.subplots(1, len(PASSES), sharex=True, sharey=True)
+    for axes, way in zip(panels, PASSES, strict=True):
+        draw_pass(axes, drawn, way)
+    names = [f"{s.op_name}\n{s.case_name}, {s.dtype}" for s in (each.subject for each in drawn)]
+    panels[0].set_yticks(range(len(drawn)), names, fontsize=10)
+    panels[0].set_ylim(len(drawn) - 0.5, -0.5)
+    multiples = [value for each in drawn for times in each.times.values() for value in times.values()]
+    panels[0].set_xlim(min(0.6, 0.8 * min(multiples)), max(12, 1.25 * max(multiples)))  # a decade, for its numbers
+    process = "that keep freed memory" if any(each.is_memory_kept for each in drawn) else "as they come"
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend = {"loc": "outside lower center", "ncols": len(labels), "fontsize": 11, "frameon": False}
+    figure.legend(handles, labels, title=f"op and peers in processes {process}", **legend)
+    figure.suptitle(title, fontsize=11, parse_math=False)  # a processor may have any name
+    return figure
 
 
-def draw_roof(axes: Any, bars: Sequence[tuple[Result, str]], colours: dict[str, str]) -> None:
-    """FLOP/s over FLOPs a byte. The roof's two lines are the best that the run's own ceilings reached."""
-    points = [(intensity(result, way), flops_per_s(result, way, KERNEL), result, way) for result, way in bars]
-    for x, y, result, way in points:
-        marker = "o" if way == "forward" else "^"
-        filled = {} if result.subject.dtype == "bfloat16" else {"facecolors": "none"}
-        colour = colours[result.subject.op_name]
-        axes.scatter(x, y, s=26, marker=marker, edgecolors=colour, **({"color": colour} | filled))
-    draw_ceilings(axes, bars, min(p[0] for p in points) / 2, max(p[0] for p in points) * 2)
-    for name, colour in colours.items():
-        axes.scatter([], [], color=colour, label=name)
-    axes.scatter([], [], marker="^", color="0.5", label="with backward")
-    axes.scatter([], [], facecolors="none", edgecolors="0.5", label="float32")
-    axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="FLOP/s", title="under the roof")
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3)
-
-
-def draw_ceilings(axes: Any, bars: Sequence[tuple[Result, str]], low: float, high: float) -> None:
-    bandwidth = best(bars, STREAM, lambda cost, s: (cost.bytes_read + cost.bytes_written) / s)
-    ridges = []
-    for dtype, style in (("bfloat16", "-"), ("float32", "--")):
-        rate = best([bar for bar in bars if bar[0].subject.dtype == dtype], PRODUCT, lambda cost, s: cost.flops / s)
-        if rate:
-            begin = rate / bandwidth if bandwidth else low
-            ridges.append(begin)
-            name = f"{dtype}, {rate / 1e9:.0f} GFLOP/s"
-            axes.plot([begin, max(high, begin)], [rate, rate], style, color="0.4", label=name)
-    if bandwidth:
-        ends = [low, max(ridges, default=high)]
-        axes.plot(ends, [x * bandwidth for x in ends], color="0.4", label=f"{bandwidth / 1e9:.0f} GB/s")
-
-
-def draw_shares(
-    axes: Any, bars: Sequence[tuple[Result, str]], judged: Sequence[Judged], colours: dict[str, str]
-) -> None:
-    promised = {
-        (id(each.result), each.target.direction): each.target.at_least
-        for each in judged
-        if each.target.against == "ceiling"
-    }
-    for row, (result, way) in enumerate(bars):
-        share = 100 * result.share_of_ceiling(way)
-        axes.barh(row, share, color=colours[result.subject.op_name], alpha=0.9 if way == "forward" else 0.55)
-        target = promised.get((id(result), way))
-        if target is not None:
-            axes.plot(
-                [100 * target] * 2, [row - 0.45, row + 0.45], color="black" if share >= 100 * target else "red", lw=2
-            )
-    axes.set_yticks(range(len(bars)), [label(*bar) for bar in bars], fontsize=6.5)
-    axes.set(
-        xlabel="% of its ceiling; mark: promised (red: missed)", title="share of the ceiling", ylim=(len(bars), -1)
-    )
-    axes.axvline(100, color="0.4", lw=1)
+def draw_pass(axes: Any, drawn: Sequence[Row], way: str) -> None:
+    axes.axvline(1, color="black", lw=2, label=CEILING)
+    for name, mark in MARKS.items():
+        found = [(each.times[way][name], at) for at, each in enumerate(drawn) if name in each.times.get(way, {})]
+        if found:
+            axes.scatter(*zip(*found, strict=True), label=name, zorder=3, **mark)
+    for at, each in enumerate(drawn):
+        draw_figures(axes, at, each.times.get(way))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("time, in multiples of the ceiling's")
+    axes.set_title(way, fontsize=12)
     axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def label(result: Result, way: str) -> str:
-    subject = result.subject
-    extra = "" if way == "forward" else " + backward"
-    return f"{subject.op_name} {subject.case_name} {subject.dtype}{' cold' * result.cold}{extra}"
+def draw_figures(axes: Any, at: int, times: Mapping[str, float] | None) -> None:
+    """A line through the marks of a row, and at its end what they say."""
+    if times is None:
+        text = "no gradient"
+    else:
+        axes.plot([min(1, *times.values()), max(1, *times.values())], [at, at], color="0.8", lw=2, zorder=1)
+        text = f"kernel: {1 / times[KERNEL]:.0%} of ceiling"
+        if PYTORCH in times:
+            text += f"\nop: {times[PYTORCH] / times[PUBLIC]:.3g} x PyTorch"
+    axes.annotate(text, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
 
 
-def intensity(result: Result, way: str) -> float:
-    cost = result.costs[way]
-    return cost.flops / (cost.bytes_read + cost.bytes_written)
+def main() -> None:
+    parser = argparse.ArgumentParser(description="draws the results of a run again")
+    parser.add_argument("results", type=Path, help="what `fusionkit bench --json` wrote")
+    parser.add_argument("chart", type=Path, help="PNG")
+    files = parser.parse_args()
+    title, results = record.read(files.results)
+    draw(files.chart, rows(results), title)
 
 
-def flops_per_s(result: Result, way: str, contestant: str) -> float:
-    return result.costs[way].flops / result.median(contestant, way)
-
-
-def best(bars: Sequence[tuple[Result, str]], kind: str, rate: Any) -> float:
-    seen = [(result.costs[way], result.ceiling(kind, way)) for result, way in bars if not result.cold]
-    return max((rate(cost, seconds) for cost, seconds in seen if seconds), default=0.0)
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 from fusionkit_bench.contestants import COMPOSITION, KERNEL, OP, OP_AS_IT_COMES, PRODUCT, STREAM, TUNED
 from fusionkit_bench.subject import Subject
@@ -20,18 +18,14 @@ class Result:
     """One subject with warm or cold caches.
 
     Args:
-        dims: the sizes that the spec's cost reads.
+        costs: direction -> what the spec says that a call costs at least.
         stats: (contestant, direction) -> seconds a call in each round, as pytest-benchmark keeps them.
     """
 
     subject: Subject
-    dims: Mapping[str, Any]
+    costs: Mapping[str, Cost]
     cold: bool
     stats: Mapping[tuple[str, str], Stats]
-
-    @cached_property
-    def costs(self) -> dict[str, Cost]:
-        return {direction: self.subject.cost(self.dims, direction) for direction in self.subject.directions}
 
     @property
     def state(self) -> str:
@@ -66,6 +60,10 @@ class Result:
     def bound_by(self, direction: str) -> str:
         return max(STREAM, PRODUCT, key=lambda kind: self.ceiling(kind, direction))
 
+    def ceiling_name(self, direction: str) -> str:
+        """The contestant whose time is the floor."""
+        return str(self.fastest(self.bound_by(direction), direction))
+
     def rate(self, direction: str, contestant: str = KERNEL) -> tuple[float, str]:
         """GB/s of a call that memory bounds, GFLOP/s of another."""
         cost, seconds = self.costs[direction], self.median(contestant, direction)
@@ -74,8 +72,7 @@ class Result:
         return cost.flops / seconds / 1e9, "GFLOP/s"
 
     def share_of_ceiling(self, direction: str) -> float:
-        ceiling = self.fastest(self.bound_by(direction), direction)
-        return self.ratio(str(ceiling), KERNEL, direction)
+        return self.ratio(self.ceiling_name(direction), KERNEL, direction)
 
     def times_faster(self, framework: str, direction: str, tuned: bool = False) -> float | None:
         """How many times longer the best of a framework's variants takes than the op; None where it was not run.

@@ -21,7 +21,7 @@ def measure(workers: Sequence[Worker], subject: Subject, rounds: int) -> Iterato
         worker.prepare(subject)
     prepared = {worker: worker.prepared() for worker in workers}
     keys = {worker: own for worker, (own, _) in prepared.items()}
-    dims = prepared[workers[0]][1]
+    costs = {way: subject.cost(prepared[workers[0]][1], way) for way in subject.directions}
     for cold in (False, True) if subject.benchmark.cold else (False,):
         first = timed_once(keys, {}, cold)  # lets lazy work happen
         quick = {w: [key for key in own if first[key] < SLOW_S] for w, own in keys.items()}
@@ -35,7 +35,7 @@ def measure(workers: Sequence[Worker], subject: Subject, rounds: int) -> Iterato
             wanted = {w: [key for key in own if turn < rounds_of(first[key], rounds)] for w, own in keys.items()}
             for key, seconds in timed_once(wanted, numbers, cold).items():
                 stats[key].update(seconds)
-        yield Result(subject, dims, cold, stats)
+        yield Result(subject, costs, cold, stats)
 
 
 def rounds_of(seconds: float, rounds: int) -> int:

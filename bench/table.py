@@ -31,7 +31,7 @@ kernel: into results made before; op: as users call it. Ceiling: the bytes by a 
 or the FLOPs at the rate of a packed product, whichever takes longer. Ratios are medians of each round's ratio. spread:
 interquartile range over the median of the kernel. x Paddle, x PyTorch: how many times longer the composition of the
 framework's own functions takes than the op, both in processes as they come, or tuned: both in processes that keep freed
-memory; none where it would hold more than 4 GB."""
+memory; none where it would hold more than 4 GB, or PyTorch would take more than 10 s by the rate of its products."""
 
 
 def rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:

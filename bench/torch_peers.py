@@ -5,7 +5,9 @@ A peer takes the op's arguments as tensors and returns {variant: (call, inputs t
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,21 +19,36 @@ from fusionkit_bench.subject import FORWARD, TRAINING, Subject
 from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.ops.flash_attention import hidden_by_rows
 
+LIMIT_S = 10.0
+
 Variants = dict[str, tuple[Callable[[], Any], list[Any]]]
 
 
 def contestants(subject: Subject, made: dict[str, Any], suffix: str) -> Contestants:
-    """None for an op that PEERS does not know: a new op needs no peer."""
+    """None for an op that PEERS does not know: a new op needs no peer. None that takes longer than LIMIT_S."""
     if subject.op_name not in PEERS:
         return {}
+    dims = subject.dims(made)
+    rate = product_rate(subject.dtype)
+    directions = [way for way in subject.directions if subject.cost(dims, way).flops / rate <= LIMIT_S]
     tensors = {name: to_torch(value) for name, value in made.items()}
     found: Contestants = {}
     for variant, (call, wanted) in PEERS[subject.op_name](**tensors).items():
         name = f"torch{variant}{suffix}"
-        found[name, FORWARD] = without_gradients(call)
-        if TRAINING in subject.directions:
+        if FORWARD in directions:
+            found[name, FORWARD] = without_gradients(call)
+        if TRAINING in directions:
             found[name, TRAINING] = with_gradients(call, wanted)
     return found
+
+
+@cache
+def product_rate(dtype: str) -> float:
+    """FLOP/s of a small product. Of bfloat16 it is low on a processor without instructions for that."""
+    rows, size = 128, 1024
+    x, weight = (torch.ones(*shape, dtype=getattr(torch, dtype)) for shape in ((rows, size), (size, size)))
+    seconds = min(timeit.repeat(lambda: x @ weight, number=1, repeat=3))
+    return 2.0 * rows * size * size / seconds
 
 
 def to_torch(value: Any) -> Any:

@@ -248,7 +248,8 @@ class OpSpec:
         name: the op's, which is the signature's.
         parameters: the signature's, without annotations.
         value_types: for parameters that are no tensors, from the annotations: the type in words, and its test.
-        cases, invalid_cases, tolerance, benchmarks: as their classes say.
+        cases, invalid_cases, tolerance: as their classes say.
+        benchmarks: the same. The first stands for the op in `fusionkit bench --quick` and in the chart.
         cost: `cost(dims, itemsize, training)`; training: of the forward and the backward pass together.
         amp: under automatic mixed precision, "low": floating inputs are cast to the low dtype; "float32": to float32;
             "keep": they stay as they are at O1 and go low at O2.

@@ -8,15 +8,16 @@ import signal
 
 import numpy as np
 import pytest
-from fusionkit_bench import contestants, rounds, target
+from fusionkit_bench import chart, contestants, record, rounds, target, worker
 from fusionkit_bench.result import Result
-from fusionkit_bench.subject import FORWARD, TRAINING, Subject, subjects
+from fusionkit_bench.subject import FORWARD, TRAINING, Subject, leading, subjects
 from fusionkit_bench.target import Target
 from pytest_benchmark.stats import Stats
 
 import fusionkit
 from fusionkit import cli
 from fusionkit.ops import load_spec
+from fusionkit.spec import Cost
 from tests.op_names import LOCAL_OPS
 
 SMALL = Subject("fusion_rms_norm", "T8xH5120", "bfloat16")
@@ -33,8 +34,12 @@ def result(case="T8xH5120", **medians):
     """A result whose contestants took so many seconds forward."""
     named = {name.replace("_", " "): value for name, value in medians.items()}
     subject = Subject("fusion_rms_norm", case, "bfloat16")
+    return Result(subject, costs(subject), False, {(k, FORWARD): seconds(v) for k, v in named.items()})
+
+
+def costs(subject):
     dims = subject.dims(subject.arguments())
-    return Result(subject, dims, False, {(k, FORWARD): seconds(v) for k, v in named.items()})
+    return {way: subject.cost(dims, way) for way in subject.directions}
 
 
 @pytest.mark.parametrize("op", LOCAL_OPS)
@@ -55,6 +60,103 @@ def test_one_command_prints_the_table_and_writes_picture_and_record(tmp_path, ca
     assert files["chart"].read_bytes().startswith(b"\x89PNG")
     timed = {each["name"] for each in json.loads(files["json"].read_text())["benchmarks"]}
     assert timed >= {"kernel", "op", "stream", "paddle", "paddle (tuned)", "torch", "torch (tuned)"}
+
+
+PEERS = {"torch": 6.0, "torch slower": 8.0, "paddle": 10.0}
+
+
+def made_up(subject, peers=PEERS, cold=False):
+    """Ceiling 2, kernel 4, op 5 seconds: in multiples of the ceiling 2 and 2.5, and the peers' 3 and 5."""
+    times = {"stream": 2.0, "kernel": 4.0, "op": 5.0, contestants.OP_AS_IT_COMES: 5.0} | peers
+    stats = {(name, way): seconds(value) for name, value in times.items() for way in subject.directions}
+    return Result(subject, dict.fromkeys(subject.directions, Cost(1.0, 2.0, 3.0)), cold, stats)
+
+
+def test_the_quick_selection_has_every_op_once_forward_and_backward():
+    quick = leading(subjects())
+    assert sorted(each.op_name for each in quick) == sorted(LOCAL_OPS)
+    for each in quick:
+        spec = load_spec(each.op_name)
+        assert each.case_name == spec.benchmarks[0].case.name and each.dtype == "bfloat16"
+        assert re.search("5120|13824|H40|S1024", each.case_name), "Llama 2 13B's sizes"
+        assert each.directions == ((FORWARD, TRAINING) if spec.reference_vjp else (FORWARD,))
+    assert leading([Subject("swiglu", "T8xI13824", "float32")]) == [Subject("swiglu", "T8xI13824", "float32")]
+
+
+class NoWorker:
+    def __init__(self, *arguments):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_quick_figures_say_that_they_are(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def measure(workers, subject, number):
+        asked.append((subject, number))
+        yield made_up(subject)
+
+    monkeypatch.setattr(rounds, "measure", measure)
+    monkeypatch.setattr(worker, "Worker", NoWorker)
+    files = {name: tmp_path / f"{name}.out" for name in ("table", "json", "chart")}
+    written = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    assert cli.main(["bench", *LOCAL_OPS, "--quick", *written]) == 0
+    assert asked == [(subject, 3) for subject in leading(subjects(list(LOCAL_OPS)))]
+    printed = capsys.readouterr().out
+    assert "quick: one call of each op, 3 rounds" in printed.splitlines()[0] and "--quick: " in printed
+    assert files["table"].read_text() == printed
+    title, results = record.read(files["json"])
+    assert "quick: one call of each op, 3 rounds" in title and [(each.subject, 3) for each in results] == asked
+    assert cli.main(["bench", "swiglu", "--quick", "--case", "T8x.*", "--rounds", "2"]) == 0
+    assert asked[-1] == (Subject("swiglu", "T8xI13824", "bfloat16"), 2)
+    assert cli.main(["bench", "swiglu", "--dtype", "bfloat16"]) == 0
+    assert asked[-1][1] == 7 and "quick" not in capsys.readouterr().out.split("T8xI13824")[-1]
+
+
+def test_the_chart_has_a_row_an_op_with_its_ceiling():
+    measured = [made_up(subject, cold=cold) for subject in subjects() for cold in (True, False)]
+    rows = chart.rows(measured)
+    assert [each.subject for each in rows] == leading(subjects())
+    of_ceiling = {"kernel": 2.0, "public op": 2.5, "PyTorch": 3.0, "Paddle's own ops": 5.0}
+    assert all(each.times == dict.fromkeys(each.subject.directions, of_ceiling) for each in rows)
+    picture = chart.picture(rows, "a processor; $ 2 threads")
+    assert picture.get_suptitle() == "a processor; $ 2 threads"
+    (legend,) = picture.legends
+    assert [text.get_text() for text in legend.texts] == ["ceiling", *of_ceiling]
+    for axes, way in zip(picture.axes, (FORWARD, TRAINING), strict=True):
+        assert axes.get_title() == way and list(axes.lines[0].get_xdata()) == [1, 1]
+        rows_drawn = [at for at, each in enumerate(rows) if way in each.times]
+        for name, marks in zip(of_ceiling, axes.collections, strict=True):
+            assert marks.get_offsets().tolist() == [[of_ceiling[name], at] for at in rows_drawn]
+    names = [label.get_text().split()[0] for label in picture.axes[0].get_yticklabels()]
+    assert names == [each.subject.op_name for each in rows]
+
+
+def test_a_record_without_peers_is_drawn_again(tmp_path, monkeypatch):
+    measured = made_up(SMALL, peers={})
+    del measured.stats[contestants.OP_AS_IT_COMES, FORWARD], measured.stats[contestants.OP_AS_IT_COMES, TRAINING]
+    record.write(tmp_path / "results.json", [measured], record.machine(), "a processor")
+    title, results = record.read(tmp_path / "results.json")
+    assert title == "a processor" and chart.rows(results) == chart.rows([measured])
+    assert (results[0].costs, results[0].cold) == (measured.costs, False)
+    (row,) = chart.rows(results)
+    assert row.times[FORWARD] == {"kernel": 2.0, "public op": 2.5} and row.is_memory_kept
+    (legend,) = chart.picture([row], title).legends
+    assert [text.get_text() for text in legend.texts] == ["ceiling", "kernel", "public op"]
+    monkeypatch.setattr("sys.argv", ["chart", str(tmp_path / "results.json"), str(tmp_path / "made" / "chart.png")])
+    chart.main()
+    assert (tmp_path / "made" / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_peer_that_would_take_long_is_left_out(monkeypatch):
+    torch_peers = pytest.importorskip("fusionkit_bench.torch_peers")
+    product = Subject("fused_linear", "T8xK5120xN5120", "bfloat16")
+    made, flops = product.arguments(), 2 * 8 * 5120 * 5120
+    for rate, directions in ((flops / 2, [FORWARD, TRAINING]), (flops / 9, [FORWARD]), (flops / 11, [])):
+        monkeypatch.setattr(torch_peers, "product_rate", lambda dtype, rate=rate: rate)
+        assert [way for _, way in torch_peers.contestants(product, made, "")] == directions
 
 
 def test_a_screen_that_fails_costs_no_measurement(tmp_path, monkeypatch):
@@ -125,7 +227,7 @@ def test_ratios_are_taken_within_a_round():
     """The machine was ten times slower in the second of three rounds, and the kernel twice as slow as the ceiling."""
     subject = Subject("fusion_rms_norm", "T8xH5120", "bfloat16")
     stats = {("stream", FORWARD): seconds(1.0, 10.0, 2.0), ("kernel", FORWARD): seconds(2.0, 20.0, 4.5)}
-    measured = Result(subject, subject.dims(subject.arguments()), False, stats)
+    measured = Result(subject, costs(subject), False, stats)
     assert measured.share_of_ceiling(FORWARD) == 0.5
 
 
