@@ -56,7 +56,7 @@ def row(result: Result) -> Row:
 
 def times_of_ceiling(result: Result, way: str, public: str) -> dict[str, float]:
     """Peers stand as far from the op as the table's ratios say."""
-    op = result.ratio(public, result.ceiling_name(way), way)
+    op = result.ratio(public, result.nearest_ceiling(way), way)
     faster = {PYTORCH: result.times_faster("torch", way), PADDLE: result.times_faster(COMPOSITION, way)}
     peers = {name: op * times for name, times in faster.items() if times is not None}
     return {KERNEL: 1 / result.share_of_ceiling(way), PUBLIC: op} | peers

@@ -60,8 +60,8 @@ class Result:
     def bound_by(self, direction: str) -> str:
         return max(STREAM, PRODUCT, key=lambda kind: self.ceiling(kind, direction))
 
-    def ceiling_name(self, direction: str) -> str:
-        """The contestant whose time is the floor."""
+    def nearest_ceiling(self, direction: str) -> str:
+        """The contestant: a stream, or a product."""
         return str(self.fastest(self.bound_by(direction), direction))
 
     def rate(self, direction: str, contestant: str = KERNEL) -> tuple[float, str]:
@@ -72,7 +72,7 @@ class Result:
         return cost.flops / seconds / 1e9, "GFLOP/s"
 
     def share_of_ceiling(self, direction: str) -> float:
-        return self.ratio(self.ceiling_name(direction), KERNEL, direction)
+        return self.ratio(self.nearest_ceiling(direction), KERNEL, direction)
 
     def times_faster(self, framework: str, direction: str, tuned: bool = False) -> float | None:
         """How many times longer the best of a framework's variants takes than the op; None where it was not run.

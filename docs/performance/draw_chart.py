@@ -12,23 +12,23 @@ from pathlib import Path
 from fusionkit_bench import chart
 from fusionkit_bench.contestants import KERNEL
 from fusionkit_bench.subject import Subject, leading
-from fusionkit_bench.table import HEADER
 
 TABLE = Path(__file__).with_name("ops.md")
 TITLE = "AMD EPYC (Zen 5), 2 cores; make bench, 2026-11-24"
-OF_CEILING, OF_KERNEL = HEADER.index("of ceiling"), HEADER.index("of kernel")
-PEERS = {chart.PADDLE: HEADER.index("x Paddle") + 1, chart.PYTORCH: HEADER.index("x PyTorch") + 1}
+PEERS = {chart.PADDLE: "x Paddle", chart.PYTORCH: "x PyTorch"}
 
 
 def times() -> Iterator[tuple[Subject, str, dict[str, float]]]:
     """Of calls with warm caches: the pass, and how many times as long as the ceiling each contestant takes."""
-    lines = (line.split("|")[1:-1] for line in TABLE.read_text().splitlines() if line.startswith("|"))
-    for cells in ([cell.strip() for cell in line] for line in lines):
+    lines = [line.split("|")[1:-1] for line in TABLE.read_text().splitlines() if line.startswith("|")]
+    header, _, *table = [[cell.strip() for cell in line] for line in lines]
+    tuned = {name: header.index(column) + 1 for name, column in PEERS.items()}
+    for cells in table:
         op_name, case_name, dtype, way, caches, *_ = cells
         if caches == "warm":
-            kernel = 100 / float(cells[OF_CEILING].rstrip("%"))
-            op = kernel * 100 / float(cells[OF_KERNEL].rstrip("%"))
-            peers = {name: op * float(cells[at]) for name, at in PEERS.items() if cells[at] != "-"}
+            kernel = 100 / float(cells[header.index("of ceiling")].rstrip("%"))
+            op = kernel * 100 / float(cells[header.index("of kernel")].rstrip("%"))
+            peers = {name: op * float(cells[at]) for name, at in tuned.items() if cells[at] != "-"}
             yield Subject(op_name, case_name, dtype), way, {KERNEL: kernel, chart.PUBLIC: op} | peers
 
 
