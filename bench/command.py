@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="cpu", help="whose kernels (default: cpu)")
     parser.add_argument("--case", default=".*", metavar="REGEX", help="only the calls whose name it matches whole")
     parser.add_argument("--dtype", type=full_dtype, help="only this dtype")
-    quick = f"of these one call of each op, at Llama 2 13B's sizes, in {QUICK_ROUNDS} rounds: some 5 minutes on 2 cores"
+    quick = f"of these one call of each op, at Llama 2 13B's sizes, in {QUICK_ROUNDS} rounds"
     parser.add_argument("--quick", action="store_true", help=quick)
     rounds = f"interleaved rounds (default: {ROUNDS}; with --quick {QUICK_ROUNDS})"
     parser.add_argument("--rounds", type=int, help=rounds)
