@@ -152,11 +152,10 @@ def test_a_record_without_peers_is_drawn_again(tmp_path, monkeypatch):
 
 def test_a_peer_that_would_take_long_is_left_out(monkeypatch):
     torch_peers = pytest.importorskip("fusionkit_bench.torch_peers")
-    product = Subject("fused_linear", "T8xK5120xN5120", "bfloat16")
-    made, flops = product.arguments(), 2 * 8 * 5120 * 5120
-    for rate, directions in ((flops / 2, [FORWARD, TRAINING]), (flops / 9, [FORWARD]), (flops / 11, [])):
+    made, forward, both = SMALL.arguments(), *(each.flops for each in costs(SMALL).values())
+    for rate, directions in ((both / 9, [FORWARD, TRAINING]), (both / 11, [FORWARD]), (forward / 11, [])):
         monkeypatch.setattr(torch_peers, "product_rate", lambda dtype, rate=rate: rate)
-        assert [way for _, way in torch_peers.contestants(product, made, "")] == directions
+        assert [way for _, way in torch_peers.contestants(SMALL, made, "")] == directions
 
 
 def test_a_screen_that_fails_costs_no_measurement(tmp_path, monkeypatch):
