@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import gguf
 import numpy as np
@@ -11,8 +12,10 @@ from gguf.quants import quantize
 from safetensors.numpy import load_file
 
 from examples.llama2_13b.folders.gguf_file import OF_LAYER, WHOLE
+from tests.llama import blocks_of_256
 
 CONTROL, NORMAL = 3, 1
+BLOCKS_OF_256 = {Type.Q4_K: blocks_of_256.q4_k, Type.Q6_K: blocks_of_256.q6_k}
 
 
 def tensors_of(folder):
@@ -56,7 +59,8 @@ def write(path, folder, type_of=lambda name: Type.F32, arch="llama", changes=Non
         if arch == "llama" and module in ("q_proj", "k_proj"):
             value = permuted(value, heads if module == "q_proj" else config["num_key_value_heads"])
         kind = Type.F32 if value.ndim == 1 else type_of(name)
-        writer.add_tensor(their_name(name), quantize(value, kind), raw_dtype=kind)
+        encode = BLOCKS_OF_256.get(kind, partial(quantize, qtype=kind))
+        writer.add_tensor(their_name(name), encode(value), raw_dtype=kind)
     for name, value in (tensors or {}).items():
         writer.add_tensor(name, value)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
