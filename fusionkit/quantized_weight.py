@@ -90,7 +90,7 @@ class QuantizedWeight:
 
     @property
     def num_bytes(self) -> int:
-        """Codes, scales and minimums: what a product reads of the weight at the least."""
+        """Codes, and scales and minimums of `scale_dtype`: what a product reads, unless its backend shortens them."""
         itemsize = 2 if self.scale_dtype == "float16" else 4
         in_features, out_features = self.shape
         codes = out_features * -(-in_features * self.bits // 8)

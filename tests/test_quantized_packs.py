@@ -15,7 +15,7 @@ from fusionkit_backends.cpu import quantized_panels, runtime
 import fusionkit as fk
 from fusionkit.gguf_blocks import from_gguf
 from fusionkit.quantized_arrays import QuantizedArrays
-from fusionkit.quantized_weight import QuantizedWeight, quantize
+from fusionkit.quantized_weight import QuantizedWeight, code_range, num_groups, quantize
 from tests import guard_pages, quantized_layout
 
 ISAS = runtime.native().available_isas()
@@ -24,10 +24,39 @@ ROWS = (1, 2, 3, 4, 7, 8, 9, 13, 97)  # on both sides of what the kernels choose
 WEIGHT = np.random.default_rng(0).standard_normal((203, 70)).astype(np.float32)
 X = np.random.default_rng(1).standard_normal((97, 203)).astype(np.float32)
 BIAS = np.random.default_rng(2).standard_normal(70).astype(np.float32)
+IN_LEVELS = [(dtype, size, even) for dtype in ("int8", "int4") for size in (16, 32, 128) for even in (True, False)]
 
 
 def bits(array):
     return np.ascontiguousarray(array).view(np.uint8)
+
+
+def in_two_levels(dtype, group_size, symmetric, in_features=515):
+    """[in_features, 70], whose scales and minimums are a float16 for 256 rows times an int8 for a group."""
+    rng = np.random.default_rng(7)
+    groups = num_groups(in_features, group_size)
+    block = np.arange(groups) * group_size // 256
+
+    def values():
+        units = (rng.uniform(1e-3, 1e-2, (3, 70)) * rng.choice([-1, 1], (3, 70))).astype(np.float16)
+        factors = rng.integers(-128, 128, (groups, 70))
+        factors[:, :8], factors[:, 8:16] = -128, 0
+        return units[block].astype(np.float32) * factors.astype(np.float32)
+
+    low, high = code_range(dtype, symmetric)
+    codes = rng.integers(low, high + 1, (in_features, 70)).astype(np.int8 if symmetric else np.uint8)
+    return QuantizedWeight(codes, values(), None if symmetric else values(), dtype, group_size)
+
+
+def with_other_scales(weight):
+    """And a column more, whose scales no two levels hold: so all of its pack's are float32."""
+    more = np.ones((len(weight.codes), 1), weight.codes.dtype)
+    odd = (np.arange(len(weight.scales), dtype=np.float32)[:, None] + 1) / 3
+    scales, minimums = (
+        None if each is None else np.concatenate([each, odd], axis=1) for each in (weight.scales, weight.minimums)
+    )
+    codes = np.concatenate([weight.codes, more], axis=1)
+    return QuantizedWeight(codes, scales, minimums, weight.dtype, weight.group_size)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -131,6 +160,57 @@ def test_a_gguf_tensor_against_float64(native, isa, type_name):
         assert error < 128 * 2.0**-23, error
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype, group_size, symmetric", IN_LEVELS)
+def test_scales_in_two_levels_give_the_bits_of_float32_ones(native, isa, dtype, group_size, symmetric):
+    """By digits, as floats (a row of infinity) and in gradients."""
+    native.set_isa(isa)
+    weight = in_two_levels(dtype, group_size, symmetric)
+    short, long = fk.pack_weight(weight), fk.pack_weight(with_other_scales(weight))
+    assert scale_bytes(short) == 1 and scale_bytes(long) == 4
+    rng = np.random.default_rng(8)
+    x, dy = (rng.standard_normal((9, size)).astype(np.float32) for size in (515, 71))
+    x[5, 300], dy[:, 70] = np.inf, 0
+    for rows in (1, 9):
+        y = fk.fused_linear(x[:rows], short)
+        np.testing.assert_array_equal(bits(y), bits(fk.fused_linear(x[:rows], long)[:, :70]))
+        dx = fk.fused_linear.vjp(x[:rows], short, grad_outputs=dy[:rows, :70])["x"]
+        np.testing.assert_array_equal(dx, fk.fused_linear.vjp(x[:rows], long, grad_outputs=dy[:rows])["x"])
+    want = x[:5].astype(np.float64) @ weight.dequantize()
+    error = np.abs(fk.fused_linear(x[:5], short) - want).max() / np.sqrt(np.mean(want**2))
+    assert error < 128 * 2.0**-23, error
+
+
+def scale_bytes(packed):
+    """What the header says that a group has for a scale; 1: they are in two levels."""
+    return packed.payload.array[14]
+
+
+@pytest.mark.parametrize("type_name, bits_a_weight", [("Q4_K", 4.75), ("Q6_K", 8.625)])
+def test_ggufs_blocks_of_256_have_scales_in_two_levels(type_name, bits_a_weight):
+    """As llama.cpp's quantizer writes Q6_K too, which gives the largest scale of each block the factor -128."""
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[type_name]
+    rng = np.random.default_rng(9)
+    blocks = rng.integers(0, 256, (128, 2, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    floats = rng.choice([-1, 1], (128, 2, 2)) * rng.uniform(1e-5, 1e-2, (128, 2, 2))  # subnormal ones too
+    if type_name == "Q6_K":
+        blocks[..., 192], blocks[..., 208:] = 128, floats[..., :1].astype("f2").view("u1")
+    else:
+        blocks[..., :4] = floats.astype("f2").view("u1")
+    packed = fk.pack_weight(from_gguf(blocks.reshape(128, -1), type_name))
+    assert scale_bytes(packed) == 1 and packed.num_bytes == 64 + bits_a_weight / 8 * 512 * 128
+
+
+@pytest.mark.parametrize("block", [(128, -128, 1), (-129, 5), (2.0**-149, 1), (1 / 3, 1)], ids=str)
+def test_one_block_that_two_levels_do_not_hold_makes_all_scales_float32(block):
+    weight = in_two_levels("int8", 32, True)
+    for factors, size in (((-128, 127, 1), 1), ((128, -127, 1), 1), (block, 4)):
+        scales = weight.scales.copy()
+        scales[8:16, 69] = [*factors, *[0] * (8 - len(factors))]
+        assert scale_bytes(fk.pack_weight(replace(weight, scales=scales))) == size, factors
+
+
 def test_a_pack_of_floats_is_that_of_their_codes_and_a_copy_of_it_works():
     how = {"dtype": "int4", "group_size": 32, "symmetric": False}
     want = fk.fused_linear(X, fk.pack_weight(quantize(WEIGHT, **how)))
@@ -165,8 +245,13 @@ def test_what_is_no_operand_is_refused_with_what_to_do():
 def test_a_pack_has_the_bytes_of_its_layout(native, isa, dtype, group_size, symmetric):
     """However the codes lie in memory; float32 scales too."""
     native.set_isa(isa)
-    for weight in (WEIGHT, WEIGHT[:16, :64], WEIGHT[:3, :1], WEIGHT * np.float32(1e-9)):
-        quantized = quantize(weight, dtype, group_size, symmetric)
+    weights = [
+        quantize(weight, dtype, group_size, symmetric)
+        for weight in (WEIGHT, WEIGHT[:16, :64], WEIGHT[:3, :1], WEIGHT * np.float32(1e-9))
+    ]
+    if group_size is not None:
+        weights += [in_two_levels(dtype, group_size, symmetric, in_features) for in_features in (5, 130, 515)]
+    for quantized in weights:
         want = quantized_layout.quantized_panels(quantized)
         by_columns = replace(quantized, codes=np.asfortranarray(quantized.codes))
         for each in (quantized, by_columns, replace(quantized, scales=np.asfortranarray(quantized.scales))):
@@ -376,6 +461,7 @@ DAMAGE = {  # offset, bytes
     "whole": (40, b"\0"),
     "a damaged header, groups that split runs": (32, b"\x30"),
     "whole, other groups": (32, b"\x40"),
+    "whole, scales in two levels": (14, b"\1"),
     r"a weight of \[203, 70\]": (24, b"\x45"),
 }
 
@@ -395,9 +481,13 @@ def test_a_damaged_pack_is_refused(what):
         runtime.native().linear_packed(X, whole[:-64], *WEIGHT.shape)
 
 
-@pytest.mark.parametrize("dtype, group_size, symmetric", FORMATS)
-def test_a_pack_at_the_end_of_a_page(dtype, group_size, symmetric):
-    array = quantized_panels.quantized_panels(quantize(WEIGHT, dtype, group_size, symmetric))
+@pytest.mark.parametrize(
+    "dtype, group_size, symmetric, has_levels",
+    [(*each, False) for each in FORMATS] + [(*each, True) for each in IN_LEVELS],
+)
+def test_a_pack_at_the_end_of_a_page(dtype, group_size, symmetric, has_levels):
+    how = dtype, group_size, symmetric
+    array = quantized_panels.quantized_panels(in_two_levels(*how, 203) if has_levels else quantize(WEIGHT, *how))
     assert array.ctypes.data % 64 == 0 and array.nbytes % 64 == 0
     at_the_edge = guard_pages.guarded(array, "end")
     for rows in (1, 9):

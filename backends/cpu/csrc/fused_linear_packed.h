@@ -11,7 +11,8 @@
 // linear_packed also takes a weight of 8 or 4 bits, laid out as kernels/quantized_product.h says: the same bytes for
 // all instruction sets, for x of any dtype, and always batch invariant.
 // pack_quantized writes it, from codes of [in_features, out_features], one a byte, or two of 4 bits along in_features,
-// and scales and minimums of [groups, out_features]; their dtype in the pack has to hold each as it is.
+// and scales and minimums of [groups, out_features]; their dtype in the pack has to hold each as it is. In two levels
+// float32 scales take less: shorten_scales asks for these where they hold each as it is.
 namespace fusionkit_cpu {
 
 struct QuantizedWeight {
@@ -22,6 +23,7 @@ struct QuantizedWeight {
   int bits;                        // 8 or 4
   int64_t in_features, out_features, group_size;
   DType scale_dtype;
+  bool has_levels = false;
 };
 
 }  // namespace fusionkit_cpu
@@ -32,6 +34,7 @@ FUSIONKIT_ENTRY_POINTS(size_t packed_weight_size(const Tensor& weight, DType dty
                        void linear_packed(const Tensor& x, const void* packed, size_t packed_size, int64_t in_features,
                                           int64_t out_features, const Tensor& bias, const Tensor& y,
                                           bool batch_invariant = false);
+                       void shorten_scales(QuantizedWeight* weight);
                        size_t quantized_size(const QuantizedWeight& weight);
                        // `packed` is 64-byte aligned.
                        void pack_quantized(const QuantizedWeight& weight, void* packed);)

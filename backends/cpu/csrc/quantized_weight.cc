@@ -1,6 +1,7 @@
 #include "quantized_weight.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -16,6 +17,7 @@ namespace {
 
 constexpr char kMagic[8] = {'F', 'K', 'Q', 'U', 'A', 'N', 'T', 'S'};
 constexpr uint32_t kFormat = 1;
+constexpr uint8_t kLevels = 1;                       // scale_bytes of scales in two levels
 constexpr int64_t kMostFeatures = int64_t{1} << 31;  // so that no size overflows
 
 struct Header {
@@ -35,11 +37,15 @@ Header header_of(const QuantizedWeight& weight) {
   header.format = kFormat;
   header.bits = static_cast<uint8_t>(weight.bits);
   header.has_minimums = weight.minimums != nullptr;
-  header.scale_bytes = static_cast<uint8_t>(element_size(weight.scale_dtype));
+  header.scale_bytes = weight.has_levels ? kLevels : static_cast<uint8_t>(element_size(weight.scale_dtype));
   header.in_features = weight.in_features;
   header.out_features = weight.out_features;
   header.group_size = weight.group_size;
   return header;
+}
+
+QuantizedSource source_of(const QuantizedWeight& weight) {
+  return {weight.codes, weight.row_stride, weight.col_stride, weight.codes_per_byte, weight.scales, weight.minimums};
 }
 
 Header read_header(const void* packed) {
@@ -49,15 +55,22 @@ Header read_header(const void* packed) {
 }
 
 QuantizedFormat format_of(const Header& header) {
-  return {header.bits, header.has_minimums != 0, header.scale_bytes == 2 ? DType::kFloat16 : DType::kFloat32,
-          header.in_features, header.group_size};
+  const DType scale_dtype = header.scale_bytes == 2 ? DType::kFloat16 : DType::kFloat32;
+  const bool has_levels = header.scale_bytes == kLevels;
+  return {header.bits, header.has_minimums != 0, scale_dtype, header.in_features, header.group_size, has_levels};
+}
+
+// Whether a block has several groups, and no part of one.
+bool divides_blocks(int64_t group_size) {
+  return group_size >= kShortRun && group_size < kScaleBlock && kScaleBlock % group_size == 0;
 }
 
 bool is_sound(const Header& header) {
   const auto fits = [](int64_t size) { return size >= 0 && size < kMostFeatures; };
-  return (header.bits == 8 || header.bits == 4) && header.has_minimums <= 1 &&
-         (header.scale_bytes == 2 || header.scale_bytes == 4) && fits(header.in_features) &&
+  return (header.bits == 8 || header.bits == 4) && header.has_minimums <= 1 && fits(header.in_features) &&
          fits(header.out_features) && fits(header.group_size) && header.group_size > 0 &&
+         (header.scale_bytes == 2 || header.scale_bytes == 4 ||
+          (header.scale_bytes == kLevels && divides_blocks(header.group_size))) &&
          (header.group_size % kRun == 0 || header.group_size == kShortRun || header.group_size >= header.in_features);
 }
 
@@ -176,6 +189,19 @@ QuantizedPanels panels_of(const void* packed) {
   return {format_of(read_header(packed)), static_cast<const char*>(packed) + sizeof(Header)};
 }
 
+void shorten_scales(QuantizedWeight* weight) {
+  const bool has_groups = divides_blocks(weight->group_size) && weight->in_features > weight->group_size;
+  if (weight->scale_dtype != DType::kFloat32 || !has_groups) return;
+  std::atomic<bool> fit = true;
+  const QuantizedFormat format = format_of(header_of(*weight));
+  const QuantizedSource source = source_of(*weight);
+  parallel_for(quantized_panels(weight->out_features), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end && fit; ++i)
+      if (!FUSIONKIT_DISPATCH(panel_has_levels, source, format, weight->out_features, i * kQuantizedCols)) fit = false;
+  });
+  weight->has_levels = fit;
+}
+
 size_t quantized_size(const QuantizedWeight& weight) {
   const Header header = header_of(weight);
   if (!is_sound(header))
@@ -189,8 +215,7 @@ void pack_quantized(const QuantizedWeight& weight, void* packed) {
   header.num_bytes = quantized_size(weight);
   std::memcpy(packed, &header, sizeof header);
   const QuantizedFormat format = format_of(header);
-  const QuantizedSource source{weight.codes,          weight.row_stride, weight.col_stride,
-                               weight.codes_per_byte, weight.scales,     weight.minimums};
+  const QuantizedSource source = source_of(weight);
   char* panels = static_cast<char*>(packed) + sizeof header;
   parallel_for(quantized_panels(weight.out_features), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)

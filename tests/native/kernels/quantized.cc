@@ -10,20 +10,25 @@
 namespace kernel_tests {
 namespace {
 
-constexpr int64_t kHeaderBytes = 64, kCols = 64;
+constexpr int64_t kHeaderBytes = 64, kCols = 64, kBlock = 256;
 
 struct Quantized {
   int64_t in, out, group_size;
   int bits;
   DType scale_dtype;
-  bool has_minimums;
+  bool has_minimums, has_levels;
 
-  int64_t scale_bytes() const { return scale_dtype == DType::kFloat16 ? 2 : 4; }
+  int64_t scale_bytes() const { return has_levels ? 1 : scale_dtype == DType::kFloat16 ? 2 : 4; }
+  // The floats of k's block in a panel; of in: where the groups begin.
+  int64_t block_at(int64_t k) const {
+    const int64_t block = k == in ? (in + kBlock - 1) / kBlock : k / kBlock;
+    return has_levels ? block * kCols * 4 * (has_minimums ? 2 : 1) : 0;
+  }
   int64_t words_at() const { return kCols * scale_bytes() * (has_minimums ? 2 : 1); }
   int64_t group_bytes(int64_t depth) const { return words_at() + (depth * bits + 31) / 32 * kCols * 4; }
   // Where the group of k begins in a panel; of in: where the panel ends.
   int64_t group_at(int64_t k) const {
-    int64_t at = 0;
+    int64_t at = block_at(in);
     for (int64_t begin = 0; begin < in && begin + group_size <= k; begin += group_size)
       at += group_bytes(std::min(group_size, in - begin));
     return k == in && in % group_size != 0 ? at + group_bytes(in % group_size) : at;
@@ -49,6 +54,15 @@ void write_value(DType dtype, double value, unsigned char* to) {
   std::memcpy(to, one.data(), dtype == DType::kFloat16 ? 2 : 4);
 }
 
+// A scale or minimum, which is `unit` times an integer, of column `col` (those of minimums from kCols on).
+void write_scale(const Quantized& q, double unit, int64_t factor, int64_t col, unsigned char* group,
+                 unsigned char* block) {
+  if (!q.has_levels)
+    return write_value(q.scale_dtype, static_cast<double>(factor) * unit, group + col * q.scale_bytes());
+  group[col] = static_cast<unsigned char>(factor);
+  write_value(DType::kFloat32, unit, block + col * 4);
+}
+
 void write_code(const Quantized& q, int64_t code, int64_t k, int64_t col, unsigned char* words) {
   const int64_t per_word = 32 / q.bits, i = k % per_word;
   unsigned char* word = words + (k / per_word * kCols + col) * 4;
@@ -63,13 +77,14 @@ Doubles pack(const Quantized& q, unsigned char* packed) {
   Doubles weight(q.in * q.out);
   for (int64_t j = 0; j < q.out; ++j)
     for (int64_t k = 0; k < q.in; ++k) {
-      unsigned char* group = packed + kHeaderBytes + j / kCols * q.group_at(q.in) + q.group_at(k - k % q.group_size);
-      const int64_t col = j % kCols;
-      const double scale = static_cast<double>((j + k / q.group_size) % 7 - 3) / 64;
-      const double minimum = q.has_minimums ? static_cast<double>(j % 5) / 8 - 1 : 0;
+      unsigned char* panel = packed + kHeaderBytes + j / kCols * q.group_at(q.in);
+      unsigned char *group = panel + q.group_at(k - k % q.group_size), *block = panel + q.block_at(k);
+      const int64_t col = j % kCols, factor = (j + k / q.group_size) % 7 - 3, step = q.has_minimums ? j % 5 - 8 : 0;
+      const double unit = static_cast<double>(1 + k / q.group_size * q.group_size / kBlock) / 64;
+      const double scale = static_cast<double>(factor) * unit, minimum = static_cast<double>(step) * unit;
       if (k % q.group_size == 0) {
-        write_value(q.scale_dtype, scale, group + col * q.scale_bytes());
-        if (q.has_minimums) write_value(q.scale_dtype, minimum, group + (kCols + col) * q.scale_bytes());
+        write_scale(q, unit, factor, col, group, block);
+        if (q.has_minimums) write_scale(q, unit, step, kCols + col, group, block);
       }
       const int64_t code = random_below(int64_t{1} << q.bits) - (q.has_minimums ? 0 : int64_t{1} << (q.bits - 1));
       write_code(q, code, k % q.group_size, col, group + q.words_at());
@@ -94,8 +109,9 @@ void check_gradient(DType dtype, const Quantized& q, int64_t rows, Guarded& pack
 
 void check(DType dtype, const Quantized& q, int64_t rows, bool with_bias) {
   begin_case(std::string("quantized ") + dtype_name(dtype) + " " + text({rows, q.in, q.out}) + " bits " +
-             text({q.bits}) + " group " + text({q.group_size}) + " " + dtype_name(q.scale_dtype) +
-             (q.has_minimums ? " minimums" : "") + (with_bias ? " bias" : ""));
+             text({q.bits}) + " group " + text({q.group_size}) + " " +
+             (q.has_levels ? "levels" : dtype_name(q.scale_dtype)) + (q.has_minimums ? " minimums" : "") +
+             (with_bias ? " bias" : ""));
   const Guarded x = random(dtype, {rows, q.in}), bias = random(DType::kFloat32, {q.out});
   Guarded packed(DType::kBool, {q.num_bytes()}, 64), y(dtype, {rows, q.out});
   const Doubles weight = pack(q, static_cast<unsigned char*>(packed.data()));
@@ -118,12 +134,15 @@ void check_quantized(DType dtype) {
     int64_t rows, in, out;
   };
   int number = 0;  // scale's dtype and bias go by turns
-  for (const Sizes& s : {Sizes{1, 1, 1}, {1, 130, 65}, {2, 67, 64}, {7, 33, 3}, {8, 48, 129}, {9, 131, 70}})
+  for (const Sizes& s :
+       {Sizes{1, 1, 1}, {1, 130, 65}, {2, 67, 64}, {7, 33, 3}, {8, 48, 129}, {9, 131, 70}, {3, 290, 5}})
     for (const int bits : {8, 4})
       for (const bool has_minimums : {false, true})
         for (const int64_t group_size : {int64_t{16}, int64_t{64}, s.in}) {
           const DType scale_dtype = ++number % 2 ? DType::kFloat16 : DType::kFloat32;
-          check(dtype, {s.in, s.out, group_size, bits, scale_dtype, has_minimums}, s.rows, number % 3 == 0);
+          check(dtype, {s.in, s.out, group_size, bits, scale_dtype, has_minimums, false}, s.rows, number % 3 == 0);
+          if (group_size == s.in) continue;
+          check(dtype, {s.in, s.out, group_size, bits, DType::kFloat32, has_minimums, true}, s.rows, number % 3 == 1);
         }
 }
 

@@ -51,9 +51,24 @@ void visit_form(const QuantizedFormat& format, F f) {
   format.has_minimums ? f(Form<4, true>{}) : f(Form<4, false>{});
 }
 
-// A group's scales (which: 0) or minimums (1) for a vector of columns.
-inline Vec load_scale(const QuantizedFormat& format, const char* group, int64_t col, int which) {
+// kLanes integers of 8 bits.
+inline Vec load(const int8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  Vec values;
+  for (int i = 0; i < kLanes; ++i) values[i] = p[i];
+  return values;
+#endif
+}
+
+// A group's scales (which: 0) or minimums (1) for a vector of columns. block: the floats of two levels.
+inline Vec load_scale(const QuantizedFormat& format, const char* group, const char* block, int64_t col, int which) {
   const int64_t at = which * kQuantizedCols + col;
+  if (format.has_levels)  // the product is a float32 scale: it rounds nothing
+    return load(reinterpret_cast<const int8_t*>(group) + at) * load(reinterpret_cast<const float*>(block) + at);
   if (format.scale_dtype == DType::kFloat16) return load(reinterpret_cast<const Float16*>(group) + at);
   return load(reinterpret_cast<const float*>(group) + at);
 }

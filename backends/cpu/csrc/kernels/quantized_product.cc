@@ -18,11 +18,14 @@ class Run {
       : format_(format),
         size_(size),
         group_bytes_(group_bytes(format, format.group_size)),
-        group_(panel + k / format.group_size * group_bytes_),
+        panel_(panel),
+        group_(panel + groups_at(format) + k / format.group_size * group_bytes_),
         begin_(k / format.group_size * format.group_size),
         k_(k) {}
 
   const char* group() const { return group_; }
+  // Of scales in two levels.
+  const char* block() const { return panel_ + k_ / kScaleBlock * block_bytes(format_); }
   int64_t k() const { return k_; }
   const uint32_t* words(int per_word) const {
     return reinterpret_cast<const uint32_t*>(group_ + scale_bytes(format_)) + (k_ - begin_) / per_word * kQuantizedCols;
@@ -41,6 +44,7 @@ class Run {
  private:
   const QuantizedFormat format_;
   const int64_t size_, group_bytes_;
+  const char* const panel_;
   const char* group_;
   int64_t begin_, k_;
 };
@@ -132,8 +136,8 @@ template <class Form, bool kAddsMinimums, class Tile>
   add_words<Form>(tile, run.k(), run.words(Form::kPerWord) + col, run.num_words(Form::kPerWord), sums);
 #pragma GCC unroll 4
   for (int n = 0; n < Tile::kVectors; ++n) {
-    const Vec scale = load_scale(format, run.group(), col + n * kLanes, 0);
-    const Vec minimum = kAddsMinimums ? load_scale(format, run.group(), col + n * kLanes, 1) : Vec{};
+    const Vec scale = load_scale(format, run.group(), run.block(), col + n * kLanes, 0);
+    const Vec minimum = kAddsMinimums ? load_scale(format, run.group(), run.block(), col + n * kLanes, 1) : Vec{};
 #pragma GCC unroll 4
     for (int row = 0; row < Tile::kRows; ++row) {
       float* total = totals + row * kQuantizedCols + n * kLanes;

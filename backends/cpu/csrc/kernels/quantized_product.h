@@ -7,6 +7,10 @@
 // by side for the columns: each word holds the next 4 codes of its column in 8 bits, or the next 8 in 4 bits. Of these
 // the first four are the low halves of the word's bytes, and the others the high ones. The layout is the same for all
 // instruction sets.
+//
+// Scales in two levels are a float32 for each kScaleBlock k's of a column, times an int8 for each group. The panel
+// begins with the floats: of each block those of all columns' scales, then those of their minimums. The groups have
+// the factors in the scales' place.
 #pragma once
 
 #include "kernels/products.h"
@@ -14,6 +18,7 @@
 namespace fusionkit_cpu {
 
 constexpr int64_t kQuantizedCols = 64;
+constexpr int64_t kScaleBlock = 256;  // k's, as in GGUF's Q4_K and Q6_K
 
 // value = code * scale + minimum: signed codes without minimums, codes from 0 on with them.
 struct QuantizedFormat {
@@ -21,12 +26,24 @@ struct QuantizedFormat {
   bool has_minimums;
   DType scale_dtype;          // float16 or float32; the minimums' too
   int64_t depth, group_size;  // group_size is kShortRun, a multiple of kRun, or at least depth
+  bool has_levels;            // float32 scales are in two levels; group_size divides kScaleBlock
 };
 
 static inline int64_t codes_per_word(const QuantizedFormat& format) { return 32 / format.bits; }
 
 static inline int64_t scale_bytes(const QuantizedFormat& format) {
-  return kQuantizedCols * element_size(format.scale_dtype) * (format.has_minimums ? 2 : 1);
+  const int64_t size = format.has_levels ? 1 : element_size(format.scale_dtype);
+  return kQuantizedCols * size * (format.has_minimums ? 2 : 1);
+}
+
+// The floats of a block, if scales have two levels.
+static inline int64_t block_bytes(const QuantizedFormat& format) {
+  return kQuantizedCols * int64_t{sizeof(float)} * (format.has_minimums ? 2 : 1);
+}
+
+// Where a panel's groups begin.
+static inline int64_t groups_at(const QuantizedFormat& format) {
+  return format.has_levels ? (format.depth + kScaleBlock - 1) / kScaleBlock * block_bytes(format) : 0;
 }
 
 // Of a group of `depth` k's.
@@ -37,7 +54,8 @@ static inline int64_t group_bytes(const QuantizedFormat& format, int64_t depth) 
 
 static inline int64_t panel_bytes(const QuantizedFormat& format) {
   const int64_t groups = format.depth / format.group_size, rest = format.depth % format.group_size;
-  return groups * group_bytes(format, format.group_size) + (rest > 0 ? group_bytes(format, rest) : 0);
+  const int64_t whole = groups_at(format) + groups * group_bytes(format, format.group_size);
+  return whole + (rest > 0 ? group_bytes(format, rest) : 0);
 }
 
 // What a panel is written from: codes [depth, out_features], or [depth / 2, out_features] where a byte holds two, the
@@ -78,7 +96,10 @@ constexpr int64_t kDigitRows = 512;
 }  // namespace fusionkit_cpu
 
 FUSIONKIT_KERNELS(quantized_pack,
-                  // The panel of the columns from `col` on. format.scale_dtype holds each scale and minimum as it is.
+                  // Whether two levels hold each scale and minimum of the panel's columns as it is.
+                  bool panel_has_levels(const QuantizedSource& source, const QuantizedFormat& format,
+                                        int64_t out_features, int64_t col);
+                  // The panel of the columns from `col` on. The format holds each scale and minimum as it is.
                   void pack_quantized_panel(const QuantizedSource& source, const QuantizedFormat& format,
                                             int64_t out_features, int64_t col, void* panel);)
 

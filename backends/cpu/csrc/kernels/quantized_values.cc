@@ -7,10 +7,10 @@ namespace {
 
 // The values of a group for a vector of columns, at its place in the panels of floats.
 template <class Form>
-void dequantize_group(const QuantizedFormat& format, const char* group, int64_t k, int64_t end, int64_t col,
-                      float* values) {
-  const Vec scale = load_scale(format, group, col, 0);
-  const Vec minimum = Form::kHasMinimums ? load_scale(format, group, col, 1) : Vec{};
+void dequantize_group(const QuantizedFormat& format, const char* group, const char* block, int64_t k, int64_t end,
+                      int64_t col, float* values) {
+  const Vec scale = load_scale(format, group, block, col, 0);
+  const Vec minimum = Form::kHasMinimums ? load_scale(format, group, block, col, 1) : Vec{};
   const auto* at = reinterpret_cast<const uint32_t*>(group + scale_bytes(format)) + col;
   for (; k < end; at += kQuantizedCols) {
     UintVec words;
@@ -28,11 +28,12 @@ void dequantize_group(const QuantizedFormat& format, const char* group, int64_t 
 
 void dequantize_panel(const QuantizedFormat& format, const void* panel, float* values) {
   visit_form(format, [&](auto form) {
-    const char* group = static_cast<const char*>(panel);
+    const char* group = static_cast<const char*>(panel) + groups_at(format);
     for (int64_t k = 0; k < format.depth; k += format.group_size) {
+      const char* block = static_cast<const char*>(panel) + k / kScaleBlock * block_bytes(format);
       const int64_t left = format.depth - k, size = left < format.group_size ? left : format.group_size;
       for (int64_t col = 0; col < kQuantizedCols; col += kLanes)
-        dequantize_group<decltype(form)>(format, group, k, k + size, col, values);
+        dequantize_group<decltype(form)>(format, group, block, k, k + size, col, values);
       group += group_bytes(format, size);
     }
   });

@@ -79,9 +79,10 @@ using Floats = py::array_t<float, py::array::c_style>;
 Array pack_quantized_array(const Codes& codes, const Floats& scales, const std::optional<Floats>& minimums, int bits,
                            int64_t group_size, const std::string& scale_dtype) {
   const float* minimums_data = minimums ? minimums->data() : nullptr;
-  const QuantizedWeight weight{
+  QuantizedWeight weight{
       codes.data(), codes.strides(0), codes.strides(1), 1,          scales.data(),           minimums_data,
       bits,         codes.shape(0),   codes.shape(1),   group_size, dtype_named(scale_dtype)};
+  Call{shorten_scales, &weight};
   const Array packed = empty({static_cast<int64_t>(quantized_size(weight))}, py::dtype::of<uint8_t>());
   Call{pack_quantized, weight, const_cast<void*>(packed.data())};
   return packed;
