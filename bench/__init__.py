@@ -14,6 +14,8 @@ the spread is shown.
     rounds.py       interleaved rounds over the workers
     result.py       medians, floors, ratios
     target.py       ratios that a backend promises, and whether they are reached
+    roofs.py        the best rates of the ceilings
+    processor.py    which one it was
     table.py        every result, for people
     chart.py        one row an op, at a glance
     record.py       JSON, for pytest-benchmark, and the way back

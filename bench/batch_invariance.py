@@ -16,6 +16,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  NumPy then knows bfloat16
 import numpy as np
+from fusionkit_bench import processor
 
 import fusionkit as fk
 from fusionkit.spec import Array
@@ -41,7 +42,7 @@ def main() -> None:
     def random(*shape: int) -> Array:
         return rng.standard_normal(shape, np.float32).astype(np.dtype(flags.dtype))
 
-    print(f"{flags.dtype}, microseconds a call outside and inside, median of {flags.rounds} rounds")
+    print(f"{processor.name()}, {flags.dtype}, microseconds a call outside and inside, median of {flags.rounds} rounds")
     for name, call in calls(random):
         outside, inside = interleaved(call, flags.rounds, clock)
         print(f"{name:<44} {outside:10.0f} {inside:10.0f} {inside / outside:6.2f}", flush=True)

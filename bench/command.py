@@ -64,14 +64,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _measure_ops(options: argparse.Namespace, ops: list[str]) -> None:
     from fusionkit_bench import contestants, rounds, target
-    from fusionkit_bench.worker import ALONE, KINDS, Worker, WorkerEnded
+    from fusionkit_bench.worker import ALONE, KINDS, LIBRARIES, Worker, WorkerEnded
     from tqdm import tqdm
 
     registry.require_name(options.backend, "--backend")
     device = contestants.device_of(options.backend)
     chosen = _chosen(options, ops)
     num_threads = options.threads or device.num_threads()
-    wanted = [ALONE] if options.no_peers else list(KINDS)
+    wanted = [ALONE, LIBRARIES] if options.no_peers else list(KINDS)
     if extras.missing("torch"):
         wanted = [kind for kind in wanted if kind.contestants != "torch"]
     workers = [Worker(kind, options.backend, num_threads) for kind in wanted]
@@ -105,12 +105,12 @@ def _chosen(options: argparse.Namespace, ops: list[str]) -> list[Subject]:
 
 
 def _report(options: argparse.Namespace, results: Sequence[Result], judged: Sequence[Judged], num_threads: int) -> None:
-    from fusionkit_bench import chart, record, table
+    from fusionkit_bench import chart, record, roofs, table
 
     info = record.machine()
     title = record.title(info, num_threads, options.rounds, options.quick)
     heading = f"{title}\n\n{QUICK}" if options.quick else title
-    text = f"{heading}\n\n{table.table(results)}\n\n{table.targets(judged)}"
+    text = f"{heading}\n\n{roofs.table(results)}\n\n{table.table(results)}\n\n{table.targets(judged)}"
     if options.json:  # first: a screen or a picture that fails costs no measurement
         record.write(options.json, results, info, title)
     if options.table:

@@ -15,7 +15,7 @@ from fusionkit.spec import Cost
 Call = Callable[[], object]
 Contestants = dict[tuple[str, str], Call]
 
-STREAM, PRODUCT, KERNEL, OP = "stream", "product", "kernel", "op"
+STREAM, PRODUCT, PEAK, KERNEL, OP = "stream", "product", "peak", "kernel", "op"
 OP_AS_IT_COMES = "op, as it comes"
 COMPOSITION = "paddle"
 TUNED = " (tuned)"
@@ -83,17 +83,46 @@ def device_of(backend_name: str) -> Any:
     return importlib.import_module(backend.benchmark)
 
 
+def libraries(backend_name: str, subject: Subject, made: dict[str, Any]) -> Contestants:
+    """Products of the libraries whose threads would fight Paddle's for the cores."""
+    dims, device = subject.dims(made), device_of(backend_name)
+    return {
+        (name, direction): call
+        for direction in subject.directions
+        for name, call in products(device, subject, dims, subject.cost(dims, direction), apart=True).items()
+    }
+
+
 def ceilings(device: Any, subject: Subject, dims: dict[str, Any], cost: Cost) -> dict[str, Call]:
-    bytes_moved = cost.bytes_read + cost.bytes_written
-    memory, arithmetic = bytes_moved / BANDWIDTH_GUESS, cost.flops / RATE_GUESS
     found: dict[str, Call] = {}
-    if memory > NEGLIGIBLE * arithmetic:
+    if memory_s(cost) > NEGLIGIBLE * arithmetic_s(cost):
         variants = device.stream(int(cost.bytes_read), int(cost.bytes_written))
         found |= {STREAM + variant: call for variant, call in variants.items()}
-    if arithmetic > NEGLIGIBLE * memory:
-        call, flops = device.product(subject.op_name, dims, subject.dtype)
-        found[PRODUCT] = Scaled(call, cost.flops / flops)
+    found |= products(device, subject, dims, cost, apart=False)
+    if arithmetic_bounds(cost):
+        for name, (call, flops) in device.peaks(subject.dtype).items():
+            found[f"{PEAK}, {name}"] = Scaled(call, cost.flops / flops)
     return found
+
+
+def products(device: Any, subject: Subject, dims: dict[str, Any], cost: Cost, apart: bool) -> dict[str, Call]:
+    if not arithmetic_bounds(cost):
+        return {}
+    calls, flops = device.products(subject.op_name, dims, subject.dtype, apart=apart)
+    return {f"{PRODUCT}, {name}": Scaled(call, cost.flops / flops) for name, call in calls.items()}
+
+
+def arithmetic_bounds(cost: Cost) -> bool:
+    """Perhaps."""
+    return arithmetic_s(cost) > NEGLIGIBLE * memory_s(cost)
+
+
+def memory_s(cost: Cost) -> float:
+    return (cost.bytes_read + cost.bytes_written) / BANDWIDTH_GUESS
+
+
+def arithmetic_s(cost: Cost) -> float:
+    return cost.flops / RATE_GUESS
 
 
 def packed(subject: Subject, made: dict[str, Any], backend_name: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import time
 import timeit
 from collections.abc import Callable
 
+from fusionkit_bench import processor
+
 # Rule 4 of docs/design.md: microseconds over bind()'s callable.
 LIMITS_US = {"two tensors": 1.0, "three tensors": 2.0}
 IMPORT_LIMIT_MS = 100
@@ -27,7 +29,7 @@ def measure(rounds: int) -> None:
         "two tensors": (fk.fusion_rms_norm, (x, weight)),
         "three tensors": (fk.fusion_add_rms_norm, (x, x.clone(), weight)),
     }
-    print(f"dispatch, processor time, median of {rounds} rounds of {CALLS} calls, us a call")
+    print(f"{processor.name()}: dispatch, processor time, median of {rounds} rounds of {CALLS} calls, us a call")
     print(f"{'':<14} {'bound':>7} {'op':>7} {'dispatch':>9} {'limit':>6}")
     within = True
     for name, (op, tensors) in pairs.items():

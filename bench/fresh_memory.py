@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fusionkit_bench import processor
 from fusionkit_bench.contestants import as_it_comes
 from fusionkit_bench.markdown import markdown
 from fusionkit_bench.subject import TRAINING, Subject
@@ -51,6 +52,7 @@ def main() -> None:
     if flags.loop:
         return loop()
     rows = [row for subject in SUBJECTS for row in measured(subject, flags.rounds)]
+    print(f"{processor.name()}\n")
     print(markdown(("op", "call", "dtype", "process", "fastest ms", "median ms", "page faults"), rows), flush=True)
     for name, variables in (("returned", dict((RETURNED,))), ("as it comes", {})):
         command = [sys.executable, "-m", "fusionkit_bench.fresh_memory", "--loop"]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionkit_bench import processor
 from fusionkit_bench.result import Result
 from fusionkit_bench.subject import Subject
 from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
@@ -23,7 +24,7 @@ COST = [field.name for field in dataclasses.fields(Cost)]
 
 def machine() -> dict[str, Any]:
     info: dict[str, Any] = pytest_benchmark_generate_machine_info()
-    return info
+    return info | {"processor": processor.name()}
 
 
 def versions() -> dict[str, str]:
@@ -36,7 +37,7 @@ def title(info: dict[str, Any], num_threads: int, rounds: int, is_quick: bool) -
     listed = ", ".join(f"{name} {version}" for name, version in versions().items())
     today = datetime.date.today().isoformat()
     took = f"quick: one call of each op, {rounds} rounds" if is_quick else f"{rounds} rounds"
-    return f"{info['cpu'].get('brand_raw', info['machine'])}, {num_threads} threads, {listed}; {took}; {today}"
+    return f"{info['processor']}, {num_threads} threads, {listed}; {took}; {today}"
 
 
 def write(path: Path, results: Sequence[Result], info: dict[str, Any], title: str) -> None:
@@ -89,6 +90,7 @@ def entries(result: Result) -> list[dict[str, Any]]:
                 "extra_info": {
                     **dataclasses.asdict(cost),
                     "bound_by": result.bound_by(direction),
+                    "ceiling": result.nearest_ceiling(direction),
                 },
                 "options": {"disable_gc": False, "timer": "perf_counter", "min_rounds": len(stats.data)},
                 "stats": {**stats.as_dict(), "iterations": 1, "data": stats.data},

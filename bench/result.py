@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fusionkit_bench.contestants import COMPOSITION, KERNEL, OP, OP_AS_IT_COMES, PRODUCT, STREAM, TUNED
+from fusionkit_bench.contestants import COMPOSITION, KERNEL, OP, OP_AS_IT_COMES, PEAK, PRODUCT, STREAM, TUNED
 from fusionkit_bench.subject import Subject
 from pytest_benchmark.stats import Stats
 
@@ -53,7 +53,7 @@ class Result:
         return min(names, key=lambda name: self.median(name, direction), default=None)
 
     def ceiling(self, kind: str, direction: str) -> float:
-        """Seconds at the ceiling: of the ways to move bytes the better one; 0 where it cannot bound the call."""
+        """Seconds at the ceiling: of the ways to move bytes, or to multiply, the best; 0 where none bounds the call."""
         name = self.fastest(kind, direction)
         return self.median(name, direction) if name else 0.0
 
@@ -61,7 +61,7 @@ class Result:
         return max(STREAM, PRODUCT, key=lambda kind: self.ceiling(kind, direction))
 
     def nearest_ceiling(self, direction: str) -> str:
-        """The contestant: a stream, or a product."""
+        """The contestant whose time is the floor: a stream, or a library's product."""
         return str(self.fastest(self.bound_by(direction), direction))
 
     def rate(self, direction: str, contestant: str = KERNEL) -> tuple[float, str]:
@@ -73,6 +73,11 @@ class Result:
 
     def share_of_ceiling(self, direction: str) -> float:
         return self.ratio(self.nearest_ceiling(direction), KERNEL, direction)
+
+    def share_of_peak(self, direction: str) -> float | None:
+        """Of what registers allow at their best; None where memory bounds the call in any case."""
+        peaks = [stats.min for (name, way), stats in self.stats.items() if way == direction and name.startswith(PEAK)]
+        return min(peaks) / self.median(KERNEL, direction) if peaks else None
 
     def times_faster(self, framework: str, direction: str, tuned: bool = False) -> float | None:
         """How many times longer the best of a framework's variants takes than the op; None where it was not run.

@@ -17,7 +17,9 @@ HEADER = (
     "caches",
     "kernel ms",
     "rate",
+    "ceiling",
     "of ceiling",
+    "of peak",
     "spread",
     "op ms",
     "of kernel",
@@ -28,10 +30,12 @@ HEADER = (
 )
 LEGEND = """\
 kernel: into results made before; op: as users call it. Ceiling: the bytes by a stream with the same reads and writes,
-or the FLOPs at the rate of a packed product, whichever takes longer. Ratios are medians of each round's ratio. spread:
-interquartile range over the median of the kernel. x Paddle, x PyTorch: how many times longer the composition of the
-framework's own functions takes than the op, both in processes as they come, or tuned: both in processes that keep freed
-memory; none where it would hold more than 4 GB, or PyTorch would take more than 10 s by the rate of its products."""
+or the FLOPs at the rate of the fastest library's product, whichever takes longer; none is a product of fusionkit's. of
+peak: the FLOPs at the best rate of registers alone, over the kernel. Other ratios are medians of each round's ratio.
+spread: interquartile range over the median of the kernel. x Paddle, x PyTorch: how many times longer the composition of
+the framework's own functions takes than the op, both in processes as they come, or tuned: both in processes that keep
+freed memory; none where it would hold more than 4 GB, or PyTorch would take more than 10 s by the rate of its
+products."""
 
 
 def rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
@@ -46,7 +50,9 @@ def rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
                 result.state,
                 f"{result.median(KERNEL, direction) * 1e3:.3g}",
                 f"{rate:.3g} {unit}",
+                result.nearest_ceiling(direction),
                 f"{result.share_of_ceiling(direction):.0%}",
+                percent(result.share_of_peak(direction)),
                 f"{result.spread(KERNEL, direction):.0%}",
                 f"{result.median(OP, direction) * 1e3:.3g}",
                 f"{result.share_of_kernel(direction):.0%}",
@@ -56,6 +62,10 @@ def rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
                     for tuned in (False, True)
                 ),
             )
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def times(ratio: float | None) -> str:

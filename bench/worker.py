@@ -25,7 +25,7 @@ class Kind:
     """What a worker is: whose functions it times, and whether its process keeps freed memory."""
 
     name: str
-    contestants: str  # "alone", "tuned", "stock", "as_it_comes" or "torch"
+    contestants: str  # "alone", "tuned", "stock", "as_it_comes", "libraries" or "torch"
     keeps_memory: bool
     leaves_threads_spinning: bool
     variables: tuple[tuple[str, str], ...] = ()  # of its environment
@@ -33,8 +33,10 @@ class Kind:
 
 # Intel's OpenMP runtime, which Paddle brings, keeps idle threads spinning for 200 ms (KMP_BLOCKTIME).
 ALONE = Kind("alone", "alone", True, True)
+LIBRARIES = Kind("libraries", "libraries", True, False)
 KINDS = (
     Kind("tuned", "tuned", True, True),
+    LIBRARIES,
     Kind("stock", "stock", False, True),
     Kind("torch", "torch", False, False),
     Kind("torch-tuned", "torch", True, False),

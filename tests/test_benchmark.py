@@ -8,7 +8,7 @@ import signal
 
 import numpy as np
 import pytest
-from fusionkit_bench import chart, contestants, record, rounds, target, worker
+from fusionkit_bench import chart, contestants, processor, record, rounds, target, worker
 from fusionkit_bench.result import Result
 from fusionkit_bench.subject import FORWARD, TRAINING, Subject, leading, subjects
 from fusionkit_bench.target import Target
@@ -58,7 +58,9 @@ def test_one_command_prints_the_table_and_writes_picture_and_record(tmp_path, ca
     assert "not measured" not in printed
     assert files["table"].read_text() == printed
     assert files["chart"].read_bytes().startswith(b"\x89PNG")
-    timed = {each["name"] for each in json.loads(files["json"].read_text())["benchmarks"]}
+    record = json.loads(files["json"].read_text())
+    assert record["machine_info"]["processor"] == processor.name() and printed.startswith(processor.name())
+    timed = {each["name"] for each in record["benchmarks"]}
     assert timed >= {"kernel", "op", "stream", "paddle", "paddle (tuned)", "torch", "torch (tuned)"}
 
 

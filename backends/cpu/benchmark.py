@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from fusionkit_backends.cpu import runtime
+from fusionkit_backends.cpu import library_products, runtime
 from fusionkit_bench.subject import FORWARD, TRAINING
 from fusionkit_bench.target import Target
 
 from fusionkit import kernel_function
-from fusionkit.frameworks.numpy import DTYPES
 from fusionkit.ops import load_spec
 from fusionkit.spec import Cost
 
@@ -22,9 +23,10 @@ MC2 = "fusionkit_backends.cpu.benchmark_mc2"  # what `fusionkit bench mc2` needs
 # Their function of gradients runs the forward pass first.
 GRADIENTS_WITH_FORWARD = {"fusion_rms_norm", "fusion_add_rms_norm", "flash_attention", "fused_linear_cross_entropy"}
 
-# Rows, in and out features of the product whose packed rate is the ceiling of what is no product itself.
+# Rows, in and out features of the product whose rate is the ceiling of what is no product itself.
 STANDARD_PRODUCT = (1024, 5120, 5120)
 FEW_ROWS = 256  # of such a product the weight's bytes are the floor, and its own rate says nothing
+PEAK_S = 0.02  # of one call at the peak
 
 WHOLE = r"T(1024|2048)x.*"  # against calls of 1 to 64 rows, which the processor's caches hold
 FEW = r"T(1|8|64)x.*"
@@ -86,20 +88,28 @@ def aligned(num_bytes: int) -> Any:
     return whole[begin : begin + num_bytes // 4 * 4].view(np.int32)
 
 
-def product(op: str, dims: Mapping[str, Any], dtype: str) -> tuple[Call, float]:
-    """oneDNN's product with a packed weight, of the op's own size or of a standard one, and its FLOPs."""
+def products(op: str, dims: Mapping[str, Any], dtype: str, *, apart: bool) -> tuple[dict[str, Call], float]:
+    """By each library at hand, of the op's own size or of a standard one, and the FLOPs of each.
+
+    apart: of those libraries that have threads of their own. They are timed in a process without Paddle's.
+    """
     rows, k, n = product_size(op, dims)
-    native = runtime.native()
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((rows, k), np.float32).astype(DTYPES[dtype])
-    weight = native.pack_weight(rng.standard_normal((k, n), np.float32), dtype)
-    arena = native.ResultArena(rows * n * x.itemsize + 4096)
+    return library_products.calls(rows, k, n, dtype, apart), 2.0 * rows * k * n
 
-    def call() -> object:
-        with arena:
-            return native.linear_packed(x, weight, k, n, None)
 
-    return call, 2.0 * rows * k * n
+def peaks(dtype: str) -> dict[str, tuple[Call, float]]:
+    """Arithmetic in registers alone, in each dtype that a call in `dtype` may be multiplied in, and its FLOPs."""
+    wanted = [each for each in library_products.arithmetic() if each in (dtype, library_products.FLOAT32)]
+    return {each: peak(each) for each in wanted}
+
+
+def peak(dtype: str) -> tuple[Call, float]:
+    """A call as long as PEAK_S, whatever a turn of this processor does."""
+    multiply, turns = runtime.native().multiply_in_registers, 1 << 18
+    start = time.perf_counter()
+    flops = multiply(dtype, turns)
+    times = max(1, round(PEAK_S / (time.perf_counter() - start)))
+    return functools.partial(multiply, dtype, turns * times), float(flops * times)
 
 
 def product_size(op: str, dims: Mapping[str, Any]) -> tuple[int, int, int]:

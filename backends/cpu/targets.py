@@ -31,7 +31,7 @@ TARGETS = (
         "amx",
         "amx-tile amx-bf16 amx-int8",
         like="avx512",
-        kernels=("flash_attention", "flash_attention_grad"),
+        kernels=("flash_attention", "flash_attention_grad", "peak"),
         permission="tiles_permitted",
         has_model=True,
     ),

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from fusionkit_bench import processor
     from fusionkit_bench.collectives import suite
     from fusionkit_bench.collectives.cases import CEILING, OPS, SIZES, Case
     from fusionkit_bench.collectives.group import OWN, PEERS, Group
@@ -33,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
     sizes = [size for size in SIZES if size <= options.largest << 20]
     cases = [Case(op, size) for op in (CEILING, *(options.what or OPS)) for size in sizes]
     processors = cores.for_processes().number
-    lines = [f"{options.ranks} ranks on {processors} processors, load {os.getloadavg()[0]:.1f}; medians of"
-             f" {options.rounds} rounds"]  # fmt: skip
+    ranks = f"{options.ranks} ranks on {processors} processors, load {os.getloadavg()[0]:.1f}"
+    lines = [f"{processor.name()}, {ranks}; medians of {options.rounds} rounds"]
     lines += [f"{kind.name} is left out. It needs {kind.missing()}" for kind in PEERS if kind.missing()]
     groups: list[Group] = []
     try:

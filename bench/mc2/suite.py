@@ -8,9 +8,9 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from fusionkit_bench import processor
 from fusionkit_bench.mc2 import claim, grid, network, timeline
 from fusionkit_bench.mc2 import run as runs
 from fusionkit_bench.mc2.cases import BACKWARD, FORWARD, OPS, Case
@@ -23,10 +23,8 @@ SWEEP_RATIO = 0.85  # c at the slowest link of a sweep
 
 
 def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.machine(),
+        "processor": processor.name(),
         "cores": for_processes().number,
         "kernel": platform.release(),
         "load before": os.getloadavg()[0],

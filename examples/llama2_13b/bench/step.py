@@ -23,6 +23,8 @@ if not __package__:  # python path/to/this/file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import repository  # noqa: F401
 
+from fusionkit_bench import processor
+
 from examples.llama2_13b.bench import training_step
 from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.train import metrics
@@ -120,16 +122,11 @@ def machine() -> dict[str, str]:
         if importlib.util.find_spec(name.replace("paddlepaddle", "paddle"))
     ]
     return {
-        "processor": _processor(),
+        "processor": processor.name(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in names},
         "date": datetime.date.today().isoformat(),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def table(measured: dict[str, Any], config: LlamaConfig, seq_len: int) -> str:

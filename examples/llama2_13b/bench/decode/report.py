@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from fusionkit_bench import processor
 
 from examples.llama2_13b.bench.decode.rounds import Entry, Work
 
@@ -92,32 +93,19 @@ def bandwidth(entries: Sequence[Entry]) -> list[float]:
     return [turn.gb_per_s for entry in entries for turn in entry.turns]
 
 
-def processor() -> str:
-    """Its name, and what tells processors of one name apart. Source: proc(5)."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = {}
-    for line in reversed(lines):
-        name, _, value = line.partition(":")
-        found[name.strip()] = value.strip()
-    if "model name" not in found:
-        return platform.machine()
-    return f"{found['model name']} (family {found.get('cpu family')}, model {found.get('model')})"
-
-
 def title(model: Path, entries: Sequence[Entry], num_threads: int) -> str:
     reads = bandwidth(entries)
     rounds = len(entries[0].turns)
     read = f"memory is read at {statistics.median(reads):.1f} GB/s ({min(reads):.1f} to {max(reads):.1f})"
     today = datetime.date.today().isoformat()
-    return f"{model.name}; {processor()}, {num_threads} threads; {read}; {rounds} rounds; {today}"
+    return f"{model.name}; {processor.name()}, {num_threads} threads; {read}; {rounds} rounds; {today}"
 
 
 def record(model: Path, entries: Sequence[Entry], work: Work, num_threads: int, left_out: Sequence[str]) -> Any:
     """Everything that was measured, for JSON."""
     return {
         "model": model.name,
-        "processor": processor(),
+        "processor": processor.name(),
         "num_threads": num_threads,
         "date": datetime.date.today().isoformat(),
         "left_out": list(left_out),
