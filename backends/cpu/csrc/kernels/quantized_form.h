@@ -1,6 +1,8 @@
 // What the compiler knows of a panel's codes: their bits, and what value = code * scale + minimum needs.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/pairs.h"
 #include "kernels/quantized_product.h"
 #include "kernels/simd.h"
@@ -8,11 +10,11 @@
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
 
-template <int kBits_, bool kHasMinimums_>
+template <int kBits_, bool kHasMinimums_, bool kHasLevels_>
 struct Form {
   using Word = UintVec;
   static constexpr int kBits = kBits_, kPerWord = 32 / kBits;
-  static constexpr bool kHasMinimums = kHasMinimums_;
+  static constexpr bool kHasMinimums = kHasMinimums_, kHasLevels = kHasLevels_;
   // Of 4 bits with a sign, codes() gives so much more than the code: no instruction extends their sign.
   static constexpr int kExcess = kBits == 4 && !kHasMinimums ? 8 : 0;
 
@@ -47,8 +49,12 @@ struct Form {
 // f(Form).
 template <class F>
 void visit_form(const QuantizedFormat& format, F f) {
-  if (format.bits == 8) return format.has_minimums ? f(Form<8, true>{}) : f(Form<8, false>{});
-  format.has_minimums ? f(Form<4, true>{}) : f(Form<4, false>{});
+  const auto visit = [&](auto has_levels) {
+    constexpr bool kHasLevels = decltype(has_levels)::value;
+    if (format.bits == 8) return format.has_minimums ? f(Form<8, true, kHasLevels>{}) : f(Form<8, false, kHasLevels>{});
+    format.has_minimums ? f(Form<4, true, kHasLevels>{}) : f(Form<4, false, kHasLevels>{});
+  };
+  format.has_levels ? visit(std::true_type{}) : visit(std::false_type{});
 }
 
 // kLanes integers of 8 bits.
@@ -65,9 +71,10 @@ inline Vec load(const int8_t* p) {
 }
 
 // A group's scales (which: 0) or minimums (1) for a vector of columns. block: the floats of two levels.
-inline Vec load_scale(const QuantizedFormat& format, const char* group, const char* block, int64_t col, int which) {
+template <class Form>
+Vec load_scale(const QuantizedFormat& format, const char* group, const char* block, int64_t col, int which) {
   const int64_t at = which * kQuantizedCols + col;
-  if (format.has_levels)  // the product is a float32 scale: it rounds nothing
+  if constexpr (Form::kHasLevels)  // the product is a float32 scale: it rounds nothing
     return load(reinterpret_cast<const int8_t*>(group) + at) * load(reinterpret_cast<const float*>(block) + at);
   if (format.scale_dtype == DType::kFloat16) return load(reinterpret_cast<const Float16*>(group) + at);
   return load(reinterpret_cast<const float*>(group) + at);

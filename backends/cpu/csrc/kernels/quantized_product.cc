@@ -136,8 +136,8 @@ template <class Form, bool kAddsMinimums, class Tile>
   add_words<Form>(tile, run.k(), run.words(Form::kPerWord) + col, run.num_words(Form::kPerWord), sums);
 #pragma GCC unroll 4
   for (int n = 0; n < Tile::kVectors; ++n) {
-    const Vec scale = load_scale(format, run.group(), run.block(), col + n * kLanes, 0);
-    const Vec minimum = kAddsMinimums ? load_scale(format, run.group(), run.block(), col + n * kLanes, 1) : Vec{};
+    const Vec scale = load_scale<Form>(format, run.group(), run.block(), col + n * kLanes, 0);
+    const Vec minimum = kAddsMinimums ? load_scale<Form>(format, run.group(), run.block(), col + n * kLanes, 1) : Vec{};
 #pragma GCC unroll 4
     for (int row = 0; row < Tile::kRows; ++row) {
       float* total = totals + row * kQuantizedCols + n * kLanes;

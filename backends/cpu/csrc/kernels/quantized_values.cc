@@ -9,8 +9,8 @@ namespace {
 template <class Form>
 void dequantize_group(const QuantizedFormat& format, const char* group, const char* block, int64_t k, int64_t end,
                       int64_t col, float* values) {
-  const Vec scale = load_scale(format, group, block, col, 0);
-  const Vec minimum = Form::kHasMinimums ? load_scale(format, group, block, col, 1) : Vec{};
+  const Vec scale = load_scale<Form>(format, group, block, col, 0);
+  const Vec minimum = Form::kHasMinimums ? load_scale<Form>(format, group, block, col, 1) : Vec{};
   const auto* at = reinterpret_cast<const uint32_t*>(group + scale_bytes(format)) + col;
   for (; k < end; at += kQuantizedCols) {
     UintVec words;
