@@ -202,9 +202,10 @@ inline void store_partial(Float16* p, Vec a, int64_t n) {
 
 #else
 
-// In pieces of fixed sizes: a loop over n becomes a call, which moves the caller's vectors to the stack.
+// In pieces of fixed sizes: a loop over n becomes a call, which moves the caller's vectors to the stack. Static, so
+// that no weak symbol stays where one is not inlined.
 template <class T>
-inline void copy_first(T* to, const T* from, int64_t n) {
+static inline void copy_first(T* to, const T* from, int64_t n) {
 #pragma GCC unroll 4
   for (int piece = kLanes / 2; piece > 0; piece /= 2)
     if (n & piece) {
@@ -215,13 +216,13 @@ inline void copy_first(T* to, const T* from, int64_t n) {
 }
 
 template <class T>
-inline Vec load_partial(const T* p, int64_t n) {
+static inline Vec load_partial(const T* p, int64_t n) {
   T lanes[kLanes] = {};
   copy_first(lanes, p, n);
   return load(lanes);
 }
 template <class T>
-inline void store_partial(T* p, Vec a, int64_t n) {
+static inline void store_partial(T* p, Vec a, int64_t n) {
   T lanes[kLanes];
   store(lanes, a);
   copy_first(p, lanes, n);
