@@ -71,13 +71,13 @@ inline Float16 from_float<Float16>(float x) {
 
 // kLanes elements from or to any address.
 
-inline Vec load(const float* p) {
+static inline Vec load(const float* p) {
   Vec a;
   __builtin_memcpy(&a, p, sizeof a);
   return a;
 }
 
-inline void store(float* p, Vec a) { __builtin_memcpy(p, &a, sizeof a); }
+static inline void store(float* p, Vec a) { __builtin_memcpy(p, &a, sizeof a); }
 
 // The float's high half is its bfloat16. NaN becomes all ones: no blend, and no shift, to save instructions.
 inline UintVec round_high_half(Vec a) {
@@ -87,11 +87,13 @@ inline UintVec round_high_half(Vec a) {
 
 #if defined(__AVX512F__)
 
-inline Vec load(const BFloat16* p) {
+static inline Vec load(const BFloat16* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-inline Vec load(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+static inline Vec load(const Float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 // The instruction alone would give zero for subnormals, which the other instruction sets keep.
 inline __m256i to_bfloat16(Vec a) {
   constexpr int kSubnormal = 0x20;
@@ -99,8 +101,8 @@ inline __m256i to_bfloat16(Vec a) {
     return _mm512_cvtepi32_epi16((__m512i)(round_high_half(a) >> 16));
   return (__m256i)_mm512_cvtneps_pbh(a);
 }
-inline void store(BFloat16* p, Vec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(a)); }
-inline void store(Float16* p, Vec a) {
+static inline void store(BFloat16* p, Vec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(a)); }
+static inline void store(Float16* p, Vec a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
@@ -117,13 +119,15 @@ inline void store_non_temporal(Float16* p, Vec a) {
 #if defined(__AVX2__)
 
 // The loading unit copies to both halves; one shuffle then widens and shifts, where shuffles are what runs out.
-inline Vec load(const BFloat16* p) {
+static inline Vec load(const BFloat16* p) {
   const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   const __m256i places = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,  //
                                           -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
   return _mm256_castsi256_ps(_mm256_shuffle_epi8(twice, places));
 }
-inline Vec load(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+static inline Vec load(const Float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline __m128i to_bfloat16(Vec a) {
   const __m256i rounded = (__m256i)round_high_half(a);
   const __m256i places = _mm256_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1,  //
@@ -131,8 +135,8 @@ inline __m128i to_bfloat16(Vec a) {
   return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_shuffle_epi8(rounded, places), 0x0c));
 }
 inline __m128i to_float16(Vec a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
-inline void store(BFloat16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bfloat16(a)); }
-inline void store(Float16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_float16(a)); }
+static inline void store(BFloat16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bfloat16(a)); }
+static inline void store(Float16* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_float16(a)); }
 inline void store_non_temporal(BFloat16* p, Vec a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bfloat16(a)); }
 inline void store_non_temporal(Float16* p, Vec a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_float16(a)); }
 
@@ -156,15 +160,15 @@ inline void store_bits(void* p, UintVec wide) {
 }
 
 // The scalar conversions above, in vectors.
-inline Vec load(const BFloat16* p) { return (Vec)(load_bits(p) << 16); }
-inline Vec load(const Float16* p) {
+static inline Vec load(const BFloat16* p) { return (Vec)(load_bits(p) << 16); }
+static inline Vec load(const Float16* p) {
   const UintVec x = load_bits(p);
   const Vec scaled = (Vec)((x & 0x7fff) << 13) * bits_to_float(0x77800000);
   const UintVec special = (UintVec)((IntVec)scaled >= 0x47800000) & 0x7f800000;
   return (Vec)((UintVec)scaled | special | (x & 0x8000) << 16);
 }
-inline void store(BFloat16* p, Vec a) { store_bits(p, round_high_half(a) >> 16); }
-inline void store(Float16* p, Vec a) {
+static inline void store(BFloat16* p, Vec a) { store_bits(p, round_high_half(a) >> 16); }
+static inline void store(Float16* p, Vec a) {
   const UintVec bits = (UintVec)a, magnitude = bits & 0x7fffffff;
   const UintVec small = (UintVec)((Vec)magnitude + 0.5f) - 0x3f000000;
   const UintVec normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
