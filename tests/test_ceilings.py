@@ -36,7 +36,7 @@ def without_torch(monkeypatch):
 
 
 def fastest(*calls, times=15):
-    """Processor seconds of each in this thread, so that other programs' do not count: the least of many rounds in turn."""
+    """Seconds of this thread on a processor, which other programs do not change: the least of many rounds in turn."""
     least = [float("inf")] * len(calls)
     for _ in range(times):
         for at, call in enumerate(calls):
