@@ -334,3 +334,19 @@ def test_a_parameter_goes_to_the_rank_that_has_least():
         found = owners(sizes, ranks)
         loads = [sum(size for size, owner in zip(sizes, found, strict=True) if owner == rank) for rank in range(ranks)]
         assert max(loads) <= sum(sizes) / ranks + max(sizes)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_all_ranks_have_some_of_each_layer(ranks):
+    """In stage 3 a layer's matrices come from their owners: from one alone they would take all of its link's time."""
+    layer = {"qkv": 78_643_200, "o": 26_214_400, "gate_up": 141_557_760, "down": 70_778_880}  # of Llama 2 13B
+    found = owners([*layer.values()] * 40, ranks)
+    parts = [sorted(owned_elements(layer, found[4 * k : 4 * k + 4], ranks)) for k in range(40)]
+    largest = sum(part[-1] for part in parts) / 40
+    assert largest <= {2: 0.55, 4: 0.46}[ranks] * sum(layer.values())
+
+
+def owned_elements(layer, found, ranks):
+    return [
+        sum(size for size, owner in zip(layer.values(), found, strict=True) if owner == rank) for rank in range(ranks)
+    ]

@@ -7,7 +7,7 @@ tensor of the parameter's shape, on disk as in memory.
 
 from __future__ import annotations
 
-import heapq
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -73,17 +73,25 @@ class Sharding(Ranks):
 def owners(sizes: Sequence[int], ranks: int, first: Collection[int] = ()) -> list[int]:
     """The owner of each parameter: from the largest on, each goes to the rank that has least so far.
 
-    So no rank has more than its equal part and one parameter. Equal loads go to the lower rank.
+    So no rank has more than its equal part and one parameter. Of equal loads that rank gets it which has least of the
+    same layer, so that all ranks send when a layer's matrices are needed, and not one of them: the matrices of one size
+    are those of layer after layer. Else the lower rank does.
 
     Args:
         first: places of those that are given away before the largest, whatever their size.
     """
-    loads = [(0, rank) for rank in range(ranks)]
+    loads = [0] * ranks
+    of_layer: defaultdict[int, list[int]] = defaultdict(lambda: [0] * ranks)
+    met: Counter[int] = Counter()
     found = [0] * len(sizes)
     for place in sorted(range(len(sizes)), key=lambda place: (place not in first, -sizes[place])):
-        load, rank = loads[0]
+        size = sizes[place]
+        nearby = of_layer[met[size]]
+        rank = min(range(ranks), key=lambda rank: (loads[rank], nearby[rank]))
+        for counted in (loads, nearby):
+            counted[rank] += size
+        met[size] += 1
         found[place] = rank
-        heapq.heapreplace(loads, (load + sizes[place], rank))
     return found
 
 
