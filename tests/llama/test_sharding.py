@@ -347,6 +347,7 @@ def test_all_ranks_have_some_of_each_layer(ranks):
 
 
 def owned_elements(layer, found, ranks):
-    return [
-        sum(size for size, owner in zip(layer.values(), found, strict=True) if owner == rank) for rank in range(ranks)
-    ]
+    owned = [0] * ranks
+    for size, owner in zip(layer.values(), found, strict=True):
+        owned[owner] += size
+    return owned
