@@ -44,6 +44,32 @@ def pytest_collection_modifyitems(config, items):
         keep(config, items, lambda item: item.get_closest_marker("full") is None)
     if (op := config.getoption("--op")) is not None:
         keep(config, items, naming(op))
+    if getattr(config.option, "loadgroup", False):  # one of `make test`'s workers
+        for item in items:
+            name_group(item)
+
+
+def name_group(item):
+    """Writes the group of a test behind its name, by which xdist gives the group to one worker. xdist 3.8 writes to an
+    attribute that pytest 9.2 does not read."""
+    if (group := group_of(item)) is not None:
+        item._id = item.id.parse(f"{item.nodeid}@{group}")
+
+
+def group_of(item):
+    """As its marker says, or its file where that makes something for several tests."""
+    if (marker := item.get_closest_marker("xdist_group")) is not None:
+        return marker.args[0]
+    return item.parent.nodeid.removesuffix(".py").replace("/", ".") if shares_what_its_file_makes(item) else None
+
+
+def shares_what_its_file_makes(item):
+    """Whether it asks for a fixture that is made once for its file: one worker then runs the file's tests that do, and
+    no other makes it again."""
+    for *_, fixture in item._fixtureinfo.name2fixturedefs.values():
+        if fixture.scope == "module" or (fixture.scope == "session" and fixture.baseid == item.parent.nodeid):
+            return True
+    return False
 
 
 def keep(config, items, wanted):

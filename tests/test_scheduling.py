@@ -1,4 +1,4 @@
-"""The scheduler of the tests gives each test once, to the worker that xdist's own would give it to."""
+"""The scheduler gives each test once, to the worker that xdist's own would give it to. What a file makes, one makes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadGroupScheduling
 
+from tests.conftest import group_of, shares_what_its_file_makes
 from tests.scheduling import Scheduler
 
 TESTS = [f"tests/test_beads.py::test_beads[{number}]" for number in range(40)]
@@ -84,3 +85,42 @@ def test_the_tests_of_a_worker_that_dies_go_to_the_other(dies_after):
     given = {name for unit in scheduler.assigned_work.values() for group in unit.values() for name in group}
     assert set(TESTS) <= {TESTS[number] for number in done + before} | left | given
     assert TESTS[lost] in left | given
+
+
+@pytest.fixture(scope="module")
+def made_once():
+    return object()
+
+
+def test_tests_that_share_what_their_file_makes_are_one_group(made_once, request):
+    assert group_of(request.node) == "tests.test_scheduling"
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@tests.test_scheduling")
+
+
+@pytest.mark.xdist_group("beads")
+def test_a_marker_names_the_group(made_once, request):
+    assert group_of(request.node) == "beads"
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@beads")
+
+
+@pytest.mark.parametrize(
+    ("scope", "base", "is_shared"),
+    [
+        ("module", "tests/test_beads.py", True),
+        ("module", "tests", True),
+        ("session", "tests/test_beads.py", True),
+        ("session", "tests", False),
+        ("function", "tests/test_beads.py", False),
+    ],
+)
+def test_a_file_shares_what_lives_longer_than_a_test_and_belongs_to_it(scope, base, is_shared):
+    fixture = SimpleNamespace(scope=scope, baseid=base)
+    asks = SimpleNamespace(name2fixturedefs={"beads": (fixture,)})
+    assert (
+        shares_what_its_file_makes(
+            SimpleNamespace(_fixtureinfo=asks, parent=SimpleNamespace(nodeid="tests/test_beads.py"))
+        )
+        is is_shared
+    )
