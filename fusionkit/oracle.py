@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ def reference_vjp(
     )
 
 
+@functools.cache
 def rounding_to(dtype: str) -> Rounding:
     """Round to a dtype and back to float64: the composition in that dtype rounds so after each step."""
     import numpy as np

@@ -141,6 +141,16 @@ def traced_ops_note_a_short_stack():
     traceback.extract_stack = whole
 
 
+@pytest.fixture(scope="session", autouse=True)
+def references_are_kept():
+    """The routes of a parity case follow each other."""
+    from tests import kept_references
+
+    end = kept_references.keep()
+    yield
+    end()
+
+
 @pytest.fixture
 def native():
     """The cpu backend's kernel library, with its settings put back afterwards."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import functools
+import itertools
 import sys
 from collections import Counter
 
@@ -21,20 +22,17 @@ from fusionkit_backends.cpu import runtime
 import fusionkit as fk
 from fusionkit import parity
 from fusionkit.dtypes import FLOATING
-from tests import cpu_targets, product_rates, thread_counts
+from tests import cpu_targets, kept_references, product_rates, thread_counts
 from tests.guard_pages import MISTAKES, at_address, guarded
 from tests.op_names import CPU_OPS
 
 
 def settings(native):
-    """Each instruction set with our own product, and the best one with oneDNN where it is there."""
-    best = native.isa()
+    """Each library of products, and the instruction sets that run with it: the best one alone with oneDNN."""
     if native.matmul_library() == "onednn":
-        yield best, "onednn"
+        yield "onednn", [native.isa()]
     native.load_onednn("")
-    for isa in native.tested_isas():
-        native.set_isa(isa)
-        yield isa, "blocked"
+    yield "blocked", native.tested_isas()
 
 
 def cases(share):
@@ -47,10 +45,11 @@ def cases(share):
 
 def run(native, placed, share):
     counts = Counter()
-    for isa, library in settings(native):
-        for op, case, dtype in cases(share):
+    for library, isas in settings(native):
+        for (op, case, dtype), isa in itertools.product(cases(share), isas):
             if not cpu_targets.worth_testing(isa, op.__name__):
                 continue
+            native.set_isa(isa)
             native.set_num_threads(thread_counts.of_case(case, op.__name__, dtype))
             parity.check(op, case, dtype, "cpu", "numpy", placed=placed)
             counts[f"{isa}, products by {library}"] += 1
@@ -86,6 +85,7 @@ def main():
     if options.plant:
         return plant(native, options.plant, options.guard)
     product_rates.measured_once()
+    kept_references.keep()
     # Under --guard, every array that parity hands to a kernel lies at a faulting page.
     run(native, functools.partial(guarded, edge=options.guard) if options.guard else parity.as_it_is, options.share)
     assert "paddle" not in sys.modules
