@@ -1,23 +1,37 @@
-"""Ranks as processes: each runs one function of tests/parallel/ranks.py and sends back what it returns or raises."""
+"""Ranks as processes: each runs one function of tests/parallel/ranks.py and sends back what it returns or raises.
+
+They are forked by a process that has imported what they need, which takes half a second of processor time.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import multiprocessing
 import os
-import pickle
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 from fusionkit.parallel import unique_id
 from tests.hanging import HANGING
-from tests.parallel.ranks import begin_together
+from tests.parallel import ranks
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """The context of multiprocessing whose processes are forked. Each needs few threads: NumPy's pool would take a
+    second to start eight times."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([ranks.__name__])
+    with contextlib.chdir(ROOT), pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            patch.setenv(name, "1")
+        forkserver.ensure_running()
+    return context
 
 
 class Ranks:
@@ -27,47 +41,49 @@ class Ranks:
     """
 
     def __init__(
-        self, name: str, world_size: int, timeout: float, transport: str, meeting: str, **arguments: object
+        self, forks, name: str, world_size: int, timeout: float, transport: str, meeting: str, **arguments: object
     ) -> None:
         meeting = unique_id().hex() if transport == "memory" else meeting
-        # Each rank needs few threads: NumPy's pool would take a second to start eight times.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         if name == "many":
             arguments["transport"] = transport
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.parallel.ranks", transport, meeting, str(rank), str(world_size)]
-                + [str(timeout), name, json.dumps(arguments)],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            for rank in range(world_size)
-        ]
-        begin_together(self.processes)
+        self.processes, self.pipes = [], []
+        for rank in range(world_size):
+            pipe, theirs = forks.Pipe()
+            where = transport, meeting, rank, world_size, timeout
+            self.processes.append(forks.Process(target=ranks.answer, args=(theirs, name, where, arguments)))
+            self.processes[-1].start()
+            self.pipes.append(pipe)
+            theirs.close()
+        for pipe in self.pipes:  # none joins, and waits for the others, before all are there
+            pipe.recv()
+        for pipe in self.pipes:
+            pipe.send("begin")
 
     def results(self, seconds: float = HANGING) -> list[object]:
         """What each rank returned; the exception that it raised; or None for one that died."""
-        outputs = [process.communicate(timeout=seconds)[0] for process in self.processes]
-        return [pickle.loads(output) if output else None for output in outputs]
+        return [self._result(pipe, seconds) for pipe in self.pipes]
+
+    def _result(self, pipe, seconds: float) -> object:
+        assert pipe.poll(seconds), f"no answer within {seconds} s"
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            return pipe.recv()
 
     def kill(self, rank: int, started: Path | None = None) -> None:
         """started: the folder in which each rank makes a file when it is in its calls; waits for all of them."""
         while started is not None and len(os.listdir(started)) < len(self.processes):
-            assert all(process.poll() is None for process in self.processes)
+            assert all(process.is_alive() for process in self.processes)
             time.sleep(0.02)
-        self.processes[rank].send_signal(signal.SIGKILL)
+        self.processes[rank].kill()
 
     def end(self) -> None:
-        for process in self.processes:
+        for process, pipe in zip(self.processes, self.pipes, strict=True):
             process.kill()
-            process.wait()
-            process.stdout.close()
+            process.join()
+            pipe.close()
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(forks, tmp_path):
     """Starts ranks and ends them with the test."""
     started = []
 
@@ -76,9 +92,9 @@ def start(tmp_path):
     ) -> Ranks:
         meeting = tmp_path / str(len(started))
         meeting.mkdir()
-        started.append(Ranks(name, world_size, timeout, transport, str(meeting), **arguments))
+        started.append(Ranks(forks, name, world_size, timeout, transport, str(meeting), **arguments))
         return started[-1]
 
     yield start_ranks
-    for ranks in started:
-        ranks.end()
+    for each in started:
+        each.end()

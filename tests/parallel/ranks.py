@@ -1,4 +1,4 @@
-"""What the ranks of the tests do. Run as a module by conftest.Ranks."""
+"""What the ranks of the tests do. conftest.Ranks forks them; in a namespace of its own each runs this as a module."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -367,19 +368,30 @@ def begin_together(processes: list[subprocess.Popen[bytes]]) -> None:
         process.stdin = None
 
 
+def result_of(name: str, where: tuple[str, str, int, int, float], arguments: dict[str, object]) -> object:
+    """What a function of this file returns, or raises, on a rank that joins `where`: see `join`."""
+    try:
+        return globals()[name](join(*where), **arguments)
+    except Exception as error:
+        return error
+
+
+def answer(pipe: Connection, *asked: object) -> None:
+    """`result_of` in a process that was forked; begins when it is told to."""
+    pipe.send("there")
+    pipe.recv()
+    pipe.send(result_of(*asked))
+
+
 def main() -> None:
     transport, meeting, rank, world_size, timeout, name, arguments = sys.argv[1:]
     out = os.fdopen(os.dup(1), "wb")
     out.write(b"r")
     out.flush()
     sys.stdin.buffer.read()  # until begin_together
-    try:
-        communicator = join(transport, meeting, int(rank), int(world_size), float(timeout))
-        result = globals()[name](communicator, **json.loads(arguments))
-    except Exception as error:
-        result = error
+    where = transport, meeting, int(rank), int(world_size), float(timeout)
     with out:
-        pickle.dump(result, out)
+        pickle.dump(result_of(name, where, json.loads(arguments)), out)
 
 
 if __name__ == "__main__":
