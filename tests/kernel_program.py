@@ -6,11 +6,12 @@ Each variant has a folder of its own in build/; the ordinary build is never touc
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from native.build import FLAGS, Variant, link_for_numpy, listed_features, targets
-from native.incremental import compile_all, link, locked
+from native.incremental import CompileStep, compile_all, link, locked
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = Path("tests/native/kernels")
@@ -37,10 +38,25 @@ THREAD = Sanitized("thread", (*FLAGS, *THREAD_FLAGS, "-DFUSIONKIT_STD_THREADS"))
 ARM64 = Variant("arm64", compiler=("aarch64-linux-gnu-g++",), machine="aarch64")
 
 
+def steps(variant: Variant) -> list[CompileStep]:
+    """The checks are no part of what a sanitizer sees: they are compiled once for all of this machine's variants."""
+    checks = NATIVE if variant.machine == NATIVE.machine else variant
+    return variant.kernel_library() + checks.steps(SOURCES.glob("*.cc"), ["-O2"])
+
+
+@contextlib.contextmanager
+def at_root_alone(*variants: Variant) -> Iterator[None]:
+    """In the repository's root, and no other build in the folders of the variants and of the checks."""
+    with contextlib.chdir(ROOT), contextlib.ExitStack() as locks:
+        for folder in sorted({variant.folder for variant in (*variants, NATIVE)}):  # all in the same order
+            locks.enter_context(locked(folder))
+        yield
+
+
 def build_program(variant: Variant) -> Path:
     """The kernel library and its checks in one executable."""
-    with contextlib.chdir(ROOT), locked(variant.folder):
-        objects = variant.kernel_library() + variant.steps(SOURCES.glob("*.cc"), ["-O2", "-fno-sanitize=all"])
+    with at_root_alone(variant):
+        objects = steps(variant)
         compile_all(objects)
         program = variant.folder / "kernel_tests"
         link(program, objects, [*variant.flags, "-ldl"])

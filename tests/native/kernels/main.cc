@@ -2,7 +2,9 @@
 // each instruction set: with a faulting page after every tensor, on three threads; with one before it, on one thread;
 // and from two threads at once. No framework.
 //
-//   kernel_tests [--isa NAME] [--plant NAME]
+//   kernel_tests [--isa NAME] [--edge end|begin] [--plant NAME]
+//
+// --edge leaves out the run with the other one.
 #include <unistd.h>
 
 #include <csignal>
@@ -51,10 +53,11 @@ void run_concurrently() {
   other.join();
 }
 
-int run_isa(const std::string& isa) {
+int run_isa(const std::string& isa, const std::string& only) {
   fusionkit_cpu::set_isa(isa);
   const Counts before = counts();
   for (Edge each : {Edge::kEnd, Edge::kBegin}) {
+    if (!only.empty() && only != (each == Edge::kEnd ? "end" : "begin")) continue;
     edge = each;
     fusionkit_cpu::set_num_threads(each == Edge::kEnd ? 3 : 1);
     run_cases();
@@ -75,7 +78,7 @@ int run(std::map<std::string, std::string> options) {
   }
   int status = 0;
   for (const std::string& isa : fusionkit_cpu::tested_isas())
-    if (!options.count("--isa") || options["--isa"] == isa) status |= run_isa(isa);
+    if (!options.count("--isa") || options["--isa"] == isa) status |= run_isa(isa, options["--edge"]);
   return status;
 }
 
