@@ -12,7 +12,7 @@ PORT ?= 8000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo chat wheel test test-full test-op test-layouts test-slices test-kills test-paddlenlp test-smollm2 sanitize bench decode-peers lint build native clean
+.PHONY: help demo chat wheel test test-full test-op test-layouts test-slices test-kills test-paddlenlp test-smollm2 sanitize bench decode-peers lint build kernels packages native clean
 
 help:
 	@echo "make demo   fine-tune a small Llama on the shipped data, export it, ask it prompts it never saw"
@@ -110,6 +110,11 @@ lint: $(STAMPS)/run $(STAMPS)/lint
 	@$(VENV)/bin/clang-format --dry-run --Werror $$(find backends emulator fusionkit tests -name '*.cc' -o -name '*.h')
 
 build: native $(STAMPS)/fusionkit
+
+kernels: $(STAMPS)/build
+
+# All that .ci/run needs besides.
+packages: $(addprefix $(STAMPS)/,run paddle examples bench peers gpu test wheel) .venv-paddlenlp/stamp
 
 native: $(STAMPS)/build
 	@$(PYTHON) setup.py --quiet build_ext --inplace

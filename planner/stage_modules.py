@@ -86,7 +86,7 @@ class _Builder:
         return float(FLOAT32 * self.elements[module, layer])
 
     def _borrowed(self, layers: Iterable[int]) -> float:
-        return float(FLOAT32 * sum(self.lent[layer] for layer in layers)) if self.lent else 0.0
+        return float(FLOAT32 * sum(self.lent[layer] for layer in layers))
 
 
 @lru_cache(maxsize=256)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 from fusionkit_planner.architecture import Architecture
 
 
@@ -70,20 +70,13 @@ def elements(
 def owned(
     architecture: Architecture, tensor: int, layers: tuple[int, ...], has: tuple[bool, bool], ranks: int
 ) -> tuple[bool, ...]:
-    """Which of `of_stage`'s the rank with most to update owns.
-
-    Each goes whole, from the largest on, to the rank that has least; of equal loads to that with least of the same
-    layer. The matrices of one size are those of layer after layer.
-    """
-    sizes = [one.elements for one in of_stage(architecture, tensor, layers, has)]
-    loads, of_layer = np.zeros(ranks), np.zeros((len(sizes), ranks))
-    met: Counter[int] = Counter()
-    owners = [0] * len(sizes)
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        nearby = of_layer[met[sizes[place]]]
-        owners[place] = rank = int(np.where(loads == loads.min(), nearby, np.inf).argmin())
-        loads[rank] += sizes[place]
-        nearby[rank] += sizes[place]
-        met[sizes[place]] += 1
-    most = int(loads.argmax())
-    return tuple(owner == most for owner in owners)
+    """Which of `of_stage`'s the rank with most to update owns: whole, from the largest to the rank that has least."""
+    weights = of_stage(architecture, tensor, layers, has)
+    loads = [(0, rank) for rank in range(ranks)]
+    owners = [0] * len(weights)
+    for place in sorted(range(len(weights)), key=lambda place: -weights[place].elements):
+        load, rank = loads[0]
+        owners[place] = rank
+        heapq.heapreplace(loads, (load + weights[place].elements, rank))
+    _, most = max((load, -rank) for load, rank in loads)
+    return tuple(owner == -most for owner in owners)

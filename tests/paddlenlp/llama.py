@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.emulator.emulated import run
+from tests.hanging import HANGING
 
 ROOT = Path(__file__).parents[2]
 PYTHON = str(ROOT / ".venv-paddlenlp" / "bin" / "python")
@@ -23,7 +24,9 @@ def trained(folder, kind, dtype, device=None):
     """What a run printed, and its first step's gradients."""
     gradients = folder / f"{kind}-{dtype}-{device}.npz"
     command = (PYTHON, SCRIPT, kind, dtype, str(gradients))
-    result = run(device, *command) if device else subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = (
+        run(device, *command) if device else subprocess.run(command, capture_output=True, text=True, timeout=HANGING)
+    )
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-4000:]
     return json.loads(result.stdout.splitlines()[-1]) | {"gradients": dict(np.load(gradients))}
 
