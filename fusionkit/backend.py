@@ -53,6 +53,8 @@ class Kernel:
         pack: "module:function" of `fused_linear` kernels that lay out weights: `(array, dtype, device) -> payload`.
         pack_quantized: as `pack`, of weights in 8 or 4 bits: `(QuantizedWeight, device) -> payload`, which has
             `num_bytes`.
+        pack_rounding: as `pack_quantized`, of weights whose `activations` are "int8": products with such a pack round x
+            first, as `fusionkit.rounded_activations` says to the bit.
         differentiates_quantized: functions and `vjp` give the gradients of the other inputs through such a pack. It has
             none itself. Without this, a call that wants gradients is refused.
         dtypes: of the first input.
@@ -73,6 +75,7 @@ class Kernel:
     vjp: str | None = None
     pack: str | None = None
     pack_quantized: str | None = None
+    pack_rounding: str | None = None
     differentiates_quantized: bool = False
     checks_sizes: bool = False
     batch_invariant: bool = False

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 FLOATING = ("float32", "bfloat16", "float16")
 QUANTIZED = ("int8", "int4")  # what a pack of a weight holds besides floats
+ROUNDED = (None, "int8")  # what x becomes for the product with such a pack; None: it stays what it is
 INTEGER = ("int32", "int64")
 DTYPES = (*FLOATING, "float64", "bool", "uint8", "int8", *INTEGER)
 

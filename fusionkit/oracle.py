@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fusionkit.errors import argument_error
@@ -12,7 +13,8 @@ from fusionkit.spec import Array, OpSpec, Rounding, exact
 
 def reference(spec: OpSpec, arguments: Mapping[str, Any], rounding: Rounding = exact) -> Any:
     """The op in float64. `rounding` after each step turns the oracle into a same-dtype composition."""
-    return spec.reference(**_in_float64(arguments), **_stored(spec, arguments), rounding=rounding)
+    meaning = {**_stored(spec, arguments), **_activations(arguments)}
+    return spec.reference(**_in_float64(arguments), **meaning, rounding=rounding)
 
 
 def reference_vjp(
@@ -67,3 +69,14 @@ def _stored(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Rounding]:
     named = {keyword: arguments[name] for keyword, name in spec.stored.items()}
     dtypes = {keyword: (value[0] if isinstance(value, list) else value).dtype.name for keyword, value in named.items()}
     return {keyword: exact if dtype == "float64" else rounding_to(dtype) for keyword, dtype in dtypes.items()}
+
+
+def _activations(arguments: Mapping[str, Any]) -> dict[str, Rounding]:
+    """What a quantized weight says of x. Gradients take no notice of it."""
+    from fusionkit.quantized_weight import QuantizedWeight
+    from fusionkit.rounded_activations import rounded_to_int8
+
+    for value in arguments.values():
+        if isinstance(value, QuantizedWeight) and value.activations is not None:
+            return {"activations": partial(rounded_to_int8, group_size=value.group_size)}
+    return {}

@@ -31,7 +31,7 @@ class PackedWeight:
         dtype: of the packed values: "bfloat16", "float32", "int8" or "int4".
         device: where the payload lives: "cpu", "toy:0", ...
         payload: the backend's own layout. It does not follow later changes of the weight.
-        group_size, symmetric: of int8 and int4, as of `pack_weight`.
+        group_size, symmetric, activations: of int8 and int4, as of `pack_weight`.
     """
 
     backend: str
@@ -42,6 +42,7 @@ class PackedWeight:
     payload: Any = field(repr=False)
     group_size: int | None = None
     symmetric: bool = True
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", sys.intern(str(self.dtype)))  # dispatch compares dtypes with `is`
@@ -66,7 +67,7 @@ class PackedWeight:
 
     def describe_packed(self) -> TensorSpec:
         """What dispatch asks of it, as of a tensor."""
-        return TensorSpec(self.shape, self.dtype, self.device, packed_by=self.backend)
+        return TensorSpec(self.shape, self.dtype, self.device, packed_by=self.backend, activations=self.activations)
 
     def payload_for(self, backend: str) -> Any:
         """The payload, for a kernel of the backend that made it.
@@ -81,7 +82,12 @@ class PackedWeight:
 
 
 def pack_weight(
-    weight: Any, *, dtype: str | None = None, group_size: int | None = None, symmetric: bool = True
+    weight: Any,
+    *,
+    dtype: str | None = None,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    activations: str | None = None,
 ) -> PackedWeight:
     """Lay out a linear weight for `fused_linear`, once.
 
@@ -90,35 +96,39 @@ def pack_weight(
     Args:
         weight: [in_features, out_features], float32 / bfloat16 / float16; a Paddle tensor or a NumPy array. Read once:
             later changes do not reach the packed weight. Or a `fusionkit.quantized_weight.QuantizedWeight`, which is
-            packed as it is, without dtype, group_size and symmetric.
+            packed as it is, without dtype and what follows here.
         dtype: of the packed values, "bfloat16", "float32", "int8" or "int4"; None: the weight's own, and float32 of a
             float16 weight. `fused_linear` takes a bfloat16 pack with x of that dtype, and the others with x of any
             dtype: the product is then in float32, without rounding the weight to x's dtype.
         group_size: of int8 and int4: how many in_features of a column share a scale, 16, 32, 64 or 128; None: all.
         symmetric: of int8 and int4: True: values are code * scale. False: each group has a minimum too.
+        activations: of int8 and int4: "int8": x is rounded to int8 before it is multiplied, which is faster with
+            several rows: within 1/254 of the largest magnitude among each 32 numbers of a row. None: it is not.
 
     Returns:
         A `PackedWeight` of the weight's shape. bfloat16 and float32: each value rounded once. int8 and int4: each
         value within half a scale of the weight's, as `fusionkit.quantized_weight.quantize` says.
 
     Raises:
-        ValueError: weight is not a finite floating matrix, or dtype, group_size or symmetric is not as above.
+        ValueError: weight is not a finite floating matrix, or dtype, group_size, symmetric or activations is not as
+            above.
         TypeError: weight is not a tensor with values.
         NoBackendError: no backend that policy allows can pack it.
 
-    A pack has no gradient. Through one of int8 or int4 x and bias have theirs, where the backend says so.
+    A pack has no gradient. Through one of int8 or int4 x and bias have theirs, where the backend says so; they take no
+    notice of what rounds x.
     """
     from fusionkit.quantized_weight import QuantizedWeight, quantize
 
     if isinstance(weight, QuantizedWeight):
-        return _pack_quantized(_as_it_is(weight, dtype, group_size, symmetric), "cpu")
-    _check_format(dtype, group_size, symmetric)
+        return _pack_quantized(_as_it_is(weight, dtype, group_size, symmetric, activations), "cpu")
+    _check_format(dtype, group_size, symmetric, activations)
     array, device = _on_host(weight)
     if array.ndim != 2 or array.dtype.name not in FLOATING:
         got = f"{list(array.shape)} {array.dtype.name}"
         raise argument_error(OP, "weight", f"[in_features, out_features] of dtype {' or '.join(FLOATING)}", got)
     if dtype in QUANTIZED:
-        return _pack_quantized(quantize(array, dtype, group_size, symmetric), device)
+        return _pack_quantized(quantize(array, dtype, group_size, symmetric, activations), device)
     dtype = dtype or ("bfloat16" if array.dtype.name == "bfloat16" else "float32")
     backend, kernel = _packer(array.shape, dtype, device, "pack")
     payload = kernel_function.resolve(str(kernel.pack))(array, dtype, device)
@@ -126,13 +136,30 @@ def pack_weight(
 
 
 def _pack_quantized(weight: QuantizedWeight, device: str) -> PackedWeight:
-    backend, kernel = _packer(weight.shape, "float32", device, "pack_quantized")
-    payload = kernel_function.resolve(str(kernel.pack_quantized))(weight, device)
-    return PackedWeight(backend, *weight.shape, weight.dtype, device, payload, weight.group_size, weight.symmetric)
+    packing: select.Packing = "pack_quantized" if weight.activations is None else "pack_rounding"
+    backend, kernel = _packer(weight.shape, "float32", device, packing)
+    payload = kernel_function.resolve(getattr(kernel, packing))(weight, device)
+    return PackedWeight(
+        backend,
+        *weight.shape,
+        dtype=weight.dtype,
+        device=device,
+        payload=payload,
+        group_size=weight.group_size,
+        symmetric=weight.symmetric,
+        activations=weight.activations,
+    )
 
 
-def _as_it_is(weight: QuantizedWeight, dtype: str | None, group_size: int | None, symmetric: bool) -> QuantizedWeight:
-    asked = {"dtype": (dtype, None), "group_size": (group_size, None), "symmetric": (symmetric, True)}
+def _as_it_is(
+    weight: QuantizedWeight, dtype: str | None, group_size: int | None, symmetric: bool, activations: str | None
+) -> QuantizedWeight:
+    asked = {
+        "dtype": (dtype, None),
+        "group_size": (group_size, None),
+        "symmetric": (symmetric, True),
+        "activations": (activations, None),
+    }
     for name, (got, default) in asked.items():
         if got != default:
             context = "a QuantizedWeight is packed as it is"
@@ -140,7 +167,7 @@ def _as_it_is(weight: QuantizedWeight, dtype: str | None, group_size: int | None
     return weight
 
 
-def _check_format(dtype: str | None, group_size: int | None, symmetric: bool) -> None:
+def _check_format(dtype: str | None, group_size: int | None, symmetric: bool, activations: str | None) -> None:
     if dtype is not None and dtype not in (*FLOATS, *QUANTIZED):
         raise argument_error(OP, "dtype", " or ".join((*FLOATS, *QUANTIZED)), repr(dtype))
     if not isinstance(symmetric, bool):
@@ -151,6 +178,9 @@ def _check_format(dtype: str | None, group_size: int | None, symmetric: bool) ->
             raise argument_error(OP, "group_size", "None", group_size, context)
         if not symmetric:
             raise argument_error(OP, "symmetric", "True", repr(symmetric), context)
+        if activations is not None:
+            context = f"{' and '.join(FLOATS)} packs are multiplied in floats"
+            raise argument_error(OP, "activations", "None", repr(activations), context)
 
 
 def _on_host(weight: Any) -> tuple[Array, str]:

@@ -90,17 +90,18 @@ def judged(op: Op, case: Case, dtype: str, backend: str, route: Route) -> Verdic
     made = arguments_of(op.spec, case, dtype)
     if made.get("group") is not None and device_of(backend, route) != "cpu":
         return Verdict("no", ("the ranks of a device are processes, not threads of this one",))
-    if case.quantized and not packs_quantized(op, backend, route):
-        return Verdict("no", ("packs no int8 or int4 weights",))
+    if case.quantized and not packs(op, case, backend, route):
+        return Verdict("no", ("packs no such int8 or int4 weights",))
     return _verdict(op, arguments.of_rank(op.spec, made, 0), backend, route, training=False)
 
 
-def packs_quantized(op: Op, backend: str, route: Route) -> bool:
-    """Whether the backend's kernel for the route's tensors packs weights in 8 and 4 bits."""
+def packs(op: Op, case: Case, backend: str, route: Route) -> bool:
+    """Whether the backend's kernel for the route's tensors packs weights as the case says, in 8 or 4 bits."""
     declared = _plugin(backend).backend
     if declared is None or op.__name__ not in declared.kernels:
         return False
-    return declared.kernels[op.__name__].serving(FRAMEWORKS.get(route, route)).pack_quantized is not None
+    kernel = declared.kernels[op.__name__].serving(FRAMEWORKS.get(route, route))
+    return (kernel.pack_rounding if case.quantized.get("activations") else kernel.pack_quantized) is not None
 
 
 def _verdict(op: Op, made: Mapping[str, Any], backend: str, route: Route, training: bool) -> Verdict:

@@ -9,8 +9,8 @@ import numpy as np
 
 from fusionkit.errors import argument_error
 from fusionkit.frameworks import framework_of
-from fusionkit.quantized_weight import QuantizedWeight, require_format
-from fusionkit.spec import HELD_AS_ARRAYS, Array, TensorSpec
+from fusionkit.quantized_weight import QuantizedWeight, require_activations, require_format
+from fusionkit.spec import HELD_AS_ARRAYS, ROUNDING_ARRAYS, Array, TensorSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,11 @@ class QuantizedArrays:
             in the low four bits of row i and that of row 2i + 1 in the high ones. Without minimums in two's complement.
         scales: [groups, out_features], float32.
         minimums: as scales, or None.
-        dtype, group_size: as of `QuantizedWeight`.
+        dtype, group_size, activations: as of `QuantizedWeight`.
         in_features: of the weight.
 
     Raises:
-        ValueError: dtype or group_size is not as above.
+        ValueError: dtype, group_size or activations is not as above.
     """
 
     codes: Any = field(repr=False)
@@ -37,17 +37,22 @@ class QuantizedArrays:
     dtype: str
     in_features: int
     group_size: int | None = None
+    activations: str | None = None
     backend: str = field(default=HELD_AS_ARRAYS, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_format(self.dtype, self.group_size)
+        require_activations(self.activations)
+        if self.activations is not None:
+            object.__setattr__(self, "backend", ROUNDING_ARRAYS)
 
     @staticmethod
     def of(weight: QuantizedWeight) -> QuantizedArrays:
         """NumPy arrays; those of `weight` where they are the same."""
         codes = weight.codes.view(np.uint8)
         stored = codes if weight.bits == 8 else _in_pairs(codes)
-        return QuantizedArrays(stored, weight.scales, weight.minimums, weight.dtype, weight.shape[0], weight.group_size)
+        how = weight.dtype, weight.shape[0], weight.group_size, weight.activations
+        return QuantizedArrays(stored, weight.scales, weight.minimums, *how)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,7 +66,7 @@ class QuantizedArrays:
         """What dispatch asks of it, as of a tensor."""
         framework = framework_of(type(self.codes))
         device = None if framework is None else framework.describe(self.codes).device
-        return TensorSpec(self.shape, self.dtype, device, packed_by=HELD_AS_ARRAYS)
+        return TensorSpec(self.shape, self.dtype, device, packed_by=self.backend, activations=self.activations)
 
     def weight(self) -> QuantizedWeight:
         """The weight, of NumPy arrays.
@@ -72,7 +77,7 @@ class QuantizedArrays:
         codes = self.codes if self.dtype == "int8" else _out_of_pairs(self._rows_there(), self.in_features)
         if self.symmetric:
             codes = codes.view(np.int8) if self.dtype == "int8" else ((codes ^ 8).view(np.int8) - np.int8(8))
-        return QuantizedWeight(codes, self.scales, self.minimums, self.dtype, self.group_size)
+        return QuantizedWeight(codes, self.scales, self.minimums, self.dtype, self.group_size, self.activations)
 
     def _rows_there(self) -> Array:
         rows = -(-self.in_features // 2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fusionkit.dtypes import FLOATING, QUANTIZED
+from fusionkit.dtypes import FLOATING, QUANTIZED, ROUNDED
 from fusionkit.errors import argument_error
 from fusionkit.spec import Array
 
@@ -35,6 +35,7 @@ class QuantizedWeight:
             minimum -z * scale.
         dtype: "int8" or "int4".
         group_size: how many in_features share a scale, 16, 32, 64 or 128; the last group may be shorter. None: all.
+        activations: "int8": a product rounds x first, as `fusionkit.rounded_activations` says. None: it does not.
 
     Raises:
         ValueError: a shape, a dtype, a code or a scale is not as above; scales and minimums must be finite, and float32
@@ -46,9 +47,11 @@ class QuantizedWeight:
     minimums: Array | None = field(repr=False)
     dtype: str
     group_size: int | None = None
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         require_format(self.dtype, self.group_size)
+        require_activations(self.activations)
         wanted = "int8" if self.minimums is None else "uint8"
         if self.codes.ndim != 2 or self.codes.dtype != wanted:
             raise _error("codes", f"[in_features, out_features] of dtype {wanted}", _shown(self.codes))
@@ -106,7 +109,13 @@ class QuantizedWeight:
         return [each for each in (self.scales, self.minimums) if each is not None]
 
 
-def quantize(weight: Array, dtype: str, group_size: int | None = None, symmetric: bool = True) -> QuantizedWeight:
+def quantize(
+    weight: Array,
+    dtype: str,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    activations: str | None = None,
+) -> QuantizedWeight:
     """Round a weight to the nearest codes.
 
     Symmetric: scale = max |w| / (2^(bits - 1) - 1) over the group, so that 0 stays 0. Otherwise minimum = min w and
@@ -115,11 +124,11 @@ def quantize(weight: Array, dtype: str, group_size: int | None = None, symmetric
 
     Args:
         weight: [in_features, out_features], float32 / bfloat16 / float16, or float64.
-        dtype, group_size: as of `QuantizedWeight`.
+        dtype, group_size, activations: as of `QuantizedWeight`.
 
     Raises:
-        ValueError: weight is no matrix of these dtypes, or holds infinity, NaN or more than 8.5e37; dtype or group_size
-            is wrong.
+        ValueError: weight is no matrix of these dtypes, or holds infinity, NaN or more than 8.5e37; dtype, group_size
+            or activations is wrong.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, section 2.1, with the zero point as a float.
     """
@@ -137,7 +146,7 @@ def quantize(weight: Array, dtype: str, group_size: int | None = None, symmetric
         scales[:, strip] = scale
         if minimums is not None:
             minimums[:, strip] = low
-    return QuantizedWeight(codes, scales, minimums, dtype, group_size)
+    return QuantizedWeight(codes, scales, minimums, dtype, group_size, activations)
 
 
 def require_matrix(weight: Array, dtype: str, group_size: int | None) -> None:
@@ -155,6 +164,12 @@ def require_format(dtype: str, group_size: int | None) -> None:
     if group_size is not None and (not isinstance(group_size, int | np.integer) or group_size not in GROUP_SIZES):
         rule = f"{', '.join(map(str, GROUP_SIZES))} or None (a whole column)"
         raise _error("group_size", rule, repr(group_size))
+
+
+def require_activations(activations: str | None) -> None:
+    """Raises ValueError unless a product can round x so."""
+    if activations not in ROUNDED:
+        raise _error("activations", " or ".join(map(repr, ROUNDED)), repr(activations))
 
 
 def code_range(dtype: str, symmetric: bool) -> tuple[int, int]:

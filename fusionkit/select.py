@@ -17,11 +17,16 @@ from fusionkit.capability import ForwardOnly, LeftOut, OneOf, Predicate, Verdict
 from fusionkit.dtypes import QUANTIZED
 from fusionkit.errors import NoBackendError
 from fusionkit.ops import load_spec
-from fusionkit.spec import HELD_AS_ARRAYS
+from fusionkit.spec import HELD_AS_ARRAYS, ROUNDING_ARRAYS
 
 CHOSEN = "chosen"
-Packing = Literal["pack", "pack_quantized"]  # the field of `Kernel` that a weight is packed by
-_PACKS_NONE: Mapping[Packing, str] = {"pack": "packs no weights", "pack_quantized": "packs no int8 or int4 weights"}
+Packing = Literal["pack", "pack_quantized", "pack_rounding"]  # the field of `Kernel` that a weight is packed by
+_PACKS_NONE: Mapping[Packing, str] = {
+    "pack": "packs no weights",
+    "pack_quantized": "packs no int8 or int4 weights",
+    "pack_rounding": "packs no weights whose products round x to int8",
+}
+_AS_ARRAYS = (HELD_AS_ARRAYS, ROUNDING_ARRAYS)
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def _judge_batch(kernel: Kernel) -> Verdict:
 
 def _judge_packing(kernel: Kernel, call: Call) -> Verdict:
     for name, tensor in call.tensors.items():
-        passes = kernel.differentiates_quantized and tensor.dtype in QUANTIZED and tensor.packed_by != HELD_AS_ARRAYS
+        passes = kernel.differentiates_quantized and tensor.dtype in QUANTIZED and tensor.packed_by not in _AS_ARRAYS
         if tensor.packed_by is not None and not passes and call.training:
             return Verdict("no", (f"{name} is packed, for inference only, and gradients are wanted",))
     return Verdict("yes")

@@ -23,7 +23,8 @@ else:
     Array = Any
 Rounding = Callable[[Array], Array]
 
-HELD_AS_ARRAYS = "arrays"  # packed_by of `QuantizedArrays`: a kernel says by this name that it takes them
+# packed_by of `QuantizedArrays`, without `activations` and with: a kernel says by these names that it takes them.
+HELD_AS_ARRAYS, ROUNDING_ARRAYS = "arrays", "arrays that round x"
 UNKNOWN = -1  # a dimension that is not known while a static graph is traced
 
 
@@ -41,7 +42,9 @@ class TensorSpec:
         dtype: a name such as "bfloat16", or "bf16" for short.
         device: "cpu", "toy:0", ...; None for the framework's current device.
         contiguous: whether the last axis is dense and the others follow in row-major order.
-        packed_by: the backend that packed it, for a `PackedWeight`; HELD_AS_ARRAYS for `QuantizedArrays`.
+        packed_by: the backend that packed it, for a `PackedWeight`; HELD_AS_ARRAYS or ROUNDING_ARRAYS for
+            `QuantizedArrays`.
+        activations: of a packed weight: "int8" if its products round x to that; None: they do not.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +52,7 @@ class TensorSpec:
     device: str | None = None
     contiguous: bool = True
     packed_by: str | None = None
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         sizes = tuple(self.shape) if isinstance(self.shape, Iterable) else ()
@@ -144,8 +148,9 @@ class Case:
             to the dtype under test, and inputs whose only dtype is float32 to float32. Integers and scalars stay.
         llama: one of Llama 2 13B's sizes, used by benchmarks and left out of quick runs.
         keep_float32: inputs that stay float32 when the dtype under test has 16 bits (master weights).
-        quantized: how the packable input is packed, in the words of `pack_weight`: dtype, group_size, symmetric. Parity
-            holds the result against the values that its codes stand for. {}: the input is handed over as it is.
+        quantized: how the packable input is packed, in the words of `pack_weight`: dtype, group_size, symmetric,
+            activations. Parity holds the result against the values that its codes stand for, and against x rounded as
+            `activations` says. {}: the input is handed over as it is.
     """
 
     name: str
@@ -242,7 +247,8 @@ class OpSpec:
         outputs: the results.
         reference: float64 NumPy over all parameters plus `rounding`, which it applies after each step: `exact` makes it
             the oracle, `rounding_to(dtype)` the composition that `TwiceComposition` compares with. Returns an array or
-            a tuple as the op does.
+            a tuple as the op does. With a packable input it also has `activations`: what becomes of x before the
+            product.
         reference_vjp: `(grad_outputs, rounding=..., **arguments) -> {input name: gradient}`, written by hand.
             None: the op is for inference only.
         name: the op's, which is the signature's.

@@ -15,7 +15,7 @@ from fusionkit.spec import Array
 PANEL_COLS = 64  # kQuantizedCols
 _PANELS_AT_A_TIME = 16
 _ALIGNMENT = 64
-_HEADER = struct.Struct("<8sIBBBxqqqQ16x")  # Header of csrc/quantized_weight.cc
+_HEADER = struct.Struct("<8sIBBBBqqqQ16x")  # Header of csrc/quantized_weight.cc
 _MAGIC, _FORMAT = b"FKQUANTS", 1
 
 
@@ -31,7 +31,7 @@ def quantized_panels(weight: QuantizedWeight) -> Array:
     of_units = len(units) * PANEL_COLS * 4
     num_bytes = _HEADER.size + num_panels * (of_units + sum(groups))
     packed = _aligned(num_bytes)
-    flags = weight.bits, not weight.symmetric, itemsize
+    flags = weight.bits, not weight.symmetric, itemsize, weight.activations is not None
     header = _HEADER.pack(_MAGIC, _FORMAT, *flags, in_features, out_features, group_size, num_bytes)
     packed[: _HEADER.size] = np.frombuffer(header, np.uint8)
     panels = packed[_HEADER.size :].reshape(num_panels, of_units + sum(groups))

@@ -256,6 +256,9 @@ def test_a_pack_has_the_bytes_of_its_layout(native, isa, dtype, group_size, symm
         by_columns = replace(quantized, codes=np.asfortranarray(quantized.codes))
         for each in (quantized, by_columns, replace(quantized, scales=np.asfortranarray(quantized.scales))):
             np.testing.assert_array_equal(quantized_panels.quantized_panels(each), want)
+        rounding = replace(quantized, activations="int8")
+        want = quantized_layout.quantized_panels(rounding)
+        np.testing.assert_array_equal(quantized_panels.quantized_panels(rounding), want)
 
 
 def test_bytes_at_any_address_give_the_same_bits():
@@ -455,6 +458,7 @@ DAMAGE = {  # offset, bytes
     "a damaged header": (12, b"\5"),
     "a damaged header, minimums": (13, b"\2"),
     "a damaged header, scales": (14, b"\3"),
+    "a damaged header, activations": (15, b"\2"),
     "a damaged header, a size": (23, b"\x80"),
     "a damaged header, groups": (32, b"\x11"),
     "a damaged header, no groups": (32, b"\0"),

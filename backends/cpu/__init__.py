@@ -13,7 +13,7 @@ from fusionkit.backend import Backend, Check, Kernel
 from fusionkit.capability import AllOf, OneOf, Predicate
 from fusionkit.dtypes import QUANTIZED
 from fusionkit.ops import OP_NAMES, load_spec
-from fusionkit.spec import HELD_AS_ARRAYS
+from fusionkit.spec import HELD_AS_ARRAYS, ROUNDING_ARRAYS
 
 
 def _copied(name: str) -> tuple[Predicate, str]:
@@ -48,10 +48,14 @@ _NOTES: dict[str, tuple[tuple[Predicate, str], ...]] = {
             "a quantized pack: for any number of rows of x, in any floating dtype; multiplied in float32; batch"
             " invariant; a gradient of x and of the bias, none of the pack; not in a traced program",
         ),
+        (
+            OneOf("weight.activations", ("int8",)),
+            "x is rounded to int8: each 32 numbers of a row, 16 beside groups of 16, by their largest / 127",
+        ),
     )
 }
 
-_OPERANDS = (None, "cpu", HELD_AS_ARRAYS)  # tensors, own packs, and the arrays of a quantized weight
+_OPERANDS = (None, "cpu", HELD_AS_ARRAYS, ROUNDING_ARRAYS)  # tensors, own packs, and the arrays of a quantized weight
 _DEFINED = re.compile(r"^def (\w+)\(", re.MULTILINE)
 
 
@@ -70,6 +74,7 @@ def _kernel(op: str, source: Path) -> Kernel:
         when=(*(OneOf(f"{name}.packed_by", _OPERANDS) for name in packable), *_CONDITIONS.get(op, ())),
         pack=f"{module}:pack" if "pack" in defined else None,
         pack_quantized=f"{module}:pack_quantized" if "pack_quantized" in defined else None,
+        pack_rounding=f"{module}:pack_quantized" if "pack_quantized" in defined else None,
         differentiates_quantized="pack_quantized" in defined,
         checks_sizes=not spec.collective,
         batch_invariant=op in _BATCH_INVARIANT,

@@ -97,7 +97,7 @@ def _arrays_through_paddle(x: Any, weight: QuantizedArrays, bias: Any) -> Any:
     arrays = weight.codes, weight.scales, weight.minimums
     bits = 8 if weight.dtype == "int8" else 4
     ledger().way("fused_linear", "cpu", f"{weight.dtype} packed in the call").add()
-    attributes = bits, weight.group_size or 0, weight.in_features
+    attributes = bits, weight.group_size or 0, weight.in_features, weight.activations is not None
     (y,) = paddle_ops.run("fusionkit_quantized_linear", x, *arrays, bias, *attributes)
     return y
 
@@ -115,9 +115,10 @@ def through_numpy(x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _count_way(weight: PackedWeight) -> None:
-    """In the ledger: a quantized weight multiplies x's digits."""
+    """In the ledger: a quantized weight multiplies x's digits, or x in int8."""
     if weight.dtype in QUANTIZED:
-        ledger().way("fused_linear", "cpu", f"{weight.dtype} by digits of x").add()
+        multiplied = "digits of x" if weight.activations is None else f"x in {weight.activations}"
+        ledger().way("fused_linear", "cpu", f"{weight.dtype} by {multiplied}").add()
 
 
 def _count_gradient(weight: PackedWeight) -> None:

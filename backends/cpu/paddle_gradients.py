@@ -75,8 +75,9 @@ def _packed(spec: OpSpec, case: Case, arguments: Arguments, module: Any) -> Argu
     """With the weight packed as the case says. No policy has a say, as none has in these calls."""
     name = next(declared.name for declared in spec.inputs if declared.packable)
     weight = quantize(arguments[name], **case.quantized)
-    format_ = weight.dtype, "cpu", module.pack_quantized(weight, "cpu"), weight.group_size, weight.symmetric
-    return {**arguments, name: PackedWeight("cpu", *weight.shape, *format_)}
+    how = weight.group_size, weight.symmetric, weight.activations
+    packed = PackedWeight("cpu", *weight.shape, weight.dtype, "cpu", module.pack_quantized(weight, "cpu"), *how)
+    return {**arguments, name: packed}
 
 
 def _arguments(case: Case) -> dict[str, Any]:

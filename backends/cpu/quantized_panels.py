@@ -17,6 +17,6 @@ def quantized_panels(weight: QuantizedWeight) -> Array:
     """The packed bytes, uint8, aligned to 64."""
     group_size = weight.group_size or max(weight.shape[0], 1)
     codes = weight.codes.view(np.uint8)
-    how = weight.bits, group_size, weight.scale_dtype
+    how = weight.bits, group_size, weight.scale_dtype, weight.activations is not None
     packed: Array = runtime.native().pack_quantized(codes, weight.scales, weight.minimums, *how)
     return packed

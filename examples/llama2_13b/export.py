@@ -17,7 +17,13 @@ import fusionkit as fk
 from examples.llama2_13b.data.chat_template import TEMPLATE
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.folders.model_folder import config_of, is_quantized
-from examples.llama2_13b.folders.quantization import GROUP_SIZE_HELP, SYMMETRIC_HELP, Quantization, asked
+from examples.llama2_13b.folders.quantization import (
+    ACTIVATIONS_HELP,
+    GROUP_SIZE_HELP,
+    SYMMETRIC_HELP,
+    Quantization,
+    asked,
+)
 from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.io import atomic, flags
@@ -27,6 +33,7 @@ from examples.llama2_13b.io.reservation import LOCK, reserved
 from examples.llama2_13b.model.llama import DTYPES, Llama
 from examples.llama2_13b.model.quantized_llama import QuantizedLlama
 from fusionkit import passes
+from fusionkit.dtypes import ROUNDED
 
 PROGRAM = "examples.llama2_13b.export"
 FILES = ("model.json", "model.pdiparams")
@@ -43,10 +50,13 @@ class ExportFlags:
     )
     group_size: int = flag(GROUP_SIZE_HELP, 32)
     symmetric: bool = flag(SYMMETRIC_HELP, False)
+    activations: str | None = flag(ACTIVATIONS_HELP, None)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"export: --dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}")
+        if self.activations not in ROUNDED:
+            raise ValueError(f"export: --activations must be int8 or left out, got {self.activations!r}")
         self.rounding()
 
     def rounding(self) -> Quantization | None:
@@ -91,8 +101,13 @@ def _model(flags: ExportFlags, source: Path) -> Llama:
     """In 8 or 4 bits if that is asked for, or if the folder is."""
     rounding = flags.rounding()
     if rounding is None and not is_quantized(source):
+        if flags.activations is not None:
+            raise ValueError(
+                f"export: --activations must be left out, got {flags.activations}; the matrices are in floats."
+                " Give --weight_dtype int8 or int4 too"
+            )
         return Llama.from_pretrained(source, flags.dtype)
-    model = QuantizedLlama.load(source, flags.dtype, rounding)
+    model = QuantizedLlama.load(source, flags.dtype, rounding, activations=flags.activations)
     say(model.summary, sys.stderr)
     return model
 

@@ -23,6 +23,7 @@ if not __package__:  # python path/to/this/file, from any folder
 
 from examples.llama2_13b.export import FILES, ExportFlags, export
 from examples.llama2_13b.folders.config import LlamaConfig
+from examples.llama2_13b.folders.quantization import ACTIVATIONS_HELP
 from examples.llama2_13b.generate.device import DEVICE, WITHOUT_PASSES, left_out, use_device
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
@@ -37,7 +38,7 @@ from examples.llama2_13b.serving.limits import is_loopback
 from examples.llama2_13b.serving.metrics import Metrics
 from examples.llama2_13b.serving.served_model import ServedModel
 from examples.llama2_13b.serving.server_state import Limits, ServerState
-from fusionkit.dtypes import QUANTIZED
+from fusionkit.dtypes import QUANTIZED, ROUNDED
 
 PROGRAM = "examples.llama2_13b.serve"
 DEFAULT_DTYPE = "float32"
@@ -55,6 +56,7 @@ class ServeFlags(Checked):
     model: str = flag("folder that export wrote, or what export takes, which is exported first")
     dtype: str | None = flag(f"of a model's folder: {' | '.join(DTYPES)}; {DEFAULT_DTYPE} if not given", None)
     weight_dtype: str | None = flag("likewise of its matrices: int8 | int4; dtype if not given", None)
+    activations: str | None = flag("likewise " + ACTIVATIONS_HELP, None)
     served_model_name: str | None = flag("how clients call it; the folder's name if not given", None)
     host: str = flag("address to listen at; other machines reach 0.0.0.0", "127.0.0.1")
     port: int = flag("0 is any that is free", 8000)
@@ -76,6 +78,7 @@ class ServeFlags(Checked):
     def __post_init__(self) -> None:
         self.require(self.dtype in (None, *DTYPES), "dtype", " or ".join(DTYPES))
         self.require(self.weight_dtype in (None, *QUANTIZED), "weight_dtype", " or ".join(QUANTIZED))
+        self.require(self.activations in ROUNDED, "activations", "int8 or left out")
         self.require(0 <= self.port < 2**16, "port", "from 0 to 65535")
         self.require(self.api_key is None or bool(self.api_key.strip()), "api_key", "a text that is not empty")
         for name in ("max_tokens_per_step", "max_body_bytes", "block_size"):
@@ -133,14 +136,15 @@ def name_of(source: Path) -> str:
 def exported(source: Path, flags: ServeFlags) -> Iterator[Path]:
     """The folder, or an export of it that is removed when the program has been read: one way to run a model."""
     if all((source / name).exists() for name in FILES):
-        for name in ("dtype", "weight_dtype"):
+        for name in ("dtype", "weight_dtype", "activations"):
             flags.require(getattr(flags, name) is None, name, "left out with an exported folder, which has its own")
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="serve-") as temporary:
         folder = Path(temporary) / name_of(source)
         dtype = flags.dtype or DEFAULT_DTYPE
-        export(ExportFlags(str(source), str(folder), dtype, weight_dtype=flags.weight_dtype))
+        paths = str(source), str(folder)
+        export(ExportFlags(*paths, dtype, weight_dtype=flags.weight_dtype, activations=flags.activations))
         yield folder
 
 

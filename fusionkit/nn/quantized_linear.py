@@ -17,7 +17,7 @@ class QuantizedLinear(paddle.nn.Layer):  # type: ignore[misc]
     """y = x @ weight + bias, in float32, rounded once to x's dtype. It can be traced and exported.
 
     Args:
-        weight: [in_features, out_features].
+        weight: [in_features, out_features]. Its `activations` say whether x is rounded to int8 first.
         bias: [out_features], float32 / bfloat16 / float16, or None.
 
     Buffers: codes, scales and, with minimums, minimums, as of `fusionkit.quantized_arrays.QuantizedArrays`; bias.
@@ -27,6 +27,7 @@ class QuantizedLinear(paddle.nn.Layer):  # type: ignore[misc]
         super().__init__()
         arrays = QuantizedArrays.of(weight)
         self.dtype, self.in_features, self.group_size = arrays.dtype, arrays.in_features, arrays.group_size
+        self.activations = arrays.activations
         for name in ("codes", "scales", "minimums"):
             array = getattr(arrays, name)
             self.register_buffer(name, None if array is None else from_numpy(array, "cpu"))
@@ -35,7 +36,7 @@ class QuantizedLinear(paddle.nn.Layer):  # type: ignore[misc]
     @property
     def weight(self) -> QuantizedArrays:
         arrays = self.codes, self.scales, self.minimums
-        return QuantizedArrays(*arrays, self.dtype, self.in_features, self.group_size)
+        return QuantizedArrays(*arrays, self.dtype, self.in_features, self.group_size, self.activations)
 
     def forward(self, x: Any) -> Any:
         """[..., out_features], dtype of x."""

@@ -34,13 +34,16 @@ def fused_linear(x: Any, weight: Any, bias: Any = None) -> Any:
         weight: [in_features, out_features], dtype of x, or float32: a float32 weight is rounded to x's dtype for the
             product, while its gradient stays float32. Or a `PackedWeight` of that shape, which has no gradient; one of
             int8 or int4 stands for code * scale + minimum, unrounded, and x may have any of its dtypes. Through such a
-            one x and bias have gradients, dx = dy @ weight^T in float32; through one of floats there are none.
+            one x and bias have gradients, dx = dy @ weight^T in float32; through one of floats there are none. One
+            with `activations="int8"` rounds x to int8 before the product, as `fusionkit.rounded_activations` says, and
+            gradients pass that by.
             `fusionkit.quantized_arrays.QuantizedArrays` stand for the same, without gradients. They alone may stand in
             a traced program.
         bias: [out_features], dtype of x, or float32; None for no bias.
 
     Returns:
-        [..., out_features], dtype of x. Accumulated in float32; one rounding, after the bias.
+        [..., out_features], dtype of x. Accumulated in float32; one rounding, after the bias. With `activations="int8"`
+        the rounding of x changes y by at most the sum over runs of 32 of (largest |x|) * (sum of |weight|) / 254.
 
     Raises:
         ValueError: x's last axis is not in_features, bias is not [out_features], or a dtype is not as above.
@@ -50,9 +53,15 @@ def fused_linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def reference(
-    x: Array, weight: Array, bias: Array | None = None, *, rounding: Rounding = exact, operand: Rounding = exact
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    rounding: Rounding = exact,
+    operand: Rounding = exact,
+    activations: Rounding = exact,
 ) -> Array:
-    y = rounding(x @ operand(weight))
+    y = rounding(activations(x) @ operand(weight))
     return y if bias is None else rounding(y + bias)
 
 
@@ -97,11 +106,21 @@ def case(
     return Case(label, arguments, llama=k >= 4096, keep_float32=keep_float32, quantized=quantized or {})
 
 
-def quantized(rows: int, k: int, n: int, dtype: str, group_size: int | None, symmetric: bool = True) -> Case:
-    """Four rows are a tile on cpu, and those that are left over go one by one."""
+def quantized(
+    rows: int,
+    k: int,
+    n: int,
+    dtype: str,
+    group_size: int | None,
+    symmetric: bool = True,
+    activations: str | None = None,
+) -> Case:
+    """Four rows are a tile on cpu, or eight of x in int8, and those that are left over go one by one or in smaller
+    tiles."""
     groups = "per-column" if group_size is None else f"groups-of-{group_size}"
-    name = f"T{rows}xK{k}xN{n}-{dtype}-{groups}" + ("" if symmetric else "-minimums")
-    how = {"dtype": dtype, "group_size": group_size, "symmetric": symmetric}
+    remarks = ("" if symmetric else "-minimums") + (f"-x-in-{activations}" if activations else "")
+    name = f"T{rows}xK{k}xN{n}-{dtype}-{groups}{remarks}"
+    how = {"dtype": dtype, "group_size": group_size, "symmetric": symmetric, "activations": activations}
     return case(rows, k=k, n=n, bias=rows % 2 == 1, name=name, quantized=how)
 
 
@@ -134,10 +153,12 @@ def timed(rows: int, k: int, n: int) -> list[Benchmark]:
     return [Benchmark(plain), Benchmark(master, ("bfloat16",)), Benchmark(packed, packed="weight")]
 
 
-def timed_quantized(rows: int, k: int, n: int, dtype: str, group_size: int | None) -> Benchmark:
+def timed_quantized(
+    rows: int, k: int, n: int, dtype: str, group_size: int | None, activations: str | None = None
+) -> Benchmark:
     """A symmetric pack with float16 scales, read from memory as in decoding, where each weight is read once a token."""
     num_bytes = {"int8": 1.0, "int4": 0.5}[dtype] * k * n + 2.0 * n * -(-k // (group_size or k))
-    made = quantized(rows, k, n, dtype, group_size)
+    made = quantized(rows, k, n, dtype, group_size, activations=activations)
     return Benchmark(made, ("bfloat16",), {"weight_bytes": num_bytes}, packed="weight", cold=True)
 
 
@@ -151,6 +172,7 @@ BENCHMARKS = (
     *(timed_quantized(1, k, n, dtype, 32) for k, n in DECODED for dtype in ("int8", "int4")),
     *(timed_quantized(1, 5120, 13824, *each) for each in (("int8", None), ("int4", 128), ("int4", None))),
     *(timed_quantized(rows, 5120, 13824, dtype, 32) for rows in (4, 16, 512) for dtype in ("int8", "int4")),
+    *(timed_quantized(rows, 5120, 13824, "int4", 32, "int8") for rows in (1, 4, 16, 512)),
 )
 
 spec = OpSpec(
@@ -186,6 +208,11 @@ spec = OpSpec(
         quantized(8, 37, 5, "int4", None, symmetric=False),
         quantized(9, 300, 129, "int4", 128, symmetric=False),
         quantized(1, 1, 1, "int4", 32),
+        quantized(15, 130, 131, "int8", 32, activations="int8"),
+        quantized(3, 67, 65, "int8", 16, symmetric=False, activations="int8"),
+        quantized(1, 131, 66, "int4", 32, symmetric=False, activations="int8"),
+        quantized(15, 97, 64, "int4", 16, activations="int8"),
+        quantized(17, 300, 129, "int4", None, activations="int8"),
     ),
     invalid_cases=(
         invalid("weight-in-features", r"weight must be .* with in_features = 8", weight=np.ones((7, 4))),
@@ -205,7 +232,8 @@ spec = OpSpec(
             "one running float32 sum of K products is a random walk of K roundings with a standard deviation of about "
             "0.15 sqrt(K) epsilons of the root mean square: 11 at K = 5120, where 48 to 77 was measured among 4480 "
             "elements (the walk's own size varies). In 16 bits that is 0.002 or 0.016 beside the output's rounding. A "
-            "quantized pack may round bfloat16 x by 2^-16 of its norm, 0.002 epsilons a standard deviation of y.",
+            "quantized pack may round bfloat16 x by 2^-16 of its norm, 0.002 epsilons a standard deviation of y. The "
+            "reference rounds x to int8 itself, to the bit, where a pack says so.",
         ),
         backward=Epsilons(
             {"float32": 128, "bfloat16": 0.51, "float16": 0.52},

@@ -97,7 +97,7 @@ class _Rewriting:
         self.kept = dict(found)
         self._dtypes = {value["%"]: _dtype(value) for each in operations for value in _outputs(each)}
         self._next = max([*self._dtypes, *names], default=0) + 1
-        self._inputs: dict[tuple[int, str], int] = {}  # weight and dtype -> the input that stands for its pack
+        self._inputs: dict[tuple[int, str], int] = {}  # weight and kind -> the input that stands for its pack
         self._doubling: dict[str, bool] = {}
         self._declarations: list[Operation] = []
         self._counts: Counter[str] = Counter()
@@ -169,11 +169,13 @@ class _Rewriting:
             dtype=dtype,
             in_features=given["in_features"],
             group_size=given["group_size"] or None,
+            activations="int8" if given.get("rounds_x") else None,
         ).weight()
-        if (codes, dtype) not in self._inputs:
-            self._inputs[codes, dtype] = self._declared(self._made(weight))
-        self._replace(operation, self._inputs[codes, dtype], weight.shape, bias)
-        self._counts[f"weight in {dtype}"] += 1
+        kind = dtype if weight.activations is None else f"{dtype}, x in {weight.activations}"
+        if (codes, kind) not in self._inputs:
+            self._inputs[codes, kind] = self._declared(self._made(weight))
+        self._replace(operation, self._inputs[codes, kind], weight.shape, bias)
+        self._counts[f"weight in {kind}"] += 1
 
     def _made(self, weight: Any, **how: Any) -> Any:
         """The bytes of a pack, a uint8 tensor."""

@@ -16,8 +16,8 @@ PACKAGES |= {f"fusionkit_{name}": name for name in ("bench", "emulator", "planne
 # From the bottom to the top. A name stands for the module and everything below it.
 LAYERS = {
     "facts": "errors dtypes ledger entry_points extras pci cores memory foreign rehearsal",
-    "a call": "spec frameworks quantized_weight scale_search quantized_arrays gguf_blocks call arguments capability"
-    " oracle comparison shards world_size",
+    "a call": "spec frameworks quantized_weight scale_search rounded_activations quantized_arrays gguf_blocks call"
+    " arguments capability oracle comparison shards world_size",
     "declarations": "ops backend attempt",
     "what is installed and wanted": "kernel_function registry settings policy",
     "the decision": "select plan op packed_weight",

@@ -49,7 +49,9 @@ def test_another_backends_pack_is_refused_also_after_a_remembered_decision():
             packs[name] = fk.pack_weight(WEIGHT, dtype="float32")
     with fk.use_backend("cpu"):
         fk.fused_linear(X, packs["cpu"])
-        with pytest.raises(fk.NoBackendError, match="weight.packed_by must be None, cpu or arrays, got eager"):
+        with pytest.raises(
+            fk.NoBackendError, match="weight.packed_by must be None, cpu, arrays or arrays that round x, got eager"
+        ):
             fk.fused_linear(X, packs["eager"])
     np.testing.assert_allclose(fk.fused_linear(X, packs["eager"]), fk.fused_linear(X, packs["cpu"]), atol=1e-5)
 
@@ -141,3 +143,18 @@ def test_a_wish_for_a_backend_that_packs_nothing_is_refused(install):
     assert str(refused.value).startswith("pack_weight: toy (use_backend) does not pack this weight (device cpu")
     assert "\n  toy: packs no weights\n" in str(refused.value)
     assert 'Use fusionkit.use_backend("cpu") to run there.' in str(refused.value)
+
+
+def test_a_backend_that_does_not_round_is_refused_by_name(install):
+    with (
+        fk.use_backend("eager"),
+        pytest.raises(fk.NoBackendError, match="eager: packs no weights whose products round"),
+    ):
+        fk.pack_weight(WEIGHT, dtype="int8", activations="int8")
+    module = "fusionkit_backends.cpu.fused_linear"
+    kernel = fk.Kernel({"numpy": f"{module}:through_numpy"}, pack_quantized=f"{module}:pack_quantized")
+    install(fk.Backend("toy", ("cpu",), {"fused_linear": kernel}))
+    with fk.use_backend("toy"):
+        assert fk.pack_weight(WEIGHT, dtype="int8").backend == "toy"
+        with pytest.raises(fk.NoBackendError, match="toy: packs no weights whose products round x to int8"):
+            fk.pack_weight(WEIGHT, dtype="int8", activations="int8")

@@ -5,6 +5,7 @@
 #include "check.h"
 #include "linear_operands.h"
 #include "packed_weight.h"
+#include "quantized_rows.h"
 #include "quantized_weight.h"
 
 namespace fusionkit_cpu {

@@ -23,6 +23,7 @@ struct QuantizedWeight {
   int bits;                        // 8 or 4
   int64_t in_features, out_features, group_size;
   DType scale_dtype;
+  bool rounds_x = false;  // to int8, before the product
   bool has_levels = false;
 };
 

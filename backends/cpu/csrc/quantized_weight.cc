@@ -1,12 +1,9 @@
 #include "quantized_weight.h"
 
-#include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <string>
 
-#include "blocked_matmul.h"
 #include "check.h"
 #include "fused_linear_packed.h"
 #include "kernels/quantized_product.h"
@@ -23,7 +20,7 @@ constexpr int64_t kMostFeatures = int64_t{1} << 31;  // so that no size overflow
 struct Header {
   char magic[8];
   uint32_t format;
-  uint8_t bits, has_minimums, scale_bytes, unused;
+  uint8_t bits, has_minimums, scale_bytes, rounds_x;
   int64_t in_features, out_features, group_size;
   uint64_t num_bytes;
   char padding[16];
@@ -38,6 +35,7 @@ Header header_of(const QuantizedWeight& weight) {
   header.bits = static_cast<uint8_t>(weight.bits);
   header.has_minimums = weight.minimums != nullptr;
   header.scale_bytes = weight.has_levels ? kLevels : static_cast<uint8_t>(element_size(weight.scale_dtype));
+  header.rounds_x = weight.rounds_x;
   header.in_features = weight.in_features;
   header.out_features = weight.out_features;
   header.group_size = weight.group_size;
@@ -57,7 +55,8 @@ Header read_header(const void* packed) {
 QuantizedFormat format_of(const Header& header) {
   const DType scale_dtype = header.scale_bytes == 2 ? DType::kFloat16 : DType::kFloat32;
   const bool has_levels = header.scale_bytes == kLevels;
-  return {header.bits, header.has_minimums != 0, scale_dtype, header.in_features, header.group_size, has_levels};
+  return {header.bits, header.has_minimums != 0, scale_dtype, header.in_features, header.group_size,
+          has_levels,  header.rounds_x != 0};
 }
 
 // Whether a block has several groups, and no part of one.
@@ -67,8 +66,8 @@ bool divides_blocks(int64_t group_size) {
 
 bool is_sound(const Header& header) {
   const auto fits = [](int64_t size) { return size >= 0 && size < kMostFeatures; };
-  return (header.bits == 8 || header.bits == 4) && header.has_minimums <= 1 && fits(header.in_features) &&
-         fits(header.out_features) && fits(header.group_size) && header.group_size > 0 &&
+  return (header.bits == 8 || header.bits == 4) && header.has_minimums <= 1 && header.rounds_x <= 1 &&
+         fits(header.in_features) && fits(header.out_features) && fits(header.group_size) && header.group_size > 0 &&
          (header.scale_bytes == 2 || header.scale_bytes == 4 ||
           (header.scale_bytes == kLevels && divides_blocks(header.group_size))) &&
          (header.group_size % kRun == 0 || header.group_size == kShortRun || header.group_size >= header.in_features);
@@ -76,93 +75,6 @@ bool is_sound(const Header& header) {
 
 uint64_t num_bytes(const Header& header) {
   return sizeof header + static_cast<uint64_t>(quantized_panels(header.out_features) * panel_bytes(format_of(header)));
-}
-
-const float* offset(const float* bias, int64_t cols) { return bias == nullptr ? nullptr : bias + cols; }
-
-// `a` with rows that are contiguous; `memory` holds what is copied.
-Matrix in_rows(const Matrix& a, const Buffer& memory) {
-  if (a.col_stride == 1) return a;
-  const Matrix to = contiguous(memory.as<void>(), a.dtype, a.rows, a.cols);
-  convert(a, a.dtype, nullptr, to);
-  return to;
-}
-
-Digits digit_sizes(const Matrix& a, const QuantizedFormat& format) {
-  Digits digits{};
-  digits.rows = a.rows;
-  digits.depth = (a.cols + kRun - 1) / kRun * kRun;
-  digits.run = run_of(format);
-  digits.num_runs = digits.depth / digits.run;
-  return digits;
-}
-
-// The digits of some rows, and the memory that they are in.
-class RowDigits {
- public:
-  RowDigits(const Matrix& a, const QuantizedFormat& format)
-      : digits_(digit_sizes(a, format)),
-        values_(2 * sizeof(int16_t) * a.rows * digits_.depth),
-        sums_(2 * sizeof(int32_t) * a.rows * digits_.num_runs),
-        scales_(sizeof(float) * a.rows * (2 * digits_.num_runs + 1)),
-        has_low_(a.rows * digits_.num_runs) {
-    digits_.digits = values_.as<int16_t>();
-    digits_.digit_sums = sums_.as<int32_t>();
-    digits_.has_low = has_low_.as<uint8_t>();
-    digits_.run_scales = scales_.as<float>();
-    digits_.run_sums = digits_.run_scales + a.rows * digits_.num_runs;
-    digits_.row_scales = digits_.run_sums + a.rows * digits_.num_runs;
-    parallel_for(a.rows, 4,
-                 [&](int64_t begin, int64_t end, int) { FUSIONKIT_DISPATCH(make_digits, a, begin, end, digits_); });
-  }
-
-  const Digits& digits() const { return digits_; }
-
- private:
-  Digits digits_;
-  Buffer values_, sums_, scales_, has_low_;
-};
-
-void multiply_digits(const Digits& digits, const QuantizedFormat& format, const char* panels, const Matrix& c,
-                     const float* bias) {
-  parallel_for(quantized_panels(c.cols), 1, [&](int64_t begin, int64_t end, int) {
-    const Buffer sums(sizeof(float) * kQuantizedCols * c.rows);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t col = i * kQuantizedCols, col_end = std::min(col + kQuantizedCols, c.cols);
-      FUSIONKIT_DISPATCH(multiply_quantized, digits, format, panels + i * panel_bytes(format),
-                         slice_cols(c, col, col_end), offset(bias, col), sums.as<float>());
-    }
-  });
-}
-
-// Panels of floats made at a time: below glibc's limit for memory that is returned to the system at once.
-constexpr int64_t kValuesBytes = int64_t{8} << 20;
-
-void multiply_dequantized(const Matrix& a, const QuantizedFormat& format, const char* panels, const Matrix& c,
-                          const float* bias) {
-  const PanelFormat own = blocked_panels(DType::kFloat32, format.depth);
-  const int64_t num_panels = quantized_panels(c.cols), values = kQuantizedCols * format.depth;
-  const int64_t step = std::clamp<int64_t>(kValuesBytes / int64_t{sizeof(float)} / values, 1, num_panels);
-  const Buffer memory(step * values * sizeof(float));
-  for (int64_t first = 0; first < num_panels; first += step) {
-    const int64_t count = std::min(step, num_panels - first);
-    parallel_for(count, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i)
-        FUSIONKIT_DISPATCH(dequantize_panel, format, panels + (first + i) * panel_bytes(format),
-                           memory.as<float>() + i * values);
-    });
-    const int64_t col = first * kQuantizedCols, col_end = std::min(col + count * kQuantizedCols, c.cols);
-    blocked_matmul_packed(a, own, memory.as<void>(), slice_cols(c, col, col_end), {offset(bias, col)});
-  }
-}
-
-void multiply_some_rows(const Matrix& a, const QuantizedFormat& format, const char* panels, const Matrix& c,
-                        const float* bias) {
-  const RowDigits rows(a, format);
-  multiply_digits(rows.digits(), format, panels, c, bias);
-  for (int64_t row = 0; row < a.rows; ++row)
-    if (std::isnan(rows.digits().row_scales[row]))
-      multiply_dequantized(slice_rows(a, row, row + 1), format, panels, slice_rows(c, row, row + 1), bias);
 }
 
 }  // namespace
@@ -222,19 +134,6 @@ void pack_quantized(const QuantizedWeight& weight, void* packed) {
       FUSIONKIT_DISPATCH(pack_quantized_panel, source, format, weight.out_features, i * kQuantizedCols,
                          panels + i * panel_bytes(format));
   });
-}
-
-void product_quantized(const Matrix& a, const void* packed, const Matrix& c, const float* bias) {
-  if (c.rows == 0 || c.cols == 0) return;
-  // A weight without elements leaves the bias: a product of the ordinary kind.
-  if (a.cols == 0) return product(a, contiguous(nullptr, a.dtype, 0, c.cols), a.dtype, c, {bias});
-  const auto [format, panels] = panels_of(packed);
-  const Buffer memory(a.col_stride == 1 ? 0 : a.rows * a.cols * element_size(a.dtype));
-  const Matrix rows = in_rows(a, memory);
-  for (int64_t begin = 0; begin < a.rows; begin += kDigitRows) {
-    const int64_t end = std::min(begin + kDigitRows, a.rows);
-    multiply_some_rows(slice_rows(rows, begin, end), format, panels, slice_rows(c, begin, end), bias);
-  }
 }
 
 }  // namespace fusionkit_cpu

@@ -24,8 +24,4 @@ struct QuantizedPanels {
 };
 QuantizedPanels panels_of(const void* packed);
 
-// c = a W + bias for a block that passed require_quantized(), in float32. A row of c has the same bits whatever the
-// other rows are, and how many.
-void product_quantized(const Matrix& a, const void* packed, const Matrix& c, const float* bias);
-
 }  // namespace fusionkit_cpu

@@ -1,7 +1,8 @@
 """What rounding to 8 and 4 bits does to a model: `python -m examples.llama2_13b.bench.perplexity --model MODEL`.
 
 The perplexity of a text is exp(mean of -log p(token | the tokens before it)). The text is cut into windows, and no
-token sees more than its own. Activations have the same dtype in every row of the table.
+token sees more than its own. Activations have the same dtype in every row of the table; `--activations int8` rounds
+those that meet codes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.folders.model_folder import WithCodes, config_of, weights_of
-from examples.llama2_13b.folders.quantization import Format, Quantization
+from examples.llama2_13b.folders.quantization import ACTIVATIONS_HELP, Format, Quantization
 from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.llama import DTYPES
@@ -44,16 +45,19 @@ class Measured:
         return f"{self.weights:<55}{self.perplexity:10.4f}{self.perplexity / first.perplexity - 1:+10.2%}"
 
 
-def models(source: Path, dtype: str, group_size: int | None) -> Iterator[tuple[str, Callable[[], Llama]]]:
+def models(
+    source: Path, dtype: str, group_size: int | None, activations: str | None
+) -> Iterator[tuple[str, Callable[[], Llama]]]:
     """What to measure, and how to load it; one at a time is held."""
+    load = partial(QuantizedLlama.load, source, dtype, activations=activations)
     yield f"floats, as read, {dtype}", partial(Llama.from_pretrained, source, dtype)
     if isinstance(weights_of(source), WithCodes):
-        yield "codes, as stored", partial(QuantizedLlama.load, source, dtype)
+        yield "codes, as stored", load
     for bits in ("int8", "int4"):
         for symmetric in (True, False):
             form = Format(bits, group_size, symmetric)
             rounding = Quantization.rounded_to(form)
-            yield f"floats, rounded to {form}", partial(QuantizedLlama.load, source, dtype, rounding, False)
+            yield f"floats, rounded to {form}", partial(load, rounding=rounding, as_stored=False)
 
 
 def perplexity(model: Llama, windows: list[list[int]]) -> float:
@@ -90,13 +94,14 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024, help="tokens that see each other at most")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the activations")
     parser.add_argument("--group_size", type=int, default=32, help="0 for a whole column")
+    parser.add_argument("--activations", choices=("int8",), help=ACTIVATIONS_HELP)
     asked = parser.parse_args()
     tokens = Tokenizer.from_pretrained(asked.model).encode(asked.text.read_text(encoding=ENCODING))
     windows = cut(tokens, min(asked.window, config_of(asked.model).max_position_embeddings))
     print(f"{asked.model.name}, {asked.text.name}: {len(tokens)} tokens in {len(windows)} windows")
     print(f"{'weights':<55}{'perplexity':>10}{'':>10}")
     first = None
-    for name, load in models(asked.model, asked.dtype, asked.group_size or None):
+    for name, load in models(asked.model, asked.dtype, asked.group_size or None, asked.activations):
         measured = Measured(name, perplexity(load(), windows))
         first = first or measured
         print(measured.line(first), flush=True)

@@ -26,6 +26,7 @@ WHOLE_COLUMN = 0  # of a flag
 GROUP_SIZE_HELP = (
     f"weights of a column that share a scale: {', '.join(map(str, GROUP_SIZES))}, or {WHOLE_COLUMN} for all"
 )
+ACTIVATIONS_HELP = "what products with codes round their input to: int8; nothing if not given"
 SYMMETRIC_HELP = "groups have a scale alone; with False a minimum too"
 # Tokens are looked up in the first, and the second chooses among all of them: both feel the rounding most.
 IN_8_BITS = ("model.embed_tokens.weight", "lm_head.weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ class QuantizedLlama(Llama):
 
     @classmethod
     def load(
-        cls, source: str | Path, dtype: str, rounding: Quantization | None = None, as_stored: bool = True
+        cls,
+        source: str | Path,
+        dtype: str,
+        rounding: Quantization | None = None,
+        as_stored: bool = True,
+        activations: str | None = None,
     ) -> QuantizedLlama:
         """The model in a folder or a GGUF file. One matrix at a time is held as it was.
 
@@ -33,6 +39,7 @@ class QuantizedLlama(Llama):
             source: of floats or codes.
             dtype: of the activations.
             rounding, as_stored: as of `QuantizedReader`.
+            activations: as of `QuantizedWeight`, for all products with codes.
 
         Raises:
             FileNotFoundError, ValueError: as `Llama.from_pretrained`.
@@ -46,7 +53,8 @@ class QuantizedLlama(Llama):
             value = reader.parameter(name)
             if isinstance(value, list):
                 bias = parameters.get(name.removesuffix("weight") + "bias")
-                model._replace(name, value, None if bias is None else bias.numpy())
+                codes = [replace(each, activations=activations) for each in value]
+                model._replace(name, codes, None if bias is None else bias.numpy())
             else:
                 parameters[name].set_value(value)
         model.summary = reader.summary

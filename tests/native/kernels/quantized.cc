@@ -1,6 +1,7 @@
 // fused_linear and its gradient with a weight of 8 or 4 bits, whose bytes are written here as
 // csrc/kernels/quantized_product.h says.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "fused_linear_packed.h"
@@ -16,7 +17,7 @@ struct Quantized {
   int64_t in, out, group_size;
   int bits;
   DType scale_dtype;
-  bool has_minimums, has_levels;
+  bool has_minimums, has_levels, rounds_x;
 
   int64_t scale_bytes() const { return has_levels ? 1 : scale_dtype == DType::kFloat16 ? 2 : 4; }
   // The floats of k's block in a panel; of in: where the groups begin.
@@ -44,6 +45,7 @@ void write_header(const Quantized& q, unsigned char* packed) {
   packed[12] = static_cast<unsigned char>(q.bits);
   packed[13] = q.has_minimums;
   packed[14] = static_cast<unsigned char>(q.scale_bytes());
+  packed[15] = q.rounds_x;
   std::memcpy(packed + 16, sizes, sizeof sizes);
 }
 
@@ -93,6 +95,30 @@ Doubles pack(const Quantized& q, unsigned char* packed) {
   return weight;
 }
 
+// x as kernels/quantized_bytes.h says, where the weight asks for it.
+Doubles multiplied(const Guarded& x, int64_t rows, const Quantized& q) {
+  Doubles values(rows * q.in);
+  for (int64_t i = 0; i < rows * q.in; ++i) values[i] = x[i];
+  const int64_t run = q.group_size == 16 && q.in > 16 ? 16 : 32;
+  for (int64_t row = 0; q.rounds_x && row < rows; ++row) {
+    double* of_row = values.data() + row * q.in;
+    double most = 0;
+    for (int64_t k = 0; k < q.in; ++k) most = std::max(most, std::abs(of_row[k]));
+    const double power = most > 0 ? std::exp2(std::floor(std::log2(most))) : 1;
+    for (int64_t begin = 0; begin < q.in; begin += run) {
+      const int64_t end = std::min(begin + run, q.in);
+      float largest = 0x1p-90f;
+      for (int64_t k = begin; k < end; ++k)
+        largest = std::max(largest, static_cast<float>(std::abs(of_row[k]) / power));
+      for (int64_t k = begin; k < end; ++k) {
+        const float code = static_cast<float>(of_row[k] / power) * (127 / largest);
+        of_row[k] = std::nearbyint(code) * double{largest / 127} * power;
+      }
+    }
+  }
+  return values;
+}
+
 void check_gradient(DType dtype, const Quantized& q, int64_t rows, Guarded& packed, const Doubles& weight) {
   const Guarded dy = random(dtype, {rows, q.out});
   Guarded dx(dtype, {rows, q.in}), dbias(DType::kFloat32, {q.out});
@@ -111,20 +137,21 @@ void check(DType dtype, const Quantized& q, int64_t rows, bool with_bias) {
   begin_case(std::string("quantized ") + dtype_name(dtype) + " " + text({rows, q.in, q.out}) + " bits " +
              text({q.bits}) + " group " + text({q.group_size}) + " " +
              (q.has_levels ? "levels" : dtype_name(q.scale_dtype)) + (q.has_minimums ? " minimums" : "") +
-             (with_bias ? " bias" : ""));
+             (q.rounds_x ? " x in int8" : "") + (with_bias ? " bias" : ""));
   const Guarded x = random(dtype, {rows, q.in}), bias = random(DType::kFloat32, {q.out});
   Guarded packed(DType::kBool, {q.num_bytes()}, 64), y(dtype, {rows, q.out});
   const Doubles weight = pack(q, static_cast<unsigned char*>(packed.data()));
   fusionkit_cpu::linear_packed(x, packed.data(), q.num_bytes(), q.in, q.out, with_bias ? bias.view() : Tensor{}, y);
   Doubles want(rows * q.out);
+  const Doubles values = multiplied(x, rows, q);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < q.out; ++j) {
       double& sum = want[i * q.out + j];
-      for (int64_t k = 0; k < q.in; ++k) sum += x[i * q.in + k] * weight[k * q.out + j];
+      for (int64_t k = 0; k < q.in; ++k) sum += values[i * q.in + k] * weight[k * q.out + j];
       if (with_bias) sum += bias[j];
     }
   expect_close("y of the quantized weight", y, want, {128, 0.52});
-  check_gradient(dtype, q, rows, packed, weight);
+  if (!q.rounds_x) check_gradient(dtype, q, rows, packed, weight);
 }
 
 }  // namespace
@@ -135,14 +162,18 @@ void check_quantized(DType dtype) {
   };
   int number = 0;  // scale's dtype and bias go by turns
   for (const Sizes& s :
-       {Sizes{1, 1, 1}, {1, 130, 65}, {2, 67, 64}, {7, 33, 3}, {8, 48, 129}, {9, 131, 70}, {3, 290, 5}})
+       {Sizes{1, 1, 1}, {1, 130, 65}, {2, 67, 64}, {7, 33, 3}, {8, 48, 129}, {9, 131, 70}, {15, 290, 5}})
     for (const int bits : {8, 4})
       for (const bool has_minimums : {false, true})
         for (const int64_t group_size : {int64_t{16}, int64_t{64}, s.in}) {
           const DType scale_dtype = ++number % 2 ? DType::kFloat16 : DType::kFloat32;
-          check(dtype, {s.in, s.out, group_size, bits, scale_dtype, has_minimums, false}, s.rows, number % 3 == 0);
-          if (group_size == s.in) continue;
-          check(dtype, {s.in, s.out, group_size, bits, DType::kFloat32, has_minimums, true}, s.rows, number % 3 == 1);
+          for (const bool rounds_x : {false, true}) {
+            check(dtype, {s.in, s.out, group_size, bits, scale_dtype, has_minimums, false, rounds_x}, s.rows,
+                  number % 3 == 0);
+            if (group_size == s.in) continue;
+            check(dtype, {s.in, s.out, group_size, bits, DType::kFloat32, has_minimums, true, rounds_x}, s.rows,
+                  number % 3 == 1);
+          }
         }
 }
 

@@ -50,5 +50,17 @@ inline IntVec add_pair_products(IntVec sums, PairVec a, PairVec b) {
 }
 #endif
 
+// A sum that is made here: GCC 12 would make all products of a loop's body first, and keep them in memory.
+inline IntVec in_order(IntVec sum) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(sum));
+#elif defined(__SSE2__)
+  asm("" : "+x"(sum));
+#elif defined(__aarch64__)
+  asm("" : "+w"(sum));
+#endif
+  return sum;
+}
+
 }  // namespace FUSIONKIT_ISA
 }  // namespace fusionkit_cpu

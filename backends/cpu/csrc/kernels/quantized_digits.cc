@@ -1,34 +1,13 @@
 // x's rows as integers, each run of them with a power of two, and whether a run needs its second digit.
-#include "kernels/lanes.h"
-#include "kernels/pairs.h"
-#include "kernels/quantized_product.h"
+#include <type_traits>
+
+#include "kernels/row_runs.h"
 
 namespace fusionkit_cpu::FUSIONKIT_ISA {
 namespace {
 
 constexpr int kBits = 29;       // of a run's largest number below its leading bit
 constexpr int kDigitBits = 15;  // of digit 1
-constexpr int kLongestRunVectors = kRun / kLanes;
-
-// The largest power of two that is not above a positive number, between 2^-126 and 2^127; 2^-126 of less.
-float power_below(float x) {
-  const uint32_t exponent = float_to_bits(x) & 0x7f800000;
-  return bits_to_float(exponent < 0x00800000 ? 0x00800000 : exponent);
-}
-
-template <class T>
-float largest_magnitude(const T* x, int64_t n) {
-  Vec largest{};
-  IntVec unordered{};
-  for (int64_t k = 0; k < n; k += kLanes) {
-    const Vec value = load_lanes(x + k, 1, n - k);
-    unordered |= value != value;
-    largest = max(largest, abs(value));
-  }
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (unordered[lane]) return __builtin_nanf("");
-  return maximum(largest);
-}
 
 // Of squares: what digit 1 may hold of a run and still be left out. 2^-16 of the norm for numbers of 8 bits.
 constexpr float largest_loss(const BFloat16*) { return 0x1p-32f; }
@@ -42,25 +21,22 @@ Vec square(IntVec a) {
   return value * value;
 }
 
-// One digit of a vector, in the order in which a word's pairs are multiplied.
-void store_digits(IntVec digits, int16_t* to) {
+// One digit of a vector, in the order in which a word's pairs are multiplied: pairs of 32 bits, `stride` apart.
+void store_digits(IntVec digits, int64_t stride, int32_t* to) {
   typedef int16_t Narrow __attribute__((vector_size(2 * kLanes)));
   IntVec order{};
   for (int lane = 0; lane < kLanes; ++lane) order[lane] = (lane & ~3) | (lane & 1) << 1 | (lane & 2) >> 1;
   const Narrow narrow = __builtin_convertvector(__builtin_shuffle(digits, order), Narrow);
-  __builtin_memcpy(to, &narrow, sizeof narrow);
-}
-
-int32_t sum_of(IntVec a) {
-  int32_t sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += a[lane];
-  return sum;
+  int32_t pairs[kLanes / 2];
+  __builtin_memcpy(pairs, &narrow, sizeof narrow);
+  for (int i = 0; i < kLanes / 2; ++i) to[i * stride] = pairs[i];
 }
 
 // The digits of a run of so many vectors, [digit][vector].
 struct RunDigits {
   IntVec digits[2][kLongestRunVectors];
   int vectors;
+  bool has_low;
 
   bool needs_low(float largest_loss) const {
     Vec low{}, all{};
@@ -70,62 +46,69 @@ struct RunDigits {
     }
     return sum(low) > largest_loss * sum(all);
   }
-
-  // Returns the sum.
-  int32_t store(int digit, int16_t* to) const {
-    IntVec total{};
-    for (int v = 0; v < vectors; ++v) {
-      store_digits(digits[digit][v], to + v * kLanes);
-      total += digits[digit][v];
-    }
-    return sum_of(total);
-  }
 };
 
-template <class T>
-void make_run(const T* x, int64_t n, float inverse, int64_t row, int64_t index, const Digits& digits) {
-  Vec values[kLongestRunVectors];
-  Vec largest{};
-  const int vectors = static_cast<int>(digits.run / kLanes);
+// Of one digit, whose sum is returned.
+int32_t store_digit(const IntVec* digit, int vectors, const RunPlace& to, int32_t* pairs) {
+  IntVec total{};
   for (int v = 0; v < vectors; ++v) {
-    values[v] = n > v * kLanes ? load_lanes(x + v * kLanes, 1, n - v * kLanes) * inverse : Vec{};
-    largest = max(largest, abs(values[v]));
+    store_digits(digit[v], to.stride, pairs + to.word + v * (kLanes / 2) * to.stride);
+    total += digit[v];
   }
-  const float power = power_below(maximum(max(largest, broadcast(0x1p-90f))));
-  const float unit = power / static_cast<float>(1 << kBits);
-  RunDigits made{{}, vectors};
-  for (int v = 0; v < vectors; ++v) {
-    const IntVec q = round_to_int(values[v] * (1 / unit));
+  return sum_of(total);
+}
+
+void store_rounded(const RunValues& run, const RunPlace& to, const Digits& digits) {
+  const RoundedRun rounded = round_run(run);
+  const int32_t sum = store_digit(rounded.codes, run.vectors, to, reinterpret_cast<int32_t*>(digits.digits));
+  digits.has_low[to.at] = 0;
+  digits.digit_scales[to.at] = rounded.scale;
+  digits.digit_sums[to.at] = sum;
+  digits.run_sums[to.at] = static_cast<float>(sum) * rounded.scale;
+}
+
+RunDigits digits_of(const RunValues& run, float unit, float largest_loss) {
+  RunDigits made{{}, run.vectors, true};
+  for (int v = 0; v < run.vectors; ++v) {
+    const IntVec q = round_to_int(run.values[v] * (1 / unit));
     const IntVec high = (q + (1 << (kDigitBits - 1))) >> kDigitBits;
     made.digits[0][v] = high > INT16_MAX ? IntVec{} + INT16_MAX : high;  // digit 1 has room for what is left
     made.digits[1][v] = q - (made.digits[0][v] << kDigitBits);
   }
-  const bool low = made.needs_low(largest_loss(x));
-  if (!low)
+  made.has_low = made.needs_low(largest_loss);
+  if (!made.has_low)
     for (IntVec& digit : made.digits[1]) digit = IntVec{};
-  const int64_t at = row * digits.num_runs + index, low_at = digits.rows * digits.num_runs + at;
-  int16_t* to = digits.digits + row * digits.depth + index * digits.run;
-  digits.has_low[at] = low;
-  digits.run_scales[at] = unit;
-  digits.digit_sums[at] = made.store(0, to);
-  digits.digit_sums[low_at] = made.store(1, to + digits.rows * digits.depth);
-  const int64_t q = int64_t{digits.digit_sums[at]} * (1 << kDigitBits) + digits.digit_sums[low_at];
-  digits.run_sums[at] = static_cast<float>(q) * unit;
+  return made;
+}
+
+void store_exact(const RunValues& run, float largest_loss, const RunPlace& to, const Digits& digits) {
+  const float unit = power_below(run.largest) / static_cast<float>(1 << kBits);
+  const RunDigits made = digits_of(run, unit, largest_loss);
+  const int64_t low_at = digits.rows * digits.num_runs + to.at;
+  auto* pairs = reinterpret_cast<int32_t*>(digits.digits);
+  const int64_t high = store_digit(made.digits[0], run.vectors, to, pairs);
+  const int64_t low = store_digit(made.digits[1], run.vectors, to, pairs + digits.rows * digits.depth / 2);
+  digits.has_low[to.at] = made.has_low;
+  digits.digit_scales[to.at] = unit * (1 << kDigitBits);
+  digits.digit_scales[low_at] = unit;
+  digits.digit_sums[to.at] = static_cast<int32_t>(high);
+  digits.digit_sums[low_at] = static_cast<int32_t>(low);
+  digits.run_sums[to.at] = static_cast<float>(high * (1 << kDigitBits) + low) * unit;
 }
 
 }  // namespace
 
 void make_digits(const Matrix& x, int64_t begin, int64_t end, const Digits& digits) {
   visit_floating(x.dtype, [&](auto* type) {
-    for (int64_t row = begin; row < end; ++row) {
-      const auto* from = static_cast<decltype(type)>(element(x, row, 0));
-      const float largest = largest_magnitude(from, x.cols);
-      const bool finite = largest <= __FLT_MAX__;
-      const float power = power_below(finite ? largest : 1);
-      digits.row_scales[row] = finite ? power : __builtin_nanf("");
-      for (int64_t index = 0; finite && index < digits.num_runs; ++index)
-        make_run(from + index * digits.run, x.cols - index * digits.run, 1 / power, row, index, digits);
-    }
+    using T = std::remove_pointer_t<decltype(type)>;
+    visit_finite_rows<T>(x, begin, end, digits.row_scales, [&](int64_t row, const T* from, float inverse) {
+      for (int64_t index = 0; index < digits.num_runs; ++index) {
+        const int64_t k = index * digits.run;
+        const RunValues run = load_run(from + k, x.cols - k, digits.run, inverse);
+        const RunPlace to(digits, row, index, 2);
+        digits.rounds_x ? store_rounded(run, to, digits) : store_exact(run, largest_loss(type), to, digits);
+      }
+    });
   });
 }
 

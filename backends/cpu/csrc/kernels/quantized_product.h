@@ -1,6 +1,6 @@
 // The product with a weight of 8 or 4 bits: how its panels lie, and what is done with one of them. x becomes integers
 // of 16 bits, whose products with codes have exact sums in 32 bits: the instructions for pairs of such integers take
-// twice as many products as those for floats.
+// twice as many products as those for floats. Or it is rounded to integers of 8 bits; see kernels/quantized_bytes.h.
 //
 // A panel holds kQuantizedCols columns, what is past the last one being zero. Its groups of k's follow each other, the
 // last one shorter. A group has the scales of all columns, their minimums if there are any, and words of 32 bits, side
@@ -27,6 +27,7 @@ struct QuantizedFormat {
   DType scale_dtype;          // float16 or float32; the minimums' too
   int64_t depth, group_size;  // group_size is kShortRun, a multiple of kRun, or at least depth
   bool has_levels;            // float32 scales are in two levels; group_size divides kScaleBlock
+  bool rounds_x;              // to int8
 };
 
 static inline int64_t codes_per_word(const QuantizedFormat& format) { return 32 / format.bits; }
@@ -69,20 +70,37 @@ struct QuantizedSource {
 
 static inline int64_t quantized_panels(int64_t cols) { return (cols + kQuantizedCols - 1) / kQuantizedCols; }
 
-// Rows of x as integers: x = row_scale * run_scale * (2^15 digit 0 + digit 1), where a run is kRun k's of a row, or
-// kShortRun if groups are as short. Digits have 15 bits and a sign. A run leaves digit 1 out if digit 0 holds
-// x, or bfloat16 x but for 2^-16 of the run's norm. Digits are in the order in which a word's pairs are multiplied: of
-// each four k's the first, the third, the second and the fourth.
+// Rows of x are multiplied in tiles of 8, 4, 2 and 1, as many of the larger ones as there are. What a tile's rows have
+// of a run, or of a few k's, lies side by side.
+constexpr int64_t kTileRows = 8;
+
+struct RowsOfTile {
+  int64_t first, count;
+};
+
+// The tile of a row, where there are `rows`.
+static inline RowsOfTile tile_of(int64_t row, int64_t rows) {
+  int64_t first = 0, count = kTileRows;
+  for (; row >= first + (rows - first) / count * count; count /= 2) first += (rows - first) / count * count;
+  return {row - (row - first) % count, count};
+}
+
+// Rows of x as integers: x = row_scale * (scale 0 * digit 0 + scale 1 * digit 1), where a run is kRun k's of a row, or
+// kShortRun if groups are as short. Digits have 15 bits and a sign, and scale 0 is 2^15 of scale 1. A run leaves digit
+// 1 out if digit 0 holds x, or bfloat16 x but for 2^-16 of the run's norm. Digits are in the order in which a word's
+// pairs are multiplied: of each four k's the first, the third, the second and the fourth. Of x that is rounded to int8
+// digit 0 is the code.
 constexpr int64_t kShortRun = 16, kRun = 32;
 
 struct Digits {
   int64_t rows, depth;  // depth is a multiple of kRun, what is past x's being zero
   int64_t run, num_runs;
-  int16_t* digits;      // [2, rows, depth]; digit 1 is zeros where it is left out
-  int32_t* digit_sums;  // [2, rows, num_runs]
-  uint8_t* has_low;     // [rows, num_runs]: whether there is digit 1
-  float* run_scales;    // [rows, num_runs]: powers of two
-  float* run_sums;      // [rows, num_runs]: run_scale * the sum of both digits
+  bool rounds_x;
+  int16_t* digits;      // [2], tile by tile [depth / 2, rows of the tile, 2]; digit 1 is zeros where it is left out
+  int32_t* digit_sums;  // [2], tile by tile [num_runs, rows of the tile]
+  float* digit_scales;  // as digit_sums
+  float* run_sums;      // tile by tile: the sum of both digits times their scales
+  uint8_t* has_low;     // tile by tile: whether there is digit 1
   float* row_scales;    // [rows]: powers of two; NaN: x is not finite, and the row's digits hold nothing
 };
 

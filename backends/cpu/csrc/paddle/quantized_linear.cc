@@ -1,6 +1,7 @@
 // fusionkit_quantized_linear: x, codes, scales, minimums?, bias? -> y, with a weight of 8 or 4 bits in arrays that are
 // no backend's own; fusionkit/quantized_arrays.py says what they hold. It packs the whole weight in every call: a
 // program's loader packs the arrays once instead. Both give the same bits. For inference: it has no gradient.
+// rounds_x: to int8, before the product.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -19,7 +20,7 @@ void require(bool condition, const char* what) {
 
 fusionkit_cpu::QuantizedWeight checked(const paddle::Tensor& codes, const paddle::Tensor& scales,
                                        const OptionalTensor& minimums, int64_t bits, int64_t group_size,
-                                       int64_t in_features) {
+                                       int64_t in_features, bool rounds_x) {
   const HostView view(kOp);
   const int64_t group = group_size > 0 ? group_size : std::max<int64_t>(in_features, 1);
   const int64_t groups = (in_features + group - 1) / group;
@@ -46,16 +47,17 @@ fusionkit_cpu::QuantizedWeight checked(const paddle::Tensor& codes, const paddle
           in_features,
           codes.shape()[1],
           group,
-          fusionkit_cpu::DType::kFloat32};
+          fusionkit_cpu::DType::kFloat32,
+          rounds_x};
 }
 
 Tensors forward(const paddle::Tensor& x, const paddle::Tensor& codes, const paddle::Tensor& scales,
                 const OptionalTensor& minimums, const OptionalTensor& bias, int64_t bits, int64_t group_size,
-                int64_t in_features) {
+                int64_t in_features, bool rounds_x) {
   const HostView view(kOp);
   // All on the host, or refused: codes last, whose dtype is checked with it.
   view("x", x), view("scales", scales), view("minimums", minimums), view("bias", bias), view.bytes("codes", codes);
-  const auto weight = checked(codes, scales, minimums, bits, group_size, in_features);
+  const auto weight = checked(codes, scales, minimums, bits, group_size, in_features, rounds_x);
   const auto size = static_cast<int64_t>(fusionkit_cpu::quantized_size(weight));
   const paddle::Tensor packed = empty({size}, paddle::DataType::UINT8);
   auto* bytes = const_cast<void*>(view.bytes("packed", packed));
@@ -67,7 +69,7 @@ Tensors forward(const paddle::Tensor& x, const paddle::Tensor& codes, const padd
 }
 
 std::vector<Shape> infer_shape(const Shape& x, const Shape& codes, const Shape&, const OptionalShape&,
-                               const OptionalShape&, int64_t, int64_t, int64_t) {
+                               const OptionalShape&, int64_t, int64_t, int64_t, bool) {
   return {product_shape(x, codes)};
 }
 
@@ -82,7 +84,7 @@ std::vector<paddle::DataType> infer_dtype(const paddle::DataType& x, const paddl
 PD_BUILD_OP(fusionkit_quantized_linear)
     .Inputs({"x", "codes", "scales", paddle::Optional("minimums"), paddle::Optional("bias")})
     .Outputs({"y"})
-    .Attrs({"bits: int64_t", "group_size: int64_t", "in_features: int64_t"})
+    .Attrs({"bits: int64_t", "group_size: int64_t", "in_features: int64_t", "rounds_x: bool"})
     .SetKernelFn(FUSIONKIT_KERNEL(fusionkit_paddle::forward))
     .SetInferShapeFn(PD_INFER_SHAPE(fusionkit_paddle::infer_shape))
     .SetInferDtypeFn(PD_INFER_DTYPE(fusionkit_paddle::infer_dtype));

@@ -77,11 +77,20 @@ using Floats = py::array_t<float, py::array::c_style>;
 // Codes of [in_features, out_features] in any order, and contiguous scales: fusionkit's QuantizedWeight has checked
 // them.
 Array pack_quantized_array(const Codes& codes, const Floats& scales, const std::optional<Floats>& minimums, int bits,
-                           int64_t group_size, const std::string& scale_dtype) {
+                           int64_t group_size, const std::string& scale_dtype, bool rounds_x) {
   const float* minimums_data = minimums ? minimums->data() : nullptr;
-  QuantizedWeight weight{
-      codes.data(), codes.strides(0), codes.strides(1), 1,          scales.data(),           minimums_data,
-      bits,         codes.shape(0),   codes.shape(1),   group_size, dtype_named(scale_dtype)};
+  QuantizedWeight weight{codes.data(),
+                         codes.strides(0),
+                         codes.strides(1),
+                         1,
+                         scales.data(),
+                         minimums_data,
+                         bits,
+                         codes.shape(0),
+                         codes.shape(1),
+                         group_size,
+                         dtype_named(scale_dtype),
+                         rounds_x};
   Call{shorten_scales, &weight};
   const Array packed = empty({static_cast<int64_t>(quantized_size(weight))}, py::dtype::of<uint8_t>());
   Call{pack_quantized, weight, const_cast<void*>(packed.data())};
@@ -93,7 +102,7 @@ Array pack_quantized_array(const Codes& codes, const Floats& scales, const std::
 FUSIONKIT_BIND(fused_linear_packed) {
   module.def("pack_weight", &pack_weight_array, "weight"_a, "dtype"_a, "batch_invariant"_a = false, "-> uint8 array");
   module.def("pack_quantized", &pack_quantized_array, py::arg("codes").noconvert(), "scales"_a, "minimums"_a, "bits"_a,
-             "group_size"_a, "scale_dtype"_a, "-> uint8 array");
+             "group_size"_a, "scale_dtype"_a, "rounds_x"_a = false, "-> uint8 array");
   module.def("linear_packed", &linear_packed_array, "x"_a, py::arg("packed").noconvert(), "in_features"_a,
              "out_features"_a, "bias"_a = py::none(), py::arg("out").noconvert() = py::none(),
              "batch_invariant"_a = false, "-> y, which is out if given");

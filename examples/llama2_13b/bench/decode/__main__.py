@@ -35,6 +35,7 @@ EXPORTS = {
     "fusionkit bfloat16": ("--dtype", "bfloat16"),
     f"{CODES}, float32": ("--dtype", "float32", "--weight_dtype", "int8"),
     f"{CODES}, bfloat16": ("--dtype", "bfloat16", "--weight_dtype", "int8"),
+    f"{CODES}, x in int8": ("--dtype", "bfloat16", "--weight_dtype", "int8", "--activations", "int8"),
 }
 PEERS = ("llama.cpp", "OpenVINO GenAI")
 READ_BYTES = 512 << 20  # many times the caches
