@@ -102,9 +102,9 @@ class Rates:
         """The optimizer's kernels, which read and write."""
         return elements * system.update_bytes / self.memory_bandwidth
 
-    def waiting_seconds(self, kernels: float, busy: float) -> float:
-        """A device with less to do than its host has to launch waits for it."""
-        return max(0.0, kernels * self.launch_seconds - busy)
+    def waiting_seconds(self, kernels: float, collectives: int, busy: float) -> float:
+        """A device with less to do than its host has to launch waits for it. A collective is one launch."""
+        return max(0.0, (kernels + collectives) * self.launch_seconds - busy)
 
     def level(self, devices: int) -> Level:
         """The narrowest that joins so many neighbours.

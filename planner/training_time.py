@@ -28,7 +28,7 @@ class Machine(Hashable, Protocol):
     def attention_seconds(self, flops: float) -> float: ...
     def traffic_seconds(self, work: Work, system: System) -> float: ...
     def update_seconds(self, elements: float, system: System) -> float: ...
-    def waiting_seconds(self, kernels: float, busy: float) -> float: ...
+    def waiting_seconds(self, kernels: float, collectives: int, busy: float) -> float: ...
     def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
     def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
     def send_seconds(self, num_bytes: float, distance: int) -> float: ...
@@ -129,7 +129,9 @@ def step(
     architecture: Architecture, layout: Layout, sequence: int, rates: Machine, system: System = FUSIONKIT
 ) -> StepTime:
     """Price one step."""
-    run = _pipeline(architecture.num_hidden_layers, _cut(layout), pieces(architecture, layout, sequence, rates, system))
+    run = _pipeline(
+        architecture.num_hidden_layers, cut_of(layout), pieces(architecture, layout, sequence, rates, system)
+    )
     work = run.work * layout.micro_batches
     sent = gradients(architecture, layout, rates, system)
     hidden = 0.0
@@ -165,7 +167,7 @@ class Run:
         return sum((f + b for f, b in self.chunks), PassTime())
 
 
-def _cut(layout: Layout) -> Layout:
+def cut_of(layout: Layout) -> Layout:
     """What a pipeline's schedule depends on, and no more: layouts that differ in sharding alone share one replay."""
     return Layout(pipeline=layout.pipeline, virtual_stages=layout.virtual_stages, micro_batches=layout.micro_batches)
 
@@ -240,20 +242,22 @@ def stage_passes(layers: int, layout: Layout, cut: Pieces) -> list[list[tuple[Pa
 
 def price_of(work: Work, layout: Layout, rates: Machine, system: System) -> PassTime:
     """A pass: kernels one after the other, and what their collectives take beyond them."""
-    compute = 0.0
+    compute, collectives = 0.0, int(bool(work.collective))
     sending = exposed = _collective(work.collective, work.sent_bytes, layout, rates)
     for product in work.products:
         alone = rates.product_seconds(product.rows, product.in_features, product.out_features)
         sent = _collective(product.collective, product.sent_bytes, layout, rates)
-        compute, sending = compute + alone, sending + sent
+        compute, sending, collectives = compute + alone, sending + sent, collectives + bool(product.collective)
         exposed += _exposed(product, alone, sent, layout, system)
     compute += rates.attention_seconds(work.score_flops)
     compute += rates.traffic_seconds(work, system)
     if layout.context > 1 and work.gathered_bytes:
         gathered = rates.gather_seconds(layout.context, work.gathered_bytes, layout.tensor)
-        exposed += max(0.0, gathered - rates.attention_seconds(work.score_flops) * (1 - 1 / layout.context))
-        sending += gathered
-    return PassTime(compute, exposed, rates.waiting_seconds(work.kernels, compute + exposed), sending)
+        beyond = gathered - rates.attention_seconds(work.score_flops) * (1 - 1 / layout.context)
+        exposed += beyond * (beyond > 0)
+        sending, collectives = sending + gathered, collectives + 1
+    waiting = rates.waiting_seconds(work.kernels, collectives, compute + exposed)
+    return PassTime(compute, exposed, waiting, sending)
 
 
 def _collective(name: Collective, num_bytes: float, layout: Layout, rates: Machine) -> float:

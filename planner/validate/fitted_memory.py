@@ -66,7 +66,7 @@ def fit(rows: Sequence[Row]) -> dict[str, float]:
         return np.stack([(residuals(x + move) - at) / STEP for move in moves], axis=1)
 
     spreads = np.array([spread for _, spread in NUMBERS.values()])
-    return _values(least_squares.solve(Problem(begins, spreads, residuals, slopes)))
+    return _values(least_squares.solve(Problem(begins, spreads, residuals, slopes)).numbers)
 
 
 def _values(x: Array) -> dict[str, float]:

@@ -25,6 +25,8 @@ class Group:
     Args:
         regret, mape: in percent.
         correlation: in [-1, 1]; None of two rows, where another group has LEAST_ROWS.
+        closest: how far apart the two rows are that were measured closest to each other, in percent. A model whose
+            error is no smaller cannot know their order.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Group:
     mape: float
     regret: float
     correlation: float | None
+    closest: float
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def _group(name: str, predicted: Array, measured: Array, least: int) -> Group:
         mape=float(100 * np.abs(predicted / measured - 1).mean()),
         regret=float(100 * (first / measured.min() - 1)),
         correlation=spearman(predicted, measured) if len(measured) >= least else None,
+        closest=float(100 * np.expm1(np.diff(np.log(np.sort(measured))).min())),
     )
 
 

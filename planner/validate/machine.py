@@ -8,9 +8,12 @@ their data sheet says, whatever a few rows ask for.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 from fusionkit_planner.passes import Work
 from fusionkit_planner.system import System
 from fusionkit_planner.validate.systems import Device
@@ -51,9 +54,12 @@ def parameters(device: Device) -> list[Parameter]:
         Parameter("update", 1.0, 0.5, "traffic of the optimizer, by what is counted"),
         Parameter("wave_share", 0.9, 0.3, "how much of an unfilled wave is lost"),
         Parameter("launch", 20e-6, 0.7, "seconds of the host for each kernel"),
+        Parameter("collective_launch", 50e-6, 0.7, "seconds of the host for each collective"),
         Parameter("link_rate", 0.55 * device.link_bandwidth, 0.4, "bytes/s of a ring of four in a node"),
         Parameter("link_growth", math.e, 0.3, "exp of the power by which that grows with the ring's members, plus one"),
         Parameter("latency", 20e-6, 1.0, "seconds of a collective without content"),
+        Parameter("send_rate", 0.55 * device.link_bandwidth, 1.0, "bytes/s of a message in a node"),
+        Parameter("send_latency", 50e-6, 1.0, "seconds of a message without content"),
         Parameter(
             "node_rate",
             0.8 * device.node_bandwidth,
@@ -80,54 +86,54 @@ def waves(rows: int, in_features: int, out_features: int, cores: int) -> float:
 
 
 class FittedMachine:
-    """What a vector of fitted numbers says, by the names of `parameters`."""
+    """What fitted numbers say, by the names of `parameters`. Arrays of numbers give arrays of seconds."""
 
-    def __init__(self, device: Device, values: dict[str, float]) -> None:
+    def __init__(self, device: Device, values: Mapping[str, Any]) -> None:
         self.device, self.of = device, values
 
-    def product_seconds(self, rows: int, in_features: int, out_features: int) -> float:
+    def product_seconds(self, rows: int, in_features: int, out_features: int) -> Any:
         ideal = 2.0 * rows * in_features * out_features / self.of["product_rate"]
-        filled = math.pow(waves(rows, in_features, out_features, self.device.cores), min(1.0, self.of["wave_share"]))
+        filled = waves(rows, in_features, out_features, self.device.cores) ** np.minimum(1.0, self.of["wave_share"])
         return ideal * (1 + self.of["inner_overhead"] / in_features) * filled
 
-    def attention_seconds(self, flops: float) -> float:
+    def attention_seconds(self, flops: float) -> Any:
         return flops / self.of["attention_rate"]
 
-    def traffic_seconds(self, work: Work, system: System) -> float:
+    def traffic_seconds(self, work: Work, system: System) -> Any:
         scores = self.of["scores"] * system.score_bytes * work.num_scores
         logits = self.of["logits"] * system.logit_bytes * work.num_logits
         weights = self.of["gradients"] * system.gradient_bytes_moved * work.weights
         return (work.num_bytes + scores + logits + weights) / self.of["memory_rate"]
 
-    def update_seconds(self, elements: float, system: System) -> float:
+    def update_seconds(self, elements: float, system: System) -> Any:
         moved = self.of["update"] * system.update_bytes * elements
         return moved / self.of["memory_rate"] + self.of["step"]
 
-    def waiting_seconds(self, kernels: float, busy: float) -> float:
-        launching = kernels * self.of["launch"]
-        return math.pow(math.pow(busy, SHARPNESS) + math.pow(launching, SHARPNESS), 1 / SHARPNESS) - busy
+    def waiting_seconds(self, kernels: float, collectives: int, busy: Any) -> Any:
+        launching = kernels * self.of["launch"] + collectives * self.of["collective_launch"]
+        return (busy**SHARPNESS + launching**SHARPNESS) ** (1 / SHARPNESS) - busy
 
-    def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
+    def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> Any:
         return 0.5 * self.all_reduce_seconds(devices, num_bytes, stride)
 
-    def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
+    def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> Any:
         """By a ring: each of its members sends twice (devices - 1) / devices of the bytes."""
         if devices == 1:
             return 0.0
         sent = 2 * (devices - 1) / devices * num_bytes
         if devices * stride <= NODE:
-            growth = math.pow(devices / 4, math.log(self.of["link_growth"]) - 1)
+            growth = (devices / 4) ** (np.log(self.of["link_growth"]) - 1)
             return sent / (self.of["link_rate"] * growth) + self.of["latency"]
         return sent * min(stride, NODE) / self._node_rate + 3 * self.of["latency"]
 
-    def send_seconds(self, num_bytes: float, distance: int) -> float:
+    def send_seconds(self, num_bytes: float, distance: int) -> Any:
         if distance < NODE:
-            return num_bytes / self.of["link_rate"] + self.of["latency"]
-        return num_bytes * NODE / self._node_rate + self.of["latency"]
+            return num_bytes / self.of["send_rate"] + self.of["send_latency"]
+        return num_bytes * NODE / self._node_rate + self.of["send_latency"]
 
     @property
-    def _node_rate(self) -> float:
-        return min(self.of["node_rate"], self.device.node_bandwidth)
+    def _node_rate(self) -> Any:
+        return np.minimum(self.of["node_rate"], self.device.node_bandwidth)
 
     def share_links(self, devices: int, others: int) -> bool:
         return (devices <= NODE) == (others <= NODE)

@@ -12,7 +12,7 @@ from fusionkit_planner.validate.distinct import Distinct, distinct
 from fusionkit_planner.validate.fitted_memory import Figure
 from fusionkit_planner.validate.fitted_time import Fitted
 from fusionkit_planner.validate.judging import Errors, Group
-from fusionkit_planner.validate.machine import parameters
+from fusionkit_planner.validate.machine import NODE, parameters
 from fusionkit_planner.validate.rows import Row
 
 from fusionkit.errors import argument_error
@@ -151,15 +151,16 @@ def warnings(found: Validation) -> Iterator[str]:
 
 def _fitted(name: str, fitted: Fitted, rows: Sequence[Row]) -> Iterator[str]:
     device, measured = rows[0].device, np.array([row.seconds for row in rows])
-    missed = np.abs(np.log(fitted.seconds(rows) / measured))
-    limit = least_squares.OUTLIER * least_squares.noise_of(missed)
+    limits = least_squares.OUTLIER * np.array([fitted.noise[row.layout.devices > NODE] for row in rows])
+    missed = np.abs(np.log(fitted.seconds(rows) / measured)) / limits
     yield f"{name}, fitted on {len(rows)} rows; the fit begins at: {device.source}"
     for one in parameters(device):
         yield f"  {one.name} {fitted.values[one.name]:.4g} (began at {one.begins:.4g}): {one.meaning}"
-    yield f"  and {sum(map(len, fitted.factors))} factors near 1, of shapes of layers and heads"
-    outliers = [rows[place].name for place in np.argsort(-missed) if missed[place] > limit]
+    yield f"  and {sum(map(len, fitted.factors))} factors near 1, of kinds of parts"
+    outliers = [rows[place].name for place in np.argsort(-missed) if missed[place] > 1]
     shown = f": {', '.join(outliers[:WORST])}" if outliers else ""
-    yield f"  {len(outliers)} rows are missed by more than {100 * limit:.1f}%, and pull no harder than at that{shown}"
+    limit = " or ".join(f"{100 * each:.1f}%" for each in sorted(set(limits.tolist())))
+    yield f"  {len(outliers)} rows are missed by more than {limit}, and pull no harder than at that{shown}"
 
 
 def _groups(groups: Sequence[Group]) -> Iterator[str]:
@@ -175,9 +176,12 @@ def _groups(groups: Sequence[Group]) -> Iterator[str]:
         f"{min(correlations):.3f}, mean {np.mean(correlations):.3f}"
     )
     yield ""
-    yield "| group | rows | mean error | regret | rank correlation |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| group | rows | mean error | regret | rank correlation | closest rows differ by |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     worst = sorted(groups, key=lambda group: -group.regret)
     for group in dict.fromkeys([*worst[:WORST], *groups[:WORST]]):
         correlation = "" if group.correlation is None else f"{group.correlation:.3f}"
-        yield f"| {group.name} | {group.rows} | {group.mape:.2f}% | {group.regret:.2f}% | {correlation} |"
+        yield (
+            f"| {group.name} | {group.rows} | {group.mape:.2f}% | {group.regret:.2f}% | {correlation} "
+            f"| {group.closest:.2f}% |"
+        )

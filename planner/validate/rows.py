@@ -12,7 +12,7 @@ from pathlib import Path
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.layout import Layout, Recompute
 from fusionkit_planner.system import System
-from fusionkit_planner.validate.systems import A100, B200, MEGATRON_CORE, MEGATRON_GPT, Device
+from fusionkit_planner.validate.systems import A100, B200, MEGATRON_CORE, MEGATRON_GPT, MEGATRON_GPT_NODE, Device
 
 from fusionkit.errors import argument_error
 
@@ -121,6 +121,7 @@ def _a100(values: dict[str, str], name: str) -> Row:
     """Of vTrain's two files. The one of many nodes recomputes each layer."""
     of = _counts(values, (*_A100_COLUMNS, "gpus"))
     model = _gpt(of["hidden"], of["heads"], of["layers"], f"GPT {of['hidden']} x {of['layers']}")
+    has_many_nodes = "billion_parameters" in values
     layout = Layout(
         tensor=of["tensor"],
         pipeline=of["pipeline"],
@@ -128,11 +129,12 @@ def _a100(values: dict[str, str], name: str) -> Row:
         stage=0,
         micro_batch=of["micro_batch"],
         micro_batches=_micro_batches(of["global_batch"], of["micro_batch"], of["data"]),
-        recompute="full" if "billion_parameters" in values else "none",
+        recompute="full" if has_many_nodes else "none",
     )
     if layout.devices != of["gpus"]:
         raise ValueError(f"tensor x data x pipeline are {layout.devices} GPUs, and gpus is {of['gpus']}")
-    return Row(name, A100, MEGATRON_GPT, model, layout, of["sequence"], float(values["step_ms"]) / 1e3)
+    system = MEGATRON_GPT if has_many_nodes else MEGATRON_GPT_NODE
+    return Row(name, A100, system, model, layout, of["sequence"], float(values["step_ms"]) / 1e3)
 
 
 _A100_COLUMNS = ("global_batch", "micro_batch", "hidden", "heads", "layers", "sequence", "tensor", "data", "pipeline")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusionkit_planner.system import System
 
@@ -31,6 +31,8 @@ MEGATRON_GPT = System(
     data_is_outermost=False,
     source="Narayanan et al. 2021, arXiv:2104.04473, sections 4.1 and 4.2; Korthikanti et al. 2022, arXiv:2205.05198",
 )
+# Messages of vTrain's rows of one node take as long with two ranks of tensor as with one, so they are sent whole.
+MEGATRON_GPT_NODE = replace(MEGATRON_GPT, name="Megatron-LM of 2021 within a node", divides_sends=False)
 MEGATRON_CORE = System(
     name="Megatron-Core with Transformer Engine",
     whole_tensors=10,  # two norms read and write, two additions read two and write
