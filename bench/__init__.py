@@ -23,6 +23,7 @@ the spread is shown.
     fresh_memory.py  what memory costs that is fetched anew, and what keeping it costs
     dispatch.py     what choosing a backend costs
     batch_invariance.py  what `fk.use_batch_invariant` costs
+    int8_cache.py   attention over caches of int8 and bfloat16
     mc2/            how much communication the fused products hide
     collectives/    the communicator beside gloo and OpenMPI
 """

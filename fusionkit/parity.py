@@ -249,7 +249,7 @@ def _runners(op: Op, asked: Run) -> tuple[Callable[..., Any], Callable[..., Any]
 
     def forward(arguments: dict[str, Any]) -> tuple[Any, dict[str, Array]]:
         got = framework.carried(wrapped, device)(**arguments)
-        return got, {name: arguments[name] for name in op.spec.mutates}
+        return got, {name: arguments[name] for name in op.spec.mutates if name in arguments}
 
     def backward(arguments: Mapping[str, Any], grads: Any) -> Any:
         return framework.vjp(wrapped, op.spec, grads, device, arguments)
@@ -265,7 +265,7 @@ def _through_numpy(op: Op, placed: Callable[[Array], Array]) -> tuple[Callable[.
 
     def forward(arguments: dict[str, Any]) -> tuple[Any, dict[str, Array]]:
         given = {name: on_place(value) for name, value in arguments.items()}
-        return op(**given), {name: given[name] for name in op.spec.mutates}
+        return op(**given), {name: given[name] for name in op.spec.mutates if name in given}
 
     def backward(arguments: Mapping[str, Any], grads: Any) -> Any:
         given = {name: on_place(value) for name, value in arguments.items()}

@@ -170,8 +170,8 @@ def test_own_panels_without_columns_are_refused(native):
 class Conversation:
     """The tokens of one row, attended to in calls of any length, beside other rows."""
 
-    def __init__(self, rng, dtype, heads, kv_heads, head_dim, length, window, block_size=16):
-        self.rng, self.length, self.window, self.block_size = rng, length, window, block_size
+    def __init__(self, rng, dtype, heads, kv_heads, head_dim, length, window, block_size=16, int8=False):
+        self.rng, self.length, self.window, self.block_size, self.int8 = rng, length, window, block_size, int8
         self.q = random(rng, (length, heads, head_dim), dtype)
         self.k, self.v = (random(rng, (length, kv_heads, head_dim), dtype) for _ in range(2))
         self.blocks = -(-max(length, 3 + 8) // block_size)  # the other rows' tokens end there
@@ -179,7 +179,7 @@ class Conversation:
 
     def attend(self, ends, others=0):
         """The results of all tokens, in calls that end at `ends`; `others` rows stand before and as many behind."""
-        caches = [self._empty_cache(others) for _ in range(2)]
+        caches = self._empty_caches(others)
         results, begin = [], 0
         for end in ends:
             counts = [*self.rng.integers(1, 9, others), end - begin, *self.rng.integers(1, 9, others)]
@@ -188,9 +188,12 @@ class Conversation:
             begin = end
         return np.concatenate(results)
 
-    def _empty_cache(self, others):
-        blocks = self.blocks * (2 * others + 1)
-        return np.zeros((blocks, self.k.shape[1], self.block_size, self.k.shape[2]), self.k.dtype)
+    def _empty_caches(self, others):
+        slots = self.blocks * (2 * others + 1), self.k.shape[1], self.block_size
+        dtype = np.int8 if self.int8 else self.k.dtype
+        caches = {name: np.zeros((*slots, self.k.shape[2]), dtype) for name in ("key_cache", "value_cache")}
+        scales = {name: np.full(slots, np.nan, np.float32) for name in ("key_scales", "value_scales") if self.int8}
+        return caches | scales
 
     def _call(self, caches, begin, end, counts, starts, others):
         before, behind = sum(counts[:others]), sum(counts[others + 1 :])
@@ -201,8 +204,8 @@ class Conversation:
         is_prefill = [start == 0 for start in starts]
         out = fk.paged_attention(
             *tokens,
-            *caches,
-            block_tables=np.arange(len(caches[0]), dtype=np.int32).reshape(len(counts), -1)[::-1].copy(),
+            **caches,
+            block_tables=np.arange(len(caches["key_cache"]), dtype=np.int32).reshape(len(counts), -1)[::-1].copy(),
             seq_lens_encoder=np.array(counts, np.int32) * is_prefill,
             seq_lens_decoder=np.array(starts, np.int32),
             seq_lens_this_time=np.array(counts, np.int32),
@@ -214,13 +217,16 @@ class Conversation:
 SHAPES = ((9, 3, 64, 0), (2, 2, 17, 0), (4, 1, 32, 40))  # heads, kv_heads, head_dim, window
 
 
+KINDS = [*((dtype, False) for dtype in FLOATING), ("float32", True), ("bfloat16", True)]  # of tokens; int8 in the cache
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype, int8", KINDS)
 @pytest.mark.parametrize("heads, kv_heads, head_dim, window", SHAPES)
-def test_attention_has_the_same_bits_in_any_calls(native, heads, kv_heads, head_dim, window, dtype, isa):
+def test_attention_has_the_same_bits_in_any_calls(native, heads, kv_heads, head_dim, window, dtype, int8, isa):
     native.set_isa(isa)
     length = 290  # beyond a block of keys, 256
-    row = Conversation(np.random.default_rng(2), dtype, heads, kv_heads, head_dim, length, window)
+    row = Conversation(np.random.default_rng(2), dtype, heads, kv_heads, head_dim, length, window, int8=int8)
     one_by_one = [250, *range(251, length + 1)]
     schedules = ([1, 2, 3, 100, 110, 257, 258, length], [64, 65, 255, length], one_by_one)
     with fk.use_backend(BACKEND), fk.use_batch_invariant():
@@ -242,14 +248,14 @@ TOKENS = (  # heads, kv_heads, head_dim, window, block_size
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype, int8", KINDS)
 @pytest.mark.parametrize("heads, kv_heads, head_dim, window, block_size", TOKENS)
-def test_a_token_has_the_bits_of_the_prefill(native, heads, kv_heads, head_dim, window, block_size, dtype, isa):
+def test_a_token_has_the_bits_of_the_prefill(native, heads, kv_heads, head_dim, window, block_size, dtype, int8, isa):
     native.set_isa(isa)
     rng = np.random.default_rng(5)
     with fk.use_backend(BACKEND), fk.use_batch_invariant():
         for length in (1, 15, 63, 65, 255, 256, 257, 511, 513, 577):
-            row = Conversation(rng, dtype, heads, kv_heads, head_dim, length, window, block_size)
+            row = Conversation(rng, dtype, heads, kv_heads, head_dim, length, window, block_size, int8)
             whole, alone = row.attend([length]), row.attend([length - 1, length], others=1)
             np.testing.assert_array_equal(bits(alone[-1]), bits(whole[-1]), f"{length=}")
 

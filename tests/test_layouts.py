@@ -37,7 +37,8 @@ def results(op, arguments):
     """Outputs, what was written in place, and gradients."""
     with fk.use_backend("cpu"):
         out = op(**arguments)
-        found = [*(out if isinstance(out, tuple) else (out,)), *(arguments[name] for name in op.spec.mutates)]
+        written = (arguments[name] for name in op.spec.mutates if name in arguments)
+        found = [*(out if isinstance(out, tuple) else (out,)), *written]
         if op.spec.reference_vjp is not None:
             grads = tuple(np.ones_like(each) for each in found)
             floating = grads if isinstance(out, tuple) else grads[0]
@@ -137,7 +138,7 @@ def test_a_read_only_array_that_would_be_written_is_refused_by_name(op, name, ba
     if remembered:
         with fk.use_backend(backend):
             op(**arguments)
-    before = {each: arguments[each].copy() for each in op.spec.mutates}
+    before = {each: arguments[each].copy() for each in op.spec.mutates if each in arguments}
     arguments[name].setflags(write=False)
     with fk.use_backend(backend), pytest.raises(ValueError, match=f"{name} must be writable, as it is updated"):
         op(**arguments)

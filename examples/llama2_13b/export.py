@@ -24,7 +24,7 @@ from examples.llama2_13b.folders.quantization import (
     Quantization,
     asked,
 )
-from examples.llama2_13b.generate.decode_step import DecodeStep, narrow_matrices
+from examples.llama2_13b.generate.decode_step import CACHE_DTYPES, DecodeStep, narrow_matrices
 from examples.llama2_13b.generate.generation_settings import GenerationSettings
 from examples.llama2_13b.io import atomic, flags
 from examples.llama2_13b.io.flags import flag
@@ -37,6 +37,7 @@ from fusionkit.dtypes import ROUNDED
 
 PROGRAM = "examples.llama2_13b.export"
 FILES = ("model.json", "model.pdiparams")
+CACHE_DTYPE_HELP = f"of keys and values in the cache: {' | '.join(CACHE_DTYPES)}, on cpu; dtype if not given"
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class ExportFlags:
     group_size: int = flag(GROUP_SIZE_HELP, 32)
     symmetric: bool = flag(SYMMETRIC_HELP, False)
     activations: str | None = flag(ACTIVATIONS_HELP, None)
+    cache_dtype: str | None = flag(CACHE_DTYPE_HELP, None)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"export: --dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}")
         if self.activations not in ROUNDED:
             raise ValueError(f"export: --activations must be int8 or left out, got {self.activations!r}")
+        require_cache_dtype("export", self.cache_dtype)
         self.rounding()
 
     def rounding(self) -> Quantization | None:
@@ -84,10 +87,12 @@ def _write(flags: ExportFlags, source: Path, output: Path) -> None:
     model = _model(flags, source)
     narrow_matrices(model)
     with atomic.new_folder(output) as folder:
-        step = DecodeStep(model)
+        step = DecodeStep(model, flags.cache_dtype)
         with fk.use_batch_invariant(flags.batch_invariant):
             passes.export(step, folder / "model", step.input_spec())
         config = {**model.config.to_dict(), "torch_dtype": flags.dtype}
+        if flags.cache_dtype is not None:
+            config["cache_dtype"] = flags.cache_dtype
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(folder)
         settings.save(folder)
@@ -110,6 +115,12 @@ def _model(flags: ExportFlags, source: Path) -> Llama:
     model = QuantizedLlama.load(source, flags.dtype, rounding, activations=flags.activations)
     say(model.summary, sys.stderr)
     return model
+
+
+def require_cache_dtype(command: str, dtype: str | None) -> None:
+    if dtype not in (None, *CACHE_DTYPES):
+        rule = f"--cache_dtype must be {' or '.join(CACHE_DTYPES)}, or left out for that of --dtype"
+        raise ValueError(f"{command}: {rule}, got {dtype!r}")
 
 
 def require_free(output: Path) -> None:

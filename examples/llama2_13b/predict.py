@@ -159,7 +159,7 @@ class Predictor:
         self.passes_log, self.steps_op_by_op = program.passes_log, program.steps_op_by_op
         longest = min(max(map(len, self._tokens)) + max_length, max_tokens)
         num_blocks = min(flags.batch_size, len(asked)) * -(-longest // flags.block_size)
-        cache = KeyValueCache(config, program.dtype, num_blocks, flags.block_size)
+        cache = KeyValueCache(config, program.cache_dtype, num_blocks, flags.block_size)
         step_tokens = max(flags.step_tokens, flags.batch_size)
         limits = EngineLimits(max_tokens, config.vocab_size, flags.batch_size, step_tokens, program.takes_parts)
         self.engine = Engine(program, cache, self._tokenizer.decode, limits)

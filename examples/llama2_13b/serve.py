@@ -21,12 +21,12 @@ from typing import ClassVar
 if not __package__:  # python path/to/this/file, from any folder
     import repository  # noqa: F401
 
-from examples.llama2_13b.export import FILES, ExportFlags, export
+from examples.llama2_13b.export import CACHE_DTYPE_HELP, FILES, ExportFlags, export, require_cache_dtype
 from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.folders.quantization import ACTIVATIONS_HELP
 from examples.llama2_13b.generate.device import DEVICE, WITHOUT_PASSES, left_out, use_device
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
-from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache, bytes_per_token
 from examples.llama2_13b.generate.static_program import StaticProgram
 from examples.llama2_13b.io import flags
 from examples.llama2_13b.io.flags import Checked, flag
@@ -45,7 +45,6 @@ DEFAULT_DTYPE = "float32"
 CACHE_BYTES = 2**30  # of keys and values, unless one row needs more
 ROW_TOKENS = 512  # of the cache for each row, unless told: with fewer, long conversations often lose their blocks
 MOST_ROWS = 64  # unless told: a product takes a token as long with more
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class ServeFlags(Checked):
     dtype: str | None = flag(f"of a model's folder: {' | '.join(DTYPES)}; {DEFAULT_DTYPE} if not given", None)
     weight_dtype: str | None = flag("likewise of its matrices: int8 | int4; dtype if not given", None)
     activations: str | None = flag("likewise " + ACTIVATIONS_HELP, None)
+    cache_dtype: str | None = flag(f"likewise {CACHE_DTYPE_HELP}", None)
     served_model_name: str | None = flag("how clients call it; the folder's name if not given", None)
     host: str = flag("address to listen at; other machines reach 0.0.0.0", "127.0.0.1")
     port: int = flag("0 is any that is free", 8000)
@@ -79,6 +79,7 @@ class ServeFlags(Checked):
         self.require(self.dtype in (None, *DTYPES), "dtype", " or ".join(DTYPES))
         self.require(self.weight_dtype in (None, *QUANTIZED), "weight_dtype", " or ".join(QUANTIZED))
         self.require(self.activations in ROUNDED, "activations", "int8 or left out")
+        require_cache_dtype("serve", self.cache_dtype)
         self.require(0 <= self.port < 2**16, "port", "from 0 to 65535")
         self.require(self.api_key is None or bool(self.api_key.strip()), "api_key", "a text that is not empty")
         for name in ("max_tokens_per_step", "max_body_bytes", "block_size"):
@@ -136,15 +137,15 @@ def name_of(source: Path) -> str:
 def exported(source: Path, flags: ServeFlags) -> Iterator[Path]:
     """The folder, or an export of it that is removed when the program has been read: one way to run a model."""
     if all((source / name).exists() for name in FILES):
-        for name in ("dtype", "weight_dtype", "activations"):
+        for name in ("dtype", "weight_dtype", "activations", "cache_dtype"):
             flags.require(getattr(flags, name) is None, name, "left out with an exported folder, which has its own")
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="serve-") as temporary:
         folder = Path(temporary) / name_of(source)
         dtype = flags.dtype or DEFAULT_DTYPE
-        paths = str(source), str(folder)
-        export(ExportFlags(*paths, dtype, weight_dtype=flags.weight_dtype, activations=flags.activations))
+        of_model = {name: getattr(flags, name) for name in ("weight_dtype", "activations", "cache_dtype")}
+        export(ExportFlags(str(source), str(folder), dtype, **of_model))
         yield folder
 
 
@@ -153,19 +154,18 @@ def make_engine(folder: Path, model: ServedModel, flags: ServeFlags) -> Engine:
     program = StaticProgram(folder, config, left_out(flags.without_passes))
     for line in program.passes_log:
         say(line, sys.stderr)
-    rows, tokens = rows_and_cache(config, program.dtype, model.positions, flags)
-    cache = KeyValueCache(config, program.dtype, -(-tokens // flags.block_size), flags.block_size)
+    rows, tokens = rows_and_cache(config, program.cache_dtype, model.positions, flags)
+    cache = KeyValueCache(config, program.cache_dtype, -(-tokens // flags.block_size), flags.block_size)
     limits = EngineLimits(model.positions, model.vocab_size, rows, flags.max_tokens_per_step, program.takes_parts)
     return Engine(program, cache, model.tokenizer.decode, limits)
 
 
 def rows_and_cache(config: LlamaConfig, dtype: str, positions: int, flags: ServeFlags) -> tuple[int, int]:
-    """(rows of a step, tokens of the cache). As many tokens as CACHE_BYTES hold: at least one row's, at most all rows'.
+    """(rows of a step, tokens of a cache in dtype). As many as CACHE_BYTES hold: at least one row's, at most all rows'.
 
     Rows have ROW_TOKENS each, or all their positions if these are fewer.
     """
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * ELEMENT_BYTES[dtype]
-    tokens = flags.cache_tokens or max(CACHE_BYTES // per_token, positions)
+    tokens = flags.cache_tokens or max(CACHE_BYTES // bytes_per_token(config, dtype), positions)
     fitting = min(tokens // min(ROW_TOKENS, positions), MOST_ROWS, flags.max_tokens_per_step)
     rows = flags.max_rows or max(1, fitting)
     return rows, flags.cache_tokens or min(tokens, rows * positions)

@@ -12,7 +12,7 @@ from fusionkit import kernel_function, registry
 from fusionkit.backend import Backend
 from fusionkit.errors import FusionkitError
 from fusionkit.passes import files, neutral, packing, reading
-from fusionkit.passes.program import Program
+from fusionkit.passes.program import NEUTRAL, Operation, Program
 from fusionkit.passes.steps import Passes, rewritten
 
 
@@ -61,7 +61,7 @@ def load(
         FileNotFoundError: one of the program's files is missing.
         ValueError: one is truncated or not what its name says; or no pass is called as `without` says.
         FusionkitError: a layer differs from what the passes know, and is named; or nothing there runs an operation,
-            such as a product with weights of 8 or 4 bits.
+            such as a product with weights of 8 or 4 bits, or attention over a cache of int8.
         PluginError: no backend that is available offers the neutral ops.
     """
     if device.partition(":")[0] in neutral.backend().device_types:
@@ -97,6 +97,17 @@ def require_floats(program: Program, device: str) -> None:
             f"passes: weights on {device} must be floats, got codes of 8 or 4 bits in {len(found)} operations, "
             f"first in fk.quantized_linear at {found[0].place}. Export the model with float weights, or load it for cpu"
         )
+    if caches := [each for each in program.operations if _holds_int8(program, each)]:
+        raise FusionkitError(
+            f"passes: key-value caches on {device} must be floats, got int8 in {len(caches)} operations, first in "
+            f"{caches[0].name} at {caches[0].place}. Export the model without --cache_dtype, or load it for cpu"
+        )
+
+
+def _holds_int8(program: Program, operation: Operation) -> bool:
+    """Of our ops only attention takes int8."""
+    given = (program.types[value].dtype for value in operation.inputs if value in program.types)
+    return operation.name.startswith(NEUTRAL) and "int8" in given
 
 
 def _passes_for(device_type: str) -> Passes:

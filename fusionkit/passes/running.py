@@ -165,6 +165,6 @@ def _op(name: str) -> Callable[..., Any]:
         given |= {key: value for key, value in attributes.items() if key in order}
         results = op(**given)
         listed = results if isinstance(results, tuple) else (results,)
-        return (*listed, *(given[each] for each in spec.mutates))
+        return (*listed, *(given[each] for each in spec.mutates if each in given))
 
     return call

@@ -106,13 +106,13 @@ def test_no_schedule_changes_a_token(schedule):
 LENGTHS = {"one": 1, "few": 4, "five": 5, "part": 17, "block": 32, "long": 70, "longer": 290}
 
 
-@pytest.fixture(scope="module")
-def program(tiny_folder, tmp_path_factory):
+@pytest.fixture(scope="module", params=[None, "int8"], ids=["cache of floats", "cache of int8"])
+def program(request, tiny_folder, tmp_path_factory):
     """The tiny model with room for prompts that the kernels would split over threads."""
     folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("positions") / "model")
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"max_position_embeddings": 512}))
-    export(ExportFlags(str(folder), str(folder / "exported")))
+    export(ExportFlags(str(folder), str(folder / "exported"), cache_dtype=request.param))
     config = LlamaConfig.from_json(folder / "config.json")
     return config, StaticProgram(folder / "exported", config)
 
@@ -127,9 +127,11 @@ class Watched(Engine):
 
 def watched(program, block_size, num_blocks, **limits):
     config, step = program
-    cache = KeyValueCache(config, "float32", num_blocks, block_size)
-    never_written = np.full(cache.keys[0].shape, np.nan, np.float32)
-    cache.keys, cache.values = ([paddle.to_tensor(never_written) for _ in each] for each in (cache.keys, cache.values))
+    cache = KeyValueCache(config, step.cache_dtype, num_blocks, block_size)
+    for tensors in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+        if tensors and tensors[0].dtype == paddle.float32:
+            never_written = np.full(tensors[0].shape, np.nan, np.float32)
+            tensors[:] = [paddle.to_tensor(never_written) for _ in tensors]
     chosen = EngineLimits(config.max_position_embeddings, config.vocab_size, **limits)
     engine = Watched(step, cache, str, chosen)
     engine.bits = {}

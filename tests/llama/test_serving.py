@@ -387,6 +387,7 @@ def test_bad_flags_are_refused(words, text):
     [
         ("llama2_13b", "bfloat16", 1024, {}, 2, 1310),  # 2 * 40 layers * 5120 * 2 bytes are 0.8 MB a token
         ("llama2_13b", "bfloat16", 1024, {"max_rows": 16}, 16, 1310),
+        ("llama2_13b", "int8", 1024, {}, 4, 2542),  # 132 bytes in place of 256, of a head's key
         ("llama2_13b", "float32", 4096, {}, 8, 4096),  # a row of 6.7 GB
         ("llama2_13b", "bfloat16", 4096, {"cache_tokens": 100}, 1, 100),
         ("llama2_13b", "bfloat16", 4096, {"cache_tokens": 10240}, 20, 10240),

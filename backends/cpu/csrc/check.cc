@@ -7,6 +7,7 @@ namespace fusionkit_cpu {
 size_t dtype_size(DType dtype) {
   switch (dtype) {
     case DType::kBool:
+    case DType::kInt8:
       return 1;
     case DType::kBFloat16:
     case DType::kFloat16:
@@ -21,7 +22,7 @@ size_t dtype_size(DType dtype) {
 }
 
 const char* dtype_name(DType dtype) {
-  static const char* const kNames[] = {"float32", "bfloat16", "float16", "bool", "int32", "int64"};
+  static const char* const kNames[] = {"float32", "bfloat16", "float16", "bool", "int32", "int64", "int8"};
   const auto index = static_cast<size_t>(dtype);
   return index < sizeof kNames / sizeof *kNames ? kNames[index] : "unknown dtype";
 }

@@ -18,7 +18,7 @@
 #pragma GCC visibility push(default)
 namespace fusionkit_cpu {
 
-enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16, kBool, kInt32, kInt64 };
+enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16, kBool, kInt32, kInt64, kInt8 };
 
 size_t dtype_size(DType dtype);
 const char* dtype_name(DType dtype);

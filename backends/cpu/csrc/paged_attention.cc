@@ -19,8 +19,7 @@ int32_t value_at(const Tensor& tensor, int64_t row, int64_t column = 0) {
 
 std::string item(const std::string& value, int64_t row) { return value + " in row " + std::to_string(row); }
 
-void require_tokens_and_caches(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
-                               const Tensor& value_cache) {
+void require_tokens(const Tensor& q, const Tensor& k, const Tensor& v) {
   require_floating(kOp, "q", q);
   require_num_dims(kOp, "q", q, 3);
   require(q.shape[1] > 0 && q.shape[2] > 0, kOp, "q", "[tokens, heads, head_dim] with a head", q);
@@ -29,12 +28,23 @@ void require_tokens_and_caches(const Tensor& q, const Tensor& k, const Tensor& v
   if (k.shape[1] == 0 || q.shape[1] % k.shape[1] != 0)
     fail(kOp, "k", "of a number of heads that divides q's " + std::to_string(q.shape[1]), describe(k));
   require_like(kOp, "v", v, "k", k);
+}
+
+void require_caches(const Tensor& k, const Tensor& key_cache, const Tensor& value_cache, const Tensor& key_scales,
+                    const Tensor& value_scales) {
   require_num_dims(kOp, "key_cache", key_cache, 4);
-  require_input(kOp, "key_cache", key_cache, {q.dtype},
-                {key_cache.shape[0], k.shape[1], key_cache.shape[2], q.shape[2]});
+  const bool has_scales = key_scales || value_scales;
+  require_input(kOp, "key_cache", key_cache, {has_scales ? DType::kInt8 : k.dtype},
+                {key_cache.shape[0], k.shape[1], key_cache.shape[2], k.shape[2]});
   require(key_cache.shape[2] > 0, kOp, "key_cache", "[blocks, kv_heads, block_size, head_dim] with block_size > 0",
           key_cache);
   require_like(kOp, "value_cache", value_cache, "key_cache", key_cache);
+  if (!has_scales) return;
+  const auto require_scales = [&](const char* name, const Tensor& scales) {
+    require_input(kOp, name, scales, {DType::kFloat32}, {key_cache.shape[0], k.shape[1], key_cache.shape[2]});
+  };
+  require_scales("key_scales", key_scales);
+  require_scales("value_scales", value_scales);
 }
 
 // First position after this step's tokens of a row.
@@ -99,15 +109,17 @@ std::vector<StepRow> read_rows(int64_t num_tokens, const Tensor& key_cache, cons
 void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
                      const Tensor& value_cache, const Tensor& block_tables, const Tensor& seq_lens_encoder,
                      const Tensor& seq_lens_decoder, const Tensor& seq_lens_this_time, float scale, int64_t window,
-                     const Tensor& out, bool batch_invariant) {
-  require_tokens_and_caches(q, k, v, key_cache, value_cache);
+                     const Tensor& out, bool batch_invariant, const Tensor& key_scales, const Tensor& value_scales) {
+  require_tokens(q, k, v);
+  require_caches(k, key_cache, value_cache, key_scales, value_scales);
   if (window < 0) fail(kOp, "window", "at least 1, or 0 for none", std::to_string(window));
   if (window > INT32_MAX) window = 0;  // positions are int32
   const std::vector<StepRow> rows =
       read_rows(q.shape[0], key_cache, block_tables, seq_lens_encoder, seq_lens_decoder, seq_lens_this_time, window);
   if (!std::isfinite(scale)) fail(kOp, "scale", "finite", std::to_string(scale));
   require_output_like(kOp, "out", out, "q", q);
-  FUSIONKIT_DISPATCH(paged_attention, q, k, v, key_cache, value_cache, rows, scale, window, batch_invariant, out);
+  FUSIONKIT_DISPATCH(paged_attention, q, k, v, key_cache, value_cache, key_scales, value_scales, rows, scale, window,
+                     batch_invariant, out);
 }
 
 }  // namespace fusionkit_cpu

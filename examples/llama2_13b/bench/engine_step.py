@@ -87,7 +87,7 @@ class Measured:
 
     def _engine(self, rows: int, cached: int, settings: SamplingSettings, count: int) -> Engine:
         positions = cached + WARM_UP + 2 * count + rows
-        cache = KeyValueCache(self._config, self._program.dtype, rows * -(-positions // BLOCK_SIZE), BLOCK_SIZE)
+        cache = KeyValueCache(self._config, self._program.cache_dtype, rows * -(-positions // BLOCK_SIZE), BLOCK_SIZE)
         vocab_size = self._config.vocab_size
         limits = EngineLimits(positions, vocab_size, rows, rows * cached)  # all prompts in one step
         engine = Engine(self._step, cache, self._decode, limits)

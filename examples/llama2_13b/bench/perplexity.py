@@ -1,5 +1,7 @@
 """What rounding to 8 and 4 bits does to a model: `python -m examples.llama2_13b.bench.perplexity --model MODEL`.
 
+Weights are rounded, or keys and values in the cache.
+
 The perplexity of a text is exp(mean of -log p(token | the tokens before it)). The text is cut into windows, and no
 token sees more than its own. Activations have the same dtype in every row of the table; `--activations int8` rounds
 those that meet codes.
@@ -8,6 +10,7 @@ those that meet codes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +28,9 @@ from numpy.typing import NDArray
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.folders.model_folder import WithCodes, config_of, weights_of
 from examples.llama2_13b.folders.quantization import ACTIVATIONS_HELP, Format, Quantization
+from examples.llama2_13b.generate.decode_step import CACHE_DTYPES, DecodeStep
+from examples.llama2_13b.generate.key_value_cache import KeyValueCache
+from examples.llama2_13b.generate.step_inputs import Part, collate
 from examples.llama2_13b.io.text import ENCODING
 from examples.llama2_13b.model import Llama
 from examples.llama2_13b.model.llama import DTYPES
@@ -32,25 +38,43 @@ from examples.llama2_13b.model.quantized_llama import QuantizedLlama
 
 TEXT = Path(__file__).with_name("perplexity.txt")
 ROWS_AT_A_TIME = 64  # of logits in float64
+Logits = Callable[[list[int]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the table: what the matrices are, and the text's perplexity."""
+    """A row of the table: what was rounded how, and the text's perplexity."""
 
-    weights: str
+    rounded: str
     perplexity: float
 
     def line(self, first: Measured) -> str:
-        return f"{self.weights:<55}{self.perplexity:10.4f}{self.perplexity / first.perplexity - 1:+10.2%}"
+        return f"{self.rounded:<55}{self.perplexity:10.4f}{self.perplexity / first.perplexity - 1:+10.2%}"
 
 
 def models(
     source: Path, dtype: str, group_size: int | None, activations: str | None
+) -> Iterator[tuple[str, Callable[[], Logits]]]:
+    """What to measure, and how to load what gives its logits; one at a time is held."""
+    floats = partial(Llama.from_pretrained, source, dtype)
+    yield f"floats, as read, {dtype}", partial(_of_a_model, logits, floats)
+    for cache_dtype in (None, *CACHE_DTYPES):
+        through_cache = partial(logits_through_cache, cache_dtype=cache_dtype)
+        yield f"floats, and a cache of {cache_dtype or dtype}", partial(_of_a_model, through_cache, floats)
+    for name, load in _quantized(source, dtype, group_size, activations):
+        yield name, partial(_of_a_model, logits, load)
+
+
+def _of_a_model(logits_of: Callable[[Llama, list[int]], NDArray[np.float32]], load: Callable[[], Llama]) -> Logits:
+    model = load()
+    model.eval()
+    return partial(logits_of, model)
+
+
+def _quantized(
+    source: Path, dtype: str, group_size: int | None, activations: str | None
 ) -> Iterator[tuple[str, Callable[[], Llama]]]:
-    """What to measure, and how to load it; one at a time is held."""
     load = partial(QuantizedLlama.load, source, dtype, activations=activations)
-    yield f"floats, as read, {dtype}", partial(Llama.from_pretrained, source, dtype)
     if isinstance(weights_of(source), WithCodes):
         yield "codes, as stored", load
     for bits in ("int8", "int4"):
@@ -60,14 +84,29 @@ def models(
             yield f"floats, rounded to {form}", partial(load, rounding=rounding, as_stored=False)
 
 
-def perplexity(model: Llama, windows: list[list[int]]) -> float:
+def logits(model: Llama, tokens: list[int]) -> NDArray[np.float32]:
+    """[tokens, vocab_size]"""
+    found: NDArray[np.float32] = model(paddle.to_tensor([tokens])).numpy()[0]
+    return found
+
+
+def logits_through_cache(model: Llama, tokens: list[int], cache_dtype: str | None) -> NDArray[np.float32]:
+    """The same by one step of decoding in which all tokens are new: each sees the keys and values of the cache."""
+    step = DecodeStep(model, cache_dtype)
+    cache = KeyValueCache(model.config, cache_dtype or model.activation_dtype, 1, len(tokens))
+    given = dataclasses.replace(collate([Part(tokens, 0, [0])]), last_tokens=np.arange(len(tokens), dtype=np.int32))
+    caches = [cache.keys, cache.values, *([cache.key_scales, cache.value_scales] if cache_dtype else [])]
+    found: NDArray[np.float32] = step(*map(paddle.to_tensor, vars(given).values()), *caches).numpy()
+    return found
+
+
+def perplexity(logits_of: Logits, windows: list[list[int]]) -> float:
     """Of tokens in windows; the first of each has no probability."""
-    model.eval()
     loss, count = 0.0, 0
     for tokens in windows:
         with paddle.no_grad():
-            logits = model(paddle.to_tensor([tokens])).numpy()[0, :-1]
-        loss -= sum(_log_probabilities(logits, np.array(tokens[1:])))
+            scores = logits_of(tokens)[:-1]
+        loss -= sum(_log_probabilities(scores, np.array(tokens[1:])))
         count += len(tokens) - 1
     return float(np.exp(loss / count))
 
@@ -99,7 +138,7 @@ def main() -> None:
     tokens = Tokenizer.from_pretrained(asked.model).encode(asked.text.read_text(encoding=ENCODING))
     windows = cut(tokens, min(asked.window, config_of(asked.model).max_position_embeddings))
     print(f"{asked.model.name}, {asked.text.name}: {len(tokens)} tokens in {len(windows)} windows")
-    print(f"{'weights':<55}{'perplexity':>10}{'':>10}")
+    print(f"{'rounded':<55}{'perplexity':>10}{'':>10}")
     first = None
     for name, load in models(asked.model, asked.dtype, asked.group_size or None, asked.activations):
         measured = Measured(name, perplexity(load(), windows))

@@ -15,13 +15,20 @@ import fusionkit as fk
 from examples.llama2_13b.model import Llama
 from fusionkit.nn import LanguageModelHead, Linear
 
+CACHE_DTYPES = ("int8",)  # besides the activations'
+
 
 class DecodeStep(nn.Layer):
-    """The model's layers, with attention through the cache and scores of each row's last token only."""
+    """The model's layers, with attention through the cache and scores of each row's last token only.
 
-    def __init__(self, model: Llama) -> None:
+    Args:
+        model: whose layers they are.
+        cache_dtype: of keys and values, one of CACHE_DTYPES; the activations' if None.
+    """
+
+    def __init__(self, model: Llama, cache_dtype: str | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.cache_dtype = model, cache_dtype
 
     def forward(
         self,
@@ -34,6 +41,8 @@ class DecodeStep(nn.Layer):
         block_tables: Tensor,
         key_caches_CKPD: list[Tensor],
         value_caches_CKPD: list[Tensor],
+        key_scales_CKP: list[Tensor] | None = None,
+        value_scales_CKP: list[Tensor] | None = None,
     ) -> Tensor:
         """Scores of the next token of each row.
 
@@ -42,7 +51,8 @@ class DecodeStep(nn.Layer):
             position_ids_T: int64, each token's place in its row.
             last_tokens_R: int32, where in input_ids each row's last token is.
             seq_lens_encoder_R, seq_lens_decoder_R, seq_lens_this_time_R, block_tables: as `fk.paged_attention`'s.
-            key_caches_CKPD, value_caches_CKPD: of each layer, in the activations' dtype; written in place.
+            key_caches_CKPD, value_caches_CKPD: of each layer, in the cache's dtype; written in place.
+            key_scales_CKP, value_scales_CKP: float32, with caches of int8; written in place.
 
         Returns:
             logits, [R, V] float32.
@@ -60,6 +70,8 @@ class DecodeStep(nn.Layer):
                 seq_lens_decoder=seq_lens_decoder_R,
                 seq_lens_this_time=seq_lens_this_time_R,
                 window=self.model.config.window_of(index) or 0,
+                key_scales=key_scales_CKP and key_scales_CKP[index],
+                value_scales=value_scales_CKP and value_scales_CKP[index],
             )
             return out_TND.reshape(q_1TND.shape)
 
@@ -70,10 +82,11 @@ class DecodeStep(nn.Layer):
 
     def input_spec(self) -> list[InputSpec | list[InputSpec]]:
         """The arguments of `forward`, any number of tokens, rows and blocks."""
-        config, dtype = self.model.config, self.model.activation_dtype
-        cache = [-1, config.num_key_value_heads, -1, config.head_dim]
+        config, dtype = self.model.config, self.cache_dtype or self.model.activation_dtype
+        scales = [-1, config.num_key_value_heads, -1]
+        cache = [*scales, config.head_dim]
         layers = range(config.num_hidden_layers)
-        return [
+        specs = [
             InputSpec([-1], "int64", "input_ids"),
             InputSpec([-1], "int64", "position_ids"),
             InputSpec([-1], "int32", "last_tokens"),
@@ -84,6 +97,10 @@ class DecodeStep(nn.Layer):
             [InputSpec(cache, dtype, f"key_cache_{layer}") for layer in layers],
             [InputSpec(cache, dtype, f"value_cache_{layer}") for layer in layers],
         ]
+        if self.cache_dtype is not None:
+            for kind in ("key", "value"):
+                specs.append([InputSpec(scales, "float32", f"{kind}_scales_{layer}") for layer in layers])
+        return specs
 
 
 def narrow_matrices(model: Llama) -> None:

@@ -59,6 +59,8 @@ double decode(DType dtype, const unsigned char* at) {
       return half_value(read<uint16_t>(at));
     case DType::kBool:
       return *at;
+    case DType::kInt8:
+      return read<int8_t>(at);
     case DType::kInt32:
       return read<int32_t>(at);
     default:
@@ -82,6 +84,8 @@ void encode(DType dtype, double value, unsigned char* at) {
       return write(at, half_bits(value));
     case DType::kBool:
       return write(at, static_cast<unsigned char>(value));
+    case DType::kInt8:
+      return write(at, static_cast<int8_t>(value));
     case DType::kInt32:
       return write(at, static_cast<int32_t>(value));
     default:

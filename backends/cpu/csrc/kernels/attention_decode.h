@@ -51,11 +51,13 @@ template <class Operand>
 struct DecodeScratch {
   typename Operand::Group* queries;
   float* scores;                             // [query][key]
+  typename Operand::Element* keys;           // [kLanes][column], of codes
   typename Operand::Element* probabilities;  // [query][key]
 
   DecodeScratch(Layout& layout, const Depth<Operand>& depth) {
     queries = layout.take<typename Operand::Group>(kMostDecodeQueries * depth.staged_groups);
     scores = layout.take<float>(kMostDecodeQueries * kDecodeBlock);
+    keys = layout.take<typename Operand::Element>(kLanes * depth.columns);
     probabilities = layout.take<typename Operand::Element>(kMostDecodeQueries * kDecodeBlock);
   }
 };
@@ -94,7 +96,7 @@ Vec score_keys(const typename Operand::Group* query, const T* const* keys, const
     const auto q = Operand::load_groups(query + i / Operand::kGroup);
 #pragma GCC unroll 16
     for (int n = 0; n < kLanes; ++n) {
-      if (kAhead) prefetch_values(ahead[n] + i, kStep);
+      if (kAhead && asks_ahead<T>(i)) prefetch_values(ahead[n] + i, kStep);
       sums[n] = Operand::multiply_add(q, RowGroups<T, Operand>::load_some(keys[n] + i, kStep), sums[n]);
     }
   }
@@ -162,28 +164,53 @@ void add_all_values(int64_t count, const typename Operand::Element* probabilitie
   }
 }
 
+// Scores of every query against kLanes keys of the block, from `key` on.
+template <class Element, class Operand>
+void score_block(const DecodeRows<Element>& rows, int64_t key, int64_t num_queries, const Depth<Operand>& depth,
+                 const DecodeScratch<Operand>& scratch) {
+  for (int64_t row = 0; row < num_queries; ++row) {
+    const auto* query = scratch.queries + row * depth.staged_groups;
+    const auto score = row == 0 ? score_keys<true, Element, Operand> : score_keys<false, Element, Operand>;
+    store(scratch.scores + row * kDecodeBlock + key, score(query, rows.keys + key, rows.values + key, depth.size));
+  }
+}
+
+// Codes that several queries multiply are converted once.
+template <class Operand>
+void score_block(const DecodeRows<Code>& rows, int64_t key, int64_t num_queries, const Depth<Operand>& depth,
+                 const DecodeScratch<Operand>& scratch) {
+  using Element = typename Operand::Element;
+  if (num_queries == 1) return score_block<Code, Operand>(rows, key, num_queries, depth, scratch);
+  const Element* keys[kLanes];
+  for (int64_t n = 0; n < kLanes; ++n) {
+    prefetch_values(rows.values[key + n], depth.size);
+    copy_row(rows.keys[key + n], scratch.keys + n * depth.columns, depth.size);
+    keys[n] = scratch.keys + n * depth.columns;
+  }
+  for (int64_t row = 0; row < num_queries; ++row) {
+    const auto* query = scratch.queries + row * depth.staged_groups;
+    const Vec scores = score_keys<false, Element, Operand>(query, keys, keys, depth.size);
+    store(scratch.scores + row * kDecodeBlock + key, scores);
+  }
+}
+
 // Probabilities of a block's keys for every query; rescales what the queries accumulated so far.
-template <class T, class Operand>
-void soften_keys(const DecodeRows<T>& rows, int64_t first_key, const DecodeQueries<T>& queries,
+template <class Element, class T, class Operand>
+void soften_keys(const DecodeRows<Element>& rows, int64_t first_key, const DecodeQueries<T>& queries,
                  const Depth<Operand>& depth, float factor, const DecodeScratch<Operand>& scratch,
                  const DecodeState& state) {
-  const int64_t width = round_up(rows.count, kLanes), size = depth.size;
-  for (int64_t key = 0; key < width; key += kLanes) {
-    for (int64_t row = 0; row < queries.count; ++row) {
-      const auto* query = scratch.queries + row * depth.staged_groups;
-      const auto score = row == 0 ? score_keys<true, T, Operand> : score_keys<false, T, Operand>;
-      store(scratch.scores + row * kDecodeBlock + key, score(query, rows.keys + key, rows.values + key, size));
-    }
-  }
+  const int64_t width = round_up(rows.count, kLanes);
+  for (int64_t key = 0; key < width; key += kLanes) score_block(rows, key, queries.count, depth, scratch);
   for (int64_t row = 0; row < queries.count; ++row) {
     float* scores = scratch.scores + row * kDecodeBlock;
-    for (int64_t i = 0; i < width; i += kLanes) store(scores + i, load(scores + i) * broadcast(factor));
+    const auto of_keys = rows.scales.of_keys();
+    for (int64_t i = 0; i < width; i += kLanes) store(scores + i, of_keys(load(scores + i) * broadcast(factor), i));
     const DecodeQuery<T>& query = queries.at[row];
     for (int64_t i = 0; i < clamp(query.first_key - first_key, 0, rows.count); ++i) scores[i] = -kInfinity;
     for (int64_t i = clamp(query.num_keys - first_key, 0, rows.count); i < width; ++i) scores[i] = -kInfinity;
     const float rescale =
         soften_row<Operand>(scores, width, Operand::kUnit, row_maximum(scores, width), state.maximum[row],
-                            state.sum[row], scratch.probabilities + row * kDecodeBlock);
+                            state.sum[row], scratch.probabilities + row * kDecodeBlock, rows.scales.of_values());
     if (rescale != 1) scale_row(state.output_of(row), state.columns, rescale);
   }
 }
@@ -238,14 +265,15 @@ void decode(const DecodeQueries<T>& queries, int64_t query_stride, const Rows& k
     const StridedRows<T> query = {queries.at[row].query, 0, query_stride};
     stage_rows(query, 0, 1, 1, depth, scratch.queries + row * depth.staged_groups);
   }
-  using Block = DecodeRows<T>;
-  for_each_decode_block<T>(keys, values, range, [&](const Block& block, const Block& next, int64_t first) {
+  using Element = typename Rows::Element;
+  using Block = DecodeRows<Element>;
+  for_each_decode_block<Element>(keys, values, range, [&](const Block& block, const Block& next, int64_t first) {
     soften_keys(block, first, queries, depth, scale, scratch, state);
     add_block_values(block, next, queries.count, depth, scratch, state);
   });
   if (all_finite(state.output, queries.count * state.columns)) return;
   state.clear();
-  for_each_decode_block<T>(keys, values, range, [&](const Block& block, const Block&, int64_t first) {
+  for_each_decode_block<Element>(keys, values, range, [&](const Block& block, const Block&, int64_t first) {
     soften_keys(block, first, queries, depth, scale, scratch, state);
     add_seen_values(block, queries.count, depth, scratch, state);
   });

@@ -141,25 +141,43 @@ void for_each_soft_row(const BlockView& view, float scale, float* scores, const 
   }
 }
 
+// The scales of a head's keys and values, from its first key on.
+template <class Scaling>
+struct HeadScales {
+  Scaling keys, values;
+};
+
+// The block's scores times the scales of its keys.
+inline void scale_scores(const BlockView&, const Unscaled&, float*) {}
+inline void scale_scores(const BlockView& view, const Scaled& of_keys, float* scores) {
+  for (int64_t row = 0; row < view.queries.size(); ++row, scores += kScoreStride) {
+    const KeySpan& span = view.span_of(row);
+    for (int64_t i = span.begin; i < span.padded_end() && !span.empty(); i += kLanes)
+      store(scores + i, of_keys(load(scores + i), view.keys.begin + i));
+  }
+}
+
 // Softmax of the block's scores; rescales what the rows accumulated so far.
-template <class Operand>
-void soften_block(const BlockView& view, float scale, const Depth<Operand>& depth,
+template <class Operand, class Scaling>
+void soften_block(const BlockView& view, float scale, const Scaling& of_values, const Depth<Operand>& depth,
                   const ForwardScratch<Operand>& scratch) {
   for_each_soft_row(view, scale, scratch.scores, [&](const SoftRow& soft) {
     const KeySpan& span = view.span_of(soft.row);
     const int64_t first = soft.row * kScoreStride + span.begin;
-    const float rescale = soften_row<Operand>(scratch.scores + first, span.padded_end() - span.begin,
-                                              soft.factor * Operand::kUnit, soft.highest, scratch.maximum[soft.row],
-                                              scratch.sum[soft.row], scratch.probabilities + first);
+    const float rescale =
+        soften_row<Operand>(scratch.scores + first, span.padded_end() - span.begin, soft.factor * Operand::kUnit,
+                            soft.highest, scratch.maximum[soft.row], scratch.sum[soft.row],
+                            scratch.probabilities + first, of_values.from(view.keys.begin + span.begin));
     if (rescale != 1) scale_row(scratch.output + soft.row * depth.columns, depth.columns, rescale);
   });
 }
 
 // The running softmax over all blocks of keys; score(view) gives a block's scores, add(view) adds its weighted values
 // to the output.
-template <class Operand, class Score, class Add>
-void accumulate_blocks(QueryRange queries, const HeadMask& mask, float scale, const Depth<Operand>& depth,
-                       const ForwardScratch<Operand>& scratch, const Score& score, const Add& add) {
+template <class Operand, class Scaling, class Score, class Add>
+void accumulate_blocks(QueryRange queries, const HeadMask& mask, float scale, const HeadScales<Scaling>& scales,
+                       const Depth<Operand>& depth, const ForwardScratch<Operand>& scratch, const Score& score,
+                       const Add& add) {
   const int64_t rows = round_up(queries.size(), MatrixUnit::kRowsTogether);
   for (int64_t i = 0; i < rows * depth.columns; ++i) scratch.output[i] = 0;
   for (int64_t i = queries.size() * kScoreStride; i < rows * kScoreStride; ++i) scratch.probabilities[i] = {};
@@ -169,7 +187,8 @@ void accumulate_blocks(QueryRange queries, const HeadMask& mask, float scale, co
     const BlockView view(mask, queries, keys);
     if (view.empty()) continue;
     score(view);
-    soften_block(view, scale, depth, scratch);
+    scale_scores(view, scales.keys, scratch.scores);
+    soften_block(view, scale, scales.values, depth, scratch);
     add(view);
   }
 }
@@ -188,32 +207,32 @@ void add_attended_values(const BlockView& view, const Rows& values, const Depth<
 }
 
 // out and lse of at most kQueryBlock queries, by these scores and sums.
-template <class T, class Operand, class Rows, class Score, class Add>
-void attend_blocks(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale, const Rows& values,
-                   const Depth<Operand>& depth, const ForwardScratch<Operand>& scratch, const Score& score,
-                   const Add& add) {
+template <class T, class Operand, class Rows, class Scaling, class Score, class Add>
+void attend_blocks(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale,
+                   const HeadScales<Scaling>& scales, const Rows& values, const Depth<Operand>& depth,
+                   const ForwardScratch<Operand>& scratch, const Score& score, const Add& add) {
   stage_rows(rows.queries, queries.begin, queries.end, round_up(queries.size(), MatrixUnit::kRowsTogether), depth,
              scratch.queries);
-  accumulate_blocks(queries, mask, scale, depth, scratch, score, add);
+  accumulate_blocks(queries, mask, scale, scales, depth, scratch, score, add);
   if (!all_finite(scratch.output, queries.size() * depth.columns)) {
-    accumulate_blocks(queries, mask, scale, depth, scratch, score,
+    accumulate_blocks(queries, mask, scale, scales, depth, scratch, score,
                       [&](const BlockView& view) { add_attended_values(view, values, depth, scratch); });
   }
   store_block(rows, queries, depth, scratch);
 }
 
 // The same from packed keys and values.
-template <class T, class Operand, class Rows>
+template <class T, class Operand, class Rows, class Scaling = Unscaled>
 void attend_block(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale,
                   const PackedHead<Operand>& packed, const Rows& values, const Depth<Operand>& depth,
-                  const ForwardScratch<Operand>& scratch) {
+                  const ForwardScratch<Operand>& scratch, const HeadScales<Scaling>& scales = {}) {
   const auto score = [&](const BlockView& view) {
     multiply_scores(scratch.queries, packed.keys, depth, view, scratch.scores);
   };
   const auto add = [&](const BlockView& view) {
     add_weighted(scratch.probabilities, packed.values, packed.values_panel_stride, depth, view, scratch.output);
   };
-  attend_blocks(rows, queries, mask, scale, values, depth, scratch, score, add);
+  attend_blocks(rows, queries, mask, scale, scales, values, depth, scratch, score, add);
 }
 
 }  // namespace

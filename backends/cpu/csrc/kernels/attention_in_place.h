@@ -49,7 +49,7 @@ void pack_key_panel(const T* const* keys, int64_t count, const Depth<Operand>& d
       UintVec rows[kLanes];
 #pragma GCC unroll 16
       for (int n = 0; n < kLanes; ++n) {
-        prefetch_values(keys[column + n + kRowsAhead] + i, kStep);
+        if (asks_ahead<T>(i)) prefetch_values(keys[column + n + kRowsAhead] + i, kStep);
         rows[n] = (UintVec)RowGroups<T, Operand>::load_some(keys[column + n] + i, depth.size - i);
       }
       transpose(rows);
@@ -91,10 +91,11 @@ void add_weighted_in_place(const typename Operand::Element* probabilities, const
 
 // out of at most kQueryBlock queries that see the same keys. Those outside of `seen`, which the mask drops, are not
 // read.
-template <class T, class Operand, class Rows>
-void attend_in_place(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale, const Rows& keys,
-                     const Rows& values, KeyRange seen, const Depth<Operand>& depth,
-                     const ForwardScratch<Operand>& scratch, const InPlaceScratch<T, Operand>& in_place) {
+template <class T, class Operand, class Rows, class Scaling>
+void attend_in_place(const HeadRows<T>& rows, QueryRange queries, const HeadMask& mask, float scale,
+                     const HeadScales<Scaling>& scales, const Rows& keys, const Rows& values, KeyRange seen,
+                     const Depth<Operand>& depth, const ForwardScratch<Operand>& scratch,
+                     const InPlaceScratch<typename Rows::Element, Operand>& in_place) {
   int64_t width = 0;
   const auto score = [&](const BlockView& view) {
     const KeyRange block = view.keys;
@@ -107,7 +108,7 @@ void attend_in_place(const HeadRows<T>& rows, QueryRange queries, const HeadMask
   const auto add = [&](const BlockView& view) {
     add_weighted_in_place(scratch.probabilities, in_place.rows + width, depth, view, scratch.output);
   };
-  attend_blocks(rows, queries, mask, scale, values, depth, scratch, score, add);
+  attend_blocks(rows, queries, mask, scale, scales, values, depth, scratch, score, add);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Rows of a tensor laid out as operands of the products.
 #pragma once
 
+#include "kernels/codes.h"
 #include "kernels/matrix_unit.h"
 #include "kernels/transpose.h"
 
@@ -11,6 +12,7 @@ namespace {
 // The [sequence, head_dim] rows of one head. Paged rows lie in the blocks that a table names.
 template <class T>
 struct StridedRows {
+  using Element = T;
   const T* data;
   int64_t row_stride, column_stride;
   const T* operator[](int64_t row) const { return data + row * row_stride; }
@@ -19,6 +21,7 @@ struct StridedRows {
 
 template <class T>
 struct PagedRows {
+  using Element = T;
   const T* data;
   const int32_t* block_table;
   int64_t block_stride, block_size, row_stride, column_stride;
@@ -29,6 +32,25 @@ struct PagedRows {
   }
   int64_t left_in_block(int64_t row) const { return block_size - (first + row) % block_size; }
 };
+
+// Paged rows of codes, and the scale of each.
+struct CodedRows : PagedRows<Code> {
+  float* scales;
+  int64_t scale_block_stride, scale_stride;
+  float* scale_of(int64_t row) const {
+    const int64_t at = first + row;
+    return scales + block_table[at / block_size] * scale_block_stride + at % block_size * scale_stride;
+  }
+};
+
+// to[i] = the scale of row begin + i.
+inline void copy_scales(const CodedRows& rows, int64_t begin, int64_t end, float* to) {
+  for (int64_t row = begin; row < end;) {
+    const float* from = rows.scale_of(row);
+    const int64_t left = rows.left_in_block(row), stop = left < end - row ? row + left : end;
+    for (; row < stop; ++row, from += rows.scale_stride) *to++ = *from;
+  }
+}
 
 // Sizes that follow from head_dim. Staged rows are padded with zeros to whole vectors of groups, and to the unit's
 // depth.
@@ -53,8 +75,16 @@ void copy_row(const T* from, float* to, int64_t n) {
   for (; i < n; ++i) to[i] = to_float(from[i]);
 }
 
+// Exact: a code has 7 bits beside its sign.
+inline void copy_row(const Code* from, BFloat16* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = from_float<BFloat16>(to_float(from[i]));
+}
+
 inline void convert_element(float from, float* to) { *to = from; }
 inline void convert_element(BFloat16 from, BFloat16* to) { *to = from; }
+inline void convert_element(Code from, BFloat16* to) { *to = from_float<BFloat16>(to_float(from)); }
 template <class T>
 void convert_element(T from, float* to) {
   *to = to_float(from);

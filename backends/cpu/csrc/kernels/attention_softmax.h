@@ -9,6 +9,18 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
+// What scores or probabilities are multiplied by: nothing where keys and values are floats, else each by the scale of
+// its row of codes. `from(i)` is that of the keys from i on.
+struct Unscaled {
+  Vec operator()(Vec a, int64_t) const { return a; }
+  Unscaled from(int64_t) const { return {}; }
+};
+struct Scaled {
+  const float* scales;
+  Vec operator()(Vec a, int64_t i) const { return a * load(scales + i); }
+  Scaled from(int64_t i) const { return {scales + i}; }
+};
+
 inline float row_maximum(const float* scores, int64_t width) {
   Vec highest = load(scores);
   for (int64_t i = kLanes; i < width; i += kLanes) highest = max(highest, load(scores + i));
@@ -30,16 +42,17 @@ Shift raise_maximum(float old_maximum, float row_maximum) {
 }
 
 // Adds the row's scores, times `factor`, to its maximum and sum, and gives their probabilities under the new maximum.
-// highest is their row_maximum. Returns the factor for what was accumulated before.
-template <class Operand>
+// highest is their row_maximum. Returns the factor for what was accumulated before. What is stored is also multiplied
+// by the values' scales.
+template <class Operand, class Scaling = Unscaled>
 float soften_row(const float* scores, int64_t width, float factor, float highest, float& maximum, float& sum,
-                 typename Operand::Element* probabilities) {
+                 typename Operand::Element* probabilities, const Scaling& of_values = {}) {
   const Shift shift = raise_maximum<Operand>(maximum, highest * factor);
   Vec sums{};
   for (int64_t i = 0; i < width; i += kLanes) {
     const Vec p = Operand::power(fma(load(scores + i), broadcast(factor), broadcast(-shift.amount)));
     sums += p;
-    store(probabilities + i, p);
+    store(probabilities + i, of_values(p, i));
   }
   maximum = shift.maximum;
   sum = sum * shift.rescale + FUSIONKIT_ISA::sum(sums);

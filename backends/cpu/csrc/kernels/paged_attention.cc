@@ -4,35 +4,55 @@
 #include "kernels/attention_decode.h"
 #include "kernels/attention_heads.h"
 #include "kernels/attention_in_place.h"
+#include "kernels/quantized_row.h"
 
 namespace fusionkit_cpu {
 namespace FUSIONKIT_ISA {
 namespace {
 
 struct PagedTensors {
-  const Tensor &q, &k, &v, &key_cache, &value_cache, &out;
+  const Tensor &q, &k, &v, &key_cache, &value_cache, &key_scales, &value_scales, &out;
 };
+
+// Of one head's tokens, its keys and its values.
+struct ScaleScratch {
+  float *keys, *values;
+  ScaleScratch(Layout& layout, int64_t count) : keys(layout.take<float>(count)), values(layout.take<float>(count)) {}
+};
+
+// to[i] = the scale of row i of those that are seen; 0 for the others, up to `count` rows.
+inline const float* fill_scales(const CodedRows& rows, KeyRange seen, int64_t count, float* to) {
+  for (int64_t i = 0; i < seen.begin; ++i) to[i] = 0;
+  copy_scales(rows, seen.begin, seen.end, to + seen.begin);
+  for (int64_t i = seen.end; i < count; ++i) to[i] = 0;
+  return to;
+}
 
 // Of a row: those that are split over parts, those that are packed, and those that the tiles' sums take in.
 struct MostKeys {
   int64_t decoded = 0, packed = 0, in_tiles = 0;
 };
 
-template <class T>
+// Of tokens in T and caches of Element: T, or codes with scales.
+template <class T, class Element>
 class PagedAttention {
   using Operand = typename OperandOf<T>::Type;
+  static constexpr bool kHasScales = std::is_same_v<Element, Code>;
+  using CachedRows = std::conditional_t<kHasScales, CodedRows, PagedRows<Element>>;
 
   struct ThreadScratch {
     PackedHead<Operand> packed;
     ForwardScratch<Operand> block;
     DecodeScratch<Operand> decode;
-    InPlaceScratch<T, Operand> in_place;
+    InPlaceScratch<Element, Operand> in_place;
+    ScaleScratch scales;
     KeyIntervals hidden;  // from a query that is a window further on
     ThreadScratch(Layout& layout, const MostKeys& keys, int64_t window, const Depth<Operand>& depth)
         : packed(layout, keys.packed, depth),
           block(layout, depth),
           decode(layout, depth),
           in_place(layout, depth),
+          scales(layout, kHasScales ? round_up(keys.in_tiles, kPanel) : 0),
           hidden(lay_out_intervals(layout, window > 0 ? 1 : 0, keys.in_tiles)) {}
   };
 
@@ -50,8 +70,8 @@ class PagedAttention {
     const int64_t kv_heads = tensors_.k.shape[1], units = static_cast<int64_t>(rows_.size()) * kv_heads;
     for_each_item(units, [&](int64_t unit, int) {
       const StepRow& row = rows_[unit / kv_heads];
-      append(tensors_.k, row, unit % kv_heads, cached_rows(tensors_.key_cache, row, unit % kv_heads));
-      append(tensors_.v, row, unit % kv_heads, cached_rows(tensors_.value_cache, row, unit % kv_heads));
+      append(tensors_.k, row, unit % kv_heads, keys_of(row, unit % kv_heads));
+      append(tensors_.v, row, unit % kv_heads, values_of(row, unit % kv_heads));
     });
     const MostKeys most = most_keys();
     const DecodeParts parts(units, most.decoded, depth_.columns);
@@ -64,11 +84,9 @@ class PagedAttention {
       const int64_t unit = item / parts.count(), part = item % parts.count();
       const StepRow& row = rows_[unit / kv_heads];
       if (decodes(row)) {
-        const auto keys = cached_rows(tensors_.key_cache, row, unit % kv_heads);
-        const auto values = cached_rows(tensors_.value_cache, row, unit % kv_heads);
-        decode(queries_of(row, unit % kv_heads), tensors_.q.strides[2], keys, values,
-               parts.keys_of(part, {row.first_key, row.num_keys()}), depth_, scale_, scratch.decode,
-               parts.state(unit, part));
+        decode(queries_of(row, unit % kv_heads), tensors_.q.strides[2], keys_of(row, unit % kv_heads),
+               values_of(row, unit % kv_heads), parts.keys_of(part, {row.first_key, row.num_keys()}), depth_, scale_,
+               scratch.decode, parts.state(unit, part));
       } else if (part == 0) {
         is_in_place(row) ? attend_token(row, unit % kv_heads, scratch) : prefill(row, unit % kv_heads, scratch);
       }
@@ -80,23 +98,53 @@ class PagedAttention {
   }
 
  private:
-  PagedRows<T> cached_rows(const Tensor& cache, const StepRow& row, int64_t kv_head, int64_t first = 0) const {
-    return {static_cast<T*>(cache.data) + kv_head * cache.strides[1],
-            row.blocks.data(),
-            cache.strides[0],
-            cache.shape[2],
-            cache.strides[2],
-            cache.strides[3],
-            first};
+  CachedRows keys_of(const StepRow& row, int64_t kv_head, int64_t first = 0) const {
+    return cached_rows(tensors_.key_cache, tensors_.key_scales, row, kv_head, first);
+  }
+  CachedRows values_of(const StepRow& row, int64_t kv_head, int64_t first = 0) const {
+    return cached_rows(tensors_.value_cache, tensors_.value_scales, row, kv_head, first);
+  }
+  static CachedRows cached_rows(const Tensor& cache, [[maybe_unused]] const Tensor& scales, const StepRow& row,
+                                int64_t kv_head, int64_t first) {
+    const PagedRows<Element> rows = {static_cast<Element*>(cache.data) + kv_head * cache.strides[1],
+                                     row.blocks.data(),
+                                     cache.strides[0],
+                                     cache.shape[2],
+                                     cache.strides[2],
+                                     cache.strides[3],
+                                     first};
+    if constexpr (kHasScales) {
+      return {rows, static_cast<float*>(scales.data) + kv_head * scales.strides[1], scales.strides[0],
+              scales.strides[2]};
+    } else {
+      return rows;
+    }
   }
 
-  // The step's keys or values of one head go to their positions in the cache.
-  void append(const Tensor& step, const StepRow& row, int64_t kv_head, const PagedRows<T>& cached) const {
+  // The step's keys or values of one head go to their positions in the cache, as the numbers that stay there.
+  void append(const Tensor& step, const StepRow& row, int64_t kv_head, const CachedRows& cached) const {
     const T* from = static_cast<const T*>(step.data) + kv_head * step.strides[1];
     for (int64_t i = 0; i < row.num_tokens; ++i) {
       const T* token = from + (row.first_token + i) * step.strides[0];
-      T* to = const_cast<T*>(cached[row.first_position + i]);
-      for (int64_t d = 0; d < depth_.size; ++d) to[d * cached.column_stride] = token[d * step.strides[2]];
+      Element* to = const_cast<Element*>(cached[row.first_position + i]);
+      if constexpr (kHasScales) {
+        *cached.scale_of(row.first_position + i) =
+            quantize_row(token, step.strides[2], depth_.size, to, cached.column_stride);
+      } else {
+        for (int64_t d = 0; d < depth_.size; ++d) to[d * cached.column_stride] = token[d * step.strides[2]];
+      }
+    }
+  }
+
+  // Of the rows that are seen, from row 0 on.
+  static auto scales_of([[maybe_unused]] const CachedRows& keys, [[maybe_unused]] const CachedRows& values,
+                        [[maybe_unused]] KeyRange seen, [[maybe_unused]] const ThreadScratch& scratch) {
+    if constexpr (kHasScales) {
+      const int64_t count = round_up(seen.end, kPanel);
+      return HeadScales<Scaled>{{fill_scales(keys, seen, count, scratch.scales.keys)},
+                                {fill_scales(values, seen, count, scratch.scales.values)}};
+    } else {
+      return HeadScales<Unscaled>{};
     }
   }
 
@@ -145,30 +193,31 @@ class PagedAttention {
 
   void prefill(const StepRow& row, int64_t kv_head, ThreadScratch& scratch) const {
     const int64_t origin = origin_of(row), count = num_packed(row), first = row.first_key - origin;
-    const auto keys = cached_rows(tensors_.key_cache, row, kv_head, origin);
-    const auto values = cached_rows(tensors_.value_cache, row, kv_head, origin);
+    const CachedRows keys = keys_of(row, kv_head, origin), values = values_of(row, kv_head, origin);
     typename Operand::Group* none = nullptr;
     pack_rows(keys, count, depth_, scratch.block.staged, scratch.packed.keys, none, 0, first);
     pack_rows(values, count, depth_, scratch.block.staged, none, scratch.packed.values,
               scratch.packed.values_panel_stride, first);
     if (window_ > 0) fill_window(window_, row.first_position - origin, count, scratch.hidden);
+    const auto scales = scales_of(keys, values, {first, count}, scratch);
     if (row.num_tokens == 1 && window_ == 0)
-      attend_heads(row, kv_head, values, scratch);
+      attend_heads(row, kv_head, scales, values, scratch);
     else
-      attend_tokens(row, kv_head, values, scratch);
+      attend_tokens(row, kv_head, scales, values, scratch);
   }
 
   // One token, whose heads are rows of one product, by the tiles' sums.
   void attend_token(const StepRow& row, int64_t kv_head, ThreadScratch& scratch) const {
-    const int64_t origin = origin_of(row), count = num_packed(row), first = row.first_key - origin;
-    const auto keys = cached_rows(tensors_.key_cache, row, kv_head, origin);
-    const auto values = cached_rows(tensors_.value_cache, row, kv_head, origin);
-    if (window_ > 0) fill_hidden(first, count, scratch.hidden);
+    const int64_t origin = origin_of(row), count = num_packed(row);
+    const KeyRange seen = {row.first_key - origin, count};
+    const CachedRows keys = keys_of(row, kv_head, origin), values = values_of(row, kv_head, origin);
+    const auto scales = scales_of(keys, values, seen, scratch);
+    if (window_ > 0) fill_hidden(seen.begin, count, scratch.hidden);
     const HeadMask mask = {group_size(), count, false, {}, &scratch.hidden, batch_invariant_};
     const HeadRows<T> rows = heads_of(row, kv_head);
     for (int64_t begin = 0; begin < group_size(); begin += kQueryBlock) {
       const QueryRange range = {begin, clamp(begin + kQueryBlock, 0, group_size())};
-      attend_in_place(rows, range, mask, scale_, keys, values, {first, count}, depth_, scratch.block, scratch.in_place);
+      attend_in_place(rows, range, mask, scale_, scales, keys, values, seen, depth_, scratch.block, scratch.in_place);
     }
   }
 
@@ -179,29 +228,32 @@ class PagedAttention {
     return {queries, out_at(row.first_token, head), tensors_.out.strides[1], nullptr};
   }
 
-  void attend_tokens(const StepRow& row, int64_t kv_head, const PagedRows<T>& values,
+  template <class Scales>
+  void attend_tokens(const StepRow& row, int64_t kv_head, const Scales& scales, const CachedRows& values,
                      const ThreadScratch& scratch) const {
     const HeadMask mask = {row.num_tokens, num_packed(row), true, {}, &scratch.hidden, batch_invariant_};
     for (int64_t head = kv_head * group_size(); head < (kv_head + 1) * group_size(); ++head) {
       const Tensor& q = tensors_.q;
       const StridedRows<T> queries = {query_at(row.first_token, head), q.strides[0], q.strides[2]};
-      attend(row.num_tokens, {queries, out_at(row.first_token, head), tensors_.out.strides[0], nullptr}, mask, values,
-             scratch);
+      attend(row.num_tokens, {queries, out_at(row.first_token, head), tensors_.out.strides[0], nullptr}, mask, scales,
+             values, scratch);
     }
   }
 
   // One token sees all keys: its heads are rows of one product.
-  void attend_heads(const StepRow& row, int64_t kv_head, const PagedRows<T>& values,
+  template <class Scales>
+  void attend_heads(const StepRow& row, int64_t kv_head, const Scales& scales, const CachedRows& values,
                     const ThreadScratch& scratch) const {
     const HeadMask mask = {group_size(), num_packed(row), false, {}, &scratch.hidden, batch_invariant_};
-    attend(group_size(), heads_of(row, kv_head), mask, values, scratch);
+    attend(group_size(), heads_of(row, kv_head), mask, scales, values, scratch);
   }
 
-  void attend(int64_t num_queries, const HeadRows<T>& rows, const HeadMask& mask, const PagedRows<T>& values,
-              const ThreadScratch& scratch) const {
+  template <class Scales>
+  void attend(int64_t num_queries, const HeadRows<T>& rows, const HeadMask& mask, const Scales& scales,
+              const CachedRows& values, const ThreadScratch& scratch) const {
     for (int64_t begin = 0; begin < num_queries; begin += kQueryBlock) {
       const QueryRange range = {begin, clamp(begin + kQueryBlock, 0, num_queries)};
-      attend_block(rows, range, mask, scale_, scratch.packed, values, depth_, scratch.block);
+      attend_block(rows, range, mask, scale_, scratch.packed, values, depth_, scratch.block, scales);
     }
   }
 
@@ -218,11 +270,17 @@ class PagedAttention {
 }  // namespace
 
 void paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_cache,
-                     const Tensor& value_cache, const std::vector<StepRow>& rows, float scale, int64_t window,
-                     bool batch_invariant, const Tensor& out) {
-  const PagedTensors tensors = {q, k, v, key_cache, value_cache, out};
+                     const Tensor& value_cache, const Tensor& key_scales, const Tensor& value_scales,
+                     const std::vector<StepRow>& rows, float scale, int64_t window, bool batch_invariant,
+                     const Tensor& out) {
+  const PagedTensors tensors = {q, k, v, key_cache, value_cache, key_scales, value_scales, out};
   visit_floating(q.dtype, [&](auto* type) {
-    PagedAttention<std::remove_pointer_t<decltype(type)>>(tensors, rows, scale, window, batch_invariant).run();
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (key_scales) {
+      PagedAttention<T, Code>(tensors, rows, scale, window, batch_invariant).run();
+    } else {
+      PagedAttention<T, T>(tensors, rows, scale, window, batch_invariant).run();
+    }
   });
 }
 

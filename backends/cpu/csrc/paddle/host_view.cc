@@ -32,8 +32,11 @@ fusionkit_cpu::DType dtype_of(const char* op, const char* argument, const paddle
       return fusionkit_cpu::DType::kInt32;
     case paddle::DataType::INT64:
       return fusionkit_cpu::DType::kInt64;
+    case paddle::DataType::INT8:
+      return fusionkit_cpu::DType::kInt8;
     default:
-      refuse(op, argument, "float32, bfloat16, float16, bool, int32 or int64", phi::DataTypeToString(tensor.dtype()));
+      refuse(op, argument, "float32, bfloat16, float16, bool, int32, int64 or int8",
+             phi::DataTypeToString(tensor.dtype()));
   }
 }
 

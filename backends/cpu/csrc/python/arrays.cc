@@ -37,12 +37,14 @@ DType dtype_of(const char* op, const char* argument, const Array& array) {
         return DType::kInt64;
       case py::detail::npy_api::NPY_BOOL_:
         return DType::kBool;
+      case py::detail::npy_api::NPY_BYTE_:
+        return DType::kInt8;
       case 23:  // NPY_HALF
         return DType::kFloat16;
     }
     if (is_bfloat16(dtype)) return DType::kBFloat16;
   }
-  refuse(op, argument, "float32, bfloat16, float16, bool, int32 or int64 in native byte order",
+  refuse(op, argument, "float32, bfloat16, float16, bool, int32, int64 or int8 in native byte order",
          py::str(dtype).cast<std::string>());
 }
 

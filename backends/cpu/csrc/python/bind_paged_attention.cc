@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include "arrays.h"
 #include "bind.h"
 #include "paged_attention.h"
@@ -11,8 +13,11 @@ namespace {
 Array paged_attention_array(const Array& q, const Array& k, const Array& v, const Array& key_cache,
                             const Array& value_cache, const Array& block_tables, const Array& seq_lens_encoder,
                             const Array& seq_lens_decoder, const Array& seq_lens_this_time, float scale, int64_t window,
-                            bool batch_invariant) {
+                            bool batch_invariant, const OptionalArray& key_scales, const OptionalArray& value_scales) {
   const char* op = "paged_attention";
+  const auto writable = [&](const char* name, const OptionalArray& array) {
+    return array ? writable_view(op, name, *array) : Tensor{};
+  };
   const Array out = empty_like(q);
   Call{paged_attention,
        view(op, "q", q),
@@ -27,7 +32,9 @@ Array paged_attention_array(const Array& q, const Array& k, const Array& v, cons
        scale,
        window,
        result(out),
-       batch_invariant};
+       batch_invariant,
+       writable("key_scales", key_scales),
+       writable("value_scales", value_scales)};
   return out;
 }
 
@@ -36,7 +43,8 @@ Array paged_attention_array(const Array& q, const Array& k, const Array& v, cons
 FUSIONKIT_BIND(paged_attention) {
   module.def("paged_attention", &paged_attention_array, "q"_a, "k"_a, "v"_a, "key_cache"_a, "value_cache"_a,
              "block_tables"_a, "seq_lens_encoder"_a, "seq_lens_decoder"_a, "seq_lens_this_time"_a, "scale"_a,
-             "window"_a, "batch_invariant"_a = false, "-> out; the caches are updated in place");
+             "window"_a, "batch_invariant"_a = false, "key_scales"_a = py::none(), "value_scales"_a = py::none(),
+             "-> out; the caches are updated in place");
 }
 
 }  // namespace fusionkit_cpu

@@ -38,7 +38,7 @@ class FusionkitEngine:
             version=f"fusionkit {importlib.metadata.version('paddle-fusionkit')}",
             kernels=native.isa(),
             weights=weights,
-            cache=self._program.dtype,
+            cache=self._program.cache_dtype,
             bytes_a_step=num_bytes,
         )
 
@@ -64,7 +64,7 @@ class FusionkitEngine:
     def _engine(self, prompts: Prompts, num_steps: int) -> Engine:
         num_tokens = sum(map(len, prompts))
         blocks = sum(-(-(len(prompt) + num_steps + 1) // BLOCK_SIZE) for prompt in prompts)
-        cache = KeyValueCache(self._config, self._program.dtype, blocks, BLOCK_SIZE)
+        cache = KeyValueCache(self._config, self._program.cache_dtype, blocks, BLOCK_SIZE)
         limits = EngineLimits(
             self._config.max_position_embeddings, self._config.vocab_size, len(prompts), num_tokens, False
         )
