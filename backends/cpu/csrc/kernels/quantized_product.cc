@@ -55,10 +55,7 @@ template <class Form, int kRows>
     for (int row = 0; row < kRows; ++row) {
       const PairVec at = broadcast_pair(x + (pair * kRows + row) * 2);
 #pragma GCC unroll 4
-      for (int n = 0; n < kVectors; ++n) {
-        const IntVec sum = add_pair_products(sums[row][n], at, codes[n]);
-        sums[row][n] = kRows == 1 ? sum : in_order(sum);  // one row has registers for all of its products
-      }
+      for (int n = 0; n < kVectors; ++n) sums[row][n] = in_order(add_pair_products(sums[row][n], at, codes[n]));
     }
   }
 }
