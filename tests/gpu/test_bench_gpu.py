@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fusionkit_backends.gpu.benchmark import clock, targets
+from fusionkit_backends.gpu.benchmark import clock, parity, targets
 
+from fusionkit.ops import load_spec
 from tests.gpu.conftest import ONE_ORDER
 from tests.hanging import HANGING
 
@@ -37,6 +38,16 @@ def test_a_dry_run_goes_through_each_piece(tmp_path):
             assert not (ours and "reason" in row.get("outcome", {})), row
     promises = done.stdout[done.stdout.index("promises:") :].splitlines()[1:]
     assert sum(line.startswith("  not run") for line in promises) == len(targets.PROMISES)
+
+
+def test_cases_with_other_arguments_than_the_kernels_are_left_out():
+    """Their errors would read like wrong results."""
+    for op in parity.CHECKED:
+        spec = load_spec(op)
+        small = [case for case in spec.cases if not case.llama]
+        left_out = [case.name for case in small if not parity.takes(spec, case)]
+        expected = [case.name for case in small if "window" in case.name or "int8" in case.name]
+        assert left_out == (expected if op == "paged_attention" else []), op
 
 
 def script():
