@@ -147,9 +147,23 @@ def flash_attention(
 
 
 def paged_attention(
-    q: Any, k: Any, v: Any, key_cache: Any, value_cache: Any, block_tables: Any, **lengths: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    key_cache: Any,
+    value_cache: Any,
+    block_tables: Any,
+    key_scales: Any = None,
+    value_scales: Any = None,
+    **lengths: Any,
 ) -> Variants:
-    """Over a contiguous cache gathered beforehand, full with this token: PyTorch has no paged one."""
+    """Over a contiguous cache gathered beforehand, full with this token: PyTorch has no paged one, and none of int8.
+
+    Codes become q's dtype beforehand, too.
+    """
+    if key_scales is not None:
+        key_cache = (key_cache * key_scales[..., None]).to(q.dtype)
+        value_cache = (value_cache * value_scales[..., None]).to(q.dtype)
     heads, head_dim = key_cache.shape[1], key_cache.shape[3]
     keys, values = (
         cache[block_tables.long()].transpose(1, 2).reshape(len(block_tables), heads, -1, head_dim).contiguous()

@@ -107,7 +107,7 @@ inline float sum(Vec a) {
   return reduce(a, [](Vec x, Vec y) { return x + y; });
 }
 
-inline float maximum(Vec a) {
+static inline float maximum(Vec a) {
   return reduce(a, [](Vec x, Vec y) { return max(x, y); });
 }
 
@@ -136,7 +136,7 @@ inline ExpParts exp_parts(Vec x) {
 inline IntVec exponent_of(const ExpParts& parts) { return (IntVec)parts.shifted - (IntVec)broadcast(kRoundsToInteger); }
 
 // e^x: below 1.1 ULP, subnormal results included; 0 for -inf, inf for overflow, NaN for NaN.
-inline Vec exp(Vec x) {
+static inline Vec exp(Vec x) {
   const Vec low = broadcast(-104.0f), high = broadcast(89.0f);  // past both ends of float32
   const ExpParts parts = exp_parts(min(high, max(low, x)));     // NaN stays
   const Vec p = parts.mantissa;
