@@ -270,6 +270,8 @@ def magnitudes(rng: np.random.Generator, tokens: Array) -> Array:
     return rng.uniform(0.25, 4, (*tokens.shape[:-1], 1))
 
 
+LLAMA: dict[str, Any] = dict(num_heads=40, num_key_value_heads=40, head_dim=128, block_size=64, llama=True)  # 2 13B
+
 CASES = (
     case("prefill", [17, 5, 33], [0, 0, 0]),
     case("decode", [0, 0, 0], [16, 1, 37]),
@@ -307,37 +309,9 @@ CASES = (
     case("int8-unused-slots-nan", [5, 0], [0, 9], unused=float("nan"), int8=True),
     case("nothing-to-do", [0, 0], [4, 6], [0, 0]),
     case("no-rows", [], []),
-    case(
-        "B8xS1024xH40xD128-decode",
-        [0] * 8,
-        [1023] * 8,
-        num_heads=40,
-        num_key_value_heads=40,
-        head_dim=128,
-        block_size=64,
-        llama=True,
-    ),
-    case(
-        "int8-B8xS1024xH40xD128-decode",
-        [0] * 8,
-        [1023] * 8,
-        num_heads=40,
-        num_key_value_heads=40,
-        head_dim=128,
-        block_size=64,
-        int8=True,
-        llama=True,
-    ),
-    case(
-        "B1xS512xH40xD128-prefill",
-        [512],
-        [0],
-        num_heads=40,
-        num_key_value_heads=40,
-        head_dim=128,
-        block_size=64,
-        llama=True,
-    ),
+    case("B8xS1024xH40xD128-decode", [0] * 8, [1023] * 8, **LLAMA),
+    case("int8-B8xS1024xH40xD128-decode", [0] * 8, [1023] * 8, int8=True, **LLAMA),
+    case("B1xS512xH40xD128-prefill", [512], [0], **LLAMA),
 )
 
 
