@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from fusionkit_planner import pipeline_schedule
@@ -24,9 +24,10 @@ Situation = tuple[tuple[int, ...], int, frozenset[int]]
 
 @dataclass(frozen=True)
 class Module:
-    """A part of a chunk in a backward pass.
+    """A part of a chunk in a backward pass. Equal layers share theirs.
 
     Args:
+        is_of_layer: what `name` lacks is the layer's number.
         kept: bytes that its forward pass leaves, by name.
         passing: bytes that its backward pass needs and gives back.
         gradients: bytes of its weights' gradients.
@@ -38,6 +39,11 @@ class Module:
     passing: float
     gradients: float
     borrowed: float
+    is_of_layer: bool = False
+
+    @cached_property
+    def kept_bytes(self) -> float:
+        return sum(self.kept.values())
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Chunks:
         self.modules = modules
         self.sizes = tuple(map(len, modules))
         back = [module for chunk in modules for module in chunk[::-1]]
-        self.kept, self.gone = self._sums([sum(module.kept.values()) for module in back])
+        self.kept, self.gone = self._sums([module.kept_bytes for module in back])
         self.gradients, self.grown = self._sums([module.gradients for module in back])
         borrowed = np.array([module.borrowed for module in back])
         self.beside = _in_turn(borrowed + np.array([module.passing for module in back]), borrowed)
@@ -112,7 +118,8 @@ class Chunks:
         each = np.array(sizes, dtype=float)
         after = np.cumsum(each)
         ends = np.cumsum(self.sizes) - 1
-        whole = np.diff(after[ends], prepend=0.0)
+        whole = after[ends]
+        whole[1:] -= whole[:-1].copy()
         after -= np.repeat(after[ends] - whole, self.sizes)
         return whole, _in_turn(after - each, after)
 

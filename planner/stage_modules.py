@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 
 from fusionkit_planner import saved_tensors, weights
 from fusionkit_planner.architecture import Architecture
@@ -30,7 +30,7 @@ class Place:
     is_first: bool
     is_last: bool
 
-    @property
+    @cached_property
     def weights(self) -> tuple[Architecture, int, tuple[int, ...], tuple[bool, bool]]:
         """By which `fusionkit_planner.weights` finds them."""
         numbers = tuple(number for layers in self.layers for number in layers)
@@ -48,20 +48,31 @@ def chunks(place: Place, sizes: Sizes, again: Recompute, lenders: int) -> Chunks
     return Chunks([built.modules(chunk) for chunk in range(len(place.layers))])
 
 
+def name(place: Place, found: Chunks, chunk: int, module: int) -> str:
+    """Of a module, in words. Those of layers stand in their order, equally many of each."""
+    modules, layers = found.modules[chunk], place.layers[chunk]
+    if not modules[module].is_of_layer:
+        return modules[module].name
+    of_layers = [place for place, one in enumerate(modules) if one.is_of_layer]
+    number = layers[of_layers.index(module) * len(layers) // len(of_layers)]
+    return f"{modules[module].name} {number}"
+
+
 class _Builder:
     def __init__(self, place: Place, sizes: Sizes, again: Recompute, lenders: int) -> None:
         self.place, self.sizes, self.again = place, sizes, again
         self.elements = weights.elements(*place.weights)
-        self.lent: Counter[int] = Counter()  # elements of matrices of other devices, by layer; -1 is the head
+        self.lent: dict[int, int] = {}  # elements of matrices of other devices, by layer; -1 is the head
+        self.layers: dict[tuple[bool, float], list[Module]] = {}  # equal ones are built once
         if lenders > 1:
             owned = weights.owned(*place.weights, lenders)
             for one, is_own in zip(weights.of_stage(*place.weights), owned, strict=True):
                 if one.is_matrix and not is_own and one.module != "embedding":
-                    self.lent[one.layer] += one.elements
+                    self.lent[one.layer] = self.lent.get(one.layer, 0) + one.elements
 
     def modules(self, chunk: int) -> list[Module]:
         s, layers, place = self.sizes, self.place.layers[chunk], self.place
-        found = [half for number in layers for half in self._layer(number, number == layers.start)]
+        found = self._all_layers(layers) if layers else []
         if place.is_first and chunk == 0:
             own = self._gradients("embedding", -1)
             found.insert(0, Module("the embedding", saved_tensors.embedding(s), own, own, self._borrowed(layers[:1])))
@@ -72,21 +83,31 @@ class _Builder:
             found.append(Module("what a stage hands on", {}, s.stream, 0.0, self._borrowed(layers[-2:])))
         return found
 
-    def _layer(self, number: int, is_first: bool) -> list[Module]:
-        borrowed = self._borrowed([number] if is_first else [number - 1, number])
-        attention, mlp = self._gradients("attention", number), self._gradients("mlp", number)
-        halves = _halves(self.sizes, self.again, is_first)
-        gradients = (attention + mlp,) if len(halves) == 1 else (attention, mlp)
-        return [
-            Module(f"{half}layer {number}", kept, passing, own, borrowed)
-            for (half, kept, passing), own in zip(halves, gradients, strict=True)
-        ]
+    def _all_layers(self, layers: range) -> list[Module]:
+        found = list(self._layer(layers.start, True, self._borrowed(layers[:1])))
+        if not self.lent:
+            return found + self._layer(layers.start, False, 0.0) * (len(layers) - 1)
+        for before, number in pairwise(layers):
+            found += self._layer(number, False, self._borrowed([before, number]))
+        return found
+
+    def _layer(self, number: int, is_first: bool, borrowed: float) -> list[Module]:
+        """Layers have weights of the same sizes, so those that borrow as much are equal."""
+        if (is_first, borrowed) not in self.layers:
+            attention, mlp = self._gradients("attention", number), self._gradients("mlp", number)
+            halves = _halves(self.sizes, self.again, is_first)
+            gradients = (attention + mlp,) if len(halves) == 1 else (attention, mlp)
+            self.layers[is_first, borrowed] = [
+                Module(half, kept, passing, own, borrowed, is_of_layer=True)
+                for (half, kept, passing), own in zip(halves, gradients, strict=True)
+            ]
+        return self.layers[is_first, borrowed]
 
     def _gradients(self, module: str, layer: int) -> float:
         return float(FLOAT32 * self.elements[module, layer])
 
     def _borrowed(self, layers: Iterable[int]) -> float:
-        return float(FLOAT32 * sum(self.lent[layer] for layer in layers))
+        return float(FLOAT32 * sum([self.lent.get(layer, 0) for layer in layers])) if self.lent else 0.0
 
 
 @lru_cache(maxsize=256)
@@ -95,14 +116,14 @@ def _halves(s: Sizes, again: Recompute, is_first: bool) -> list[tuple[str, Bytes
     if again == "full":
         all_of_it = total([saved_tensors.attention(s, is_first), saved_tensors.mlp(s)])
         passing = sum(all_of_it.values()) + saved_tensors.mlp_backward(s)
-        return [("", saved_tensors.inputs(s, is_first), passing)]
+        return [("layer", saved_tensors.inputs(s, is_first), passing)]
     passing = saved_tensors.attention_backward(s)
     if again == "selective":
         passing += sum(saved_tensors.core(s).values())
     attention = saved_tensors.attention(s, is_first, keeps_core=again == "none")
     return [
-        ("the attention of ", attention, passing),
-        ("the MLP of ", saved_tensors.mlp(s), saved_tensors.mlp_backward(s)),
+        ("the attention of layer", attention, passing),
+        ("the MLP of layer", saved_tensors.mlp(s), saved_tensors.mlp_backward(s)),
     ]
 
 

@@ -148,7 +148,7 @@ class Stage:
     def __init__(self, architecture: Architecture, layout: Layout, sizes: Sizes, stage: int) -> None:
         self.stage = stage
         layers = tuple(layout.ranges_of(stage, architecture.num_hidden_layers))
-        place = Place(architecture, layout.tensor, layers, stage == 0, stage == layout.pipeline - 1)
+        self.place = place = Place(architecture, layout.tensor, layers, stage == 0, stage == layout.pipeline - 1)
         lenders = layout.sharding if layout.stage == 3 else 1
         self.state = _state(place, layout.sharding if layout.stage else 1, lenders > 1)
         self.chunks = stage_modules.chunks(place, sizes, layout.recompute, lenders)
@@ -199,12 +199,12 @@ class Stage:
             {name: -size for name, size in module.kept.items()}
             for module in chunk[worst.module + (not worst.is_over) :]
         ]
-        module = chunk[worst.module]
+        module, name = chunk[worst.module], stage_modules.name(self.place, self.chunks, worst.chunk, worst.module)
         beside = stage_modules.total([*whole, *gone, {"gradients of others": worst.others}])
         beside |= {"what a stage hands on": self.sent, "matrices of other devices": module.borrowed}
         if worst.is_over:
-            return f"the end of the backward pass of {module.name}", beside
-        return f"the backward pass of {module.name}", {**beside, "the worst backward pass": module.passing}
+            return f"the end of the backward pass of {name}", beside
+        return f"the backward pass of {name}", {**beside, "the worst backward pass": module.passing}
 
 
 @lru_cache(maxsize=4096)
