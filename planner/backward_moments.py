@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from fusionkit_planner import pipeline_schedule
@@ -40,10 +40,6 @@ class Module:
     gradients: float
     borrowed: float
     is_of_layer: bool = False
-
-    @cached_property
-    def kept_bytes(self) -> float:
-        return sum(self.kept.values())
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,8 @@ class Chunks:
         self.modules = modules
         self.sizes = tuple(map(len, modules))
         back = [module for chunk in modules for module in chunk[::-1]]
-        self.kept, self.gone = self._sums([module.kept_bytes for module in back])
+        kept = {key: sum(module.kept.values()) for key, module in {id(module): module for module in back}.items()}
+        self.kept, self.gone = self._sums([kept[id(module)] for module in back])
         self.gradients, self.grown = self._sums([module.gradients for module in back])
         borrowed = np.array([module.borrowed for module in back])
         self.beside = _in_turn(borrowed + np.array([module.passing for module in back]), borrowed)

@@ -64,6 +64,7 @@ class _Builder:
         self.elements = weights.elements(*place.weights)
         self.lent: dict[int, int] = {}  # elements of matrices of other devices, by layer; -1 is the head
         self.layers: dict[tuple[bool, float], list[Module]] = {}  # equal ones are built once
+        self.inner: dict[int, list[Module]] = {}  # likewise chunks without an end of the model, by their layers
         if lenders > 1:
             owned = weights.owned(*place.weights, lenders)
             for one, is_own in zip(weights.of_stage(*place.weights), owned, strict=True):
@@ -71,6 +72,15 @@ class _Builder:
                     self.lent[one.layer] = self.lent.get(one.layer, 0) + one.elements
 
     def modules(self, chunk: int) -> list[Module]:
+        place, layers = self.place, self.place.layers[chunk]
+        has_end = (place.is_first and chunk == 0) or (place.is_last and chunk == len(place.layers) - 1)
+        if has_end or self.lent:
+            return self._modules(chunk)
+        if len(layers) not in self.inner:
+            self.inner[len(layers)] = self._modules(chunk)
+        return self.inner[len(layers)]
+
+    def _modules(self, chunk: int) -> list[Module]:
         s, layers, place = self.sizes, self.place.layers[chunk], self.place
         found = self._all_layers(layers) if layers else []
         if place.is_first and chunk == 0:
