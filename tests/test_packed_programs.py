@@ -14,11 +14,13 @@ from paddle.static import InputSpec
 import fusionkit as fk
 from fusionkit import passes
 from fusionkit.nn import LanguageModelHead, Linear, QuantizedLinear
-from fusionkit.passes import neutral, packing, parameters
+from fusionkit.passes import files, host, neutral, packing, parameters, written
+from fusionkit.passes.steps import Passes
 from fusionkit.quantized_weight import quantize
 
 ROWS = (1, 2, 7, 8, 9, 16, 33, 70)
 IDS = np.arange(70) % 97
+NO_LAYER = "pass fuse_decoder_layer: 0 x decoder layer"
 
 
 class Tied(paddle.nn.Layer):
@@ -57,10 +59,10 @@ def bits(array):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_packed_weights_change_no_bit(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing._Rewriting, "_doubles", lambda self, dtype: False)
+    monkeypatch.setattr(packing.Packing, "_doubles", lambda self, dtype: False)
     path = tied(tmp_path, dtype)
     packed, plain = passes.load(path), passes.load(path, without=["pack_weights"])
-    assert packed.log == [f"pass pack_weights: 3 x weight in {dtype}"] and packed.input_names == ["ids"]
+    assert packed.log == [f"pass pack_weights: 3 x weight in {dtype}", NO_LAYER] and packed.input_names == ["ids"]
     want = run(plain, ROWS[-1])
     assert np.abs(want).max() > 0.1
     for rows in ROWS:
@@ -78,11 +80,11 @@ def test_the_program_agrees_with_float64(tmp_path):
 
 
 def test_the_predictor_gets_the_packs_and_what_else_reads_a_weight(tmp_path):
-    with packing.packed(tied(tmp_path), neutral.load()) as written:
-        program = json.loads(written.program.read_text())
+    with host.prepared(tied(tmp_path), neutral.load(), Passes(())) as ready:
+        program = json.loads(ready.program.read_text())
         operations = [each["#"].partition(".")[2] for each in program["program"]["regions"][0]["blocks"][0]["ops"]]
-        left = written.parameters.stat().st_size
-        folder = written.program.parent
+        left = ready.parameters.stat().st_size
+        folder = ready.program.parent
     assert operations.count(packing.PACKED) == 3 and not {"fusionkit_fused_linear", "fusionkit_fused_linear_bias"} & {
         *operations
     }
@@ -94,8 +96,8 @@ def test_the_packs_are_what_is_multiplied(tmp_path, monkeypatch):
     """Break the packs on purpose: the results are others."""
     path = tied(tmp_path)
     want = run(passes.load(path), 5)
-    made = packing._Rewriting._made
-    monkeypatch.setattr(packing._Rewriting, "_made", lambda self, weight, **how: made(self, weight * 2, **how))
+    made = packing.Packing._made
+    monkeypatch.setattr(packing.Packing, "_made", lambda self, weight, **how: made(self, weight * 2, **how))
     assert not np.allclose(run(passes.load(path), 5), want)
 
 
@@ -106,7 +108,7 @@ def test_weights_that_are_left_are_named_with_the_reason(dtype, invariant, reaso
     layer, spec = Linear(48, 80), InputSpec([-1, 48], dtype, "x")
     layer.to(dtype=dtype)
     loaded = passes.load(exported(tmp_path, layer, spec, invariant))
-    assert loaded.log == [f"pass pack_weights: 1 x weight left as it is: {reason}"]
+    assert loaded.log == [f"pass pack_weights: 1 x weight left as it is: {reason}", NO_LAYER]
     x = paddle.ones([2, 48]).cast(dtype)
     want = passes.load(tmp_path / "model", without=["all"])([x])[0]
     np.testing.assert_array_equal(loaded([x])[0].numpy(), want.numpy())
@@ -116,7 +118,8 @@ def test_a_pack_in_twice_the_bytes_is_not_made(native, tmp_path):
     native.set_isa("avx2" if "avx2" in runtime.native().available_isas() else "portable")
     loaded = passes.load(tied(tmp_path, "bfloat16"))
     assert loaded.log == [
-        "pass pack_weights: 3 x weight left as it is: its pack would take twice the bytes on this processor"
+        "pass pack_weights: 3 x weight left as it is: its pack would take twice the bytes on this processor",
+        NO_LAYER,
     ]
 
 
@@ -131,12 +134,37 @@ def test_codes_are_packed_too(kind, dtype, group_size, symmetric, tmp_path):
     layer = QuantizedLinear(quantize(weight, dtype, group_size, symmetric), bias)
     path = exported(tmp_path, layer, InputSpec([-1, 83], kind, "x"), invariant=False)
     packed, plain = passes.load(path), passes.load(path, without=["all"])
-    assert packed.log == [f"pass pack_weights: 1 x weight in {dtype}"]
+    assert packed.log == [f"pass pack_weights: 1 x weight in {dtype}", NO_LAYER]
     x = paddle.to_tensor(rng.standard_normal((70, 83)).astype(np.float32)).cast(kind)
     want = plain([x])[0].cast("float32").numpy()
     assert np.abs(want).max() > 1
     for rows in ROWS:
         np.testing.assert_array_equal(packed([x[:rows]])[0].cast("float32").numpy(), want[:rows])
+
+
+def without_attribute(path, name):
+    """As programs are that were written before their ops had it."""
+    file = files.with_suffix(path, files.PROGRAM)
+    program = json.loads(file.read_text())
+    for entry in (each for each in written.entries(program) if each["#"] != written.PARAMETER):
+        entry["A"] = [each for each in entry["A"] if each["N"] != name]
+    file.write_text(json.dumps(program))
+    sizes = files.with_suffix(path, files.SIZES)
+    said = json.loads(sizes.read_text())
+    said[file.name] = {"bytes": file.stat().st_size, "crc32": files.checksum(file)}
+    sizes.write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize("name", ["rounds_x", "batch_invariant"])
+def test_programs_from_before_an_attribute_are_loaded(name, tmp_path):
+    weight = np.random.default_rng(0).standard_normal((83, 70)).astype(np.float32)
+    layer = QuantizedLinear(quantize(weight, "int8", 16)) if name == "rounds_x" else Linear(83, 70)
+    path, x = exported(tmp_path, layer, InputSpec([-1, 83], "float32", "x"), False), paddle.ones([3, 83])
+    ways = (passes.load, lambda path: passes.load(path, without=["all"]), passes.create_predictor)
+    want = [(way(path).run([x]))[0].numpy() for way in ways]
+    without_attribute(path, name)
+    for way, expected in zip(ways, want, strict=True):
+        np.testing.assert_array_equal(way(path).run([x])[0].numpy(), expected)
 
 
 def test_a_file_of_other_parameters_is_refused(tmp_path):

@@ -121,6 +121,10 @@ def test_a_step_rewrites_a_copy():
     assert [each.name for each in result.operations] == ["double", "toy.double", "toy.half"]
     assert result.operations[-1].attributes == {"times": 2, "much": 0.5} and result.operations[-1].outputs == (6,)
     assert log == ["pass first: 1 x root of a square"]
+    sizes = "y = toy.double(d, None, w) rows=w.shape[0] shape=w.shape"
+    program.types[1] = Type("float32", (2, 3))
+    (sized,) = rewritten(program, Passes((Step("first", (Rule(rule.pattern, sizes),), "root"),)))[0].operations[1:]
+    assert sized.inputs == (3, None, 1) and sized.attributes == {"rows": 2, "shape": [2, 3]}
     result, log = rewritten(program, Passes((Step("first", (rule,), "root"),)), ["first"])
     assert log == ["pass first: left out"] and len(result.operations) == 3
     with pytest.raises(ValueError, match="without must be of first or all, got 'frist'"):
@@ -303,11 +307,13 @@ def test_an_operation_that_nothing_runs_is_named(program):
         running.Running(program, {}, "cpu", {})
 
 
-def test_the_hosts_pass_can_be_left_out_by_its_name(half):
-    for without in (["pack_weights"], ["all"]):
+def test_the_hosts_passes_can_be_left_out_by_their_names(half):
+    names = ["pack_weights", "fuse_decoder_layer"]
+    for without in (["pack_weights"], ["all"], names):
         loaded = passes.load(half, "cpu", without=without)
-        assert loaded.log == ["pass pack_weights: left out"] and loaded.input_names[0] == "input_ids"
-    with pytest.raises(ValueError, match="without must be of pack_weights or all, got 'whatever'"):
+        assert loaded.log[0] == "pass pack_weights: left out" and loaded.input_names[0] == "input_ids"
+        assert ("pass fuse_decoder_layer: left out" in loaded.log) == (without != names[:1])
+    with pytest.raises(ValueError, match="without must be of pack_weights, fuse_decoder_layer or all, got 'whatever'"):
         passes.load(half, "cpu", without=["whatever"])
 
 

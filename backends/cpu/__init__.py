@@ -96,4 +96,5 @@ backend = Backend(
     settings={"FUSIONKIT_CPU_ISA": targets.NAMES, freed_memory.SETTING: ("0", "1")},
     benchmark="fusionkit_backends.cpu.benchmark",
     neutral_ops="fusionkit_backends.cpu.paddle_ops:load",
+    passes="fusionkit_backends.cpu.passes:passes",
 )

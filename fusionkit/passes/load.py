@@ -11,7 +11,7 @@ from typing import Any
 from fusionkit import kernel_function, registry
 from fusionkit.backend import Backend
 from fusionkit.errors import FusionkitError
-from fusionkit.passes import files, neutral, packing, reading
+from fusionkit.passes import host, neutral, reading
 from fusionkit.passes.program import NEUTRAL, Operation, Program
 from fusionkit.passes.steps import Passes, rewritten
 
@@ -65,7 +65,7 @@ def load(
         PluginError: no backend that is available offers the neutral ops.
     """
     if device.partition(":")[0] in neutral.backend().device_types:
-        return _on_host(path, without)
+        return _on_host(path, without, num_layers)
     from fusionkit.passes import running
 
     program, tensors = reading.read(path, device)
@@ -78,16 +78,13 @@ def load(
     return Loaded(ready, ready.input_names, log, ready.operations, ready.refusal, singly)
 
 
-def _on_host(path: str | Path, without: Sequence[str]) -> Loaded:
-    if packing.left_out(without):
-        predictor = create_predictor(path)
-        return Loaded(predictor.run, predictor.get_input_names(), [f"pass {packing.NAME}: left out"])
+def _on_host(path: str | Path, without: Sequence[str], num_layers: int | None) -> Loaded:
     owner = neutral.load()
-    with packing.packed(path, owner) as written:
-        predictor = _predictor(path, written.program, written.parameters)
-    packs = written.packs
+    with host.prepared(path, owner, _passes_of([owner]), without, num_layers) as ready:
+        predictor = _predictor(path, ready.program, ready.parameters)
+    packs = ready.packs
     names = predictor.get_input_names()[len(packs) :]
-    return Loaded(lambda inputs: predictor.run([*packs, *inputs]), names, written.log)
+    return Loaded(lambda inputs: predictor.run([*packs, *inputs]), names, ready.log)
 
 
 def require_floats(program: Program, device: str) -> None:
@@ -112,8 +109,12 @@ def _holds_int8(program: Program, operation: Operation) -> bool:
 
 def _passes_for(device_type: str) -> Passes:
     """Those of the backend that is named after the device, or none."""
-    found = [each for each in registry.loaded() if _is_for(each, device_type)]
-    passes: Passes = kernel_function.resolve(str(found[0].passes)) if found else Passes(())  # type: ignore[assignment]
+    return _passes_of([each for each in registry.loaded() if _is_for(each, device_type)])
+
+
+def _passes_of(backends: Sequence[Backend]) -> Passes:
+    declared = [kernel_function.resolve(each.passes) for each in backends if each.passes is not None]
+    passes: Passes = declared[0] if declared else Passes(())  # type: ignore[assignment]
     return passes
 
 
@@ -141,9 +142,8 @@ def create_predictor(path: str | Path) -> Any:
         ValueError: one is truncated or not what its name says.
         PluginError: no backend that is available offers the neutral ops.
     """
-    program, parameters = files.read_whole(path)
-    load_neutral_ops()
-    return _predictor(path, program, parameters)
+    with host.prepared(path, neutral.load(), Passes(()), ["all"]) as ready:
+        return _predictor(path, ready.program, ready.parameters)
 
 
 def _predictor(path: str | Path, program: Path, parameters: Path | None) -> Any:

@@ -135,7 +135,7 @@ def _with(program: Program, line: Line, operation: Operation, match: Match) -> M
     optional = [name for name in line.inputs if name.endswith("?")]
     if operation.name != line.name or len(given) < len(wanted) - len(optional):
         return None
-    if len(given) > len(wanted) and REST not in line.inputs:
+    if any(value is not None for value in given[len(wanted) :]) and REST not in line.inputs:
         return None
     given += [None] * (len(wanted) - len(given))
     pairs = [*zip(wanted, given, strict=False), *zip(line.outputs, operation.outputs, strict=False)]

@@ -14,7 +14,7 @@ from fusionkit.passes.program import NEUTRAL, Operation, Program, Type
 # The last is a promise of whoever runs the neutral ops; a device for which programs are rewritten makes none.
 _NO_MEANING = ("stop_gradient", "struct_name", "op_callstack", "weight_grad", "x_grad", "place", "batch_invariant")
 QUANTIZED = "custom_op.fusionkit_quantized_linear"  # a product with weights of 8 or 4 bits, as a program holds it
-_CONSTANTS = ("full", "full_int_array")
+CONSTANTS = ("full", "full_int_array")
 
 
 def read(path: str | Path, device: str) -> tuple[Program, dict[int, Any]]:
@@ -83,7 +83,7 @@ class _Reader:
             self.program.inputs[attributes["name"]] = outputs[0]
         elif name == "shadow_output":
             self.program.outputs += [value for value in inputs if value is not None]
-        elif name in _CONSTANTS:
+        elif name in CONSTANTS:
             self.program.constants[outputs[0]] = attributes["value"]
         elif operation.name() == "builtin.split":
             _give_parts(operations, inputs[0], outputs)
@@ -105,11 +105,14 @@ def _give_parts(operations: list[Operation], whole: int | None, parts: tuple[int
 
 def _name(name: str) -> str:
     dialect, _, plain = name.partition(".")
-    if dialect != "custom_op":
-        return plain
-    op = plain.removeprefix(neutral.PREFIX)
+    return of_custom_op(plain) if dialect == "custom_op" else plain
+
+
+def of_custom_op(name: str) -> str:
+    """What an operation is called whose custom op this is: `fk.<op>` of a neutral one."""
+    op = name.removeprefix(neutral.PREFIX)
     known = [each for each in OP_NAMES if op == each or op.startswith(f"{each}_")]
-    return NEUTRAL + max(known, key=len) if known else name
+    return NEUTRAL + max(known, key=len) if known else f"custom_op.{name}"
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:

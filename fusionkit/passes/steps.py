@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,15 @@ from fusionkit.passes.pattern import Failure, Line, Match, literal, matches, par
 from fusionkit.passes.program import Operation, Program
 
 Condition = Callable[[Program, Match], bool]
+_SHAPE = re.compile(r"(?P<value>\w+)\.shape(?:\[(?P<axis>-?\d+)\])?")
+
+
+class LayersDiffer(FusionkitError):
+    """Some layers were matched and others not; `difference` says what stands in the first of these."""
+
+    def __init__(self, text: str, difference: str) -> None:
+        super().__init__(text)
+        self.difference = difference
 
 
 def _always(program: Program, match: Match) -> bool:
@@ -21,9 +32,10 @@ def _always(program: Program, match: Match) -> bool:
 class Rule:
     """A pattern, and the lines that take its place, in the notation of `pattern.py`.
 
-    Names mean what they mean in the pattern; `y.shape` as an attribute is the declared shape of a value. Outputs that
-    others read must be given by the new lines. A line that begins with `guard` is computed before all others, from
-    inputs of the program. It gives None, or why this call must go through the program as it was before all passes.
+    Names mean what they mean in the pattern, and an input `None` is absent. `y.shape` as an attribute is the declared
+    shape of a value, `y.shape[-1]` one of its sizes. Outputs that others read must be given by the new lines. A line
+    that begins with `guard` is computed before all others, from inputs of the program. It gives None, or why this call
+    must go through the program as it was before all passes.
 
     Args:
         when: what must hold besides.
@@ -70,7 +82,8 @@ class Passes:
 
     Args:
         steps: in order.
-        functions: name of an operation that a step puts in -> "module:function" over tensors.
+        functions: name of an operation that a step puts in -> "module:function" over tensors; of a backend with
+            `neutral_ops` the name of a custom op.
         obstacles: with one of these no step is taken.
         layer: the name of an operation of which each layer of a model has one.
         keeps_state: the device's ops keep something between the layers of a call: calls on a device take turns.
@@ -143,7 +156,7 @@ def _apply(program: Program, rule: Rule) -> int:
 
 
 def _new(program: Program, replacement: str, match: Match) -> list[Operation]:
-    values = dict(match.values)
+    values: dict[str, int | None] = {**match.values, "None": None}
     place = next((each.place for each in match.operations if each.place), "")
     return [_operation(program, line, values, match.attributes, place) for line in parse(replacement)]
 
@@ -162,10 +175,11 @@ def _operation(
 
 
 def _attribute(program: Program, text: str, values: Mapping[str, int | None], attributes: Mapping[str, Any]) -> Any:
-    if text.endswith(".shape"):
-        value = values[text.removesuffix(".shape")]
+    if found := _SHAPE.fullmatch(text):
+        value = values[found["value"]]
         assert value is not None
-        return list(program.types[value].shape)
+        shape = program.types[value].shape
+        return list(shape) if found["axis"] is None else shape[int(found["axis"])]
     return attributes[text] if text in attributes else literal(text)
 
 
@@ -175,13 +189,14 @@ def _require_all_layers(result: Program, program: Program, passes: Passes, layer
     left = [operation for operation in result.operations if operation.name == passes.layer]
     if layers == expected and not left:
         return
-    what = f"the program has {len(there)}"
+    difference = f"the program has {len(there)}"
     if left:
         failure = _first_difference(result, passes, left)
-        what = f"{failure} (layer {there.index(_attention_of(failure, result, left)) + 1}). Nothing was rewritten"
-    raise FusionkitError(
-        f"passes: each of the {expected} layers must match as a whole, got {layers} that do: {what}. Load the program "
-        "without passes to run it op by op, or export the model again"
+        difference = f"{failure} (layer {there.index(_attention_of(failure, result, left)) + 1}). Nothing was rewritten"
+    raise LayersDiffer(
+        f"passes: each of the {expected} layers must match as a whole, got {layers} that do: {difference}. Load the "
+        "program without passes to run it op by op, or export the model again",
+        difference,
     )
 
 
@@ -189,11 +204,16 @@ def _first_difference(result: Program, passes: Passes, left: Sequence[Operation]
     """Of the pattern that is a layer and nothing more; of a longer one if every layer that is left is one."""
     patterns = [rule.pattern for step in passes.steps if step.is_layer for rule in step.rules]
     failure = Failure()
-    for pattern in sorted(patterns, key=lambda text: ("with " in text, len(text))):
-        whole = {id(each) for match in matches(result, pattern, failure) for each in match.operations}
+    for _, alike in itertools.groupby(sorted(patterns, key=_length), key=_length):
+        found = [match for pattern in alike for match in matches(result, pattern, failure)]
+        whole = {id(each) for match in found for each in match.operations}
         if not all(id(operation) in whole for operation in left):
             break
     return failure
+
+
+def _length(pattern: str) -> tuple[bool, int]:
+    return "with " in pattern, len(parse(pattern))
 
 
 def _attention_of(failure: Failure, result: Program, left: Sequence[Operation]) -> Operation:

@@ -44,8 +44,8 @@ def test_the_table_says_what_is_beside_the_ops():
 def test_the_command_measures_the_ways_that_are_asked_for(exported, capsys, ways):
     words = ["--model", str(exported), "--cached=4", "--steps=2", "--rounds=1", "--rows", "1", "2"]
     one = len(ways) == 1
-    benchmark.main([*words, *(["--ways", *ways, "--beside_unpacked"] if one else [])])
+    benchmark.main([*words, *(["--ways", *ways, "--beside_without", "all"] if one else [])])
     lines = capsys.readouterr().out.splitlines()
-    programs = ("", ", no passes") if one else ("",)
+    programs = ("", ", without") if one else ("",)
     named = [f"{way}{which}, {rows}" for way in ways for rows in ("1 row", "2 rows") for which in programs]
     assert lines[0] == f"| ms a step | {' | '.join(named)} |" and len(lines) == 4 + len(benchmark.PARTS)

@@ -164,7 +164,8 @@ def start(folder, *words, **environment):
     return subprocess.Popen(command(folder, *words), cwd=ROOT, env=os.environ | environment, **pipes)
 
 
-PACKED = "pass pack_weights: 9 x weight in float32\n"  # what a command says on stderr once the model is loaded
+# What a command says on stderr once the model is loaded.
+PASSES = "pass pack_weights: 9 x weight in float32\npass fuse_decoder_layer: 2 x decoder layer\n"
 QUESTIONS = ["类型#裙 😀", "é", "plain"]
 
 
@@ -201,14 +202,14 @@ def test_without_a_file_a_reader_that_goes_ends_the_command_quietly(exported):
         process.stdout.close()
         errors = process.stderr.read()
     assert process.returncode == 128 + signal.SIGPIPE
-    assert errors == PACKED.encode()
+    assert errors == PASSES.encode()
 
 
 @pytest.mark.parametrize("words", [[], ["--output_file", "/dev/full"]])
 def test_a_disk_that_takes_no_answer_is_an_error(exported, words):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command(exported, *words, "a"), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and done.stderr == f"{PACKED}error: [Errno 28] No space left on device\n"
+    assert done.returncode == 1 and done.stderr == f"{PASSES}error: [Errno 28] No space left on device\n"
 
 
 def test_closed_streams_cost_nothing(exported, tmp_path):

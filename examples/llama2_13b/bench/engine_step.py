@@ -27,6 +27,7 @@ if not __package__:  # python path/to/this/file, from any folder
 from examples.llama2_13b.data.tokenizer import Tokenizer
 from examples.llama2_13b.folders.config import LlamaConfig
 from examples.llama2_13b.generate import row
+from examples.llama2_13b.generate.device import left_out
 from examples.llama2_13b.generate.engine import Engine, EngineLimits
 from examples.llama2_13b.generate.key_value_cache import KeyValueCache
 from examples.llama2_13b.generate.request import Request, SamplingSettings
@@ -144,7 +145,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16], help="default: 1 16")
     for name, value, meaning in (("cached", 128, "tokens of each prompt"), ("steps", 20, "a round"), ("rounds", 3, "")):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{meaning} (default: %(default)s)")
-    parser.add_argument("--beside_unpacked", action="store_true", help="the program without its passes takes turns")
+    parser.add_argument("--beside_without", metavar="PASSES", help="the program without these passes takes turns")
     parser.add_argument("--processor_time", action="store_true", help="instead of the time that passed")
     return parser.parse_args(argv)
 
@@ -153,8 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     clock = time.process_time if options.processor_time else time.perf_counter
     programs = {"": Measured(options.model, clock)}
-    if options.beside_unpacked:
-        programs[", no passes"] = Measured(options.model, clock, ["all"])
+    if options.beside_without is not None:
+        programs[", without"] = Measured(options.model, clock, left_out(options.beside_without))
     print(table(compared(programs, options)))
 
 
