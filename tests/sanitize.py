@@ -116,6 +116,7 @@ def compile_everything() -> None:
 
 def main() -> None:
     """Ranks of the communicator are threads here, so that ThreadSanitizer sees what one does to another's memory."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # programs share the cores: a thread that waits must sleep
     compile_everything()
     threads = kernel_program.build_program(THREAD)
     addresses = kernel_program.build_program(ADDRESS)
