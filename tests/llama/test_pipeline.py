@@ -143,8 +143,8 @@ def joined(runs):
     return found
 
 
-def trained(folder, mesh, count, steps=STEPS, **arguments):
-    run = Run(folder, mesh, **arguments).train(steps, count)
+def trained(folder, mesh, count, **arguments):
+    run = Run(folder, mesh, **arguments).train(STEPS, count)
     run.evaluated, run.whole = run.evaluate(), run.arrays()
     return run
 
