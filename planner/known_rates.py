@@ -27,7 +27,7 @@ def find(name: str, links: list[str], whose: str = USERS) -> Rates:
         ValueError: nobody has stated or measured them.
     """
     found = rates.read(name) if name.endswith(".json") else _stated(name)
-    named = [_level(text) for text in links]
+    named = [replace(_level(text), processor_seconds=found.socket_seconds) for text in links]
     levels = {level.devices: level for level in (*found.levels, *named)}
     ordered = tuple(levels[devices] for devices in sorted(levels))
     if named:

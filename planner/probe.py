@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from fusionkit_bench.collectives.cases import Case
+from fusionkit_bench.collectives.group import OWN, Group
 from fusionkit_planner import probe_shapes
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.probe_shapes import Shape
@@ -29,8 +31,11 @@ MODULE = "fusionkit_planner.probe_worker"
 SHARE_OF_PRODUCTS, SHARE_OF_COLLECTIVES = 0.6, 0.25  # of the time; starting and memory have the rest
 SHARE_OF_MEMORY = 1 / 32  # of the machine's, for one product
 OPS = ("all_gather", "reduce_scatter")
+ROUNDS = 3  # through the shapes, as far as there is time: what disturbs one call may disturb those after it, too
 REPEATS = 3  # of a collective; the fastest counts
 LEAST = 6  # messages that are timed, however late it is: the three smallest sizes
+MOVED = 16 << 20  # bytes of the collectives whose processor time is taken
+SOCKETS = "fusionkit's communicator over TCP, processor time of gathers and reduce-scatters of 16 MiB"
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
@@ -117,6 +122,7 @@ def probe(wanted: Wanted, progress: Progress) -> Rates:
         bandwidth = _bandwidth(workers, wanted, launch, about["memory_bytes"])
     rest = wanted.seconds - (time.monotonic() - begun)
     levels = _levels(wanted.devices, min(rest, SHARE_OF_COLLECTIVES * wanted.seconds), progress)
+    sockets = _socket_seconds(wanted.devices)
     is_host = about["device"] == "cpu"
     return Rates(
         name=about["name"],
@@ -128,6 +134,7 @@ def probe(wanted: Wanted, progress: Progress) -> Rates:
         products=products,
         levels=levels,
         launch_seconds=launch,
+        socket_seconds=sockets,
         sources=_sources(wanted, about["name"], workers.threads if is_host else None, products, left_out),
     )
 
@@ -154,9 +161,10 @@ def _products(
     most = SHARE_OF_MEMORY * memory_bytes / wanted.devices
     shapes = probe_shapes.products(reference.flops, most, wanted.architecture)
     found = {probe_shapes.REFERENCE: reference}
-    for shape in progress(_spread(shapes), "products"):
-        if shape not in found and time.monotonic() < until:
-            found[shape] = timed(shape)
+    for shape in progress(ROUNDS * _spread(shapes), "products"):
+        if time.monotonic() < until:
+            again = timed(shape)
+            found[shape] = min(again, found.get(shape, again), key=lambda one: one.seconds)
     return tuple(found[shape] for shape in shapes if shape in found), len(shapes) - len(found)
 
 
@@ -185,9 +193,6 @@ def _levels(devices: int, seconds: float, progress: Progress) -> tuple[Level, ..
     """Rate and latency of this host's processes, fitted to gathers by size."""
     if devices == 1:
         return ()
-    from fusionkit_bench.collectives.cases import Case
-    from fusionkit_bench.collectives.group import OWN, Group
-
     group = Group(OWN[0], devices)
     found: list[tuple[int, float]] = []
     until = time.monotonic() + seconds
@@ -195,10 +200,29 @@ def _levels(devices: int, seconds: float, progress: Progress) -> tuple[Level, ..
         for size, op in progress([(size, op) for size in probe_shapes.MESSAGES for op in OPS], "collectives"):
             if len(found) < LEAST or time.monotonic() < until:
                 found.append((size, min(filter(None, (group.measure(Case(op, size)) for _ in range(REPEATS))))))
+        moving = moving_seconds(group, devices)
     finally:
         group.close()
     bandwidth, latency = fitted(devices, found)
-    return (Level("host", devices, bandwidth, latency),)
+    return (Level("host", devices, bandwidth, latency, processor_seconds=moving),)
+
+
+def _socket_seconds(devices: int) -> float:
+    """`processor_seconds` between processes that are hosts."""
+    if devices == 1:
+        return 0.0
+    group = Group(OWN[1], devices)
+    try:
+        return moving_seconds(group, devices)
+    finally:
+        group.close()
+
+
+def moving_seconds(group: Group, devices: int) -> float:
+    """Of a rank's processor, for each byte that it sends and receives: the mean of a gather and a reduce-scatter."""
+    sent = (devices - 1) / devices * MOVED
+    times = [[group.times(Case(op, MOVED)) for _ in range(REPEATS)] for op in OPS]
+    return sum(min(busy for _, busy in filter(None, each)) for each in times) / len(OPS) / sent
 
 
 def fitted(devices: int, measured: Sequence[tuple[int, float]]) -> tuple[float, float]:
@@ -236,4 +260,5 @@ def _sources(
         "memory_bytes": "of the host, divided by the devices" if threads else "Paddle's",
         "launch_seconds": f"{where}swiglu of 16 elements",
         "levels": link if wanted.devices > 1 else "one device",
+        "socket_seconds": f"{where}{SOCKETS}" if wanted.devices > 1 else "one device",
     }

@@ -47,6 +47,8 @@ class Level:
         latency: seconds of a message without content.
         is_mesh: each pair has a link of its own, and no other. So fewer devices have fewer links, and those of one
             group are none of another's.
+        processor_seconds: of a device's own processor for each byte that it sends while it receives as many. A host's
+            cores move messages: no product runs there meanwhile. 0 where others move them.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Level:
     bandwidth: float
     latency: float
     is_mesh: bool = False
+    processor_seconds: float = 0.0
 
     def bandwidth_to(self, peers: int) -> float:
         """Of a device to so many others, bytes/s."""
@@ -72,6 +75,7 @@ class Rates:
         memory_bandwidth, memory_bytes: of a device's own memory.
         levels: of the network, the narrowest first; empty where one device is alone.
         launch_seconds: of one kernel with nothing to do.
+        socket_seconds: `processor_seconds` of a level between hosts, which the user names.
         sources: of each rate, in words: "measured here by ...", or the data sheet.
     """
 
@@ -84,6 +88,7 @@ class Rates:
     products: tuple[Product, ...] = ()
     levels: tuple[Level, ...] = ()
     launch_seconds: float = 0.0
+    socket_seconds: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def product_seconds(self, rows: int, in_features: int, out_features: int) -> float:
@@ -135,6 +140,14 @@ class Rates:
     def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
         """A reduce-scatter, then a gather."""
         return 2.0 * self.gather_seconds(devices, num_bytes, stride)
+
+    def moving_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
+        """Of `gather_seconds`, those in which a device's own processor moves bytes and can compute nothing."""
+        if devices == 1:
+            return 0.0
+        sent = (devices - 1) / devices * num_bytes
+        whole = self.gather_seconds(devices, num_bytes, stride)
+        return min(whole, sent * self.level(devices * stride).processor_seconds)
 
     def send_seconds(self, num_bytes: float, distance: int) -> float:
         """From a device to the one that stands so many further on, while all of a level's devices send."""

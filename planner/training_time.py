@@ -5,14 +5,15 @@ Source of the overlap of products with collectives: the bounds of docs/mc2.md.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
 
-from fusionkit_planner import passes, pipeline_schedule
+from fusionkit_planner import exchange, passes, pipeline_schedule
 from fusionkit_planner.architecture import Architecture
+from fusionkit_planner.exchange import distance_of_stages, owners, weights
 from fusionkit_planner.layout import Layout, Recompute
+from fusionkit_planner.machine import Machine
 from fusionkit_planner.passes import Collective, Matrix, Work
 from fusionkit_planner.pipeline_schedule import Durations
 from fusionkit_planner.rates import Rates
@@ -21,27 +22,14 @@ from fusionkit_planner.system import FUSIONKIT, System
 from fusionkit.parallel.chunks import most_chunks
 
 
-class Machine(Hashable, Protocol):
-    """What a machine takes, in seconds. `Rates` is one."""
-
-    def product_seconds(self, rows: int, in_features: int, out_features: int) -> float: ...
-    def attention_seconds(self, flops: float) -> float: ...
-    def traffic_seconds(self, work: Work, system: System) -> float: ...
-    def update_seconds(self, elements: float, system: System) -> float: ...
-    def waiting_seconds(self, kernels: float, collectives: int, busy: float) -> float: ...
-    def gather_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
-    def all_reduce_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float: ...
-    def send_seconds(self, num_bytes: float, distance: int) -> float: ...
-    def share_links(self, devices: int, others: int) -> bool: ...
-
-
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of a step, simulated. The parts add up to `seconds`.
 
     Args:
         compute: of the busiest stage's kernels, what it computes again included.
-        exposed_communication: collectives and messages that nothing hides.
+        exposed_communication: what collectives and messages add to the compute. Where a device's own processor moves
+            them, that is no less than its time for it.
         bubble: the busiest stage waits for others.
         optimizer: the update.
         other: launches that the device waits for.
@@ -108,23 +96,6 @@ class Pieces:
     send: float
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """Seconds of what the copies of the model send each other, alone.
-
-    Args:
-        beside: sums of gradients, and in stage 3 of sharding the matrices: passes may run meanwhile.
-        after: sums over data of what an owner has, and the new values of the others: no pass runs then.
-    """
-
-    beside: float
-    after: float
-
-    @property
-    def seconds(self) -> float:
-        return self.beside + self.after
-
-
 def step(
     architecture: Architecture, layout: Layout, sequence: int, rates: Machine, system: System = FUSIONKIT
 ) -> StepTime:
@@ -133,12 +104,11 @@ def step(
         architecture.num_hidden_layers, cut_of(layout), pieces(architecture, layout, sequence, rates, system)
     )
     work = run.work * layout.micro_batches
-    sent = gradients(architecture, layout, rates, system)
-    hidden = 0.0
+    sent = exchange.gradients(architecture, layout, rates, system)
+    exposed = sent.seconds
     if sent.beside and system.hides_gradients:
-        hidden = min(sent.beside, hideaway(layout, free_links(run.chunks, layout, rates, system)))
+        exposed = sent.after + exchange.added(sent, run.layers, free_links(run.chunks, layout, rates, system), layout)
     optimizer = rates.update_seconds(weights(architecture, layout) / owners(layout), system)
-    exposed = sent.seconds - hidden
     return StepTime(
         seconds=run.seconds + exposed + optimizer,
         compute=work.compute,
@@ -156,10 +126,12 @@ class Run:
     Args:
         seconds: until the last stage is done.
         chunks: (forward, backward) of the busiest stage's chunks.
+        layers: of each of these chunks.
     """
 
     seconds: float
     chunks: tuple[tuple[PassTime, PassTime], ...]
+    layers: tuple[int, ...]
 
     @property
     def work(self) -> PassTime:
@@ -180,7 +152,7 @@ def _pipeline(layers: int, layout: Layout, cut: Pieces) -> Run:
     ]
     seconds = pipeline_schedule.seconds(durations, layout.micro_batches, cut.send)
     busiest = max(range(len(stages)), key=lambda stage: durations[stage].work)
-    return Run(seconds, tuple(stages[busiest]))
+    return Run(seconds, tuple(stages[busiest]), tuple(layout.layers_of(busiest, layers)))
 
 
 def pieces(architecture: Architecture, layout: Layout, sequence: int, rates: Machine, system: System) -> Pieces:
@@ -243,12 +215,13 @@ def stage_passes(layers: int, layout: Layout, cut: Pieces) -> list[list[tuple[Pa
 def price_of(work: Work, layout: Layout, rates: Machine, system: System) -> PassTime:
     """A pass: kernels one after the other, and what their collectives take beyond them."""
     compute, collectives = 0.0, int(bool(work.collective))
-    sending = exposed = _collective(work.collective, work.sent_bytes, layout, rates)
+    sending, _ = _collective(work.collective, work.sent_bytes, layout, rates)
+    exposed = sending
     for product in work.products:
         alone = rates.product_seconds(product.rows, product.in_features, product.out_features)
-        sent = _collective(product.collective, product.sent_bytes, layout, rates)
+        sent, moving = _collective(product.collective, product.sent_bytes, layout, rates)
         compute, sending, collectives = compute + alone, sending + sent, collectives + bool(product.collective)
-        exposed += _exposed(product, alone, sent, layout, system)
+        exposed += _exposed(product, alone, sent, moving, layout, system)
     compute += rates.attention_seconds(work.score_flops)
     compute += rates.traffic_seconds(work, system)
     if layout.context > 1 and work.gathered_bytes:
@@ -260,67 +233,26 @@ def price_of(work: Work, layout: Layout, rates: Machine, system: System) -> Pass
     return PassTime(compute, exposed, waiting, sending)
 
 
-def _collective(name: Collective, num_bytes: float, layout: Layout, rates: Machine) -> float:
-    """Alone, between ranks of tensor."""
+def _collective(name: Collective, num_bytes: float, layout: Layout, rates: Machine) -> tuple[float, float]:
+    """(seconds alone, of these in which the device's own processor moves bytes), between ranks of tensor."""
     if not name:
-        return 0.0
-    price = rates.all_reduce_seconds if name == "all_reduce" else rates.gather_seconds
-    return price(layout.tensor, num_bytes)
+        return 0.0, 0.0
+    moving = rates.moving_seconds(layout.tensor, num_bytes)
+    if name == "all_reduce":
+        return rates.all_reduce_seconds(layout.tensor, num_bytes), 2 * moving
+    return rates.gather_seconds(layout.tensor, num_bytes), moving
 
 
-def _exposed(product: Matrix, alone: float, collective: float, layout: Layout, system: System) -> float:
-    """By the bounds of docs/mc2.md: one chunk of the product, or of a sum, has nothing to run beside it."""
+def _exposed(product: Matrix, alone: float, collective: float, moving: float, layout: Layout, system: System) -> float:
+    """By the bounds of docs/mc2.md: one chunk of the product, or of a sum, has nothing to run beside it. What the
+    device's own processor moves, it does not hide."""
     if not product.collective or not system.hides_tensor:
         return collective
     chunks = most_chunks(product.rows // layout.tensor, int(product.sent_bytes / product.rows))
     if product.collective == "all_reduce":
-        return max(collective / chunks, collective - alone * (1 - 1 / chunks))
-    return max(0.0, collective - alone * (1 - 1 / (layout.tensor * chunks)))
-
-
-def weights(architecture: Architecture, layout: Layout) -> float:
-    """Elements of the largest stage on one device, as far as layers divide evenly. The first has no fewer layers."""
-    layers = sum(layout.layers_of(0, architecture.num_hidden_layers))
-    ends = (2 if layout.pipeline == 1 and not architecture.is_tied else 1) * architecture.vocab_size
-    return (layers * architecture.parameters_of_layer + ends * architecture.hidden_size) / layout.tensor
-
-
-def owners(layout: Layout) -> int:
-    """Devices that divide the optimizer's work on the same weights."""
-    return layout.sharding * layout.context if layout.stage >= 1 else 1
-
-
-def gradients(architecture: Architecture, layout: Layout, rates: Machine, system: System) -> Exchange:
-    """Of a step. Each owner's sum is that of its sharding ranks first, and then of their like along data.
-
-    In the end the two stages with a tied embedding add theirs.
-    """
-    count, stride = weights(architecture, layout), layout.tensor
-    near, owning = layout.sharding * layout.context, owners(layout)
-    outside = layout.pipeline if system.data_is_outermost else 1
-    sent, tied = system.sent_gradient_bytes * count, _tied_sum(architecture, layout, rates, system)
-    if owning == 1:
-        return Exchange(rates.all_reduce_seconds(near * layout.data, sent, stride * outside), tied)
-    summed = (layout.micro_batches if layout.stage >= 2 else 1) * rates.gather_seconds(near, sent, stride)
-    over_data = rates.all_reduce_seconds(layout.data, sent / owning, stride * near * outside)
-    back = rates.gather_seconds(owning, system.sent_parameter_bytes * count, stride)
-    if layout.stage == 3:
-        return Exchange(summed + 2 * layout.micro_batches * back, over_data + tied)
-    return Exchange(summed, over_data + back + tied)
-
-
-def _tied_sum(architecture: Architecture, layout: Layout, rates: Machine, system: System) -> float:
-    """The first stage and the last send each other the gradient of their common table."""
-    if layout.pipeline == 1 or not architecture.is_tied or not system.adds_tied:
-        return 0.0
-    table = architecture.vocab_size * architecture.hidden_size / layout.tensor
-    distance = (layout.pipeline - 1) * distance_of_stages(layout, system)
-    return rates.send_seconds(system.sent_gradient_bytes * table, distance)
-
-
-def distance_of_stages(layout: Layout, system: System) -> int:
-    """Devices from one stage to the next."""
-    return layout.tensor * layout.context * (layout.sharding if system.data_is_outermost else layout.copies)
+        last = collective / chunks
+        return max(last + moving * (1 - 1 / chunks), collective - alone * (1 - 1 / chunks))
+    return max(moving, collective - alone * (1 - 1 / (layout.tensor * chunks)))
 
 
 def free_links(
@@ -336,10 +268,3 @@ def free_links(
     shared = layout.tensor * layout.context > 1 and rates.share_links(layout.tensor * layout.context, span)
     free = [[each.seconds - (each.sending if shared else 0.0) for each in way] for way in zip(*chunks, strict=True)]
     return Durations(tuple(free[0]), tuple(free[1]))
-
-
-def hideaway(layout: Layout, passes: Durations) -> float:
-    """Seconds beside which an exchange runs: of the last backward pass; from stage 2 of sharding on of all of them, as
-    gradients leave after each; in stage 3 of all passes, as each gets matrices."""
-    backward = sum(passes.backward)
-    return (backward, backward, layout.micro_batches * backward, layout.micro_batches * passes.work)[layout.stage]

@@ -51,13 +51,21 @@ class Group:
 
     def measure(self, case: Case) -> float | None:
         """Seconds of the slowest rank; None when the contestant does not have the call."""
+        found = self.times(case)
+        return None if found is None else found[0]
+
+    def times(self, case: Case) -> tuple[float, float] | None:
+        """(seconds, processor seconds) of the rank that has most of each; None when the contestant has no such call."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps([case.op, case.num_bytes]) + "\n")
             process.stdin.flush()
-        times = [self._answer(process) for process in self._processes]
-        found = [each for each in times if each is not None]
-        return max(found) if len(found) == len(times) else None
+        every = [self._answer(process) for process in self._processes]
+        found = [each for each in every if each is not None]
+        if len(found) < len(every):
+            return None
+        seconds, processor_seconds = zip(*found, strict=True)
+        return max(seconds), max(processor_seconds)
 
     def close(self) -> None:
         for process in self._processes:
@@ -70,11 +78,11 @@ class Group:
                 process.kill()
         self._folder.cleanup()
 
-    def _answer(self, process: subprocess.Popen[str]) -> float | None:
+    def _answer(self, process: subprocess.Popen[str]) -> list[float] | None:
         assert process.stdout is not None
         while line := process.stdout.readline():
             if line.startswith("{"):
-                found: float | None = json.loads(line)["seconds"]
+                found: list[float] | None = json.loads(line)["times"]
                 return found
         raise RuntimeError(f"bench collectives: a process of {self.kind.name} ended; its messages are above")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusionkit_bench.collectives.cases import Case
 from fusionkit_bench.collectives.contestants import Fusionkit, Gloo, Mpi
@@ -16,8 +16,15 @@ from fusionkit_bench.collectives.contestants import Fusionkit, Gloo, Mpi
 KINDS: dict[str, Any] = {"fusionkit": Fusionkit, "gloo": Gloo, "mpi": Mpi}
 
 
-def measured(contestant: Any, case: Case) -> float | None:
-    """Seconds of one call on this rank; None when the contestant does not have it."""
+class Times(NamedTuple):
+    """Of one call on this rank; `processor_seconds` of all its threads."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def measured(contestant: Any, case: Case) -> Times | None:
+    """None when the contestant does not have the call."""
     try:
         call = contestant.call(case)
     except NotImplementedError:
@@ -25,11 +32,13 @@ def measured(contestant: Any, case: Case) -> float | None:
     for _ in range(2):
         call()
     contestant.barrier()
-    start, iterations = time.perf_counter(), case.iterations()
+    iterations = case.iterations()
+    start, busy = time.perf_counter(), time.process_time()
     for _ in range(iterations):
         call()
-    messages = 2 if case.op == "send_recv" else 1
-    return (time.perf_counter() - start) / iterations / messages
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - busy
+    messages = iterations * (2 if case.op == "send_recv" else 1)
+    return Times(seconds / messages, processor_seconds / messages)
 
 
 def main() -> None:
@@ -54,14 +63,14 @@ def command(world: Any) -> str:
     return str(world.recv(source=0, tag=7))
 
 
-def answer(seconds: float | None, world: Any) -> None:
-    """The slowest rank's time, where one rank answers for all."""
+def answer(times: Times | None, world: Any) -> None:
+    """The slowest rank's, where one rank answers for all."""
     if world is not None:
-        times = world.gather(seconds, root=0)
+        every = world.gather(times, root=0)
         if world.rank != 0:
             return
-        seconds = None if None in times else max(times)
-    print(json.dumps({"seconds": seconds}), flush=True)
+        times = None if None in every else max(every)
+    print(json.dumps({"times": times}), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from fusionkit_planner import passes, training_time
+from fusionkit_planner.exchange import distance_of_stages, gradients, owners, weights
 from fusionkit_planner.validate.least_squares import Array
 from fusionkit_planner.validate.machine import NODE, FittedMachine
 from fusionkit_planner.validate.rows import Row
@@ -30,7 +31,7 @@ def message(row: Row) -> Hashable:
     """Elements that go from a stage to the next, and whether they leave the node."""
     divides = row.layout.sequence_parallel or row.system.divides_sends
     sent = passes.tokens(row.layout, row.sequence) * row.architecture.hidden_size
-    distance = training_time.distance_of_stages(row.layout, row.system)
+    distance = distance_of_stages(row.layout, row.system)
     return sent / (row.layout.tensor if divides else 1), distance < NODE
 
 
@@ -39,12 +40,12 @@ def exchange(row: Row) -> Hashable:
     layout = row.layout
     members = layout.copies * layout.context
     groups = min(layout.tensor, NODE) if members * layout.tensor > NODE else 0
-    return training_time.weights(row.architecture, layout), members, training_time.owners(layout), groups
+    return weights(row.architecture, layout), members, owners(layout), groups
 
 
 def update(row: Row) -> Hashable:
     """Elements that an owner updates."""
-    return training_time.weights(row.architecture, row.layout) / training_time.owners(row.layout)
+    return weights(row.architecture, row.layout) / owners(row.layout)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,6 @@ def _pass_parts(row: Row, machine: FittedMachine) -> list[Any]:
 
 
 def _end_parts(row: Row, machine: FittedMachine) -> list[Any]:
-    count = training_time.weights(row.architecture, row.layout) / training_time.owners(row.layout)
-    sent = training_time.gradients(row.architecture, row.layout, machine, row.system)
+    count = weights(row.architecture, row.layout) / owners(row.layout)
+    sent = gradients(row.architecture, row.layout, machine, row.system)
     return [sent.seconds, machine.update_seconds(count, row.system)]

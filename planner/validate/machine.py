@@ -126,6 +126,10 @@ class FittedMachine:
             return sent / (self.of["link_rate"] * growth) + self.of["latency"]
         return sent * min(stride, NODE) / self._node_rate + 3 * self.of["latency"]
 
+    def moving_seconds(self, devices: int, num_bytes: float, stride: int = 1) -> float:
+        """Cards have engines that move bytes."""
+        return 0.0
+
     def send_seconds(self, num_bytes: float, distance: int) -> Any:
         if distance < NODE:
             return num_bytes / self.of["send_rate"] + self.of["send_latency"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
+import paddle
 import pytest
-from fusionkit_planner import architecture, probe, probe_shapes, rates
+from fusionkit_planner import architecture, known_rates, probe, probe_shapes, probe_worker, rates
 
 from fusionkit.cli import main
 from tests.prose import ROOT
@@ -53,6 +55,7 @@ def test_two_processes_are_measured_and_the_search_takes_the_file(tmp_path, capf
     text = capfd.readouterr().out
     found = rates.read(file)
     assert found.name in text and re.search(r"2 devices: [\d.]+ GB/s each", text)
+    assert 0 < found.level(2).processor_seconds < 1e-6 and 0 < found.socket_seconds < 1e-6
     assert found.level(2).bandwidth > 0 and found.launch_seconds > 0 and found.memory_bandwidth > 0
     assert found.peak_flops == max(one.flops for one in found.products) and found.attention_flops > 0
     assert found.sources.keys() >= {"products", "peak_flops", "memory_bandwidth", "levels", "launch_seconds"}
@@ -64,6 +67,29 @@ def test_two_processes_are_measured_and_the_search_takes_the_file(tmp_path, capf
     assert json.loads(plan.read_text())["question"]["rates"]["launch_seconds"] == found.launch_seconds
     assert main([*train, "--devices", "4"]) == 2
     assert "--devices must be at most 2" in capfd.readouterr().err
+
+
+def test_one_thread_counts_its_processor_time(monkeypatch):
+    """So what other programs take from its core is left out, here a sleep. Several threads need a clock."""
+
+    def call():
+        time.sleep(0.02)
+        return paddle.zeros([1])
+
+    for threads, least in (("1", 0.0), ("2", 0.02)):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        assert least <= probe_worker.timed(call) < least + 0.02
+
+
+def test_a_named_link_is_one_between_hosts_whose_cores_move_the_bytes(tmp_path):
+    """As the probe found it; cards have engines for that."""
+    links = (rates.Level("host", 2, 1e9, 0.0),)
+    made = rates.Rates("x", "bfloat16", 1e12, 1e11, 1e9, levels=links, socket_seconds=7e-9)
+    file = tmp_path / "probe.json"
+    file.write_text(json.dumps(made.as_json()))
+    for links, expected in (([], 0.0), (["2:0.1"], 7e-9)):
+        assert known_rates.find(str(file), links).level(2).processor_seconds == expected
+    assert known_rates.find("910b", ["16:25"]).level(16).processor_seconds == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 import pytest
-from fusionkit_planner import devices, passes, rates, training_time
+from fusionkit_planner import devices, exchange, passes, rates, training_time
 from fusionkit_planner.architecture import Architecture
 from fusionkit_planner.layout import Layout
 from fusionkit_planner.rates import Level, Product, Rates
@@ -73,11 +73,11 @@ def test_stages_with_a_tied_embedding_send_each_other_its_gradient():
     """Once a step, in float32, after everything else: from stage 0 to stage 3, two devices each."""
     layout, table = Layout(tensor=2, pipeline=4, micro_batches=4), SMALL.vocab_size * SMALL.hidden_size / 2
     for model, told in ((SMALL, 0.0), (replace(SMALL, is_tied=True), CARD.send_seconds(4 * table, 6))):
-        found = training_time.gradients(model, layout, CARD, FUSIONKIT)
+        found = exchange.gradients(model, layout, CARD, FUSIONKIT)
         assert (found.beside, found.after) == (0.0, told)
     tied = replace(SMALL, is_tied=True)
-    assert training_time.gradients(tied, Layout(tensor=2), CARD, FUSIONKIT).seconds == 0
-    assert training_time.gradients(tied, layout, CARD, replace(FUSIONKIT, adds_tied=False)).seconds == 0
+    assert exchange.gradients(tied, Layout(tensor=2), CARD, FUSIONKIT).seconds == 0
+    assert exchange.gradients(tied, layout, CARD, replace(FUSIONKIT, adds_tied=False)).seconds == 0
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -117,28 +117,88 @@ def test_a_ring_between_nodes_shares_their_links_with_the_rings_beside_it():
     assert CARD.all_reduce_seconds(8, 1e9) == 2 * CARD.gather_seconds(8, 1e9)
 
 
-def exchange(**axes):
+def sent_in_a_second(**axes):
     """On links that send all of a device's gradients in a second."""
-    links = (Level("node", 64, 4 * training_time.weights(SMALL, Layout()), 0.0),)
-    return training_time.gradients(SMALL, Layout(**axes), replace(CARD, levels=links), FUSIONKIT)
+    links = (Level("node", 64, 4 * exchange.weights(SMALL, Layout()), 0.0),)
+    return exchange.gradients(SMALL, Layout(**axes), replace(CARD, levels=links), FUSIONKIT)
 
 
 def test_sums_to_owners_over_data_and_new_values_send_what_one_all_reduce_sends():
     """However 8 copies are divided: 2 x 7/8 of the gradients. Only the sums to owners run beside passes."""
     for sharding in (1, 2, 4, 8):
-        found = exchange(data=8 // sharding, sharding=sharding, stage=1)
+        found = sent_in_a_second(data=8 // sharding, sharding=sharding, stage=1)
         assert found.seconds == pytest.approx(2 * 7 / 8)
         assert found.beside == pytest.approx((sharding - 1) / sharding if sharding > 1 else 2 * 7 / 8)
-    every = exchange(sharding=4, stage=2, micro_batches=5)
+    every = sent_in_a_second(sharding=4, stage=2, micro_batches=5)
     assert (every.beside, every.after) == pytest.approx((5 * 3 / 4, 3 / 4))
-    divided = exchange(data=2, sharding=4, stage=3, micro_batches=5)
+    divided = sent_in_a_second(data=2, sharding=4, stage=3, micro_batches=5)
     assert (divided.beside, divided.after) == pytest.approx((3 * 5 * 3 / 4, 2 * 1 / 2 / 4))
 
 
 @pytest.mark.parametrize("stage, passes", [(0, 1.0), (1, 1.0), (2, 3.0), (3, 6.0)])
 def test_what_hides_an_exchange_is_what_runs_meanwhile(stage, passes):
     times = training_time.Durations((0.5, 0.5), (0.25, 0.75))
-    assert training_time.hideaway(Layout(stage=stage, micro_batches=3), times) == passes
+    assert exchange.hideaway(Layout(stage=stage, micro_batches=3), times) == passes
+
+
+def on_a_host(seconds):
+    """Links of 1 GB/s. Its cores take so many seconds for each byte that they send and receive."""
+    return replace(CARD, levels=(Level("hosts", 8, 1e9, 0.0, processor_seconds=seconds),))
+
+
+def test_what_a_core_moves_it_does_not_hide():
+    """Beside a slow product a collective is hidden, but for what the core itself needs for its bytes; never more than
+    the collective takes alone. Of the step's collectives 8 a layer and 2 of the head have a product."""
+    layout, slow = Layout(tensor=4, sequence_parallel=True), {"peak_flops": 1e9, "attention_flops": 1e9}
+    sent, pairs = 3 / 4 * 2 * 2048 * SMALL.hidden_size, 8 * SMALL.num_hidden_layers + 2
+    for seconds, least in ((0.0, 0.0), (2e-10, 2e-10), (5e-9, 1e-9)):
+        time = training_time.step(SMALL, layout, 2048, replace(on_a_host(seconds), **slow))
+        alone = 2 * sent / 1e9  # of the embedding, forward and backward
+        assert time.exposed_communication == pytest.approx(alone + pairs * sent * least)
+
+
+def test_a_product_that_waits_for_its_collective_has_time_to_move_it():
+    layout = Layout(tensor=4, sequence_parallel=True)
+    found = [training_time.step(SMALL, layout, 2048, on_a_host(each)).seconds for each in (0.0, 1e-11, 1e-9)]
+    assert found[0] == found[1] < found[2]  # CARD computes faster than its links send
+
+
+@pytest.mark.parametrize("axes, times", [({"data": 4}, 2), ({"sharding": 4, "stage": 2, "micro_batches": 3}, 3)])
+def test_copies_that_move_gradients_compute_no_faster_than_their_cores_move_them(axes, times):
+    layout, moving = Layout(**axes), 3e-10
+    sent = times * 3 / 4 * 4 * exchange.weights(SMALL, layout)
+    found = exchange.gradients(SMALL, layout, on_a_host(moving), FUSIONKIT)
+    assert found.moving == pytest.approx(moving * sent)
+    passes = training_time.Durations((1e3,), (1e3,))
+    assert exchange.added(found, [8], passes, layout) == pytest.approx(moving * sent)
+    assert exchange.added(found, [8], training_time.Durations((0.0,), (0.0,)), layout) == found.beside
+
+
+@pytest.mark.parametrize(
+    "layers, forward, backward, waits",
+    [
+        ([4], (8.0,), (12.0,), 3 * (3 - 2) + 3 * (3 + 2 - 3) + 1),
+        ([4], (12.0,), (20.0,), 1),  # all is hidden but what comes first
+        ([1], (1.0,), (1.0,), 1),
+        ([2, 2], (4.0, 8.0), (20.0, 20.0), (3 - 2) + 1 + 4 * 3),  # each chunk begins with matrices that are not there
+    ],
+)
+def test_a_layer_hides_the_matrices_of_the_next_one_alone(layers, forward, backward, waits):
+    """Matrices of a layer take 3 s, gradients 2 s, the embedding's table 1 s."""
+    sent = exchange.Exchange(beside=0.0, after=0.0, matrices=3.0, gradients=2.0, first=1.0)
+    assert exchange.waits_for_layers(sent, layers, training_time.Durations(forward, backward)) == waits
+
+
+def test_a_long_backward_pass_does_not_hide_the_matrices_of_the_forward_pass():
+    """A layer's matrices take 1.2 times its forward pass. Both passes together would hide all that moves."""
+    layout, model = Layout(sharding=2, stage=3, micro_batches=3, recompute="full"), replace(SMALL, vocab_size=64)
+    ahead, back = (each.seconds for each in training_time.pieces(model, layout, 2048, CARD, FUSIONKIT).layer)
+    links = (Level("node", 2, 4 * model.parameters_of_layer / 2 / (1.2 * ahead), 0.0),)
+    slow = replace(CARD, levels=links)
+    found = exchange.gradients(model, layout, slow, FUSIONKIT)
+    assert found.matrices + found.gradients < back and found.beside < 3 * model.num_hidden_layers * (ahead + back)
+    exposed = training_time.step(model, layout, 2048, slow).exposed_communication
+    assert exposed == pytest.approx(3 * ((model.num_hidden_layers - 1) * 0.2 * ahead + found.first), rel=0.1)
 
 
 def test_data_is_outside_the_pipeline_as_in_the_example():
@@ -146,10 +206,10 @@ def test_data_is_outside_the_pipeline_as_in_the_example():
     layout = Layout(tensor=4, pipeline=2, data=2, micro_batches=2)
     inside = training_time.pieces(SMALL, layout, 2048, CARD, FUSIONKIT).send
     assert inside == pytest.approx(CARD.send_seconds(2 * 2048 * SMALL.hidden_size, 4))
-    summed = training_time.gradients(SMALL, layout, CARD, FUSIONKIT).beside
-    assert summed == CARD.all_reduce_seconds(2, 4 * training_time.weights(SMALL, layout), stride=8)
+    summed = exchange.gradients(SMALL, layout, CARD, FUSIONKIT).beside
+    assert summed == CARD.all_reduce_seconds(2, 4 * exchange.weights(SMALL, layout), stride=8)
     other = replace(FUSIONKIT, data_is_outermost=False)
-    assert training_time.gradients(SMALL, layout, CARD, other).beside < summed
+    assert exchange.gradients(SMALL, layout, CARD, other).beside < summed
     assert training_time.pieces(SMALL, layout, 2048, CARD, other).send > inside
 
 
