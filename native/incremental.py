@@ -1,12 +1,14 @@
 """Compiles and links only what changed, in parallel, with one printed line a step.
 
-A file is made again when its command, its source or a header that the source includes differs from the last time. Which
-folder packages are installed in makes no difference: pip makes a new one for each isolated build.
+A file is made again when its command, or the content of what it is made from, differs from the last time: the source
+and the headers that it includes, or the objects of a library. Dates make no difference, so a branch that is entered
+again compiles nothing. Neither does the folder of installed packages: pip makes a new one for each isolated build.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import os
 import re
@@ -52,7 +54,7 @@ class CompileStep:
 
     @property
     def record(self) -> Path:
-        """Where the command that made the object is kept."""
+        """Where is kept what made the object."""
         return self.object.with_suffix(".cmd")
 
     def command(self, output: Path) -> list[str]:
@@ -135,10 +137,10 @@ def compile_one(step: CompileStep) -> tuple[CompileStep, float, subprocess.Compl
     partial = step.object.with_suffix(".partial.o")
     result = subprocess.run(step.command(partial), capture_output=True, text=True)
     if result.returncode == 0:
-        # Dated at the start: a source edited while it compiles is newer than its object.
-        os.utime(partial, ns=(start_ns, start_ns))
         partial.replace(step.object)
-        step.record.write_text(shlex.join(step.command(step.object)))
+        was_edited = any(path.stat().st_mtime_ns > start_ns for path in step.inputs())
+        made_from = "" if was_edited else what_makes(step.command(step.object), step.inputs())
+        step.record.write_text(made_from)
     return step, (time.time_ns() - start_ns) / 1e9, result
 
 
@@ -163,18 +165,22 @@ def link(output: Path, steps: list[CompileStep], flags: list[str]) -> int:
     if result.returncode != 0:
         raise BuildError(f"{output.name} could not be linked:\n{result.stderr}")
     partial.replace(output)
-    record.write_text(shlex.join([*command, str(output)]))
+    record.write_text(what_makes([*command, str(output)], objects))
     return 1
 
 
 def is_current(output: Path, record: Path, command: list[str], inputs: list[Path]) -> bool:
-    if not (output.exists() and record.exists() and all(path.exists() for path in inputs)):
-        return False
-    if without_site_packages(record.read_text()) != without_site_packages(shlex.join(command)):
-        return False
-    return all(path.stat().st_mtime_ns <= output.stat().st_mtime_ns for path in inputs)
+    return all(path.exists() for path in (output, record, *inputs)) and record.read_text() == what_makes(
+        command, inputs
+    )
 
 
-def without_site_packages(command: str) -> str:
-    """The command with what is installed, but not where: versions are definitions in it."""
-    return re.sub(r"/[^\s=]*?/lib(?:64)?/(python3\.\d+)/(?:site|dist)-packages/", r"\1/", command)
+def what_makes(command: list[str], inputs: list[Path]) -> str:
+    """The command, and a digest of each file that it reads."""
+    digests = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path}" for path in inputs)
+    return without_site_packages("\n".join([shlex.join(command), *digests]))
+
+
+def without_site_packages(text: str) -> str:
+    """With what is installed, but not where: versions are definitions in the command."""
+    return re.sub(r"/[^\s=]*?/lib(?:64)?/(python3\.\d+)/(?:site|dist)-packages/", r"\1/", text)

@@ -74,6 +74,11 @@ def pip_install(python, *arguments, **variables):
     return run(*command, cwd=python.parent, **variables)
 
 
+def edit(source):
+    """Other content, the same program."""
+    source.write_text(source.read_text() + "\n")
+
+
 def new_environment(folder, borrow_packages):
     """A venv; `borrow_packages` lets it see the packages of this one, so that nothing is downloaded."""
     venv.create(folder, with_pip=False)
@@ -175,7 +180,7 @@ build.build_parallel(Path({str(tmp_path / "parallel")!r}))
 def test_kernels_are_compiled_before_any_package_is_there(tree, tmp_path):
     """As make does while it downloads them; what is compiled then is not compiled again."""
     bare = new_environment(tmp_path / "environment", borrow_packages=False)
-    (tree / "backends/cpu/csrc/rows.cc").touch()
+    edit(tree / "backends/cpu/csrc/rows.cc")
     assert "compile backends/cpu/csrc/rows.cc" in run(bare, "-m", "native.build", "kernels", cwd=tree)
     code = "from native.build import Variant; from native.incremental import compile_all"
     code += "; print(compile_all(Variant('native').kernel_library()))"
@@ -223,13 +228,16 @@ def test_second_build_compiles_only_what_changed(tree, wheel):
     assert build() == "fusionkit: native code is up to date\n"
     kernel = min((tree / "backends/cpu/csrc/kernels").glob("*.cc"), key=lambda path: path.stat().st_size)
     kernel.touch()
+    assert build() == "fusionkit: native code is up to date\n"
+    edit(kernel)
     assert set(re.findall(r"compile (\S+)", build())) == {str(kernel.relative_to(tree))}
 
 
 def test_packages_in_another_folder_compile_nothing_again(tmp_path):
     """As pip's isolated builds have them; another version is another definition in the command."""
-    source = tmp_path / "bead.cc"
-    source.write_text("#include <bead.h>\nint beads = BEADS;\n")
+    source, header = tmp_path / "bead.cc", tmp_path / "more.h"
+    source.write_text('#include <bead.h>\n#include "more.h"\nint beads = BEADS + MORE;\n')
+    header.write_text("#define MORE 0\n")
 
     def compiled(environment, *flags):
         include = tmp_path / environment / "lib/python3.11/site-packages/bead/include"
@@ -241,8 +249,11 @@ def test_packages_in_another_folder_compile_nothing_again(tmp_path):
     assert compiled("one") == 1
     assert compiled("two") == 0
     assert compiled("two", "-DBEAD_VERSION=2") == 1
-    source.write_text("#include <bead.h>\nint beads = 1 + BEADS;\n")
-    assert compiled("two", "-DBEAD_VERSION=2") == 1
+    for edited in (source, header):
+        edit(edited)
+        assert compiled("two", "-DBEAD_VERSION=2") == 1
+        edited.touch()
+        assert compiled("two", "-DBEAD_VERSION=2") == 0
 
 
 def test_kernel_objects_define_no_weak_symbol(tree, wheel):
