@@ -2,8 +2,8 @@
 
 A layer more on all ranks of a stage breaks no collective, so only the work tells. Ranks are compared by kernel and line
 of code. Embedding, last norm, head and loss are on one stage alone and few beside the layers: a rank has more layers
-than another if it calls more of what makes up most of its own work. Copies of a whole model may see different numbers
-of batches, such as of an evaluation: then nearly all lines are called more often, those of the ends too.
+than another if it calls more of what makes up most of its own work. Copies of a whole model are not compared: a layer
+more breaks the collectives of its gradients, and copies may evaluate different numbers of batches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 MOST = 0.5  # of a rank's kernels
 ALIKE = 0.95  # of a rank's lines are those of all where each has the whole model: an end has more than a twentieth
-PASSES = 0.9  # of these are called more often where a copy has more passes
 SHOWN = 3  # lines
 Counts = Mapping[str, int]  # "kernel of line" -> calls in forward passes
 
@@ -37,16 +36,13 @@ def unequal(ranks: Sequence[tuple[int, Counts]]) -> Iterator[str]:
         ranks: number of each, and its calls.
     """
     shared = set.intersection(*(set(counts) for _, counts in ranks)) if ranks else set()
-    if not shared:
+    if all(len(shared) >= ALIKE * len(counts) for _, counts in ranks):
         return
-    are_copies = all(len(shared) >= ALIKE * len(counts) for _, counts in ranks)
     own = [(number, {key: counts[key] for key in shared}) for number, counts in ranks]
     least_rank, least = min(own, key=lambda one: sum(one[1].values()))
     of_ratio: dict[Fraction, list[int]] = defaultdict(list)
     lines: set[str] = set()
     for number, counts in own:
-        if are_copies and sum(counts[key] > least[key] for key in shared) >= PASSES * len(shared):
-            continue
         ratio, more = _more(counts, least)
         of_ratio[ratio].append(number)
         lines |= more
