@@ -27,11 +27,7 @@ inline IntVec round_to_int(Vec a) {
 #endif
 
 // sums + a0 b0 + a1 b1 for the two integers of each lane.
-#if defined(__AVX512VNNI__)
-inline IntVec add_pair_products(IntVec sums, PairVec a, PairVec b) {
-  return (IntVec)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
-}
-#elif defined(__AVX512BW__)
+#if defined(__AVX512BW__)
 inline IntVec add_pair_products(IntVec sums, PairVec a, PairVec b) {
   return sums + (IntVec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }
