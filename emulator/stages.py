@@ -2,8 +2,9 @@
 
 A layer more on all ranks of a stage breaks no collective, so only the work tells. Ranks are compared by kernel and line
 of code. Embedding, last norm, head and loss are on one stage alone and few beside the layers: a rank has more layers
-than another if it calls more of what makes up most of its own work. Copies of a whole model are not compared: a layer
-more breaks the collectives of its gradients, and copies may evaluate different numbers of batches.
+than another if it calls more of what makes up most of its own work. Copies of a whole model may see different numbers
+of batches, such as of an evaluation. Then nearly all lines are called more often; or those of the ends are a few times,
+once a pass, and those of the layers many times.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 
 MOST = 0.5  # of a rank's kernels
 ALIKE = 0.95  # of a rank's lines are those of all where each has the whole model: an end has more than a twentieth
+PASSES = 0.9  # of these are called more often where a copy has more passes
+APART = 16  # times as many more calls: of a line that each layer makes, once a pass; a layer seldom calls one so often
 SHOWN = 3  # lines
 Counts = Mapping[str, int]  # "kernel of line" -> calls in forward passes
 
@@ -36,13 +39,16 @@ def unequal(ranks: Sequence[tuple[int, Counts]]) -> Iterator[str]:
         ranks: number of each, and its calls.
     """
     shared = set.intersection(*(set(counts) for _, counts in ranks)) if ranks else set()
-    if all(len(shared) >= ALIKE * len(counts) for _, counts in ranks):
+    if not shared:
         return
+    are_copies = all(len(shared) >= ALIKE * len(counts) for _, counts in ranks)
     own = [(number, {key: counts[key] for key in shared}) for number, counts in ranks]
     least_rank, least = min(own, key=lambda one: sum(one[1].values()))
     of_ratio: dict[Fraction, list[int]] = defaultdict(list)
     lines: set[str] = set()
     for number, counts in own:
+        if are_copies and _has_more_passes(counts, least):
+            continue
         ratio, more = _more(counts, least)
         of_ratio[ratio].append(number)
         lines |= more
@@ -57,6 +63,12 @@ def unequal(ranks: Sequence[tuple[int, Counts]]) -> Iterator[str]:
             calls = ", ".join(f"{counts[key]} on rank {number}" for number, counts in own)
             yield f"  {key}: {calls}"
         yield "Mend the stage that has too many or too few, or add --uneven if the stages are meant to differ"
+
+
+def _has_more_passes(counts: Counts, least: Counts) -> bool:
+    """Of a copy. A line that each layer makes is called more often for each layer, one of the ends once a pass."""
+    added = [count - least[key] for key, count in counts.items() if count > least[key]]
+    return len(added) >= PASSES * len(counts) or (bool(added) and max(added) >= APART * min(added))
 
 
 def _more(counts: Counts, least: Counts) -> tuple[Fraction, set[str]]:

@@ -52,8 +52,13 @@ def test_copies_that_see_other_rows_are_alike():
     assert list(stages.unequal([(0, calls(4, FIRST, LAST)), (1, calls(4, FIRST, LAST) | {"mask": 9})])) == []
     evaluates = [(number, calls(4, FIRST, LAST, micro_batches=count)) for number, count in enumerate((6, 6, 4, 4))]
     assert list(stages.unequal(evaluates)) == []
-    counted_once_a_step = {f"line {number}": 3 for number in range(9)}  # more than a tenth of the lines
-    assert list(stages.unequal([(rank, each | counted_once_a_step) for rank, each in evaluates])) == []
+    once_a_step = {f"line {number}": 3 for number in range(9)}  # more than a tenth of the lines
+    evaluates = [
+        (number, calls(20, FIRST, LAST, micro_batches=count) | once_a_step) for number, count in enumerate((36, 35))
+    ]
+    assert list(stages.unequal(evaluates)) == []
+    longer = [(number, calls(layers, FIRST, LAST)) for number, layers in enumerate((4, 5))]  # the ends stay
+    assert any("5 for each 4" in line for line in stages.unequal(longer))
     assert list(stages.unequal([])) == list(stages.unequal([(0, {}), (1, calls(2))])) == []
 
 
