@@ -86,13 +86,22 @@ def test_a_killed_stage_ends_the_others_with_its_name(five_layers, eleven_sample
     with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
         try:
             wait_until(lambda: (output / "log.jsonl").exists() and read_log(output / "log.jsonl"), launcher)
-            os.kill(stage_of(launcher.pid, 1), signal.SIGKILL)
+            first, second = (stage_of(launcher.pid, rank) for rank in (0, 1))
+            os.kill(launcher.pid, signal.SIGSTOP)  # it would end the first stage before that has missed the second
+            os.kill(second, signal.SIGKILL)
+            wait_until(lambda: has_ended(first), launcher)
+            os.kill(launcher.pid, signal.SIGCONT)
             assert launcher.wait(timeout=60) != 0
         finally:
             launcher.kill()
     assert "rank 1 must answer" in printed(log), printed(log)
     assert "process 0 of 2: pipeline 0 of 2" in printed(log), printed(log)  # whichever call met it
     assert "group pipeline: from 0 on the processes 0 1" in printed(log), printed(log)
+
+
+def has_ended(process):
+    """Of a child that nobody has waited for."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def stage_of(launcher, rank):
