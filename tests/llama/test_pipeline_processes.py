@@ -86,17 +86,29 @@ def test_a_killed_stage_ends_the_others_with_its_name(five_layers, eleven_sample
     with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
         try:
             wait_until(lambda: (output / "log.jsonl").exists() and read_log(output / "log.jsonl"), launcher)
-            first, second = (stage_of(launcher.pid, rank) for rank in (0, 1))
-            os.kill(launcher.pid, signal.SIGSTOP)  # it would end the first stage before that has missed the second
-            os.kill(second, signal.SIGKILL)
-            wait_until(lambda: has_ended(first), launcher)
-            os.kill(launcher.pid, signal.SIGCONT)
+            kill_second_of_two(launcher.pid, launcher)
             assert launcher.wait(timeout=60) != 0
         finally:
             launcher.kill()
     assert "rank 1 must answer" in printed(log), printed(log)
     assert "process 0 of 2: pipeline 0 of 2" in printed(log), printed(log)  # whichever call met it
     assert "group pipeline: from 0 on the processes 0 1" in printed(log), printed(log)
+
+
+def kill_second_of_two(launcher, process):
+    """The launcher stands still meanwhile: on a slow machine it would end the first before that has missed the second.
+
+    Args:
+        launcher: number of its process.
+        process: the one that the test started; it must live on.
+    """
+    first, second = (stage_of(launcher, rank) for rank in (0, 1))
+    os.kill(launcher, signal.SIGSTOP)
+    try:
+        os.kill(second, signal.SIGKILL)
+        wait_until(lambda: has_ended(first), process)
+    finally:
+        os.kill(launcher, signal.SIGCONT)
 
 
 def has_ended(process):

@@ -16,7 +16,7 @@ from examples.llama2_13b.sft import sft
 from examples.llama2_13b.supervise import PROGRAM, SIGNALS, SuperviseFlags, supervise
 from examples.llama2_13b.train import training_state
 from tests.llama.conftest import EXAMPLE
-from tests.llama.test_pipeline_processes import stage_of
+from tests.llama.test_pipeline_processes import kill_second_of_two
 from tests.llama.test_sft import assert_same_weights, interrupt_at, losses, weights
 from tests.llama.test_sft_processes import command, environment, printed, wait_until
 
@@ -189,7 +189,7 @@ def test_a_killed_rank_is_named_and_the_job_ends_as_if_it_had_lived(tiny_folder,
     ):
         try:
             wait_until(lambda: training_state.checkpoints(output), process)
-            os.kill(stage_of(child_of(process.pid), 1), signal.SIGKILL)
+            kill_second_of_two(child_of(process.pid), process)
             wait_until(lambda: "supervise: " in told.read_text(), process)
             assert "rank 1 must answer" in printed(log), printed(log)
             assert process.wait(timeout=240) == 0, printed(log)
