@@ -13,7 +13,7 @@ from typing import Any
 from fusionkit.backend import Backend
 from fusionkit.passes import files, packing, parameters, written
 from fusionkit.passes.packing import Packing
-from fusionkit.passes.steps import LayersDiffer, Passes, rewritten
+from fusionkit.passes.steps import LayersDiffer, Passes, names_left_out, rewritten
 
 
 @dataclass
@@ -47,7 +47,7 @@ def prepared(
         FileNotFoundError, ValueError: a file is missing, truncated or damaged; or no pass is called as `without` says.
         OSError: the folder for temporary files takes no more.
     """
-    left_out = _left_out(without, passes)
+    left_out = names_left_out([packing.NAME, *(step.name for step in passes.steps)], without)
     program, stored = files.read_whole(path)
     file = json.loads(program.read_bytes())
     written.complete(file)
@@ -71,13 +71,6 @@ def _write_parameters(folder: Path, packed: Packing) -> Path | None:
         return None
     parameters.write(folder / "prepared.pdiparams", packed.kept)
     return folder / "prepared.pdiparams"
-
-
-def _left_out(without: Sequence[str], passes: Passes) -> set[str]:
-    names = [packing.NAME, *(step.name for step in passes.steps)]
-    if unknown := [name for name in without if name not in (*names, "all")]:
-        raise ValueError(f"passes: without must be of {', '.join(names)} or all, got {unknown[0]!r}")
-    return set(names if "all" in without else without)
 
 
 def _fused(file: dict[str, Any], passes: Passes, without: Sequence[str], num_layers: int | None) -> list[str]:

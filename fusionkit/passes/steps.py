@@ -110,7 +110,7 @@ def rewritten(
         FusionkitError: some layers were matched and others not; what differs in the first of them is named. The given
             program is as it was.
     """
-    left_out = _names_left_out(passes, without)
+    left_out = names_left_out([step.name for step in passes.steps], without)
     if reasons := [text for each in passes.obstacles if (text := _met(program, each))]:
         return program, [f"no pass is run, every op runs by itself: {reason}" for reason in reasons]
     result, log, layers = program.copy(), [], 0
@@ -127,8 +127,12 @@ def rewritten(
     return result, log
 
 
-def _names_left_out(passes: Passes, without: Sequence[str]) -> set[str]:
-    names = [step.name for step in passes.steps]
+def names_left_out(names: Sequence[str], without: Sequence[str]) -> set[str]:
+    """Of passes that are called so.
+
+    Raises:
+        ValueError: no pass is called as `without` says.
+    """
     for name in without:
         if name not in (*names, "all"):
             raise ValueError(f"passes: without must be of {', '.join(names)} or all, got {name!r}")
