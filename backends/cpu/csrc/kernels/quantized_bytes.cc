@@ -35,7 +35,7 @@ inline UintVec broadcast_quad(const int8_t* quad) {
 }
 
 // sums += the rows' bytes of one word's k's times its codes. x: the tile's, from the word's first k on. Few rows keep
-// theirs in registers while the columns pass, and more rows the codes.
+// theirs in registers while the columns pass, and more rows the codes. What comes later is fetched.
 template <class Form, int kRows>
 [[gnu::always_inline]] inline void add_word(const int8_t* x, const uint32_t* words, TileSums<kRows>& sums) {
   constexpr int kVectors = kVectorsOf<kRows>;
@@ -45,6 +45,7 @@ template <class Form, int kRows>
     for (int i = 0; i < kQuads * kRows; ++i) at[i / kRows][i % kRows] = broadcast_quad(x + i * 4);
 #pragma GCC unroll 8
     for (int n = 0; n < kVectors; ++n) {
+      fetch_ahead<Form>(words, n);
       const UintVec word = Form::load_word(words + n * kLanes);
 #pragma GCC unroll 4
       for (int i = 0; i < kQuads * kRows; ++i) {
@@ -56,7 +57,10 @@ template <class Form, int kRows>
   }
   UintVec word[kVectors];
 #pragma GCC unroll 4
-  for (int n = 0; n < kVectors; ++n) word[n] = Form::load_word(words + n * kLanes);
+  for (int n = 0; n < kVectors; ++n) {
+    fetch_ahead<Form>(words, n);
+    word[n] = Form::load_word(words + n * kLanes);
+  }
 #pragma GCC unroll 2
   for (int i = 0; i < kQuads; ++i)
 #pragma GCC unroll 8
@@ -115,12 +119,11 @@ template <class Form, int kRows>
   }
 }
 
-// Runs [begin, end) of a tile. The first tile fetches what comes later.
+// Runs [begin, end) of a tile.
 template <class Form, int kRows>
 void multiply_tile(const RoundedRows& x, int64_t first_row, const QuantizedFormat format, Run run, int64_t begin,
                    int64_t end, float* totals) {
   for (int64_t index = begin; index < end; ++index, run.step()) {
-    if (first_row == 0) run.prefetch(Form::kPerWord);
     const TileRun<kRows> tile(x, first_row, index);
 #pragma GCC unroll 1
     for (int64_t col = 0; col < kQuantizedCols; col += kVectorsOf<kRows> * kLanes)

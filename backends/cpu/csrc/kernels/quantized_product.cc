@@ -7,15 +7,16 @@
 namespace fusionkit_cpu::FUSIONKIT_ISA {
 namespace {
 
-// The sums of so many rows take 4 or 8 registers of 16, or 16 of 32 with AVX-512.
-template <int kRows>
+// The sums of so many rows take 4 or 8 registers of 16, or 16 of 32 with AVX-512. One row reads 8 bits in the order of
+// memory; 4 bits need more registers for x.
+template <class Form, int kRows>
 constexpr int kVectorsOf = kLanes == 16 ? (kRows > 4 ? 16 / kRows : 4)
-                           : kRows == 1 ? 4
+                           : kRows == 1 ? (Form::kBits == 8 ? 8 : 4)
                            : kRows == 8 ? 1
                                         : 2;
 
-template <int kRows>
-using TileSums = IntVec[kRows][kVectorsOf<kRows>];
+template <class Form, int kRows>
+using TileSums = IntVec[kRows][kVectorsOf<Form, kRows>];
 
 // What a tile has of one digit of a run.
 template <int kRows>
@@ -39,15 +40,34 @@ inline PairVec broadcast_pair(const int16_t* pair) {
   return (PairVec)(IntVec{} + both);
 }
 
-// sums += the rows' digits of one word's k's times its codes. x: the tile's, from the word's first k on.
-template <class Form, int kRows>
-[[gnu::always_inline]] inline void add_word(const int16_t* x, const uint32_t* words, TileSums<kRows>& sums) {
-  constexpr int kVectors = kVectorsOf<kRows>;
+// sums += the rows' digits of one word's k's times its codes. x: the tile's, from the word's first k on. One row
+// keeps its digits of codes of 8 bits in registers while the columns pass; otherwise the codes stay. Digit 0 fetches
+// what comes later.
+template <class Form, int kDigit, int kRows>
+[[gnu::always_inline]] inline void add_word(const int16_t* x, const uint32_t* words, TileSums<Form, kRows>& sums) {
+  constexpr int kVectors = kVectorsOf<Form, kRows>, kPairs = Form::kPerWord / 2;
+  if constexpr (kRows == 1 && Form::kBits == 8) {
+    PairVec at[kPairs];
+#pragma GCC unroll 4
+    for (int pair = 0; pair < kPairs; ++pair) at[pair] = broadcast_pair(x + pair * 2);
+#pragma GCC unroll 8
+    for (int n = 0; n < kVectors; ++n) {
+      if (kDigit == 0) fetch_ahead<Form>(words, n);
+      const auto word = Form::load_word(words + n * kLanes);
+#pragma GCC unroll 4
+      for (int pair = 0; pair < kPairs; ++pair)
+        sums[0][n] = in_order(add_pair_products(sums[0][n], at[pair], Form::codes(word, pair)));
+    }
+    return;
+  }
   typename Form::Word word[kVectors];
 #pragma GCC unroll 4
-  for (int n = 0; n < kVectors; ++n) word[n] = Form::load_word(words + n * kLanes);
+  for (int n = 0; n < kVectors; ++n) {
+    if (kDigit == 0) fetch_ahead<Form>(words, n);
+    word[n] = Form::load_word(words + n * kLanes);
+  }
 #pragma GCC unroll 4
-  for (int pair = 0; pair < Form::kPerWord / 2; ++pair) {
+  for (int pair = 0; pair < kPairs; ++pair) {
     PairVec codes[kVectors];
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) codes[n] = Form::codes(word[n], pair);
@@ -61,35 +81,36 @@ template <class Form, int kRows>
 }
 
 // Of a whole run as many words as the compiler knows.
-template <class Form, int kRows>
+template <class Form, int kDigit, int kRows>
 [[gnu::always_inline]] inline void add_words(const int16_t* x, const uint32_t* words, int64_t num_words,
-                                             TileSums<kRows>& sums) {
+                                             TileSums<Form, kRows>& sums) {
   constexpr int kWhole = kRun / Form::kPerWord;
   if (kRows == 1 && num_words == kWhole) {
 #pragma GCC unroll 8
     for (int i = 0; i < kWhole; ++i)
-      add_word<Form, kRows>(x + i * Form::kPerWord * kRows, words + i * kQuantizedCols, sums);
+      add_word<Form, kDigit, kRows>(x + i * Form::kPerWord * kRows, words + i * kQuantizedCols, sums);
     return;
   }
 #pragma GCC unroll 1
   for (int64_t i = 0; i < num_words; ++i)
-    add_word<Form, kRows>(x + i * Form::kPerWord * kRows, words + i * kQuantizedCols, sums);
+    add_word<Form, kDigit, kRows>(x + i * Form::kPerWord * kRows, words + i * kQuantizedCols, sums);
 }
 
 // totals[row] += one digit of x times W for a run, and a strip of columns from `col` on. The minimums are added beside
 // digit 0, for both.
-template <class Form, bool kAddsMinimums, int kRows>
+template <class Form, int kDigit, int kRows>
 [[gnu::always_inline]] inline void multiply_digit(const TileDigit<kRows>& x, const QuantizedFormat& format,
                                                   const Run& run, int64_t col, float* totals) {
-  constexpr int kVectors = kVectorsOf<kRows>;
-  TileSums<kRows> sums;
+  constexpr int kVectors = kVectorsOf<Form, kRows>;
+  constexpr bool kAddsMinimums = kDigit == 0 && Form::kHasMinimums;
+  TileSums<Form, kRows> sums;
 #pragma GCC unroll 8
   for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int n = 0; n < kVectors; ++n)
       sums[row][n] = Form::kExcess == 0 ? IntVec{} : IntVec{} - Form::kExcess * x.sums[row];
-  add_words<Form, kRows>(x.digits, run.words(Form::kPerWord) + col, run.num_words(Form::kPerWord), sums);
-#pragma GCC unroll 4
+  add_words<Form, kDigit, kRows>(x.digits, run.words(Form::kPerWord) + col, run.num_words(Form::kPerWord), sums);
+#pragma GCC unroll 8
   for (int n = 0; n < kVectors; ++n) {
     const Vec scale = load_scale<Form>(format, run.group(), run.block(), col + n * kLanes, 0);
     const Vec minimum = kAddsMinimums ? load_scale<Form>(format, run.group(), run.block(), col + n * kLanes, 1) : Vec{};
@@ -104,21 +125,19 @@ template <class Form, bool kAddsMinimums, int kRows>
   }
 }
 
-// Runs [begin, end) of a tile. A row without digit 1 in a tile that has one adds exact zeros. The first tile fetches
-// what comes later.
+// Runs [begin, end) of a tile. A row without digit 1 in a tile that has one adds exact zeros.
 template <class Form, int kRows>
 void multiply_tile(const Digits& x, int64_t first_row, const QuantizedFormat format, Run run, int64_t begin,
                    int64_t end, float* totals) {
   for (int64_t index = begin; index < end; ++index, run.step()) {
-    if (first_row == 0) run.prefetch(Form::kPerWord);
     const uint8_t* of_rows = x.has_low + first_row * x.num_runs + index * kRows;
     bool has_low = false;
     for (int row = 0; row < kRows && !x.rounds_x; ++row) has_low |= of_rows[row] != 0;
     const TileDigit<kRows> high(x, first_row, index, 0), low(x, first_row, index, 1);
 #pragma GCC unroll 1
-    for (int64_t col = 0; col < kQuantizedCols; col += kVectorsOf<kRows> * kLanes) {
-      multiply_digit<Form, Form::kHasMinimums, kRows>(high, format, run, col, totals + col);
-      if (has_low) multiply_digit<Form, false, kRows>(low, format, run, col, totals + col);
+    for (int64_t col = 0; col < kQuantizedCols; col += kVectorsOf<Form, kRows> * kLanes) {
+      multiply_digit<Form, 0, kRows>(high, format, run, col, totals + col);
+      if (has_low) multiply_digit<Form, 1, kRows>(low, format, run, col, totals + col);
     }
   }
 }

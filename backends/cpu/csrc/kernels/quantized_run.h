@@ -12,7 +12,18 @@ namespace {
 
 // Codes of so many k's stay in the first-level caches while the rows pass: 32 KB of 8 bits.
 constexpr int64_t kBlockDepth = 512;
-constexpr int64_t kAhead = 4096;  // bytes of a panel, asked for before they are needed
+
+// Codes from those that are multiplied to those that are asked for. One line is asked for beside each one that is
+// loaded: all lines of a run at once wait for room, and the products with them.
+constexpr int64_t kAhead = 16384;
+constexpr int kVectorsOfLine = 16 / kLanes;  // 64 bytes
+
+// The line that is multiplied later, beside the n-th vector of `words`.
+template <class Form>
+inline void fetch_ahead(const uint32_t* words, int n) {
+  constexpr int64_t kBytes = kAhead * Form::kBits / 8;
+  if (n % kVectorsOfLine == 0) __builtin_prefetch(reinterpret_cast<const char*>(words + n * kLanes) + kBytes);
+}
 
 // Where a run of codes lies in its panel. Steps through all of them: divisions would take longer than a row's run.
 class Run {
@@ -36,11 +47,6 @@ class Run {
   int64_t num_words(int per_word) const {
     const int64_t left = format_.depth - k_;
     return ((left < size_ ? left : size_) + per_word - 1) / per_word;
-  }
-  // What is multiplied some runs later.
-  void prefetch(int per_word) const {
-    const auto* from = reinterpret_cast<const char*>(words(per_word)) + kAhead;
-    for (int64_t at = 0; at < num_words(per_word) * kQuantizedCols * 4; at += 64) __builtin_prefetch(from + at);
   }
   void step() {
     k_ += size_;
