@@ -21,7 +21,7 @@ constexpr int kQuads = 2;  // of a word
 // Form::kExcess included.
 inline UintVec quad_of(UintVec word, int i) { return (i == 0 ? word : word >> 4) & 0x0f0f0f0fu; }
 
-// The sums of so many rows take 8 registers of 16, or 16 of 32 with AVX-512.
+// The sums of so many rows take 8 registers of 16, or up to 16 of 32 with AVX-512.
 template <int kRows>
 constexpr int kVectorsOf = kLanes == 16 ? (kRows > 4 ? 16 / kRows : 4) : 8 / kRows;
 
@@ -124,6 +124,7 @@ template <class Form, int kRows>
 void multiply_tile(const RoundedRows& x, int64_t first_row, const QuantizedFormat format, Run run, int64_t begin,
                    int64_t end, float* totals) {
   for (int64_t index = begin; index < end; ++index, run.step()) {
+    run.template fetch_ahead<Form>();
     const TileRun<kRows> tile(x, first_row, index);
 #pragma GCC unroll 1
     for (int64_t col = 0; col < kQuantizedCols; col += kVectorsOf<kRows> * kLanes)

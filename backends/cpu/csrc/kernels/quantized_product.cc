@@ -7,8 +7,8 @@
 namespace fusionkit_cpu::FUSIONKIT_ISA {
 namespace {
 
-// The sums of so many rows take 4 or 8 registers of 16, or 16 of 32 with AVX-512. One row reads 8 bits in the order of
-// memory; 4 bits need more registers for x.
+// The sums of so many rows take 4 or 8 registers of 16, or up to 16 of 32 with AVX-512. With AVX2 one row takes 8 bits
+// of all columns at once, in the order of memory; in 4 bits x needs those registers.
 template <class Form, int kRows>
 constexpr int kVectorsOf = kLanes == 16 ? (kRows > 4 ? 16 / kRows : 4)
                            : kRows == 1 ? (Form::kBits == 8 ? 8 : 4)
@@ -40,8 +40,8 @@ inline PairVec broadcast_pair(const int16_t* pair) {
   return (PairVec)(IntVec{} + both);
 }
 
-// sums += the rows' digits of one word's k's times its codes. x: the tile's, from the word's first k on. One row
-// keeps its digits of codes of 8 bits in registers while the columns pass; otherwise the codes stay. Digit 0 fetches
+// sums += the rows' digits of one word's k's times its codes. x: the tile's, from the word's first k on. With
+// codes of 8 bits one row's digits stay in registers while the columns pass, otherwise the codes do. Digit 0 fetches
 // what comes later.
 template <class Form, int kDigit, int kRows>
 [[gnu::always_inline]] inline void add_word(const int16_t* x, const uint32_t* words, TileSums<Form, kRows>& sums) {
@@ -130,6 +130,7 @@ template <class Form, int kRows>
 void multiply_tile(const Digits& x, int64_t first_row, const QuantizedFormat format, Run run, int64_t begin,
                    int64_t end, float* totals) {
   for (int64_t index = begin; index < end; ++index, run.step()) {
+    run.template fetch_ahead<Form>();
     const uint8_t* of_rows = x.has_low + first_row * x.num_runs + index * kRows;
     bool has_low = false;
     for (int row = 0; row < kRows && !x.rounds_x; ++row) has_low |= of_rows[row] != 0;

@@ -13,16 +13,16 @@ namespace {
 // Codes of so many k's stay in the first-level caches while the rows pass: 32 KB of 8 bits.
 constexpr int64_t kBlockDepth = 512;
 
-// Codes from those that are multiplied to those that are asked for. One line is asked for beside each one that is
-// loaded: all lines of a run at once wait for room, and the products with them.
-constexpr int64_t kAhead = 16384;
+// Bytes of a panel from what is multiplied to what is asked for: 8 KiB in 4 bits, 16 KiB in 8. A line is asked for
+// beside each one that is loaded. All lines of a run at once were slower, see docs/performance/tried_products.md.
+template <class Form>
+constexpr int64_t kAhead = 2048 * Form::kBits;
 constexpr int kVectorsOfLine = 16 / kLanes;  // 64 bytes
 
-// The line that is multiplied later, beside the n-th vector of `words`.
+// Beside the n-th vector of `words`.
 template <class Form>
 inline void fetch_ahead(const uint32_t* words, int n) {
-  constexpr int64_t kBytes = kAhead * Form::kBits / 8;
-  if (n % kVectorsOfLine == 0) __builtin_prefetch(reinterpret_cast<const char*>(words + n * kLanes) + kBytes);
+  if (n % kVectorsOfLine == 0) __builtin_prefetch(reinterpret_cast<const char*>(words + n * kLanes) + kAhead<Form>);
 }
 
 // Where a run of codes lies in its panel. Steps through all of them: divisions would take longer than a row's run.
@@ -40,13 +40,18 @@ class Run {
   const char* group() const { return group_; }
   // Of scales in two levels.
   const char* block() const { return panel_ + k_ / kScaleBlock * block_bytes(format_); }
-  int64_t k() const { return k_; }
   const uint32_t* words(int per_word) const {
     return reinterpret_cast<const uint32_t*>(group_ + scale_bytes(format_)) + (k_ - begin_) / per_word * kQuantizedCols;
   }
   int64_t num_words(int per_word) const {
     const int64_t left = format_.depth - k_;
     return ((left < size_ ? left : size_) + per_word - 1) / per_word;
+  }
+  // Beside the scales that are loaded. Inlined: GCC 12 takes the call for one without effect, and drops it.
+  template <class Form>
+  [[gnu::always_inline]] void fetch_ahead() const {
+    if (k_ != begin_) return;
+    for (int64_t at = 0; at < scale_bytes(format_); at += 64) __builtin_prefetch(group_ + at + kAhead<Form>);
   }
   void step() {
     k_ += size_;

@@ -1,0 +1,23 @@
+"""Kernels that ask for memory ahead of its use do so in their machine code: a compiler may drop what returns nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+OBJECTS = Path(__file__).parents[1] / "build/native/backends/cpu/csrc/kernels"
+FORMS = 8  # of codes: 8 and 4 bits, with and without minimums, scales in one level and two
+TILES = 4  # of 8, 4, 2 and 1 rows
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="objdump, which lists machine code, is not installed")
+@pytest.mark.parametrize(("kernel", "forms"), [("quantized_product", FORMS), ("quantized_bytes", FORMS // 2)])
+def test_products_with_codes_ask_for_words_and_scales(kernel, forms):
+    code = subprocess.run(
+        ["objdump", "-d", OBJECTS / "avx2" / f"{kernel}.o"], check=True, capture_output=True, text=True
+    ).stdout
+    # Each tile of each form asks beside its words, and beside its scales.
+    assert code.count("prefetch") >= 2 * forms * TILES
