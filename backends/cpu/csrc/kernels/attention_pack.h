@@ -94,7 +94,7 @@ void convert_element(T from, float* to) {
 constexpr int64_t kPrefetchRows = 16;
 
 template <class Rows>
-void prefetch_row(const Rows& rows, int64_t row, int64_t size) {
+[[gnu::always_inline]] inline void prefetch_row(const Rows& rows, int64_t row, int64_t size) {
   const auto* from = rows[row];
   constexpr int64_t kLine = 64 / sizeof *from;
   for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(from + i * rows.column_stride);

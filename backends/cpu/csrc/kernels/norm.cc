@@ -56,7 +56,8 @@ template <class Way, class F>
     total += (part[0] + part[1]) + (part[2] + part[3]);
   }
   for (; i + kLanes <= size; i += kLanes) total += f(i, way);
-  if (i < size) total += f(i, Partial{size - i});
+  if constexpr (!Way::kIsWhole)
+    if (i < size) total += f(i, Partial{size - i});
   return sum(total);
 }
 
@@ -275,7 +276,8 @@ void backward(const Tensor& h, const float* weight, const Tensor& rstd, const Te
   const int64_t size = rows.size;
   const int num_rows_of_t = 1 + dx.present, num_rows_of_residual = 1 + dresidual_out.present + dresidual.present;
   const int64_t num_bytes = rows.count * size * (num_rows_of_t * sizeof(T) + num_rows_of_residual * sizeof(Residual));
-  visit_way(num_bytes, begins_lines(dx) && begins_lines(dresidual), [&](auto way) {
+  const bool on_lines = (dx || dresidual) && begins_lines(dx) && begins_lines(dresidual);
+  visit_way(num_bytes, on_lines, [&](auto way) {
     parallel_for(rows.count, row_grain(size), [&](int64_t begin, int64_t end, int thread) {
       const RowReader<Residual> read_h(rows), read_dout(dout_rows);
       const RowReader<T> read_dy(dy_rows);

@@ -53,6 +53,7 @@ struct Ordinary {
   // on Zen 5, 2-16 KiB are alike and up to 20% faster than none.
   static constexpr int64_t kAhead = 4096;
   static constexpr bool kKeepsResults = true;  // in the caches
+  static constexpr bool kIsWhole = false;      // rows may end with part of a vector
 
   template <class T>
   [[gnu::always_inline]] Vec load(const T* p) const {
@@ -76,9 +77,10 @@ struct Ordinary {
   void finish() const {}
 };
 
-// Results go past the caches. Rows are a multiple of a cache line and begin at one.
+// Results go past the caches. Rows are a multiple of a cache line, so whole vectors, and begin at one.
 struct NonTemporal : Ordinary {
   static constexpr bool kKeepsResults = false;
+  static constexpr bool kIsWhole = true;
 
   template <class T>
   [[gnu::always_inline]] void store(T* p, Vec a) const {
@@ -112,7 +114,8 @@ template <class Way, class F>
 [[gnu::always_inline]] inline void for_each_vec(Way way, int64_t size, F f) {
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) f(i, way);
-  if (i < size) f(i, Partial{size - i});
+  if constexpr (!Way::kIsWhole)
+    if (i < size) f(i, Partial{size - i});
 }
 
 template <class F>
@@ -120,7 +123,7 @@ template <class F>
   for_each_vec(Ordinary{}, size, f);
 }
 
-// f(way) for a call that reads and writes num_bytes, with results whose rows begin at cache lines or not.
+// f(way) for a call that reads and writes num_bytes, with results whose rows all begin at cache lines or not.
 template <class F>
 inline void visit_way(int64_t num_bytes, bool on_lines, F f) {
   if (on_lines && exceeds_caches(num_bytes))

@@ -219,14 +219,21 @@ static inline void copy_first(T* to, const T* from, int64_t n) {
     }
 }
 
+// Under a sanitizer each copy has checks, which take a third of the compilation wherever they are inlined.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define FUSIONKIT_PARTIAL [[gnu::noinline]] static
+#else
+#define FUSIONKIT_PARTIAL static inline
+#endif
+
 template <class T>
-static inline Vec load_partial(const T* p, int64_t n) {
+FUSIONKIT_PARTIAL Vec load_partial(const T* p, int64_t n) {
   T lanes[kLanes] = {};
   copy_first(lanes, p, n);
   return load(lanes);
 }
 template <class T>
-static inline void store_partial(T* p, Vec a, int64_t n) {
+FUSIONKIT_PARTIAL void store_partial(T* p, Vec a, int64_t n) {
   T lanes[kLanes];
   store(lanes, a);
   copy_first(p, lanes, n);
