@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-FLOATING = ("float32", "bfloat16", "float16")
+SIXTEEN_BITS = ("bfloat16", "float16")
+FLOATING = ("float32", *SIXTEEN_BITS)
 QUANTIZED = ("int8", "int4")  # what a pack of a weight holds besides floats
 ROUNDED = (None, "int8")  # what x becomes for the product with such a pack; None: it stays what it is
 INTEGER = ("int32", "int64")

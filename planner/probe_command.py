@@ -12,18 +12,18 @@ from typing import Any
 
 from fusionkit import extras
 from fusionkit.cores import for_arithmetic
+from fusionkit.dtypes import FLOATING
 from fusionkit.errors import argument_error
 
 HELP = "measure this machine's products, memory and collectives, for `plan train --device FILE`"
 BUSY = 1.5  # of the cores, all of which the probe itself uses
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the rates go")
     parser.add_argument("--devices", type=int, default=1, help="processes that work at the same time (default: 1)")
     parser.add_argument("--model", metavar="FOLDER_OR_CONFIG", help="time this model's own products too")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of products (default: bfloat16)")
+    parser.add_argument("--dtype", choices=FLOATING, default="bfloat16", help="of products (default: bfloat16)")
     parser.add_argument("--seconds", type=float, default=110, help="that it may take, about (default: 110)")
 
 

@@ -313,6 +313,19 @@ def test_every_requirement_is_explained_with_its_version():
             assert any(row.startswith(f"| {name} | {cell} |") for row in rows), f"{path.name}: {requirement}"
 
 
+def test_the_readmes_commands_install_what_runs(tree, wheel):
+    """As written, but in a copy of the tree: in an environment of its own, with packages from where pip takes them."""
+    page = (ROOT / "README.md").read_text()
+    commands = re.search(r"<!-- run by: tests/test_install.py[^\n]*\n\n((?: {4}.*\n)+)", page)[1]
+    assert "pip install -v '.[paddle]'" in commands
+    guide = (ROOT / "docs/install/cpu.md").read_text()
+    assert re.sub(r"\s*&&\s*|\n\s*", "\n", commands.strip()) in guide
+    shown = run("bash", "-ec", commands, cwd=tree)
+    shutil.rmtree(tree / "env")
+    assert "fusionkit: [" not in shown, "compiled again"
+    assert "Everything is well." in shown
+
+
 def test_pip_install_with_build_isolation_compiles_nothing_again_and_runs_without_paddle(tree, wheel, tmp_path):
     """The build environment has the packages of the build before, in another folder."""
     python = new_environment(tmp_path / "environment", borrow_packages=False)

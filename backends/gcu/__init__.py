@@ -12,12 +12,13 @@ from fusionkit_backends.gcu import health
 from fusionkit.adapters.conditions import MASTER_WEIGHT
 from fusionkit.backend import Backend, Kernel
 from fusionkit.capability import InverseRoot, OneOf, Predicate, Present, When
+from fusionkit.dtypes import FLOATING, SIXTEEN_BITS
 from fusionkit.frameworks import custom_device
 
 # The op rounds the sum to the dtype of its inputs before the norm: a wider x or weight would be a sum left unrounded.
 _SUM_IN_RESIDUAL_DTYPE = tuple(
     When(OneOf("residual.dtype", (dtype,)), OneOf(f"{name}.dtype", (dtype,)))
-    for dtype in ("bfloat16", "float16")
+    for dtype in SIXTEEN_BITS
     for name in ("x", "weight")
 )
 
@@ -26,7 +27,7 @@ def _kernel(
     op: str,
     custom_op: str,
     arguments: tuple[int, int],
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16"),
+    dtypes: tuple[str, ...] = FLOATING,
     when: tuple[Predicate, ...] = (),
     notes: tuple[tuple[Predicate, str], ...] = (),
 ) -> Kernel:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from fusionkit_backends.gpu import health, triton_support
 from fusionkit_backends.gpu.attention_choice import PLAIN, PLAIN_NOTE, SETTING
 
-from fusionkit.adapters.conditions import MASTER_WEIGHT, SIXTEEN_BITS
+from fusionkit.adapters.conditions import MASTER_WEIGHT
 from fusionkit.backend import Backend, DeviceModel, Kernel
 from fusionkit.capability import Between, InverseRoot, MultipleOf, Not, OneOf, Predicate, Present
+from fusionkit.dtypes import FLOATING, SIXTEEN_BITS
 from fusionkit.ops import load_spec
 
 _UNPACKED = OneOf("weight.packed_by", (None,))
@@ -20,7 +21,7 @@ _UNPACKED = OneOf("weight.packed_by", (None,))
 
 def _kernel(
     op: str,
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16"),
+    dtypes: tuple[str, ...] = FLOATING,
     when: tuple[Predicate, ...] = (),
     notes: tuple[tuple[Predicate, str], ...] = (),
     for_torch: Kernel | None = None,

@@ -10,12 +10,13 @@ from typing import Any
 
 from fusionkit import settings
 from fusionkit.capability import Absent, AllOf, AnyOf, Between, InverseRoot, MultipleOf, OneOf, SameSize
+from fusionkit.dtypes import SIXTEEN_BITS
 from fusionkit.ledger import ledger
 
 SETTING = "FUSIONKIT_GPU_ATTENTION"  # "triton": never the framework's own
 PLAIN = AllOf(
     (
-        OneOf("q.dtype", ("bfloat16", "float16")),
+        OneOf("q.dtype", SIXTEEN_BITS),
         Absent("attn_mask"),
         Absent("startend_row_indices"),
         OneOf("return_lse", (False,)),

@@ -10,9 +10,10 @@ import functools
 from fusionkit_backends.npu import health
 from fusionkit_backends.npu.communication import OneDomain
 
-from fusionkit.adapters.conditions import MASTER_WEIGHT, SIXTEEN_BITS
+from fusionkit.adapters.conditions import MASTER_WEIGHT
 from fusionkit.backend import Backend, DeviceModel, Kernel
 from fusionkit.capability import AllOf, Between, InverseRoot, MultipleOf, OneOf, Predicate, Present, Training, When
+from fusionkit.dtypes import FLOATING, SIXTEEN_BITS
 from fusionkit.frameworks import custom_device
 
 _IN_FLOAT32 = "computed in float32: the vendor's op takes one dtype for all its inputs, and {} must not be rounded"
@@ -47,7 +48,7 @@ def _kernel(
     op: str,
     custom_op: str,
     *arguments: tuple[int, int],
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16"),
+    dtypes: tuple[str, ...] = FLOATING,
     when: tuple[Predicate, ...] = (),
     notes: tuple[tuple[Predicate, str], ...] = (),
 ) -> Kernel:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from fusionkit_backends.xpu import health
 
-from fusionkit.adapters.conditions import MASTER_WEIGHT, SIXTEEN_BITS
+from fusionkit.adapters.conditions import MASTER_WEIGHT
 from fusionkit.backend import Backend, Kernel
 from fusionkit.capability import InverseRoot, OneOf, Present
+from fusionkit.dtypes import SIXTEEN_BITS
 
 
 def _functions(op: str) -> dict[str, str]:

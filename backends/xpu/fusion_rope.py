@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fusionkit_backends.gpu.fusion_rope import fusion_rope
+from fusionkit.adapters.rope import fusion_rope
 
 __all__ = ["fusion_rope"]

@@ -5,6 +5,7 @@
 | `attention` | flash_attention by a device's op with its own square causal mask, or one dense mask |
 | `masks` | attention masks as one dense tensor; rows that see no key |
 | `angles` | the rows of cos and sin that tokens take, for a rope op without position_ids |
+| `rope` | fusion_rope by Paddle's own function, in its builds for CUDA and XPU |
 | `norm` | fusion_rms_norm by a device's op that takes one dtype for x and weight |
 | `nothing` | results of calls without any element, which devices do not launch |
 | `products` | a master weight in a product, and its gradient in its own dtype |

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fusionkit.capability import AllOf, Not, OneOf, Present
-
-SIXTEEN_BITS = ("bfloat16", "float16")
+from fusionkit.dtypes import SIXTEEN_BITS
 
 # x has 16 bits and weight is its float32 master copy.
 MASTER_WEIGHT = AllOf((OneOf("x.dtype", SIXTEEN_BITS), OneOf("weight.dtype", ("float32",))))

@@ -12,6 +12,7 @@ from fusionkit.adapters.conditions import UNTRACED_GROUP
 from fusionkit.attempt import tried
 from fusionkit.backend import ANY_DEVICE, Backend, Check, Kernel
 from fusionkit.capability import AllOf, Not, OneOf, Predicate
+from fusionkit.dtypes import SIXTEEN_BITS
 from fusionkit.ops import OP_NAMES, load_spec
 
 REINSTALL = "pip install --force-reinstall paddlepaddle==3.3.1"
@@ -50,7 +51,7 @@ _CONDITIONS: dict[str, tuple[Predicate, ...]] = {
 def _kernel(op: str) -> Kernel:
     spec = load_spec(op)
     packs = op == "fused_linear"
-    sixteen_bits = OneOf(f"{spec.inputs[0].name}.dtype", ("bfloat16", "float16"))
+    sixteen_bits = OneOf(f"{spec.inputs[0].name}.dtype", SIXTEEN_BITS)
     return Kernel(
         functions={"paddle": f"fusionkit.eager.{op}:{op}"},
         directions=("forward", "backward") if spec.reference_vjp else ("forward",),

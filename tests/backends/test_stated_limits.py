@@ -11,11 +11,13 @@ import pytest
 import fusionkit as fk
 from fusionkit import arguments, registry, select
 from fusionkit.call import describe
-from fusionkit.spec import TensorSpec
+from fusionkit.capability import ForwardOnly, OneOf
+from fusionkit.spec import GroupSpec, TensorSpec
 from tests.boundaries import is_of_the_arguments
 
 BACKENDS = {backend.name: backend for backend in registry.loaded()}
 FLOATING = ("float32", "bfloat16", "float16")
+GROUP = GroupSpec(2)
 
 
 def spec(*shape, dtype="bfloat16"):
@@ -27,12 +29,18 @@ def attention(head_dim=64, dtype="bfloat16", **kwargs):
     return "flash_attention", {"q": q, "k": k, "v": k, **kwargs}
 
 
-def paged(head_dim=64, dtype="bfloat16"):
+def paged(head_dim=64, dtype="bfloat16", **kwargs):
     q, k = spec(2, 4, head_dim, dtype=dtype), spec(2, 2, head_dim, dtype=dtype)
     cache, row = spec(3, 2, 16, head_dim, dtype=dtype), spec(1, dtype="int32")
     lengths = dict.fromkeys(("seq_lens_encoder", "seq_lens_decoder", "seq_lens_this_time"), row)
     tables = {"block_tables": spec(1, 3, dtype="int32")}
-    return "paged_attention", {"q": q, "k": k, "v": k, "key_cache": cache, "value_cache": cache, **tables, **lengths}
+    blocks = {"key_cache": cache, "value_cache": cache}
+    return "paged_attention", {"q": q, "k": k, "v": k, **blocks, **tables, **lengths, **kwargs}
+
+
+def cache_of_codes():
+    cache, scales = spec(3, 2, 16, 64, dtype="int8"), spec(3, 2, 16, dtype="float32")
+    return {"key_cache": cache, "value_cache": cache, "key_scales": scales, "value_scales": scales}
 
 
 def norm(dtype):
@@ -58,10 +66,10 @@ def product(dtype="bfloat16", packed_by=None):
     return "fused_linear", {"x": spec(3, 64, dtype=dtype), "weight": weight}
 
 
-def loss(dtype):
+def loss(dtype, **kwargs):
     labels = spec(3, dtype="int64")
     weight = spec(64, 16, dtype=dtype)
-    return "fused_linear_cross_entropy", {"x": spec(3, 64, dtype=dtype), "weight": weight, "labels": labels}
+    return "fused_linear_cross_entropy", {"x": spec(3, 64, dtype=dtype), "weight": weight, "labels": labels, **kwargs}
 
 
 def each_dtype(backend, framework, make):
@@ -83,10 +91,12 @@ STATED = [
     *each_dtype("gpu", "torch", lambda dtype: attention(dtype=dtype)),
     *each_dtype("gpu", "torch", lambda dtype: paged(dtype=dtype)),
     ("gpu", "torch", attention(scale=0.25, return_lse=True), True),
-    *(case for make in (norm, rope, gated, product) for case in each_dtype("gpu", "paddle", make)),
+    *(case for make in (norm, add_norm, rope, gated, product) for case in each_dtype("gpu", "paddle", make)),
     *(case for make in (norm, add_norm, rope, gated, product, loss) for case in each_dtype("gpu", "torch", make)),
     *(("gpu", framework, product(packed_by="cpu"), False) for framework in ("paddle", "torch")),
-    ("gpu", "paddle", add_norm("bfloat16"), True),
+    ("gpu", "torch", paged(window=8), False),
+    ("gpu", "torch", paged(**cache_of_codes()), False),
+    ("gpu", "torch", loss("bfloat16", group=GROUP), False),
     ("gpu", "paddle", paged(), False),
     ("gpu", "paddle", loss("bfloat16"), False),
     # paddle.nn.functional.flash_attention on a Paddle built for XPU: 16 bits, its own scale, the output alone.
@@ -120,14 +130,25 @@ def test_the_declaration_says_what_the_source_says(case):
     assert bool(select.judge_kernel(kernel, described(backend, framework, op, made))) == accepted
 
 
-LIMITS = [
-    (backend, framework, op, predicate)
+def is_the_ops(op, predicate):
+    """The op itself takes no other dtype, or has no gradient."""
+    if isinstance(predicate, ForwardOnly):
+        return fk.Op(op).spec.reference_vjp is None
+    return isinstance(predicate, OneOf) and {*predicate.allowed} >= {*FLOATING}
+
+
+KERNELS = [
+    (backend, framework, op, kernel.serving(framework))
     for backend in ("gpu", "xpu")
     for op, kernel in BACKENDS[backend].kernels.items()
     for framework in ("paddle", "torch")
     if framework in kernel.serving(framework).functions
-    for predicate in kernel.serving(framework).when
-    if is_of_the_arguments(predicate)
+]
+LIMITS = [
+    (backend, framework, op, predicate)
+    for backend, framework, op, kernel in KERNELS
+    for predicate in select.conditions(kernel, op)
+    if is_of_the_arguments(predicate) and not is_the_ops(op, predicate)
 ]
 
 
@@ -137,3 +158,15 @@ def test_every_limit_is_stated_here(backend, framework, op, predicate):
         made for *where, (name, made), accepted in STATED if [*where, name] == [backend, framework, op] and not accepted
     ]
     assert any(not predicate.judge(described(backend, framework, op, made)) for made in refused)
+
+
+@pytest.mark.parametrize("backend, framework, op", [each[:3] for each in KERNELS])
+def test_every_dtype_is_stated_here(backend, framework, op):
+    taken = BACKENDS[backend].kernels[op].serving(framework).dtypes
+    stated = [
+        (next(iter(made.values())).dtype, accepted)
+        for *where, (name, made), accepted in STATED
+        if [*where, name] == [backend, framework, op]
+    ]
+    assert {dtype for dtype, accepted in stated if accepted} == {*taken}
+    assert {dtype for dtype, accepted in stated if not accepted} >= {*FLOATING} - {*taken}
