@@ -17,7 +17,6 @@ from tests.boundaries import is_of_the_arguments
 
 BACKENDS = {backend.name: backend for backend in registry.loaded()}
 FLOATING = ("float32", "bfloat16", "float16")
-GROUP = GroupSpec(2)
 
 
 def spec(*shape, dtype="bfloat16"):
@@ -96,7 +95,7 @@ STATED = [
     *(("gpu", framework, product(packed_by="cpu"), False) for framework in ("paddle", "torch")),
     ("gpu", "torch", paged(window=8), False),
     ("gpu", "torch", paged(**cache_of_codes()), False),
-    ("gpu", "torch", loss("bfloat16", group=GROUP), False),
+    ("gpu", "torch", loss("bfloat16", group=GroupSpec(2)), False),
     ("gpu", "paddle", paged(), False),
     ("gpu", "paddle", loss("bfloat16"), False),
     # paddle.nn.functional.flash_attention on a Paddle built for XPU: 16 bits, its own scale, the output alone.

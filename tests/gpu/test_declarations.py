@@ -1,6 +1,8 @@
-"""What explain says of PyTorch's tensors where there is no card. Limits: tests/backends/test_stated_limits.py."""
+"""What the gpu backend declares for PyTorch's tensors: both sides of every limit, and what explain says on no card."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -8,8 +10,30 @@ import torch
 import fusionkit as fk
 from fusionkit import arguments, registry, select
 from fusionkit.call import describe
+from tests.boundaries import edges
 
 GPU = next(backend for backend in registry.loaded() if backend.name == "gpu")
+SERVING = {op: kernel.serving("torch") for op, kernel in GPU.kernels.items()}
+TORCH = dataclasses.replace(GPU, kernels={op: k for op, k in SERVING.items() if "torch" in k.functions}, gaps={})
+
+
+def call_of(edge):
+    """The edge's TensorSpecs as if they were PyTorch's tensors."""
+    spec = fk.Op(edge.op).spec
+    call = describe(spec, *arguments.bind(spec, (), edge.arguments), training=edge.training)
+    call.framework = "torch"
+    return call
+
+
+@pytest.mark.parametrize("edge", edges(TORCH), ids=str)
+def test_a_limit_is_told_apart_from_one_step_beyond_it(edge):
+    """That the numbers are right is stated in tests/backends/test_stated_limits.py; here, that the op takes them too."""
+    try:
+        call = call_of(edge)
+    except ValueError:
+        assert not edge.accepted, "the op itself refuses what the backend would take"
+        return
+    assert bool(select.judge_kernel(TORCH.kernels[edge.op], call)) == edge.accepted
 
 
 def test_explain_answers_for_a_card_that_is_not_here():
