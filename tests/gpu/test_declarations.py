@@ -27,7 +27,7 @@ def call_of(edge):
 
 @pytest.mark.parametrize("edge", edges(TORCH), ids=str)
 def test_a_limit_is_told_apart_from_one_step_beyond_it(edge):
-    """That the numbers are right is stated in tests/backends/test_stated_limits.py; here, that the op takes them too."""
+    """Here the op has to take what is declared. The numbers are stated in tests/backends/test_stated_limits.py."""
     try:
         call = call_of(edge)
     except ValueError:
